@@ -1,0 +1,213 @@
+//! The block formats of weights as files store them, one format a file.
+//!
+//! A row of a weight matrix is cut into blocks of [`BlockType::block_len`] weights, each stored in
+//! [`BlockType::block_bytes`] bytes. The layouts are those of GGUF files
+//! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>); `dequantize` gives the same `f32`
+//! bits as ggml's own reference does.
+
+use thiserror::Error;
+
+/// A block format could not be used as asked.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BlockError {
+    /// The bytes given are not a whole number of blocks, or not as many as the output needs.
+    #[error("{block}: {got} bytes given where {expected} are needed for {weights} weights")]
+    Length {
+        /// The format's name.
+        block: &'static str,
+        /// Bytes needed.
+        expected: usize,
+        /// Bytes given.
+        got: usize,
+        /// Weights asked for.
+        weights: usize,
+    },
+    /// The number of weights asked for is no multiple of the block length.
+    #[error("{block}: {weights} weights are no multiple of the block length {block_len}")]
+    Ragged {
+        /// The format's name.
+        block: &'static str,
+        /// Weights asked for.
+        weights: usize,
+        /// The format's block length.
+        block_len: usize,
+    },
+}
+
+/// How the weights of a tensor are stored in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum BlockType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of single precision.
+    Bf16,
+    /// 4 bits, symmetric: `w = d * (q - 8)`, 32 weights.
+    Q4_0,
+    /// 4 bits with offset: `w = d * q + m`, 32 weights.
+    Q4_1,
+    /// 5 bits, symmetric: `w = d * (q - 16)`, 32 weights.
+    Q5_0,
+    /// 5 bits with offset: `w = d * q + m`, 32 weights.
+    Q5_1,
+    /// 8 bits, symmetric: `w = d * q`, 32 weights.
+    Q8_0,
+    /// 2 bits, 256 weights in sub-blocks of 16 with 4-bit scales and offsets.
+    Q2K,
+    /// 3 bits, 256 weights in sub-blocks of 16 with 6-bit scales.
+    Q3K,
+    /// 4 bits, 256 weights in sub-blocks of 32 with 6-bit scales and offsets.
+    Q4K,
+    /// 5 bits, 256 weights in sub-blocks of 32 with 6-bit scales and offsets.
+    Q5K,
+    /// 6 bits, 256 weights in sub-blocks of 16 with 8-bit scales.
+    Q6K,
+    /// 4 bits through a codebook of 16 values, 32 weights.
+    Iq4Nl,
+    /// 4 bits through the same codebook, 256 weights in sub-blocks of 32 with 6-bit scales.
+    Iq4Xs,
+}
+
+impl BlockType {
+    /// Every format, in the order of declaration.
+    pub const ALL: [BlockType; 15] = [
+        BlockType::F32,
+        BlockType::F16,
+        BlockType::Bf16,
+        BlockType::Q4_0,
+        BlockType::Q4_1,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::Q8_0,
+        BlockType::Q2K,
+        BlockType::Q3K,
+        BlockType::Q4K,
+        BlockType::Q5K,
+        BlockType::Q6K,
+        BlockType::Iq4Nl,
+        BlockType::Iq4Xs,
+    ];
+
+    /// The number that GGUF files use for this format.
+    pub const fn ggml_id(self) -> u32 {
+        match self {
+            BlockType::F32 => 0,
+            BlockType::F16 => 1,
+            BlockType::Q4_0 => 2,
+            BlockType::Q4_1 => 3,
+            BlockType::Q5_0 => 6,
+            BlockType::Q5_1 => 7,
+            BlockType::Q8_0 => 8,
+            BlockType::Q2K => 10,
+            BlockType::Q3K => 11,
+            BlockType::Q4K => 12,
+            BlockType::Q5K => 13,
+            BlockType::Q6K => 14,
+            BlockType::Iq4Nl => 20,
+            BlockType::Iq4Xs => 23,
+            BlockType::Bf16 => 30,
+        }
+    }
+
+    /// The format with GGUF number `id`, if offshoot reads it.
+    pub fn from_ggml_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|block| block.ggml_id() == id)
+    }
+
+    /// The format's name as llama.cpp writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            BlockType::F32 => "F32",
+            BlockType::F16 => "F16",
+            BlockType::Bf16 => "BF16",
+            BlockType::Q4_0 => "Q4_0",
+            BlockType::Q4_1 => "Q4_1",
+            BlockType::Q5_0 => "Q5_0",
+            BlockType::Q5_1 => "Q5_1",
+            BlockType::Q8_0 => "Q8_0",
+            BlockType::Q2K => "Q2_K",
+            BlockType::Q3K => "Q3_K",
+            BlockType::Q4K => "Q4_K",
+            BlockType::Q5K => "Q5_K",
+            BlockType::Q6K => "Q6_K",
+            BlockType::Iq4Nl => "IQ4_NL",
+            BlockType::Iq4Xs => "IQ4_XS",
+        }
+    }
+
+    /// Weights in a block.
+    pub const fn block_len(self) -> usize {
+        match self {
+            BlockType::F32 | BlockType::F16 | BlockType::Bf16 => 1,
+            BlockType::Q4_0
+            | BlockType::Q4_1
+            | BlockType::Q5_0
+            | BlockType::Q5_1
+            | BlockType::Q8_0
+            | BlockType::Iq4Nl => 32,
+            BlockType::Q2K
+            | BlockType::Q3K
+            | BlockType::Q4K
+            | BlockType::Q5K
+            | BlockType::Q6K
+            | BlockType::Iq4Xs => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            BlockType::F32 => 4,
+            BlockType::F16 | BlockType::Bf16 => 2,
+            BlockType::Q4_0 | BlockType::Iq4Nl => 18,
+            BlockType::Q4_1 => 20,
+            BlockType::Q5_0 => 22,
+            BlockType::Q5_1 => 24,
+            BlockType::Q8_0 => 34,
+            BlockType::Q2K => 84,
+            BlockType::Q3K => 110,
+            BlockType::Q4K => 144,
+            BlockType::Q5K => 176,
+            BlockType::Q6K => 210,
+            BlockType::Iq4Xs => 136,
+        }
+    }
+
+    /// Bytes of a row of `cols` weights, or `None` if `cols` is no multiple of the block length or
+    /// the product overflows.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        (cols % self.block_len() == 0)
+            .then(|| (cols / self.block_len()).checked_mul(self.block_bytes()))
+            .flatten()
+    }
+}
+
+impl std::fmt::Display for BlockType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_round_trip_and_unknown_ones_are_none() {
+        for block in BlockType::ALL {
+            assert_eq!(BlockType::from_ggml_id(block.ggml_id()), Some(block));
+        }
+        assert_eq!(BlockType::from_ggml_id(4), None);
+        assert_eq!(BlockType::from_ggml_id(16), None);
+    }
+
+    #[test]
+    fn row_bytes_refuses_ragged_rows_and_overflow() {
+        assert_eq!(BlockType::Q4K.row_bytes(512), Some(288));
+        assert_eq!(BlockType::Q4K.row_bytes(300), None);
+        assert_eq!(BlockType::F32.row_bytes(usize::MAX), None);
+    }
+}

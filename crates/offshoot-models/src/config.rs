@@ -1,0 +1,138 @@
+//! The shape of a model, in Hugging Face's terms.
+
+use crate::Error;
+
+/// An architecture that offshoot runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Family {
+    /// Llama 1, 2, 3.x and what shares its form: SmolLM2, TinyLlama.
+    Llama,
+    /// Qwen2 and Qwen2.5: Llama's form with biases on q, k and v.
+    Qwen2,
+}
+
+impl Family {
+    /// The `model_type` of `config.json` and `general.architecture` of GGUF.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Llama => "llama",
+            Family::Qwen2 => "qwen2",
+        }
+    }
+}
+
+/// How rotary frequencies are stretched beyond the trained context.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// Frequencies as trained.
+    None,
+    /// All positions divided by `factor`.
+    Linear {
+        /// The divisor, above zero.
+        factor: f64,
+    },
+    /// Frequency `i` divided by `factors[i]`, `head_dim / 2` of them.
+    ///
+    /// Llama 3.1's scaling comes to this: GGUF stores the factors (`rope_freqs.weight`), and
+    /// `config.json`'s parameters give them by formula.
+    Factors(Vec<f32>),
+}
+
+/// Sizes and constants of a model. Field names are those of `config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The architecture.
+    pub family: Family,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Trained context length, in tokens.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square before the root.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Stretching of the rotary frequencies.
+    pub rope_scaling: RopeScaling,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether q, k and v (Qwen2), or q, k, v and o (Llama with `attention_bias`), carry biases.
+    pub attention_bias: bool,
+    /// Whether gate, up and down carry biases (Llama's `mlp_bias`).
+    pub mlp_bias: bool,
+}
+
+impl ModelConfig {
+    /// Checks that the numbers can belong to a model, so that later code may multiply them freely.
+    pub fn validate(&self) -> Result<(), Error> {
+        const LIMIT: usize = 1 << 24;
+        let bounded = [
+            ("hidden_size", self.hidden_size, LIMIT),
+            ("intermediate_size", self.intermediate_size, LIMIT),
+            ("num_hidden_layers", self.num_hidden_layers, 4096),
+            ("num_attention_heads", self.num_attention_heads, 4096),
+            ("num_key_value_heads", self.num_key_value_heads, 4096),
+            ("head_dim", self.head_dim, 4096),
+            ("vocab_size", self.vocab_size, LIMIT),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 28),
+        ];
+        for (name, value, limit) in bounded {
+            if value == 0 || value > limit {
+                return Err(Error::Config(format!("{name} is {value}, expected 1 to {limit}")));
+            }
+        }
+        if self.num_attention_heads % self.num_key_value_heads != 0 {
+            return Err(Error::Config(format!(
+                "num_attention_heads {} is no multiple of num_key_value_heads {}",
+                self.num_attention_heads, self.num_key_value_heads
+            )));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(Error::Config(format!("head_dim {} is odd", self.head_dim)));
+        }
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
+            return Err(Error::Config(format!(
+                "rms_norm_eps is {}, expected a small number above 0",
+                self.rms_norm_eps
+            )));
+        }
+        if !(self.rope_theta >= 1.0 && self.rope_theta.is_finite()) {
+            return Err(Error::Config(format!(
+                "rope_theta is {}, expected a number of at least 1",
+                self.rope_theta
+            )));
+        }
+        match &self.rope_scaling {
+            RopeScaling::None => {}
+            RopeScaling::Linear { factor } if *factor > 0.0 && factor.is_finite() => {}
+            RopeScaling::Linear { factor } => {
+                return Err(Error::Config(format!("rope scaling factor is {factor}")));
+            }
+            RopeScaling::Factors(factors) => {
+                if factors.len() != self.head_dim / 2
+                    || !factors.iter().all(|f| f.is_finite() && *f > 0.0)
+                {
+                    return Err(Error::Config(format!(
+                        "rope factors: {} of them, expected {} finite numbers above 0",
+                        factors.len(),
+                        self.head_dim / 2
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}

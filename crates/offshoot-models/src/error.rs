@@ -1,0 +1,46 @@
+//! What can go wrong with a model.
+
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// A model, or a part of one, cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened or read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A model file is damaged, hostile, or of a kind that offshoot does not read.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Which field is wrong, what stands there, what was expected.
+        what: String,
+    },
+    /// The weights do not fit the architecture.
+    #[error("tensor {name}: {what}")]
+    Tensor {
+        /// The tensor's canonical name.
+        name: String,
+        /// What stands there and what was expected.
+        what: String,
+    },
+    /// The configuration is contradictory or out of bounds.
+    #[error("model configuration: {0}")]
+    Config(String),
+    /// The tokenizer cannot be built or cannot encode.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template is wrong, refuses the conversation, or runs past its limits.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// A step was asked for that the model or its caches cannot take.
+    #[error("step: {0}")]
+    Step(String),
+}

@@ -1,0 +1,12 @@
+//! What a model is: its weights under canonical names, its tokenizer and chat template, and its
+//! architecture, stated once and run by two executors.
+
+mod checkpoint;
+mod config;
+mod error;
+mod tokenizer_spec;
+
+pub use checkpoint::{Checkpoint, RowOrder, Tensor, TensorInfo};
+pub use config::{Family, ModelConfig, RopeScaling};
+pub use error::Error;
+pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};
