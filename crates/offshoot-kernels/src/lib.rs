@@ -2,10 +2,41 @@
 //!
 //! Everything here works on plain slices and knows nothing of models, files' formats or tokens.
 //! It is the only crate of the workspace with `unsafe` code; it gives the others a safe read-only
-//! file map ([`FileMap`]) and a pinned thread team so that they need none.
+//! file map ([`FileMap`]) and a thread team ([`Team`]) so that they need none.
+//!
+//! Every kernel is one generic function over sixteen logical lanes, compiled once per instruction
+//! set ([`Isa`]). The order of operations is part of its definition: a row's bits depend neither on
+//! the instruction set nor on how many rows, threads or sequences share a step.
 
+mod activations;
+mod attention;
 mod blocks;
+mod buffer;
+mod bytes;
+mod cpu;
+mod disjoint;
 mod file_map;
+mod isa;
+mod kv_cache;
+mod lanes;
+mod math;
+mod product;
+mod rope;
+mod rows;
+mod team;
+mod tile;
 
+pub use activations::{Activations, Forms};
+pub use attention::{AttentionScratch, Heads, Sequence, attend};
 pub use blocks::{BlockError, BlockType};
+pub use buffer::{Buffer, Plain};
+pub use bytes::SharedBytes;
+pub use cpu::Cpu;
 pub use file_map::FileMap;
+pub use isa::Isa;
+pub use kv_cache::KvCache;
+pub use product::{Product, form_for, multiply};
+pub use rope::RopeTable;
+pub use rows::{add_assign, argmax, rms_norm, rotate, silu_gate};
+pub use team::{Pinning, Team, available_threads, pin_current_thread};
+pub use tile::{PackedMatrix, TileError};

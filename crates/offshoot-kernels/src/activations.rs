@@ -1,0 +1,214 @@
+//! The inputs of a product: rows of floats, and the forms that the dot instructions read.
+//!
+//! Quantised form: blocks of 32 inputs share one scale, `q = round(x / d)`, `d = max|x| / 127`. A
+//! token's block is one 64-byte line that holds everything a tile needs of it:
+//!
+//! ```text
+//! bytes  0..32  q, 32 x i8
+//!       32..36  d, f32
+//!       36..40  d * sum(q), f32
+//!       40..44  -sum(q), i32
+//!       44..52  d * sum of q over each half, 2 x f32
+//!       52..60  -sum of q over each half, 2 x i32
+//! ```
+//!
+//! Up to [`PANEL`] tokens form a panel: their lines for block 0, then for block 1, and so on.
+
+use crate::disjoint::Disjoint;
+use crate::isa::by_isa;
+use crate::lanes::Lanes;
+use crate::{Buffer, Cpu};
+
+/// Tokens of a panel at most.
+pub(crate) const PANEL: usize = 8;
+/// Bytes of a token's block.
+pub(crate) const LINE: usize = 64;
+
+/// Which forms of the inputs a product needs beside floats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Forms {
+    /// 8-bit blocks, for quantised weights.
+    pub q8: bool,
+    /// bfloat16, for bfloat16 weights.
+    pub bf16: bool,
+}
+
+/// Rows of inputs `[tokens, cols]` in every form that was asked for.
+///
+/// Room grows to the largest batch seen and is kept, so that a step allocates nothing.
+#[derive(Debug)]
+pub struct Activations {
+    tokens: usize,
+    cols: usize,
+    forms: Forms,
+    x: Buffer<f32>,
+    lines: Buffer<u8>,
+    bf16: Buffer<u16>,
+}
+
+impl Default for Activations {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Tokens that a panel of `tokens` has room for: kernels exist for 1, 2, 3, 4, 6 and 8.
+pub(crate) const fn panel_width(tokens: usize) -> usize {
+    match tokens {
+        0..=4 => tokens,
+        5 | 6 => 6,
+        _ => PANEL,
+    }
+}
+
+impl Activations {
+    /// No rows, no room.
+    pub fn new() -> Self {
+        Self {
+            tokens: 0,
+            cols: 0,
+            forms: Forms::default(),
+            x: Buffer::zeroed(0),
+            lines: Buffer::zeroed(0),
+            bf16: Buffer::zeroed(0),
+        }
+    }
+
+    /// Number of rows.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Width of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The forms that [`Activations::fill`] made last.
+    pub fn forms(&self) -> Forms {
+        self.forms
+    }
+
+    /// All rows as floats, `[tokens, cols]`.
+    pub fn x(&self) -> &[f32] {
+        &self.x[..self.tokens * self.cols]
+    }
+
+    /// Replaces the rows: `produce(row, out)` writes each, and its other forms are made while it is
+    /// warm. Rows are produced by several threads; each must depend on its own index alone.
+    ///
+    /// # Panics
+    /// If the 8-bit form is asked for and `cols` is no multiple of 32.
+    pub fn fill(
+        &mut self,
+        cpu: &Cpu,
+        (tokens, cols): (usize, usize),
+        forms: Forms,
+        produce: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        assert!(!forms.q8 || cols % 32 == 0, "8-bit blocks of 32 inputs");
+        self.reserve((tokens, cols), forms);
+        let isa = cpu.isa();
+        let x = Disjoint::new(&mut self.x);
+        let lines = Disjoint::new(&mut self.lines);
+        let bf16 = Disjoint::new(&mut self.bf16);
+        let panel_bytes = PANEL * LINE * (cols / 32);
+        let bf16_cols = cols.next_multiple_of(2);
+        let panel = |panel: usize| {
+            let first = panel * PANEL;
+            let count = PANEL.min(tokens - first);
+            let width = panel_width(count);
+            for token in 0..count {
+                let row = first + token;
+                // SAFETY: panels do not overlap, and one member works on a panel.
+                let x = unsafe { x.slice(row * cols, cols) };
+                produce(row, x);
+                if forms.q8 {
+                    // SAFETY: as above; a panel's lines are its own.
+                    let lines = unsafe { lines.slice(panel * panel_bytes, panel_bytes) };
+                    quantize_row(isa, x, &mut lines[token * LINE..], width * LINE);
+                }
+                if forms.bf16 {
+                    // SAFETY: as above.
+                    let out = unsafe { bf16.slice(row * bf16_cols, bf16_cols) };
+                    for (out, x) in out.iter_mut().zip(x.iter()) {
+                        *out = half::bf16::from_f32(*x).to_bits();
+                    }
+                }
+            }
+        };
+        let panels = tokens.div_ceil(PANEL);
+        if panels == 1 {
+            panel(0);
+        } else {
+            cpu.team().for_pieces(panels, 1, |_, piece| piece.for_each(&panel));
+        }
+    }
+
+    fn reserve(&mut self, (tokens, cols): (usize, usize), forms: Forms) {
+        fn grow<T: crate::buffer::Plain>(buffer: &mut Buffer<T>, len: usize) {
+            if buffer.len() < len {
+                *buffer = Buffer::zeroed(len);
+            }
+        }
+        let panels = tokens.div_ceil(PANEL);
+        grow(&mut self.x, tokens * cols);
+        if forms.q8 {
+            grow(&mut self.lines, panels * PANEL * LINE * (cols / 32));
+        }
+        if forms.bf16 {
+            grow(&mut self.bf16, tokens * cols.next_multiple_of(2));
+            if cols % 2 == 1 {
+                self.bf16.fill(0);
+            }
+        }
+        (self.tokens, self.cols, self.forms) = (tokens, cols, forms);
+    }
+
+    /// The lines of panel `panel` and how many tokens it is laid out for.
+    pub(crate) fn panel(&self, panel: usize) -> (&[u8], usize, usize) {
+        let panel_bytes = PANEL * LINE * (self.cols / 32);
+        let count = PANEL.min(self.tokens - panel * PANEL);
+        (&self.lines[panel * panel_bytes..(panel + 1) * panel_bytes], panel_width(count), count)
+    }
+
+    /// bfloat16 rows, `[tokens, cols rounded up to even]`.
+    pub(crate) fn bf16(&self) -> &[u16] {
+        &self.bf16[..self.tokens * self.cols.next_multiple_of(2)]
+    }
+}
+
+by_isa! {
+    fn quantize_row(x: &[f32], lines: &mut [u8], stride: usize) = quantize_row_lanes
+}
+
+/// Quantises a row of whole blocks; block `b` goes to `lines[b * stride..][..64]`.
+#[inline(always)]
+unsafe fn quantize_row_lanes<L: Lanes>(x: &[f32], lines: &mut [u8], stride: usize) {
+    for (b, x) in x.chunks_exact(32).enumerate() {
+        let line = &mut lines[b * stride..b * stride + LINE];
+        // SAFETY: `x` holds 32 floats and `line` 64 bytes, of which 60 are written.
+        unsafe {
+            let (x0, x1) = (L::load(x.as_ptr()), L::load(x.as_ptr().add(16)));
+            let greatest = L::greatest(L::max(L::abs(x0), L::abs(x1)));
+            // Written so that a NaN is kept: it must reach the logits, where it is an error.
+            let (d, inverse) =
+                if greatest <= 1e-30 { (0.0, 0.0) } else { (greatest / 127.0, 127.0 / greatest) };
+            let q0 = L::to_i32(L::mul(x0, L::splat(inverse)));
+            let q1 = L::to_i32(L::mul(x1, L::splat(inverse)));
+            let p = line.as_mut_ptr();
+            L::store_i8(p.cast(), q0);
+            L::store_i8(p.cast::<i8>().add(16), q1);
+            // Sums of at most 32 x 127 are exact in f32, so their order is free.
+            let (s0, s1) = (L::sum(L::to_f32(q0)), L::sum(L::to_f32(q1)));
+            let floats = p.cast::<f32>();
+            floats.add(8).write_unaligned(d);
+            floats.add(9).write_unaligned(d * (s0 + s1));
+            floats.add(10).cast::<i32>().write_unaligned(-((s0 + s1) as i32));
+            floats.add(11).write_unaligned(d * s0);
+            floats.add(12).write_unaligned(d * s1);
+            floats.add(13).cast::<i32>().write_unaligned(-(s0 as i32));
+            floats.add(14).cast::<i32>().write_unaligned(-(s1 as i32));
+        }
+    }
+}

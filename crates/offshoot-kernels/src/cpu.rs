@@ -1,0 +1,27 @@
+//! The processor as kernels see it: an instruction set and a team of threads.
+
+use crate::{Isa, Pinning, Team};
+
+/// What every kernel runs on.
+#[derive(Debug)]
+pub struct Cpu {
+    isa: Isa,
+    team: Team,
+}
+
+impl Cpu {
+    /// The processor with instruction set `isa` and `threads` threads.
+    pub fn new(isa: Isa, threads: usize) -> Self {
+        Self { isa, team: Team::new(threads, Pinning::Free) }
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The thread team.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+}

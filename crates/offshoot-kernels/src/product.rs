@@ -1,0 +1,545 @@
+//! Products of packed weights with activations: `out[token, row] = sum over col of w[row, col] * x`.
+//!
+//! Arithmetic, the same for every instruction set, batch and thread count. Quantised weights: for
+//! each block of 32 inputs in order, an exact 32-bit integer dot product of quants and 8-bit
+//! activations, then
+//!
+//! ```text
+//! acc = fma(dot, scale * d, acc)                 once a block, or twice for 16-wide sub-blocks
+//! acc = fma(offset, d * sum(q), acc)             if the format has offsets
+//! ```
+//!
+//! Float weights: for each block of 32 inputs in order, a partial sum of fused multiply-adds from
+//! zero, then `acc += partial`; bfloat16 weights take pairs of inputs by the rule of the BF16 dot
+//! instruction. At the end `acc + bias`, then `out + acc` where the product accumulates.
+//!
+//! Lanes are 16 output rows; nothing is ever reduced across lanes.
+
+use crate::activations::{LINE, PANEL};
+use crate::disjoint::Disjoint;
+use crate::isa::by_isa;
+use crate::lanes::Lanes;
+use crate::tile::TILE_ROWS;
+use crate::tile::format::{self, Format};
+use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix};
+
+/// One matrix to multiply and where its product goes.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// The weights `[rows, cols]`.
+    pub weights: &'a PackedMatrix,
+    /// Added to each row's product, `rows` of them.
+    pub bias: Option<&'a [f32]>,
+    /// Whether the product is added to what stands in `out` (a residual stream) or replaces it.
+    pub accumulate: bool,
+    /// `[tokens, rows]`.
+    pub out: &'a mut [f32],
+}
+
+/// The form of activations that weights of `block` multiply.
+pub fn form_for(block: BlockType) -> Forms {
+    match block {
+        BlockType::F32 | BlockType::F16 => Forms::default(),
+        BlockType::Bf16 => Forms { bf16: true, ..Forms::default() },
+        _ => Forms { q8: true, ..Forms::default() },
+    }
+}
+
+/// What the tile kernels share.
+struct Task<'a> {
+    weights: &'a PackedMatrix,
+    acts: &'a Activations,
+    bias: Option<&'a [f32]>,
+    accumulate: bool,
+    out: Disjoint<'a, f32>,
+}
+
+/// Multiplies all `products` with the same inputs, as one job of the team.
+///
+/// # Panics
+/// If a shape does not fit, or `acts` lacks the form that [`form_for`] names.
+pub fn multiply(cpu: &Cpu, acts: &Activations, products: &mut [Product<'_>]) {
+    let tasks: Vec1<Task<'_>> = products
+        .iter_mut()
+        .map(|p| {
+            let rows = p.weights.rows();
+            assert_eq!(p.weights.cols(), acts.cols(), "the product's inner width");
+            assert_eq!(p.out.len(), acts.tokens() * rows, "the product's output");
+            assert!(p.bias.is_none_or(|b| b.len() == rows), "a bias per row");
+            let need = form_for(p.weights.block());
+            assert!(!need.q8 || acts.forms().q8, "8-bit activations");
+            assert!(!need.bf16 || acts.forms().bf16, "bfloat16 activations");
+            Task {
+                weights: p.weights,
+                acts,
+                bias: p.bias,
+                accumulate: p.accumulate,
+                out: Disjoint::new(p.out),
+            }
+        })
+        .collect();
+    let total: usize = tasks.iter().map(|t| t.weights.tiles()).sum();
+    let grain = (total / (4 * cpu.team().threads())).max(1);
+    cpu.team().for_pieces(total, grain, |_, piece| {
+        let mut start = 0;
+        for task in tasks.iter() {
+            let end = start + task.weights.tiles();
+            let (from, to) = (piece.start.max(start), piece.end.min(end));
+            if from < to {
+                run_tiles(cpu.isa(), task, from - start, to - start);
+            }
+            start = end;
+        }
+    });
+}
+
+/// Up to four items in place: a step multiplies no more matrices with one input.
+struct Vec1<T>([Option<T>; 4]);
+
+impl<T> FromIterator<T> for Vec1<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        let mut items = items.into_iter();
+        let all = Self(std::array::from_fn(|_| items.next()));
+        assert!(items.next().is_none(), "at most four products at once");
+        all
+    }
+}
+
+impl<T> Vec1<T> {
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().flatten()
+    }
+}
+
+/// Runs tile rows `from..to` of a task. Callers never let two members run the same tile.
+fn run_tiles(isa: Isa, task: &Task<'_>, from: usize, to: usize) {
+    let run = match task.weights.block() {
+        BlockType::F32 => run_f32,
+        BlockType::F16 => run_f16,
+        BlockType::Bf16 => run_bf16,
+        BlockType::Q4_0 => run_q4_0,
+        BlockType::Q4_1 => run_q4_1,
+        BlockType::Q5_0 => run_q5_0,
+        BlockType::Q5_1 => run_q5_1,
+        BlockType::Q8_0 => run_q8_0,
+        BlockType::Q2K => run_q2_k,
+        BlockType::Q3K => run_q3_k,
+        BlockType::Q4K => run_q4_k,
+        BlockType::Q5K => run_q5_k,
+        BlockType::Q6K => run_q6_k,
+        BlockType::Iq4Nl => run_iq4_nl,
+        BlockType::Iq4Xs => run_iq4_xs,
+    };
+    run(isa, task, from, to);
+}
+
+by_isa! { fn run_q4_0(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q4_0] }
+by_isa! { fn run_q4_1(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q4_1] }
+by_isa! { fn run_q5_0(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q5_0] }
+by_isa! { fn run_q5_1(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q5_1] }
+by_isa! { fn run_q8_0(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q8_0] }
+by_isa! { fn run_q2_k(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q2K] }
+by_isa! { fn run_q3_k(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q3K] }
+by_isa! { fn run_q4_k(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q4K] }
+by_isa! { fn run_q5_k(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q5K] }
+by_isa! { fn run_q6_k(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q6K] }
+by_isa! { fn run_iq4_nl(t: &Task<'_>, from: usize, to: usize) = quantized [format::Iq4Nl] }
+by_isa! { fn run_iq4_xs(t: &Task<'_>, from: usize, to: usize) = quantized [format::Iq4Xs] }
+by_isa! { fn run_f32(t: &Task<'_>, from: usize, to: usize) = float [Single] }
+by_isa! { fn run_f16(t: &Task<'_>, from: usize, to: usize) = float [Half] }
+by_isa! { bf16 fn run_bf16(t: &Task<'_>, from: usize, to: usize) = bfloat }
+
+/// Tile rows of a quantised matrix.
+#[inline(always)]
+unsafe fn quantized<L: Lanes, F: Format>(t: &Task<'_>, from: usize, to: usize) {
+    let nblk = t.acts.cols() / 32;
+    for tile in from..to {
+        let weights = t.weights.tile(tile);
+        for panel in 0..t.acts.tokens().div_ceil(PANEL) {
+            let (lines, width, count) = t.acts.panel(panel);
+            let (w, x) = (weights.as_ptr(), lines.as_ptr());
+            let at = Place { tile, token: panel * PANEL, count };
+            // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines, and the
+            // caller runs where the instructions of `L` exist.
+            unsafe {
+                match width {
+                    1 => store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x)),
+                    2 => store::<L, 2>(t, at, panel_product::<L, F, 2>(w, nblk, x)),
+                    3 => store::<L, 3>(t, at, panel_product::<L, F, 3>(w, nblk, x)),
+                    4 => store::<L, 4>(t, at, panel_product::<L, F, 4>(w, nblk, x)),
+                    6 => store::<L, 6>(t, at, panel_product::<L, F, 6>(w, nblk, x)),
+                    _ => store::<L, 8>(t, at, panel_product::<L, F, 8>(w, nblk, x)),
+                }
+            }
+        }
+    }
+}
+
+/// The products of one tile row with the `T` tokens of a panel.
+#[inline(always)]
+unsafe fn panel_product<L: Lanes, F: Format, const T: usize>(
+    tile: *const u8,
+    nblk: usize,
+    lines: *const u8,
+) -> [L::F; T] {
+    // SAFETY: see the caller; every offset below stays inside the tile row and the panel.
+    unsafe {
+        let quant_bytes = 64 * F::BITS;
+        let halves = if F::OFFSET { 64 } else { 32 };
+        let subs = 256 / F::SUB;
+        let super_bytes = if F::OFFSET { 64 + 32 * subs } else { 32 + 16 * subs };
+        let mut acc = [L::splat(0.0); T];
+        let mut quants = tile;
+        let mut scales = tile.add(nblk * quant_bytes);
+        let mut x = lines;
+        let mut d = L::splat(0.0);
+        let mut dmin = L::splat(0.0);
+        let mut factors = scales;
+        for b in 0..nblk {
+            let w = unpack::<L, F>(quants);
+            quants = quants.add(quant_bytes);
+            if F::SUPER && b % 8 == 0 {
+                d = L::load_f16(scales.cast());
+                if F::OFFSET {
+                    dmin = L::load_f16(scales.add(32).cast());
+                }
+                factors = scales.add(halves);
+                scales = scales.add(super_bytes);
+            }
+            for sub in 0..32 / F::SUB {
+                let (scale, offset) = if F::SUPER {
+                    let factor =
+                        if F::SIGNED { L::load_i8(factors.cast()) } else { L::load_u8(factors) };
+                    let offset = if F::OFFSET {
+                        L::mul(dmin, L::load_u8(factors.add(16 * subs)))
+                    } else {
+                        dmin
+                    };
+                    factors = factors.add(16);
+                    (L::mul(d, factor), offset)
+                } else {
+                    let offset = if F::OFFSET { L::load_f16(scales.add(32).cast()) } else { dmin };
+                    let scale = L::load_f16(scales.cast());
+                    scales = scales.add(halves);
+                    (scale, offset)
+                };
+                for (token, acc) in acc.iter_mut().enumerate() {
+                    let line = x.add(token * LINE);
+                    let floats = line.cast::<f32>();
+                    let ints = line.cast::<i32>();
+                    let (sum_at, zero_at) =
+                        if F::SUB == 32 { (9, 10) } else { (11 + sub, 13 + sub) };
+                    // Two chains of the dot instruction: integer sums are exact in any order.
+                    let mut dot0 = match F::ZERO_SHIFT {
+                        Some(shift) => zero_term::<L>(ints.add(zero_at).read_unaligned(), shift),
+                        None => L::splat_i(0),
+                    };
+                    let mut dot1 = L::splat_i(0);
+                    if F::SUB == 32 {
+                        for g in 0..4 {
+                            dot0 = L::dot(dot0, w[g], line.add(4 * g).cast());
+                            dot1 = L::dot(dot1, w[g + 4], line.add(16 + 4 * g).cast());
+                        }
+                    } else {
+                        for g in 0..2 {
+                            let at = 16 * sub + 4 * g;
+                            dot0 = L::dot(dot0, w[4 * sub + g], line.add(at).cast());
+                            dot1 = L::dot(dot1, w[4 * sub + g + 2], line.add(at + 8).cast());
+                        }
+                    }
+                    let dot = L::to_f32(L::add_i(dot0, dot1));
+                    *acc =
+                        L::fma(dot, L::mul(scale, L::splat(floats.add(8).read_unaligned())), *acc);
+                    if F::OFFSET {
+                        let sum = L::splat(floats.add(sum_at).read_unaligned());
+                        *acc = if F::SUPER {
+                            L::fnma(offset, sum, *acc)
+                        } else {
+                            L::fma(offset, sum, *acc)
+                        };
+                    }
+                }
+            }
+            x = x.add(T * LINE);
+        }
+        acc
+    }
+}
+
+/// `negative_sum * 2^shift` in all lanes: what the zero point adds to a block's dot product.
+#[inline(always)]
+unsafe fn zero_term<L: Lanes>(negative_sum: i32, shift: u32) -> L::I {
+    // SAFETY: the caller runs where the instructions of `L` exist.
+    unsafe {
+        let x = L::splat_i(negative_sum);
+        match shift {
+            2 => L::shl_i::<2>(x),
+            3 => L::shl_i::<3>(x),
+            4 => L::shl_i::<4>(x),
+            5 => L::shl_i::<5>(x),
+            _ => L::shl_i::<7>(x),
+        }
+    }
+}
+
+/// The eight groups of a block as unsigned bytes.
+#[inline(always)]
+unsafe fn unpack<L: Lanes, F: Format>(p: *const u8) -> [L::B; 8] {
+    // SAFETY: a block of `F` has 64 bytes a bit.
+    unsafe {
+        if F::BITS == 8 {
+            return [
+                L::bytes_load(p),
+                L::bytes_load(p.add(64)),
+                L::bytes_load(p.add(128)),
+                L::bytes_load(p.add(192)),
+                L::bytes_load(p.add(256)),
+                L::bytes_load(p.add(320)),
+                L::bytes_load(p.add(384)),
+                L::bytes_load(p.add(448)),
+            ];
+        }
+        let l = [
+            L::bytes_load(p),
+            L::bytes_load(p.add(64)),
+            L::bytes_load(p.add(128)),
+            L::bytes_load(p.add(192)),
+        ];
+        let mut w = [
+            L::low_nibbles(l[0]),
+            L::low_nibbles(l[1]),
+            L::low_nibbles(l[2]),
+            L::low_nibbles(l[3]),
+            L::high_nibbles(l[0]),
+            L::high_nibbles(l[1]),
+            L::high_nibbles(l[2]),
+            L::high_nibbles(l[3]),
+        ];
+        if F::BITS == 5 {
+            let plane = L::bytes_load(p.add(256));
+            w[0] = L::or_plane::<4, 0>(w[0], plane, 16);
+            w[1] = L::or_plane::<3, 0>(w[1], plane, 16);
+            w[2] = L::or_plane::<2, 0>(w[2], plane, 16);
+            w[3] = L::or_plane::<1, 0>(w[3], plane, 16);
+            w[4] = L::or_plane::<0, 0>(w[4], plane, 16);
+            w[5] = L::or_plane::<0, 1>(w[5], plane, 16);
+            w[6] = L::or_plane::<0, 2>(w[6], plane, 16);
+            w[7] = L::or_plane::<0, 3>(w[7], plane, 16);
+        }
+        if F::BITS == 6 {
+            for half in 0..2 {
+                let plane = L::bytes_load(p.add(256 + 64 * half));
+                let g = 4 * half;
+                w[g] = L::or_plane::<4, 0>(w[g], plane, 48);
+                w[g + 1] = L::or_plane::<2, 0>(w[g + 1], plane, 48);
+                w[g + 2] = L::or_plane::<0, 0>(w[g + 2], plane, 48);
+                w[g + 3] = L::or_plane::<0, 2>(w[g + 3], plane, 48);
+            }
+        }
+        if F::CODEBOOK {
+            for w in &mut w {
+                *w = L::lookup(&CODEBOOK_UNSIGNED, *w);
+            }
+        }
+        w
+    }
+}
+
+/// The codebook of the IQ4 formats, moved up by 128.
+const CODEBOOK_UNSIGNED: [u8; 16] = {
+    let mut table = [0u8; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = (crate::blocks::iq4_nl::CODEBOOK[i] as i16 + 128) as u8;
+        i += 1;
+    }
+    table
+};
+
+/// A float format that widens exactly to `f32`.
+trait FloatFormat {
+    /// Bytes of a weight.
+    const BYTES: usize;
+    /// 16 weights at `p`.
+    unsafe fn load<L: Lanes>(p: *const u8) -> L::F;
+}
+
+struct Single;
+struct Half;
+
+impl FloatFormat for Single {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u8) -> L::F {
+        // SAFETY: the caller gives 64 bytes.
+        unsafe { L::load(p.cast()) }
+    }
+}
+
+impl FloatFormat for Half {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u8) -> L::F {
+        // SAFETY: the caller gives 32 bytes.
+        unsafe { L::load_f16(p.cast()) }
+    }
+}
+
+/// Tile rows of a single- or half-precision matrix.
+#[inline(always)]
+unsafe fn float<L: Lanes, W: FloatFormat>(t: &Task<'_>, from: usize, to: usize) {
+    let (cols, tokens) = (t.acts.cols(), t.acts.tokens());
+    let x = t.acts.x().as_ptr();
+    for tile in from..to {
+        let w = t.weights.tile(tile).as_ptr();
+        let mut token = 0;
+        while token < tokens {
+            let count = PANEL.min(tokens - token);
+            let at = Place { tile, token, count };
+            // SAFETY: a tile row holds `cols` groups of 16 weights, and `x` has `count` rows of
+            // `cols` from `token`; the caller runs where the instructions of `L` exist.
+            unsafe {
+                let x = x.add(token * cols);
+                match count {
+                    1 => store::<L, 1>(t, at, float_rows::<L, W, 1>(w, cols, x)),
+                    2 => store::<L, 2>(t, at, float_rows::<L, W, 2>(w, cols, x)),
+                    3 => store::<L, 3>(t, at, float_rows::<L, W, 3>(w, cols, x)),
+                    4 => store::<L, 4>(t, at, float_rows::<L, W, 4>(w, cols, x)),
+                    5 => store::<L, 5>(t, at, float_rows::<L, W, 5>(w, cols, x)),
+                    6 => store::<L, 6>(t, at, float_rows::<L, W, 6>(w, cols, x)),
+                    7 => store::<L, 7>(t, at, float_rows::<L, W, 7>(w, cols, x)),
+                    _ => store::<L, 8>(t, at, float_rows::<L, W, 8>(w, cols, x)),
+                }
+            }
+            token += count;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn float_rows<L: Lanes, W: FloatFormat, const T: usize>(
+    w: *const u8,
+    cols: usize,
+    x: *const f32,
+) -> [L::F; T] {
+    // SAFETY: see the caller.
+    unsafe {
+        let mut acc = [L::splat(0.0); T];
+        let mut start = 0;
+        while start < cols {
+            let end = cols.min(start + 32);
+            let mut partial = [L::splat(0.0); T];
+            for col in start..end {
+                let w = W::load::<L>(w.add(col * TILE_ROWS * W::BYTES));
+                for (token, partial) in partial.iter_mut().enumerate() {
+                    *partial = L::fma(w, L::splat(*x.add(token * cols + col)), *partial);
+                }
+            }
+            for (acc, partial) in acc.iter_mut().zip(partial) {
+                *acc = L::add(*acc, partial);
+            }
+            start = end;
+        }
+        acc
+    }
+}
+
+/// Tile rows of a bfloat16 matrix.
+#[inline(always)]
+unsafe fn bfloat<L: Lanes>(t: &Task<'_>, from: usize, to: usize) {
+    let (cols, tokens) = (t.acts.cols().next_multiple_of(2), t.acts.tokens());
+    let x = t.acts.bf16().as_ptr();
+    for tile in from..to {
+        let w = t.weights.tile(tile).as_ptr().cast::<u16>();
+        let mut token = 0;
+        while token < tokens {
+            let count = PANEL.min(tokens - token);
+            let at = Place { tile, token, count };
+            // SAFETY: a tile row holds `cols / 2` groups of 16 pairs, and `x` has `count` rows of
+            // `cols` from `token`; the caller runs where the instructions of `L` exist.
+            unsafe {
+                let x = x.add(token * cols);
+                match count {
+                    1 => store::<L, 1>(t, at, bfloat_rows::<L, 1>(w, cols, x)),
+                    2 => store::<L, 2>(t, at, bfloat_rows::<L, 2>(w, cols, x)),
+                    3 => store::<L, 3>(t, at, bfloat_rows::<L, 3>(w, cols, x)),
+                    4 => store::<L, 4>(t, at, bfloat_rows::<L, 4>(w, cols, x)),
+                    5 => store::<L, 5>(t, at, bfloat_rows::<L, 5>(w, cols, x)),
+                    6 => store::<L, 6>(t, at, bfloat_rows::<L, 6>(w, cols, x)),
+                    7 => store::<L, 7>(t, at, bfloat_rows::<L, 7>(w, cols, x)),
+                    _ => store::<L, 8>(t, at, bfloat_rows::<L, 8>(w, cols, x)),
+                }
+            }
+            token += count;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn bfloat_rows<L: Lanes, const T: usize>(
+    w: *const u16,
+    cols: usize,
+    x: *const u16,
+) -> [L::F; T] {
+    // SAFETY: see the caller.
+    unsafe {
+        let mut acc = [L::splat(0.0); T];
+        let mut start = 0;
+        while start < cols {
+            let end = cols.min(start + 32);
+            let mut partial = [L::splat(0.0); T];
+            for pair in start / 2..end / 2 {
+                let w = w.add(pair * 2 * TILE_ROWS);
+                for (token, partial) in partial.iter_mut().enumerate() {
+                    *partial = L::dot_bf16(*partial, w, x.add(token * cols + 2 * pair));
+                }
+            }
+            for (acc, partial) in acc.iter_mut().zip(partial) {
+                *acc = L::add(*acc, partial);
+            }
+            start = end;
+        }
+        acc
+    }
+}
+
+/// Where a tile's results go.
+#[derive(Clone, Copy)]
+struct Place {
+    tile: usize,
+    token: usize,
+    count: usize,
+}
+
+/// Adds bias and residual and writes the results of one tile row for `count` tokens.
+#[inline(always)]
+unsafe fn store<L: Lanes, const T: usize>(t: &Task<'_>, at: Place, acc: [L::F; T]) {
+    let rows = t.weights.rows();
+    let row = at.tile * TILE_ROWS;
+    let height = TILE_ROWS.min(rows - row);
+    for (i, acc) in acc.into_iter().enumerate().take(at.count) {
+        // SAFETY: this member alone runs this tile, so these outputs are its own.
+        let out = unsafe { t.out.slice((at.token + i) * rows + row, height) };
+        let mut y = acc;
+        if height == TILE_ROWS {
+            // SAFETY: `out` and the bias hold 16 floats here.
+            unsafe {
+                if let Some(bias) = t.bias {
+                    y = L::add(y, L::load(bias[row..row + TILE_ROWS].as_ptr()));
+                }
+                if t.accumulate {
+                    y = L::add(L::load(out.as_ptr()), y);
+                }
+                L::store(out.as_mut_ptr(), y);
+            }
+            continue;
+        }
+        let mut lanes = [0f32; TILE_ROWS];
+        // SAFETY: `lanes` holds 16 floats.
+        unsafe { L::store(lanes.as_mut_ptr(), y) };
+        for (lane, out) in out.iter_mut().enumerate() {
+            let y = lanes[lane] + t.bias.map_or(0.0, |b| b[row + lane]);
+            *out = if t.accumulate { *out + y } else { y };
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Work on single rows of floats: norms, gates, rotary positions, sums, the greatest element.
+
+use crate::isa::by_isa;
+use crate::lanes::Lanes;
+use crate::math;
+
+by_isa! {
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`, all of one length (Zhang & Sennrich 2019,
+    /// <https://arxiv.org/abs/1910.07467>).
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_lanes
+}
+
+by_isa! {
+    /// `gate = silu(gate) * up` in place, the two of one length (Shazeer 2020,
+    /// <https://arxiv.org/abs/2002.05202>).
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn silu_gate(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_gate_lanes
+}
+
+by_isa! {
+    /// Rotates each head of `x`: with `h = head_dim / 2`, elements `i` and `i + h` turn by the angle
+    /// whose cosine and sine are `cos[i]` and `sin[i]` (Su et al. 2021,
+    /// <https://arxiv.org/abs/2104.09864>, in the half-split order of Hugging Face).
+    ///
+    /// # Panics
+    /// If `cos` and `sin` differ in length or `x` is no whole number of heads.
+    pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_lanes
+}
+
+by_isa! {
+    /// `acc += x`, the two of one length.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add_assign(acc: &mut [f32], x: &[f32]) = add_assign_lanes
+}
+
+/// The index of the greatest element, the lowest where several are equal; `None` if there is none
+/// or an element is NaN.
+pub fn argmax(x: &[f32]) -> Option<usize> {
+    let mut best = (f32::NEG_INFINITY, None);
+    // Blocks first: most of them hold nothing greater and are passed by vector comparison.
+    for (b, block) in x.chunks(64).enumerate() {
+        let mut greatest = f32::NEG_INFINITY;
+        let mut nan = false;
+        for &x in block {
+            greatest = if x > greatest { x } else { greatest };
+            nan |= x.is_nan();
+        }
+        if nan {
+            return None;
+        }
+        if greatest > best.0 || best.1.is_none() {
+            let at = block.iter().position(|&x| x == greatest)?;
+            best = (greatest, Some(64 * b + at));
+        }
+    }
+    best.1
+}
+
+#[inline(always)]
+unsafe fn rms_norm_lanes<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let n = x.len();
+    assert!(weight.len() == n && out.len() == n, "rows of one length");
+    let whole = n / 16 * 16;
+    // SAFETY: every access is to 16 floats below `whole`, or to the padded tails.
+    unsafe {
+        let mut squares = L::splat(0.0);
+        for i in (0..whole).step_by(16) {
+            let v = L::load(x.as_ptr().add(i));
+            squares = L::fma(v, v, squares);
+        }
+        if whole < n {
+            let tail = L::load(padded(&x[whole..]).as_ptr());
+            squares = L::fma(tail, tail, squares);
+        }
+        let inverse = 1.0 / (L::sum(squares) / n as f32 + eps).sqrt();
+        let scale = L::splat(inverse);
+        for i in (0..whole).step_by(16) {
+            let v = L::mul(L::load(x.as_ptr().add(i)), scale);
+            L::store(out.as_mut_ptr().add(i), L::mul(v, L::load(weight.as_ptr().add(i))));
+        }
+        for i in whole..n {
+            out[i] = x[i] * inverse * weight[i];
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn silu_gate_lanes<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let n = out.len();
+    assert!(gate.len() == n && up.len() == n, "rows of one length");
+    let whole = n / 16 * 16;
+    // SAFETY: every access is to 16 floats below `whole`, or to the padded tails.
+    unsafe {
+        for i in (0..whole).step_by(16) {
+            let g = math::silu::<L>(L::load(gate.as_ptr().add(i)));
+            L::store(out.as_mut_ptr().add(i), L::mul(g, L::load(up.as_ptr().add(i))));
+        }
+        if whole < n {
+            let mut tail = padded(&gate[whole..]);
+            let g = math::silu::<L>(L::load(tail.as_ptr()));
+            L::store(tail.as_mut_ptr(), L::mul(g, L::load(padded(&up[whole..]).as_ptr())));
+            out[whole..].copy_from_slice(&tail[..n - whole]);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rotate_lanes<L: Lanes>(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = cos.len();
+    assert!(half > 0 && sin.len() == half && x.len() % (2 * half) == 0, "whole heads");
+    let whole = half / 16 * 16;
+    for head in x.chunks_exact_mut(2 * half) {
+        let (a, b) = head.split_at_mut(half);
+        // SAFETY: every access is to 16 floats below `whole`.
+        unsafe {
+            for i in (0..whole).step_by(16) {
+                let (x, y) = (L::load(a.as_ptr().add(i)), L::load(b.as_ptr().add(i)));
+                let (c, s) = (L::load(cos.as_ptr().add(i)), L::load(sin.as_ptr().add(i)));
+                L::store(a.as_mut_ptr().add(i), L::fnma(y, s, L::mul(x, c)));
+                L::store(b.as_mut_ptr().add(i), L::fma(x, s, L::mul(y, c)));
+            }
+        }
+        for i in whole..half {
+            let (x, y) = (a[i], b[i]);
+            a[i] = (-y).mul_add(sin[i], x * cos[i]);
+            b[i] = x.mul_add(sin[i], y * cos[i]);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_assign_lanes<L: Lanes>(acc: &mut [f32], x: &[f32]) {
+    assert_eq!(acc.len(), x.len(), "rows of one length");
+    for (acc, x) in acc.iter_mut().zip(x) {
+        *acc += x;
+    }
+    // The loop is the same on every instruction set; `L` only lets the compiler use its registers.
+    let _ = std::marker::PhantomData::<L>;
+}
+
+/// Up to 16 floats, the rest zero.
+#[inline(always)]
+fn padded(x: &[f32]) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    out[..x.len()].copy_from_slice(x);
+    out
+}

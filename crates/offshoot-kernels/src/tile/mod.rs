@@ -1,0 +1,224 @@
+//! Weights packed into tiles: the order in which the dot instruction wants them.
+//!
+//! A tile row is 16 output rows over all inputs. Of a quantised format it is the quants of one
+//! block of 32 inputs after another, then the scales. In a block, inputs stand in 8 groups of 4; a
+//! group's 4 bytes of row 0, of row 1, ... of row 15 fill one 64-byte line:
+//!
+//! ```text
+//! 4 bits   line i (i < 4): group i in the low nibbles, group i + 4 in the high ones     256 bytes
+//! 5 bits   the same, and a line whose bit g is the high bit of group g                  320 bytes
+//! 6 bits   the same, and two lines of 2-bit fields: groups 0 to 3, groups 4 to 7        384 bytes
+//! 8 bits   line i: group i, as q + 128                                                  512 bytes
+//! scales   16 halves a block of 32, then 16 offsets if the format has them; or, a block of 256:
+//!          16 halves, 16 halves for offsets, 16 bytes a sub-block, 16 bytes for its offset
+//! ```
+//!
+//! Quants and scales are the file's own, so a tile holds exactly the weights of the file. Float
+//! formats keep `[input][16 rows]`, bfloat16 `[input pair][16 rows][2]`.
+
+pub(crate) mod format;
+mod pack;
+
+use thiserror::Error;
+
+use crate::blocks::iq4_nl::CODEBOOK;
+use crate::{BlockError, BlockType, SharedBytes};
+use format::Shape;
+use half::f16;
+
+/// Rows of a tile.
+pub(crate) const TILE_ROWS: usize = 16;
+
+/// A matrix could not be packed.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TileError {
+    /// The shape does not suit the format, or is too large to address.
+    #[error("{block} cannot tile a matrix of {rows} x {cols}")]
+    Shape {
+        /// The format.
+        block: BlockType,
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        cols: usize,
+    },
+    /// The bytes given have the wrong length.
+    #[error("{what}: {got} bytes where {expected} are needed")]
+    Length {
+        /// Which bytes.
+        what: &'static str,
+        /// Bytes needed.
+        expected: usize,
+        /// Bytes given.
+        got: usize,
+    },
+    /// A block could not be read.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+}
+
+/// A weight matrix `[rows, cols]` in tiles.
+#[derive(Debug, Clone)]
+pub struct PackedMatrix {
+    block: BlockType,
+    rows: usize,
+    cols: usize,
+    tile_bytes: usize,
+    bytes: SharedBytes,
+}
+
+/// Bytes of a tile row of `cols` inputs, a multiple of 64.
+fn tile_row_bytes(block: BlockType, cols: usize) -> Option<usize> {
+    block.row_bytes(cols)?;
+    let bytes = match Shape::new(block) {
+        Some(shape) => {
+            let nblk = cols / 32;
+            nblk.checked_mul(shape.quant_bytes())?.checked_add(shape.scale_bytes(nblk))?
+        }
+        None if block == BlockType::F32 => cols.checked_mul(TILE_ROWS * 4)?,
+        None => cols.checked_next_multiple_of(2)?.checked_mul(TILE_ROWS * 2)?,
+    };
+    bytes.checked_next_multiple_of(64)
+}
+
+impl PackedMatrix {
+    /// Bytes that a matrix `[rows, cols]` of `block` takes in tiles.
+    pub fn packed_bytes(block: BlockType, rows: usize, cols: usize) -> Result<usize, TileError> {
+        tile_row_bytes(block, cols)
+            .filter(|_| rows > 0 && cols > 0)
+            .and_then(|tile| rows.div_ceil(TILE_ROWS).checked_mul(tile))
+            .ok_or(TileError::Shape { block, rows, cols })
+    }
+
+    /// The matrix whose tiles are `bytes`, as [`PackedMatrix::pack_into`] wrote them.
+    pub fn from_packed(
+        block: BlockType,
+        rows: usize,
+        cols: usize,
+        bytes: SharedBytes,
+    ) -> Result<Self, TileError> {
+        let expected = Self::packed_bytes(block, rows, cols)?;
+        if bytes.len() != expected {
+            return Err(TileError::Length { what: "tiles", expected, got: bytes.len() });
+        }
+        let tile_bytes = expected / rows.div_ceil(TILE_ROWS);
+        Ok(Self { block, rows, cols, tile_bytes, bytes })
+    }
+
+    /// The format.
+    pub fn block(&self) -> BlockType {
+        self.block
+    }
+
+    /// Output width.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input width.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of the tiles: what a product must read.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Tile rows.
+    pub(crate) fn tiles(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
+    }
+
+    /// The bytes of tile row `tile`.
+    pub(crate) fn tile(&self, tile: usize) -> &[u8] {
+        &self.bytes[tile * self.tile_bytes..(tile + 1) * self.tile_bytes]
+    }
+
+    /// Writes the weights of `row` to `out`, `cols` of them: the same bits as the file's
+    /// dequantised row.
+    ///
+    /// # Panics
+    /// If `row` or the length of `out` is out of range.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "a row of the matrix");
+        let tile = self.tile(row / TILE_ROWS);
+        let lane = row % TILE_ROWS;
+        let Some(shape) = Shape::new(self.block) else {
+            for (col, out) in out.iter_mut().enumerate() {
+                *out = float_weight(self.block, tile, lane, col);
+            }
+            return;
+        };
+        for (b, out) in out.chunks_exact_mut(32).enumerate() {
+            let (quants, scales) = tile.split_at(self.cols / 32 * shape.quant_bytes());
+            let quants = &quants[b * shape.quant_bytes()..];
+            for sub in 0..32 / shape.sub {
+                let (scale, offset) = scale_of(shape, scales, b, sub, lane);
+                for (i, out) in out.iter_mut().enumerate().skip(sub * shape.sub).take(shape.sub) {
+                    *out = scale * quant(shape, quants, lane, i) as f32 - offset;
+                }
+            }
+        }
+    }
+}
+
+/// The weight of a float tile at (`lane`, `col`).
+fn float_weight(block: BlockType, tile: &[u8], lane: usize, col: usize) -> f32 {
+    match block {
+        BlockType::F32 => {
+            let at = 4 * (col * TILE_ROWS + lane);
+            f32::from_le_bytes([tile[at], tile[at + 1], tile[at + 2], tile[at + 3]])
+        }
+        BlockType::Bf16 => {
+            let at = 2 * ((col / 2 * TILE_ROWS + lane) * 2 + col % 2);
+            f32::from_bits(u32::from(u16::from_le_bytes([tile[at], tile[at + 1]])) << 16)
+        }
+        _ => {
+            let at = 2 * (col * TILE_ROWS + lane);
+            f16::from_le_bytes([tile[at], tile[at + 1]]).to_f32()
+        }
+    }
+}
+
+/// The signed quant of input `i` of the block at `quants`.
+fn quant(shape: Shape, quants: &[u8], lane: usize, i: usize) -> i32 {
+    let (group, byte) = (i / 4, 4 * lane + i % 4);
+    if shape.bits == 8 {
+        return i32::from(quants[64 * group + byte]) - shape.zero;
+    }
+    let nibbles = quants[64 * (group % 4) + byte];
+    let low = if group < 4 { nibbles & 15 } else { nibbles >> 4 };
+    let high = match shape.bits {
+        5 => (quants[256 + byte] >> group & 1) << 4,
+        6 => (quants[256 + 64 * (group / 4) + byte] >> (2 * (group % 4)) & 3) << 4,
+        _ => 0,
+    };
+    if shape.codebook {
+        return i32::from(CODEBOOK[usize::from(low)]);
+    }
+    i32::from(low | high) - shape.zero
+}
+
+/// The scale and the offset (to be subtracted) of sub-block `sub` of block `b`.
+fn scale_of(shape: Shape, scales: &[u8], b: usize, sub: usize, lane: usize) -> (f32, f32) {
+    let half = |at: usize| f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
+    let halves = if shape.offset { 64 } else { 32 };
+    if !shape.sup {
+        let at = halves * b + 2 * lane;
+        return (half(at), if shape.offset { -half(at + 32) } else { 0.0 });
+    }
+    let subs = 256 / shape.sub;
+    let at = b / 8 * shape.scale_bytes(8);
+    let factor_at = at + halves + 16 * (b % 8 * (32 / shape.sub) + sub) + lane;
+    let factor = scales[factor_at];
+    let factor = if shape.signed { f32::from(factor as i8) } else { f32::from(factor) };
+    let d = half(at + 2 * lane);
+    let offset = if shape.offset {
+        half(at + 32 + 2 * lane) * f32::from(scales[factor_at + 16 * subs])
+    } else {
+        0.0
+    };
+    (d * factor, offset)
+}

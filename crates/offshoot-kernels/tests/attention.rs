@@ -1,0 +1,245 @@
+//! Attention and its cache, held against sums over all visible positions and against themselves.
+
+use half::f16;
+use offshoot_kernels::{AttentionScratch, Cpu, Heads, Isa, KvCache, Sequence, attend};
+use proptest::prelude::*;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.next() as f32 / (1u64 << 30) as f32 - 1.0).collect()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+/// The q, k, v of some tokens; a token's are a function of its number, as in a model.
+struct Rows {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+fn rows(shape: Shape, tokens: &[u64]) -> Rows {
+    let mut rows = Rows { q: vec![], k: vec![], v: vec![] };
+    for &token in tokens {
+        let mut random = Random(token * 77 + 5);
+        rows.q.extend(random.floats(shape.heads * shape.head_dim).iter().map(|x| x * 4.0));
+        rows.k.extend(random.floats(shape.kv_heads * shape.head_dim));
+        rows.v.extend(random.floats(shape.kv_heads * shape.head_dim));
+    }
+    rows
+}
+
+fn run(
+    cpu: &Cpu,
+    shape: Shape,
+    steps: &mut [(&mut KvCache, &[u64], &[Option<u32>])],
+) -> Vec<Vec<f32>> {
+    let tokens: Vec<u64> = steps.iter().flat_map(|s| s.1.iter().copied()).collect();
+    let r = rows(shape, &tokens);
+    let mut out = vec![f32::NAN; r.q.len()];
+    let mut first = 0;
+    let mut sequences: Vec<Sequence<'_>> = steps
+        .iter_mut()
+        .map(|(cache, tokens, parents)| {
+            let s = Sequence { cache, first, parents };
+            first += tokens.len();
+            s
+        })
+        .collect();
+    let scale = (shape.head_dim as f32).powf(-0.5);
+    let heads = Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale };
+    attend(cpu, 1, &mut sequences, heads, &mut out, &mut AttentionScratch::new());
+    out.chunks_exact(shape.heads * shape.head_dim).map(<[f32]>::to_vec).collect()
+}
+
+fn chain(n: usize) -> Vec<Option<u32>> {
+    (0..n).map(|i| i.checked_sub(1).map(|p| p as u32)).collect()
+}
+
+fn cache(shape: Shape, room: usize) -> KvCache {
+    KvCache::new(2, shape.kv_heads, shape.head_dim, room)
+}
+
+/// The result for the last token of `path`, summed in double precision over half-precision rows.
+fn brute_force(shape: Shape, path: &[u64]) -> Vec<f64> {
+    let r = rows(shape, path);
+    let (hd, group) = (shape.head_dim, shape.heads / shape.kv_heads);
+    let half = |x: f32| f64::from(f16::from_f32(x).to_f32());
+    let mut out = vec![];
+    for head in 0..shape.heads {
+        let q = &r.q[((path.len() - 1) * shape.heads + head) * hd..][..hd];
+        let at = |p: usize| (p * shape.kv_heads + head / group) * hd;
+        let scores: Vec<f64> = (0..path.len())
+            .map(|p| {
+                let k = &r.k[at(p)..][..hd];
+                let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * half(*k)).sum();
+                dot * (hd as f64).powf(-0.5)
+            })
+            .collect();
+        let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let e: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
+        let l: f64 = e.iter().sum();
+        for d in 0..hd {
+            out.push((0..path.len()).map(|p| e[p] / l * half(r.v[at(p) + d])).sum());
+        }
+    }
+    out
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    (1usize..4, 1usize..8, prop::sample::select(vec![16, 32, 48, 64, 80, 128])).prop_map(
+        |(kv_heads, group, head_dim)| Shape { heads: kv_heads * group, kv_heads, head_dim },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// A tree's node sees exactly its path, and gets the bits that decoding the path token by token
+    /// gives, on every instruction set and any number of threads.
+    #[test]
+    fn a_tree_node_equals_its_path(
+        seed in any::<u32>(),
+        shape in shapes(),
+        prefix in 0usize..300,
+        nodes in 1usize..24,
+        threads in 1usize..4,
+    ) {
+        let mut random = Random(u64::from(seed));
+        let prefix: Vec<u64> = (0..prefix as u64).map(|i| i + 1000 * u64::from(seed % 7)).collect();
+        let tokens: Vec<u64> = (0..nodes).map(|_| 10_000 + random.next() % 500).collect();
+        let parents: Vec<Option<u32>> = (0..nodes)
+            .map(|i| {
+                // Mostly chains, so that long paths occur; sometimes a new root.
+                match random.next() % 8 {
+                    _ if i == 0 => None,
+                    0 => None,
+                    1 | 2 => Some((random.next() % i as u64) as u32),
+                    _ => Some(i as u32 - 1),
+                }
+            })
+            .collect();
+        let oracle = Cpu::new(Isa::PORTABLE, 1);
+        let mut expected = None;
+        for isa in Isa::available() {
+            let cpu = Cpu::new(isa, threads);
+            let mut c = cache(shape, prefix.len() + nodes);
+            if !prefix.is_empty() {
+                run(&cpu, shape, &mut [(&mut c, &prefix, &chain(prefix.len()))]);
+                c.commit(&(0..prefix.len()).collect::<Vec<_>>());
+            }
+            let got = run(&cpu, shape, &mut [(&mut c, &tokens, &parents)]);
+            let all: Vec<Vec<u32>> = got.iter().map(|x| bits(x)).collect();
+            prop_assert_eq!(expected.get_or_insert_with(|| all.clone()), &all, "{}", isa);
+            if isa != Isa::best() {
+                continue;
+            }
+            let node = (seed as usize) % nodes;
+            let mut path = vec![node];
+            while let Some(parent) = parents[path[path.len() - 1]] {
+                path.push(parent as usize);
+            }
+            path.reverse();
+            // The path by itself, one token a step, on the portable lanes.
+            let mut plain = cache(shape, prefix.len() + nodes);
+            plain.copy_prefix(&c, prefix.len());
+            let mut last = vec![];
+            for &i in &path {
+                last = run(&oracle, shape, &mut [(&mut plain, &[tokens[i]], &[None])]).remove(0);
+                plain.commit(&[0]);
+            }
+            prop_assert_eq!(bits(&last), all[node].clone());
+            let whole: Vec<u64> =
+                prefix.iter().copied().chain(path.iter().map(|&i| tokens[i])).collect();
+            for (x, y) in last.iter().zip(brute_force(shape, &whole)) {
+                prop_assert!((f64::from(*x) - y).abs() < 2e-5, "{} for {}", x, y);
+            }
+            // Committing the path leaves the very cache that decoding it does.
+            c.commit(&path);
+            prop_assert_eq!(c.len(), plain.len());
+            for position in 0..c.len() {
+                for head in 0..shape.kv_heads {
+                    prop_assert_eq!(c.read(1, head, position), plain.read(1, head, position));
+                }
+            }
+        }
+    }
+
+    /// A sequence's bits do not depend on its neighbours in the step or on how a prompt is cut.
+    #[test]
+    fn neighbours_and_chunks_do_not_matter(
+        shape in shapes(),
+        lengths in prop::collection::vec(1usize..150, 1..6),
+        cut in 1usize..150,
+        threads in 1usize..4,
+    ) {
+        let cpu = Cpu::new(Isa::best(), threads);
+        let prompts: Vec<Vec<u64>> = lengths
+            .iter()
+            .enumerate()
+            .map(|(s, &n)| (0..n as u64).map(|i| 1000 * s as u64 + i).collect())
+            .collect();
+        let alone: Vec<Vec<Vec<u32>>> = prompts
+            .iter()
+            .map(|p| {
+                let mut c = cache(shape, p.len());
+                let mut out = vec![];
+                for piece in p.chunks(cut) {
+                    let got = run(&cpu, shape, &mut [(&mut c, piece, &chain(piece.len()))]);
+                    out.extend(got.iter().map(|x| bits(x)));
+                    c.commit(&(0..piece.len()).collect::<Vec<_>>());
+                }
+                out
+            })
+            .collect();
+        let mut caches: Vec<KvCache> = prompts.iter().map(|p| cache(shape, p.len())).collect();
+        let chains: Vec<_> = prompts.iter().map(|p| chain(p.len())).collect();
+        let mut steps: Vec<(&mut KvCache, &[u64], &[Option<u32>])> = caches
+            .iter_mut()
+            .zip(&prompts)
+            .zip(&chains)
+            .map(|((c, p), chain)| (c, &p[..], &chain[..]))
+            .collect();
+        let together: Vec<Vec<u32>> = run(&cpu, shape, &mut steps).iter().map(|x| bits(x)).collect();
+        prop_assert_eq!(alone.concat(), together);
+    }
+}
+
+#[test]
+fn gathered_and_truncated_rows_are_the_same_rows() {
+    let shape = Shape { heads: 2, kv_heads: 2, head_dim: 32 };
+    let cpu = Cpu::new(Isa::best(), 2);
+    let tokens: Vec<u64> = (0..70).collect();
+    let mut c = cache(shape, 80);
+    run(&cpu, shape, &mut [(&mut c, &tokens, &chain(70))]);
+    c.commit(&(0..70).collect::<Vec<_>>());
+    let before: Vec<_> = (0..70).map(|p| c.read(1, 1, p)).collect();
+    let kept: Vec<usize> = (0..70).filter(|p| p % 3 != 1).collect();
+    c.gather(&kept);
+    assert_eq!(c.len(), kept.len());
+    for (to, &from) in kept.iter().enumerate() {
+        assert_eq!(c.read(1, 1, to), before[from]);
+    }
+    c.truncate(10);
+    assert_eq!(c.len(), 10);
+    c.truncate(20);
+    assert_eq!(c.len(), 10);
+}

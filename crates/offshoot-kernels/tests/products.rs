@@ -1,0 +1,233 @@
+//! Packing and products, held against the file's own weights and against the portable lanes.
+
+use half::f16;
+use offshoot_kernels::{
+    Activations, BlockType, Buffer, Cpu, Isa, PackedMatrix, Product, SharedBytes, form_for,
+    multiply,
+};
+use proptest::prelude::*;
+
+/// SplitMix64: small, seedable, good enough for test data.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in -1 to 1.
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// Where the half-precision scales of a block stand.
+fn half_offsets(block: BlockType) -> &'static [usize] {
+    match block {
+        BlockType::F32 | BlockType::F16 | BlockType::Bf16 => &[],
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4K | BlockType::Q5K => &[0, 2],
+        BlockType::Q2K => &[80, 82],
+        BlockType::Q3K => &[108],
+        BlockType::Q6K => &[208],
+        _ => &[0],
+    }
+}
+
+/// Random rows of `block`, every quant and sub-scale possible, weights of about one.
+fn random_rows(block: BlockType, rows: usize, cols: usize, random: &mut Random) -> Vec<u8> {
+    let row_bytes = block.row_bytes(cols).unwrap();
+    if half_offsets(block).is_empty() {
+        return (0..rows * cols)
+            .flat_map(|_| {
+                let x = random.unit();
+                match block {
+                    BlockType::F32 => x.to_le_bytes().to_vec(),
+                    BlockType::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+                    _ => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+                }
+            })
+            .collect();
+    }
+    let mut bytes: Vec<u8> = (0..rows * row_bytes).map(|_| random.next() as u8).collect();
+    for b in bytes.chunks_exact_mut(block.block_bytes()) {
+        for &at in half_offsets(block) {
+            let d = f16::from_f32(random.unit() / 64.0);
+            b[at..at + 2].copy_from_slice(&d.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn pack(cpu: &Cpu, block: BlockType, rows: usize, cols: usize, bytes: &[u8]) -> PackedMatrix {
+    let row_bytes = block.row_bytes(cols).unwrap();
+    let mut out = Buffer::zeroed(PackedMatrix::packed_bytes(block, rows, cols).unwrap());
+    let row = |r: usize| &bytes[r * row_bytes..(r + 1) * row_bytes];
+    PackedMatrix::pack_into(cpu, block, (rows, cols), row, &mut out).unwrap();
+    PackedMatrix::from_packed(block, rows, cols, SharedBytes::from(out)).unwrap()
+}
+
+fn product(cpu: &Cpu, w: &PackedMatrix, x: &[f32], tokens: usize) -> Vec<f32> {
+    let mut acts = Activations::new();
+    let cols = w.cols();
+    acts.fill(cpu, (tokens, cols), form_for(w.block()), |row, out| {
+        out.copy_from_slice(&x[row * cols..(row + 1) * cols]);
+    });
+    let mut out = vec![f32::NAN; tokens * w.rows()];
+    let one = Product { weights: w, bias: None, accumulate: false, out: &mut out };
+    multiply(cpu, &acts, &mut [one]);
+    out
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+fn width_for(block: BlockType, blocks: usize) -> usize {
+    if block.block_len() == 1 { 32 * blocks + 5 } else { block.block_len() * blocks }
+}
+
+#[test]
+fn tiles_hold_the_files_own_weights() {
+    let cpu = Cpu::new(Isa::best(), 2);
+    for block in BlockType::ALL {
+        let (rows, cols) = (37, width_for(block, 2));
+        let bytes = random_rows(block, rows, cols, &mut Random(7));
+        let packed = pack(&cpu, block, rows, cols, &bytes);
+        let (mut tile, mut file) = (vec![0.0; cols], vec![0.0; cols]);
+        for (row, bytes) in bytes.chunks_exact(block.row_bytes(cols).unwrap()).enumerate() {
+            packed.dequantize_row(row, &mut tile);
+            block.dequantize(bytes, &mut file).unwrap();
+            assert_eq!(bits(&tile), bits(&file), "{block}");
+        }
+    }
+}
+
+#[test]
+fn tiles_are_hardly_larger_than_the_file() {
+    for block in BlockType::ALL {
+        let (rows, cols) = (1024, 4096);
+        let packed = PackedMatrix::packed_bytes(block, rows, cols).unwrap() as f64;
+        let file = (rows * block.row_bytes(cols).unwrap()) as f64;
+        let limit = match block {
+            BlockType::Q2K => 2.0,
+            BlockType::Q3K => 1.4,
+            _ => 1.05,
+        };
+        assert!(packed / file <= limit, "{block}: {}", packed / file);
+    }
+}
+
+#[test]
+fn products_are_near_the_exact_ones() {
+    let cpu = Cpu::new(Isa::best(), 2);
+    for block in BlockType::ALL {
+        let (rows, cols, tokens) = (24, width_for(block, 3), 3);
+        let mut random = Random(11);
+        let bytes = random_rows(block, rows, cols, &mut random);
+        let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
+        let w = pack(&cpu, block, rows, cols, &bytes);
+        let y = product(&cpu, &w, &x, tokens);
+        let mut row_w = vec![0.0; cols];
+        for row in 0..rows {
+            w.dequantize_row(row, &mut row_w);
+            for token in 0..tokens {
+                let x = &x[token * cols..(token + 1) * cols];
+                let exact: f64 =
+                    row_w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                let size: f64 = row_w.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+                // Rounding to 8 bits errs by at most 1/254 of the greatest input, to bfloat16 by
+                // 1/256 of each; errors of many inputs add as a random walk.
+                let error = (f64::from(y[token * rows + row]) - exact).abs();
+                assert!(error <= 0.015 * size + 1e-5, "{block}: {error} of {size}");
+            }
+        }
+    }
+}
+
+#[test]
+fn float_products_are_exact_to_rounding() {
+    let cpu = Cpu::new(Isa::best(), 1);
+    for block in [BlockType::F32, BlockType::F16] {
+        let (rows, cols) = (19, 203);
+        let mut random = Random(5);
+        let bytes = random_rows(block, rows, cols, &mut random);
+        let x: Vec<f32> = (0..cols).map(|_| random.unit()).collect();
+        let w = pack(&cpu, block, rows, cols, &bytes);
+        let y = product(&cpu, &w, &x, 1);
+        let mut row_w = vec![0.0; cols];
+        for row in 0..rows {
+            w.dequantize_row(row, &mut row_w);
+            let exact: f64 = row_w.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            assert!((f64::from(y[row]) - exact).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn bias_and_residual_are_added_once() {
+    let cpu = Cpu::new(Isa::best(), 2);
+    let (rows, cols, tokens) = (21, 64, 2);
+    let mut random = Random(3);
+    let bytes = random_rows(BlockType::Q8_0, rows, cols, &mut random);
+    let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
+    let bias: Vec<f32> = (0..rows).map(|_| random.unit()).collect();
+    let w = pack(&cpu, BlockType::Q8_0, rows, cols, &bytes);
+    let plain = product(&cpu, &w, &x, tokens);
+    let mut acts = Activations::new();
+    acts.fill(&cpu, (tokens, cols), form_for(w.block()), |row, out| {
+        out.copy_from_slice(&x[row * cols..(row + 1) * cols]);
+    });
+    let mut out: Vec<f32> = (0..tokens * rows).map(|_| random.unit()).collect();
+    let before = out.clone();
+    let one = Product { weights: &w, bias: Some(&bias), accumulate: true, out: &mut out };
+    multiply(&cpu, &acts, &mut [one]);
+    for (i, y) in out.iter().enumerate() {
+        assert_eq!(*y, before[i] + (plain[i] + bias[i % rows]));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// The promise that drafting and batching rest on: the same bits on every instruction set, for
+    /// every batch that a row may be part of, and for any number of threads.
+    #[test]
+    fn bits_depend_on_nothing_but_the_row(
+        seed in any::<u64>(),
+        block in prop::sample::select(BlockType::ALL.to_vec()),
+        rows in 1usize..70,
+        blocks in 1usize..4,
+        tokens in 1usize..20,
+        threads in 1usize..4,
+    ) {
+        let cols = width_for(block, blocks);
+        let mut random = Random(seed);
+        let bytes = random_rows(block, rows, cols, &mut random);
+        let scale = 10f32.powi((random.next() % 7) as i32 - 3);
+        let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit() * scale).collect();
+        let oracle = Cpu::new(Isa::PORTABLE, 1);
+        let w = pack(&oracle, block, rows, cols, &bytes);
+        let expected = bits(&product(&oracle, &w, &x, tokens));
+        for isa in Isa::available() {
+            let cpu = Cpu::new(isa, threads);
+            prop_assert_eq!(&bits(&product(&cpu, &w, &x, tokens)), &expected, "{} {}", block, isa);
+            let token = (seed % tokens as u64) as usize;
+            let alone = product(&cpu, &w, &x[token * cols..(token + 1) * cols], 1);
+            prop_assert_eq!(&bits(&alone)[..], &expected[token * rows..(token + 1) * rows]);
+        }
+    }
+}
+
+#[test]
+fn shapes_that_cannot_be_packed_are_errors() {
+    assert!(PackedMatrix::packed_bytes(BlockType::Q4_0, 4, 33).is_err());
+    assert!(PackedMatrix::packed_bytes(BlockType::Q4K, 4, 32).is_err());
+    assert!(PackedMatrix::packed_bytes(BlockType::F32, 0, 4).is_err());
+    assert!(PackedMatrix::packed_bytes(BlockType::F32, usize::MAX, 1 << 40).is_err());
+    let bytes = SharedBytes::from(Buffer::zeroed(100));
+    assert!(PackedMatrix::from_packed(BlockType::Q8_0, 16, 32, bytes).is_err());
+}
