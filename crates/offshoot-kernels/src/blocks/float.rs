@@ -22,3 +22,18 @@ pub(super) fn read_bf16(bytes: &[u8], out: &mut [f32]) {
         *w = bf16::from_le_bytes(bytes).to_f32();
     }
 }
+
+/// Appends F32.
+pub(super) fn write_f32(weights: &[f32], out: &mut Vec<u8>) {
+    out.extend(weights.iter().flat_map(|w| w.to_le_bytes()));
+}
+
+/// Appends F16, rounded to nearest, ties to even; beyond 65504 comes infinity.
+pub(super) fn write_f16(weights: &[f32], out: &mut Vec<u8>) {
+    out.extend(weights.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()));
+}
+
+/// Appends BF16, rounded to nearest, ties to even.
+pub(super) fn write_bf16(weights: &[f32], out: &mut Vec<u8>) {
+    out.extend(weights.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()));
+}

@@ -6,9 +6,11 @@
 //! The 6-bit scales have 32 added and lie lowest bits first. Each sub-block of 32 weights has 16
 //! bytes of quants, its first half in the low halves.
 
-use super::parts::{Layout, Levels, Parts, nibbles, sized, u16_at};
+use super::bits::{nibbles, sized, u16_at};
+use super::parts::{Layout, Levels, Parts};
 
-pub(super) const LAYOUT: Layout = Layout { sub_len: 32, levels: Levels::Codebook, parts };
+pub(super) const LAYOUT: Layout =
+    Layout { sub_len: 32, levels: Levels::Codebook, parts, quantize_block: None };
 
 pub(crate) fn parts(block: &[u8]) -> Parts {
     let block = sized::<136>(block);

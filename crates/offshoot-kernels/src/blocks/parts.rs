@@ -39,6 +39,9 @@ impl Parts {
     }
 }
 
+/// Appends weights in some format, as many as there are.
+pub(crate) type Write = fn(&[f32], &mut Vec<u8>);
+
 /// What number a quant stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Levels {
@@ -60,6 +63,8 @@ pub(crate) struct Layout {
     pub(crate) levels: Levels,
     /// Takes one block of exactly the format's bytes apart; panics on any other length.
     pub(crate) parts: fn(&[u8]) -> Parts,
+    /// Appends one block of weights, where the format is written at all.
+    pub(crate) quantize_block: Option<Write>,
 }
 
 impl Layout {
@@ -88,35 +93,83 @@ impl Layout {
     }
 }
 
-/// A block's bytes as an array, so that no later index needs a check.
-pub(super) fn sized<const BYTES: usize>(block: &[u8]) -> &[u8; BYTES] {
-    block.try_into().expect("callers cut rows into blocks of the format's own bytes")
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-/// The little-endian `u16` at `at`.
-pub(super) fn u16_at<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> u16 {
-    u16::from_le_bytes([block[at], block[at + 1]])
-}
+    use super::*;
+    use crate::blocks::{BlockType, Coding};
 
-/// Unpacks bytes of two quants: all low halves first, then all high halves.
-pub(super) fn nibbles(packed: &[u8], q: &mut [u8]) {
-    let (low, high) = q.split_at_mut(packed.len());
-    for ((low, high), &byte) in low.iter_mut().zip(high).zip(packed) {
-        *low = byte & 15;
-        *high = byte >> 4;
+    /// The module's formula, a weight at a time.
+    fn weight(layout: &Layout, parts: &Parts, i: usize) -> f32 {
+        let sub = i / layout.sub_len;
+        let level = match layout.levels {
+            Levels::Linear { zero } => i32::from(parts.q[i]) - i32::from(zero),
+            Levels::Codebook => i32::from(CODEBOOK[usize::from(parts.q[i])]),
+        };
+        let d = f16::from_bits(parts.d).to_f32();
+        let dmin = f16::from_bits(parts.dmin).to_f32();
+        (d * f32::from(parts.scales[sub])) * level as f32 - dmin * f32::from(parts.mins[sub])
     }
-}
 
-/// Adds 16 to each of 32 quants whose bit is set, bit 0 of `bits[0]` being that of the first.
-///
-/// Eight quants a step: a byte is copied to all eight bytes of a word, each keeps its own bit, and
-/// adding 0x7f carries whichever bit that was into the top one.
-pub(super) fn add_fifth_bits(bits: &[u8], q: &mut [u8]) {
-    for (&bits, q) in bits.iter().zip(q.chunks_exact_mut(8)) {
-        let own = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
-        let sixteens = ((own + 0x7f7f_7f7f_7f7f_7f7f) & 0x8080_8080_8080_8080) >> 3;
-        for (q, sixteen) in q.iter_mut().zip(sixteens.to_le_bytes()) {
-            *q |= sixteen;
+    fn quantised() -> impl Iterator<Item = (BlockType, &'static Layout)> {
+        BlockType::ALL.into_iter().filter_map(|block| match block.coding() {
+            Coding::Quants(layout) => Some((block, layout)),
+            Coding::Float { .. } => None,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_formula_gives_the_bits_of_dequantize(
+            bytes in prop::collection::vec(any::<u8>(), 210),
+        ) {
+            for (block, layout) in quantised() {
+                let bytes = &bytes[..block.block_bytes()];
+                let parts = (layout.parts)(bytes);
+                let mut out = vec![0.0; block.block_len()];
+                block.dequantize(bytes, &mut out)?;
+                for (i, w) in out.into_iter().enumerate() {
+                    let expected = weight(layout, &parts, i);
+                    let same = w.to_bits() == expected.to_bits() || (w.is_nan() && expected.is_nan());
+                    prop_assert!(same, "{}: weight {}: {} for {}", block, i, w, expected);
+                }
+            }
+        }
+
+        #[test]
+        fn every_bit_of_a_block_is_in_its_parts(
+            bytes in prop::collection::vec(any::<u8>(), 210),
+            bit in 0usize..8,
+            at in 0usize..210,
+        ) {
+            for (block, layout) in quantised() {
+                let mut bytes = bytes[..block.block_bytes()].to_vec();
+                let before = (layout.parts)(&bytes);
+                bytes[at % block.block_bytes()] ^= 1 << bit;
+                prop_assert_ne!(before, (layout.parts)(&bytes), "{}", block);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_stay_in_their_bits_and_leave_the_rest_zero() {
+        for (block, layout) in quantised() {
+            let ones = (layout.parts)(&vec![0xff; block.block_bytes()]);
+            let zeros = (layout.parts)(&vec![0; block.block_bytes()]);
+            let (most, least) = match block {
+                BlockType::Q2K => (3, 0),
+                BlockType::Q3K => (7, 0),
+                BlockType::Q5_0 | BlockType::Q5_1 | BlockType::Q5K => (31, 0),
+                BlockType::Q6K => (63, 0),
+                BlockType::Q8_0 => (127, 128), // -1 and 0
+                _ => (15, 0),
+            };
+            let len = block.block_len();
+            assert!(ones.q[..len].iter().all(|&q| q == most), "{block}");
+            assert!(zeros.q[..len].iter().all(|&q| q == least), "{block}");
+            assert!(ones.q[len..].iter().all(|&q| q == 0), "{block}");
+            assert!(len / layout.sub_len <= SUBS_MAX && len % layout.sub_len == 0, "{block}");
         }
     }
 }

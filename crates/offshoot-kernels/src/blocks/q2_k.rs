@@ -5,9 +5,11 @@
 //! ```
 //! Each half of 128 weights has 32 bytes of quants; byte l holds those of l, l + 32, l + 64, l + 96.
 
-use super::parts::{Layout, Levels, Parts, sized, u16_at};
+use super::bits::{sized, u16_at};
+use super::parts::{Layout, Levels, Parts};
 
-pub(super) const LAYOUT: Layout = Layout { sub_len: 16, levels: Levels::Linear { zero: 0 }, parts };
+pub(super) const LAYOUT: Layout =
+    Layout { sub_len: 16, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
 
 pub(crate) fn parts(block: &[u8]) -> Parts {
     let block = sized::<84>(block);

@@ -7,10 +7,12 @@
 //! 4 bits are the nibbles of the first 8 bytes (all low ones first), their high 2 bits the bit pairs
 //! of the last 4 (all lowest ones first).
 
-use super::parts::{Layout, Levels, Parts, nibbles, sized, u16_at};
+use super::bits::{nibbles, sized, u16_at};
+use super::parts::{Layout, Levels, Parts};
 use super::q2_k::bit_pairs;
 
-pub(super) const LAYOUT: Layout = Layout { sub_len: 16, levels: Levels::Linear { zero: 4 }, parts };
+pub(super) const LAYOUT: Layout =
+    Layout { sub_len: 16, levels: Levels::Linear { zero: 4 }, parts, quantize_block: None };
 
 pub(crate) fn parts(block: &[u8]) -> Parts {
     let block = sized::<110>(block);

@@ -5,9 +5,11 @@
 //! ```
 //! Each run of 64 weights has 32 bytes of quants, the first 32 weights in the low halves.
 
-use super::parts::{Layout, Levels, Parts, nibbles, sized, u16_at};
+use super::bits::{nibbles, sized, u16_at};
+use super::parts::{Layout, Levels, Parts};
 
-pub(super) const LAYOUT: Layout = Layout { sub_len: 32, levels: Levels::Linear { zero: 0 }, parts };
+pub(super) const LAYOUT: Layout =
+    Layout { sub_len: 32, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
 
 pub(crate) fn parts(block: &[u8]) -> Parts {
     let block = sized::<144>(block);

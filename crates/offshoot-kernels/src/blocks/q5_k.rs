@@ -6,10 +6,12 @@
 //! ```
 //! Bit k of fifth-bit byte l belongs to weight 32 k + l.
 
-use super::parts::{Layout, Levels, Parts, nibbles, sized, u16_at};
+use super::bits::{nibbles, sized, u16_at};
+use super::parts::{Layout, Levels, Parts};
 use super::q4_k::scales_and_mins;
 
-pub(super) const LAYOUT: Layout = Layout { sub_len: 32, levels: Levels::Linear { zero: 0 }, parts };
+pub(super) const LAYOUT: Layout =
+    Layout { sub_len: 32, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
 
 pub(crate) fn parts(block: &[u8]) -> Parts {
     let block = sized::<176>(block);

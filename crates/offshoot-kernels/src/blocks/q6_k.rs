@@ -6,10 +6,11 @@
 //! Each half of 128 weights has 64 bytes of low bits (the first 64 weights in the low halves) and 32
 //! of high bits, laid out as the quants of Q2_K.
 
-use super::parts::{Layout, Levels, Parts, nibbles, sized, u16_at};
+use super::bits::{nibbles, sized, u16_at};
+use super::parts::{Layout, Levels, Parts};
 
 pub(super) const LAYOUT: Layout =
-    Layout { sub_len: 16, levels: Levels::Linear { zero: 32 }, parts };
+    Layout { sub_len: 16, levels: Levels::Linear { zero: 32 }, parts, quantize_block: None };
 
 pub(crate) fn parts(block: &[u8]) -> Parts {
     let block = sized::<210>(block);
