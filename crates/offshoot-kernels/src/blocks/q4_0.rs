@@ -1,0 +1,34 @@
+//! Q4_0: `w = d * (q - 8)`, 32 weights in 18 bytes.
+//!
+//! ```text
+//! d: f16 | 16 bytes, byte j holding q[j] below and q[j + 16] above
+//! ```
+
+use half::f16;
+
+use super::bits::{nibbles, push_nibbles, sized, u16_at};
+use super::parts::{Layout, Levels, Parts};
+use super::rounding::{furthest, inverse};
+
+pub(super) const LAYOUT: Layout = Layout {
+    sub_len: 32,
+    levels: Levels::Linear { zero: 8 },
+    parts,
+    quantize_block: Some(quantize_block),
+};
+
+pub(crate) fn parts(block: &[u8]) -> Parts {
+    let block = sized::<18>(block);
+    let mut parts = Parts::with_scale(u16_at(block, 0));
+    nibbles(&block[2..], &mut parts.q[..32]);
+    parts
+}
+
+/// As ggml's `quantize_row_q4_0_ref`: the weight furthest from zero becomes quant 0.
+fn quantize_block(weights: &[f32], out: &mut Vec<u8>) {
+    let d = furthest(weights) / -8.0;
+    let inverse = inverse(d);
+    let q = std::array::from_fn(|i| ((weights[i] * inverse + 8.5) as u8).min(15));
+    out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
+    push_nibbles(&q, out);
+}

@@ -1,0 +1,36 @@
+//! Q5_0: `w = d * (q - 16)`, 32 weights in 22 bytes.
+//!
+//! ```text
+//! d: f16 | 4 bytes, bit i the fifth bit of q[i] | 16 bytes of low bits as in Q4_0
+//! ```
+
+use half::f16;
+
+use super::bits::{add_fifth_bits, nibbles, push_fifth_bits, push_nibbles, sized, u16_at};
+use super::parts::{Layout, Levels, Parts};
+use super::rounding::{furthest, inverse};
+
+pub(super) const LAYOUT: Layout = Layout {
+    sub_len: 32,
+    levels: Levels::Linear { zero: 16 },
+    parts,
+    quantize_block: Some(quantize_block),
+};
+
+pub(crate) fn parts(block: &[u8]) -> Parts {
+    let block = sized::<22>(block);
+    let mut parts = Parts::with_scale(u16_at(block, 0));
+    nibbles(&block[6..], &mut parts.q[..32]);
+    add_fifth_bits(&block[2..6], &mut parts.q[..32]);
+    parts
+}
+
+/// As ggml's `quantize_row_q5_0_ref`: the weight furthest from zero becomes quant 0.
+fn quantize_block(weights: &[f32], out: &mut Vec<u8>) {
+    let d = furthest(weights) / -16.0;
+    let inverse = inverse(d);
+    let q = std::array::from_fn(|i| ((weights[i] * inverse + 16.5) as u8).min(31));
+    out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
+    push_fifth_bits(&q, out);
+    push_nibbles(&q, out);
+}
