@@ -3,7 +3,7 @@
 use xtask::{Tree, test_command};
 
 fn tree() -> Tree {
-    Tree::read().unwrap()
+    Tree::read().expect("cargo and git can read this workspace")
 }
 
 /// Fails with all breaches at once, one a line.
