@@ -192,6 +192,14 @@ fn of_equal_logits_the_lowest_token_wins() {
     assert_eq!(greedy.sample(&mut [-1.0, -0.0, 0.0], &[], 0, 0).unwrap().token, 1);
 }
 
+/// Equal logits weigh exactly 1 each, so these land on the bounds without rounding.
+#[test]
+fn a_token_exactly_on_the_bound_stays_and_the_next_goes() {
+    let kept = |options| tokens(&distribution(options, &[2.0; 4], &[]));
+    assert_eq!(kept(SamplingOptions { min_p: 1.0, ..plain(0) }), [0, 1, 2, 3]);
+    assert_eq!(kept(SamplingOptions { top_p: 0.5, ..plain(0) }), [0, 1]);
+}
+
 /// Pearson's statistic has 5 degrees of freedom here and passes 30 once in 65,000.
 #[test]
 fn frequencies_match_the_softmax() {
