@@ -54,12 +54,17 @@ struct MetadataDependency {
 }
 
 impl Tree {
-    /// Reads the workspace this program was built in.
+    /// Reads the workspace for which cargo runs this program.
+    ///
+    /// Asked at run time: a build folder shared by several checkouts may hold a program that was
+    /// built in another one.
     ///
     /// # Errors
-    /// If cargo or git cannot be run there, or a file cannot be read.
+    /// If cargo does not run this program, cargo or git cannot be run there, or a file cannot be
+    /// read.
     pub fn read() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
+        let folder = std::env::var_os("CARGO_MANIFEST_DIR").context("run this through cargo")?;
+        let root = Path::new(&folder).parent().context("xtask has no parent")?;
         Ok(Self { packages: read_packages(root)?, files: read_files(root)? })
     }
 
