@@ -1,1 +1,29 @@
-//! placeholder
+//! Methods as pure functions of slices and counted budgets: nothing here opens a file, reads a
+//! clock, prints, or knows what a tensor is.
+//!
+//! Today the room holds what turns logits into text: [`Sampler`] chooses a token,
+//! [`LogProbabilities`] reports what the model thought of it, [`StopMatcher`] ends the text at a
+//! stop string, and [`Philox`] makes the random numbers.
+//!
+//! ```
+//! use offshoot_methods::{Sampler, SamplingOptions};
+//!
+//! let options = SamplingOptions { seed: Some(7), ..SamplingOptions::default() };
+//! let mut sampler = Sampler::new(options)?;
+//! let prompt = [2, 0];
+//! let (choice, position) = (0, 0); // first answer, its first token
+//! let sampled = sampler.sample(&mut [0.5, 3.0, -1.0], &prompt, choice, position)?;
+//! assert!(sampled.token < 3);
+//! # Ok::<(), offshoot_methods::Error>(())
+//! ```
+
+mod decode;
+mod error;
+mod philox;
+
+pub use decode::{
+    Emit, LogProbabilities, Sampled, Sampler, SamplingOptions, StopMatcher, TokenFilter,
+    TokenLogprob, uniform,
+};
+pub use error::Error;
+pub use philox::Philox;

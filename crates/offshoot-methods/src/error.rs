@@ -1,0 +1,50 @@
+//! What a method refuses, and why.
+
+/// An input that a method cannot work with. Every message is one line.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A field of an options struct lies outside its bounds.
+    #[error("{field} is {got}, but must be {bound}")]
+    Option {
+        /// The field's name, as written in a request or a configuration.
+        field: &'static str,
+        /// The bound, in words that follow "must be".
+        bound: &'static str,
+        /// The value given.
+        got: String,
+    },
+    /// A temperature above 0 without a seed: this crate has no source of chance of its own.
+    #[error("seed is missing: sampling at a temperature above 0 needs one, so choose it first")]
+    SeedMissing,
+    /// A logit that is NaN or positive infinity, which no softmax is defined for.
+    #[error("the logit of token {token} is {got}: the model's arithmetic overflowed")]
+    Logit {
+        /// The first such token.
+        token: u32,
+        /// Its logit.
+        got: f32,
+    },
+    /// No token is left to choose: no logits were given, or all are negative infinity.
+    #[error("all {n_vocab} tokens are ruled out: a filter or the model allows none of them")]
+    NoTokenAllowed {
+        /// How many logits were given.
+        n_vocab: usize,
+    },
+    /// A token id at or above the number of logits.
+    #[error("token {token} in {place} is outside the vocabulary of {n_vocab}")]
+    TokenOutOfRange {
+        /// Where the token stood.
+        place: &'static str,
+        /// The token.
+        token: u32,
+        /// How many logits were given.
+        n_vocab: usize,
+    },
+    /// A stop string without characters, which would end every text before it began.
+    #[error("stop string {index} is empty: remove it or give it at least one character")]
+    EmptyStop {
+        /// Its place in the list, from 0.
+        index: usize,
+    },
+}
