@@ -118,7 +118,10 @@ pub fn attend(
     let Some(first) = sequences.first() else { return };
     let (kv_heads, head_dim) = (first.cache.kv_heads(), first.cache.head_dim());
     let rows: usize = sequences.iter().map(|s| s.parents.len()).sum();
-    assert!(heads.heads % kv_heads == 0 && head_dim % KEYS == 0, "heads that the cache can serve");
+    assert!(
+        heads.heads.is_multiple_of(kv_heads) && head_dim % KEYS == 0,
+        "heads that the cache can serve"
+    );
     assert_eq!(heads.q.len(), rows * heads.heads * head_dim, "queries");
     assert_eq!(heads.k.len(), rows * kv_heads * head_dim, "keys");
     assert_eq!(heads.v.len(), heads.k.len(), "values");

@@ -136,7 +136,7 @@ mod tests {
             assert!(b.iter().all(|&x| x == 0));
             b.fill(7);
             assert_eq!(b.len(), len);
-            assert!(len == 0 || b.as_ptr() as usize % 64 == 0);
+            assert!(len == 0 || (b.as_ptr() as usize).is_multiple_of(64));
         }
     }
 }

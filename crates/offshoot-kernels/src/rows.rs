@@ -114,7 +114,7 @@ unsafe fn silu_gate_lanes<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
 #[inline(always)]
 unsafe fn rotate_lanes<L: Lanes>(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     let half = cos.len();
-    assert!(half > 0 && sin.len() == half && x.len() % (2 * half) == 0, "whole heads");
+    assert!(half > 0 && sin.len() == half && x.len().is_multiple_of(2 * half), "whole heads");
     let whole = half / 16 * 16;
     for head in x.chunks_exact_mut(2 * half) {
         let (a, b) = head.split_at_mut(half);

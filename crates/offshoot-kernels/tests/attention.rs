@@ -1,5 +1,7 @@
 //! Attention and its cache, held against sums over all visible positions and against themselves.
 
+#![allow(clippy::unwrap_used)] // test code
+
 use half::f16;
 use offshoot_kernels::{AttentionScratch, Cpu, Heads, Isa, KvCache, Sequence, attend};
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! Packing and products, held against the file's own weights and against the portable lanes.
 
+#![allow(clippy::unwrap_used)] // test code
+
 use half::f16;
 use offshoot_kernels::{
     Activations, BlockType, Buffer, Cpu, Isa, PackedMatrix, Product, SharedBytes, form_for,

@@ -7,9 +7,9 @@
 
 mod bits;
 mod float;
-mod iq4_nl;
+pub(crate) mod iq4_nl;
 mod iq4_xs;
-mod parts;
+pub(crate) mod parts;
 mod q2_k;
 mod q3_k;
 mod q4_0;

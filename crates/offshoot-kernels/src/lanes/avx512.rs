@@ -23,6 +23,13 @@ unsafe fn flush(x: __m512) -> __m512 {
     }
 }
 
+/// The same register, seen as bfloat16.
+#[inline(always)]
+fn as_bf16(x: __m512i) -> __m512bh {
+    // SAFETY: both are 64 plain bytes.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(x) }
+}
+
 // SAFETY of the intrinsics below: the trait asks its callers for a processor that has them, and for
 // 16 elements (or 64 bytes) behind each pointer; all loads and stores are the unaligned forms.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -196,7 +203,7 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
             let w = _mm512_loadu_si512(w.cast());
             let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
             if BF16 {
-                return _mm512_dpbf16_ps(acc, std::mem::transmute(w), std::mem::transmute(x));
+                return _mm512_dpbf16_ps(acc, as_bf16(w), as_bf16(x));
             }
             let high = _mm512_set1_epi32(0xFFFF_0000u32 as i32);
             let odd = |v| flush(_mm512_castsi512_ps(_mm512_and_si512(v, high)));
