@@ -1,0 +1,162 @@
+//! The small set of operations that every architecture is stated in, and what one declares.
+//!
+//! An architecture is written once, as a walk over an [`Executor`]'s registers. Two executors run
+//! it: the packed one over the kernels' own buffers, the dense one over tensors with gradients.
+
+use crate::ModelConfig;
+
+/// A matrix of the model that activations are multiplied with: an index into
+/// [`Blueprint::linears`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinearId(pub(crate) usize);
+
+impl LinearId {
+    /// Its place in [`Blueprint::linears`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// A vector of the model, such as a norm's weight: an index into [`Blueprint::vectors`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VectorId(pub(crate) usize);
+
+impl VectorId {
+    /// Its place in [`Blueprint::vectors`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// A matrix that the architecture asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearSpec {
+    /// Canonical name without its ending, `model.layers.0.self_attn.q_proj`: the weight is
+    /// `{name}.weight`, the bias `{name}.bias`.
+    pub name: String,
+    /// Output width.
+    pub rows: usize,
+    /// Input width.
+    pub cols: usize,
+    /// Whether there is a bias.
+    pub bias: bool,
+}
+
+/// A vector that the architecture asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VectorSpec {
+    /// Canonical name, `model.norm.weight`.
+    pub name: String,
+    /// Length.
+    pub len: usize,
+}
+
+/// All that an architecture asks of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Blueprint {
+    /// Matrices, the output head last.
+    pub linears: Vec<LinearSpec>,
+    /// Vectors.
+    pub vectors: Vec<VectorSpec>,
+    /// Canonical name of the embedding, `[vocab_size, hidden_size]`.
+    pub embedding: String,
+}
+
+impl Blueprint {
+    /// Asks for a matrix `[rows, cols]`, with a bias of `rows` if `bias`.
+    pub(crate) fn linear(&mut self, name: String, rows: usize, cols: usize, bias: bool) -> LinearId {
+        self.linears.push(LinearSpec { name, rows, cols, bias });
+        LinearId(self.linears.len() - 1)
+    }
+
+    /// Asks for a vector.
+    pub(crate) fn vector(&mut self, name: String, len: usize) -> VectorId {
+        self.vectors.push(VectorSpec { name, len });
+        VectorId(self.vectors.len() - 1)
+    }
+
+    /// Asks for the embedding and the output head; a tied head is the embedding's own matrix.
+    pub(crate) fn embedding_and_head(&mut self, config: &ModelConfig) -> LinearId {
+        self.embedding = "model.embed_tokens.weight".to_owned();
+        let name = if config.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" };
+        self.linear(name.to_owned(), config.vocab_size, config.hidden_size, false)
+    }
+}
+
+/// A register that a matrix multiplies: a row for each token of the step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// The normed residual stream, `[rows, hidden_size]`.
+    Normed,
+    /// The attention's result, `[rows, heads * head_dim]`.
+    Attended,
+    /// The gated feed-forward activation, `[rows, intermediate_size]`.
+    Gated,
+}
+
+/// A register that a matrix's product, or the embedding, is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// The residual stream, `[rows, hidden_size]`.
+    Residual,
+    /// Queries, `[rows, heads * head_dim]`.
+    Query,
+    /// Keys, `[rows, kv_heads * head_dim]`.
+    Key,
+    /// Values, `[rows, kv_heads * head_dim]`.
+    Value,
+    /// The gate before its activation, `[rows, intermediate_size]`.
+    Gate,
+    /// What the gate multiplies, `[rows, intermediate_size]`.
+    Up,
+}
+
+/// The non-linear function of a gated feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// A place whose activations can be watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Site {
+    /// The residual stream after block `0..`.
+    Block(usize),
+    /// The final norm's result: what the output head multiplies.
+    Final,
+}
+
+/// What the registers of a step go through. A step's rows are those of its segments, in order.
+pub trait Executor {
+    /// What can go wrong.
+    type Error;
+
+    /// `Residual = embedding[tokens]`.
+    fn embed(&mut self) -> Result<(), Self::Error>;
+
+    /// `Normed = rms_norm(Residual) * weight`.
+    fn norm(&mut self, weight: VectorId, eps: f32) -> Result<(), Self::Error>;
+
+    /// `out = matrix * x + bias` for each of up to four matrices.
+    fn linear(&mut self, x: Input, outs: &[(LinearId, Output)]) -> Result<(), Self::Error>;
+
+    /// `Residual += matrix * x + bias`.
+    fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Self::Error>;
+
+    /// Rotates each head of a register by its row's position.
+    fn rotate(&mut self, x: Output, head_dim: usize) -> Result<(), Self::Error>;
+
+    /// Appends `Key` and `Value` to the caches of `layer` and writes the attention of `Query` over
+    /// them to `Attended`; scores are multiplied by `scale`.
+    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Self::Error>;
+
+    /// `Gated = activation(Gate) * Up`.
+    fn gate(&mut self, activation: Activation) -> Result<(), Self::Error>;
+
+    /// Shows `Residual` ([`Site::Block`]) or `Normed` ([`Site::Final`]) to whoever watches `site`.
+    fn tap(&mut self, site: Site) -> Result<(), Self::Error>;
+
+    /// Writes `head * Normed` for the rows whose logits were asked for.
+    fn logits(&mut self, head: LinearId) -> Result<(), Self::Error>;
+}

@@ -1,0 +1,38 @@
+//! One architecture a file: what it asks of a checkpoint, and its forward pass.
+
+mod llama;
+mod qwen2;
+
+use crate::architecture::{Blueprint, Executor};
+use crate::{Family, ModelConfig};
+use llama::Llama;
+use qwen2::Qwen2;
+
+/// An architecture of any family, with the places of its parts.
+#[derive(Debug, Clone)]
+pub enum Architecture {
+    /// See [`Family::Llama`].
+    Llama(Llama),
+    /// See [`Family::Qwen2`].
+    Qwen2(Qwen2),
+}
+
+impl Architecture {
+    /// The architecture that `config` describes, and all it asks for.
+    pub fn new(config: &ModelConfig) -> (Self, Blueprint) {
+        let mut blueprint = Blueprint::default();
+        let architecture = match config.family {
+            Family::Llama => Architecture::Llama(Llama::new(config, &mut blueprint)),
+            Family::Qwen2 => Architecture::Qwen2(Qwen2::new(config, &mut blueprint)),
+        };
+        (architecture, blueprint)
+    }
+
+    /// Runs one step.
+    pub fn forward<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
+        match self {
+            Architecture::Llama(model) => model.forward(e),
+            Architecture::Qwen2(model) => model.forward(e),
+        }
+    }
+}
