@@ -64,7 +64,13 @@ pub struct Blueprint {
 
 impl Blueprint {
     /// Asks for a matrix `[rows, cols]`, with a bias of `rows` if `bias`.
-    pub(crate) fn linear(&mut self, name: String, rows: usize, cols: usize, bias: bool) -> LinearId {
+    pub(crate) fn linear(
+        &mut self,
+        name: String,
+        rows: usize,
+        cols: usize,
+        bias: bool,
+    ) -> LinearId {
         self.linears.push(LinearSpec { name, rows, cols, bias });
         LinearId(self.linears.len() - 1)
     }

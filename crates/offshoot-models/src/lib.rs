@@ -1,15 +1,24 @@
 //! What a model is: its weights under canonical names, its tokenizer and chat template, and its
 //! architecture, stated once and run by two executors.
 
+mod architecture;
 mod checkpoint;
 mod config;
 mod error;
+mod families;
 pub mod gguf;
 mod identity;
+mod step;
 mod tokenizer_spec;
 
+pub use architecture::{
+    Activation, Blueprint, Executor, Input, LinearId, LinearSpec, Output, Site, VectorId,
+    VectorSpec,
+};
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::Error;
+pub use families::{Architecture, Llama, Qwen2};
 pub use identity::{BaseId, TemplateId, TokenizerId};
+pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};

@@ -5,8 +5,8 @@ mod qwen2;
 
 use crate::architecture::{Blueprint, Executor};
 use crate::{Family, ModelConfig};
-use llama::Llama;
-use qwen2::Qwen2;
+pub use llama::Llama;
+pub use qwen2::Qwen2;
 
 /// An architecture of any family, with the places of its parts.
 #[derive(Debug, Clone)]
