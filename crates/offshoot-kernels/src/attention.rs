@@ -34,16 +34,15 @@ const ITEM_VECTORS: usize = 64;
 /// Greatest magnitude of half precision.
 const F16_MAX: f32 = 65504.0;
 
-/// The rows that one sequence has in a step.
-#[derive(Debug)]
-pub struct Sequence<'a> {
+/// The rows that one sequence has in a step. Rows of a step are those of its sequences, in order.
+pub trait SequenceRows: Sync {
     /// Its cache; the rows' keys and values are written behind [`KvCache::len`].
-    pub cache: &'a mut KvCache,
-    /// First row of the step that belongs to it.
-    pub first: usize,
-    /// For each of its rows the row it follows, counted from `first`; `None` for rows that follow
-    /// the cache's last position. Parents stand before their children.
-    pub parents: &'a [Option<u32>],
+    fn cache(&self) -> &KvCache;
+    /// The same cache, to be written.
+    fn cache_mut(&mut self) -> &mut KvCache;
+    /// For each row the row of the sequence that it follows; `None` for rows that follow the
+    /// cache's last position. Parents stand before their children.
+    fn parents(&self) -> &[Option<u32>];
 }
 
 /// Room that attention works in; grows to the largest step seen.
@@ -54,6 +53,8 @@ pub struct AttentionScratch {
     partials: Buffer<f32>,
     items: Vec<Item>,
     ancestors: Vec<u32>,
+    /// First row of each sequence.
+    firsts: Vec<usize>,
 }
 
 impl Default for AttentionScratch {
@@ -71,6 +72,7 @@ impl AttentionScratch {
             partials: Buffer::zeroed(0),
             items: Vec::new(),
             ancestors: Vec::new(),
+            firsts: Vec::new(),
         }
     }
 }
@@ -107,17 +109,17 @@ struct Item {
 ///
 /// # Panics
 /// If shapes disagree, a cache has too little room, or a parent stands behind its child.
-pub fn attend(
+pub fn attend<S: SequenceRows>(
     cpu: &Cpu,
     layer: usize,
-    sequences: &mut [Sequence<'_>],
+    sequences: &mut [S],
     heads: Heads<'_>,
     out: &mut [f32],
     scratch: &mut AttentionScratch,
 ) {
     let Some(first) = sequences.first() else { return };
-    let (kv_heads, head_dim) = (first.cache.kv_heads(), first.cache.head_dim());
-    let rows: usize = sequences.iter().map(|s| s.parents.len()).sum();
+    let (kv_heads, head_dim) = (first.cache().kv_heads(), first.cache().head_dim());
+    let rows: usize = sequences.iter().map(|s| s.parents().len()).sum();
     assert!(
         heads.heads.is_multiple_of(kv_heads) && head_dim % KEYS == 0,
         "heads that the cache can serve"
@@ -129,17 +131,30 @@ pub fn attend(
     let group = heads.heads / kv_heads;
     assert!(group <= ITEM_VECTORS, "at most {ITEM_VECTORS} query heads a head of keys");
     for s in sequences.iter() {
-        assert!(s.cache.len() + s.parents.len() <= s.cache.capacity(), "room in the cache");
-        assert!(s.cache.kv_heads() == kv_heads && s.cache.head_dim() == head_dim, "one shape");
+        let (cache, rows) = (s.cache(), s.parents().len());
+        assert!(cache.len() + rows <= cache.capacity(), "room in the cache");
+        assert!(cache.kv_heads() == kv_heads && cache.head_dim() == head_dim, "one shape");
+        assert!(layer < cache.layers(), "a layer of the cache");
     }
+    scratch.firsts.clear();
+    let mut next = 0;
     for s in sequences.iter_mut() {
-        append(cpu, layer, s, heads);
+        scratch.firsts.push(next);
+        let rows = s.parents().len();
+        append(cpu, layer, s.cache_mut(), next..next + rows, heads);
+        next += rows;
     }
     plan(sequences, kv_heads, group, cpu.team().threads(), scratch);
-    let job = Job { sequences, heads, layer, group, head_dim, width: partial_width(head_dim) };
-    scratch.reserve(cpu.team().threads(), &job);
     let whole_items = rows > BATCH || scratch.items.len() >= 4 * cpu.team().threads();
-    let AttentionScratch { members, tails, partials, items, ancestors } = scratch;
+    let longest = sequences.iter().map(|s| s.cache().len() + s.parents().len()).max();
+    let chunks = longest.unwrap_or(0).div_ceil(CHUNK);
+    let width = partial_width(head_dim);
+    scratch.reserve(cpu.team().threads(), rows, group, head_dim);
+    if !whole_items {
+        scratch.reserve_partials(chunks * group * width);
+    }
+    let AttentionScratch { members, tails, partials, items, ancestors, firsts } = scratch;
+    let job = Job { sequences, firsts, heads, layer, group, head_dim, width };
     let members: Vec1<'_, f32> = Vec1::new(members);
     let tails: Vec1<'_, u16> = Vec1::new(tails);
     let out = Disjoint::new(out);
@@ -154,7 +169,6 @@ pub fn attend(
         return;
     }
     // Few rows: chunks are shared out too, and merged by a second, small job.
-    let chunks = job.most_chunks();
     let stride = chunks * group * job.width;
     let shared = Disjoint::new(partials);
     cpu.team().for_pieces(items.len() * chunks, 1, |member, piece| {
@@ -175,12 +189,19 @@ pub fn attend(
     }
 }
 
-/// Writes the rows' keys and values behind the decided positions.
-fn append(cpu: &Cpu, layer: usize, s: &mut Sequence<'_>, heads: Heads<'_>) {
-    let (kv_heads, head_dim) = (s.cache.kv_heads(), s.cache.head_dim());
-    let (base, stride, rows, first) = (s.cache.len(), s.cache.stride(), s.parents.len(), s.first);
-    let start = s.cache.head_start(layer, 0);
-    let (k, v) = s.cache.parts_mut();
+/// Writes the keys and values of the step's rows `rows` behind the decided positions of `cache`.
+fn append(
+    cpu: &Cpu,
+    layer: usize,
+    cache: &mut KvCache,
+    rows: std::ops::Range<usize>,
+    heads: Heads<'_>,
+) {
+    let (kv_heads, head_dim) = (cache.kv_heads(), cache.head_dim());
+    let (base, stride, first) = (cache.len(), cache.stride(), rows.start);
+    let rows = rows.len();
+    let start = cache.head_start(layer, 0);
+    let (k, v) = cache.parts_mut();
     let (k, v) = (Disjoint::new(k), Disjoint::new(v));
     let width = kv_heads * head_dim;
     let isa = cpu.isa();
@@ -210,8 +231,8 @@ fn append(cpu: &Cpu, layer: usize, s: &mut Sequence<'_>, heads: Heads<'_>) {
 }
 
 /// Cuts the step into items.
-fn plan(
-    sequences: &[Sequence<'_>],
+fn plan<S: SequenceRows>(
+    sequences: &[S],
     kv_heads: usize,
     group: usize,
     threads: usize,
@@ -219,13 +240,13 @@ fn plan(
 ) {
     scratch.items.clear();
     scratch.ancestors.clear();
-    let rows: usize = sequences.iter().map(|s| s.parents.len()).sum();
+    let rows: usize = sequences.iter().map(|s| s.parents().len()).sum();
     // Few rows stand alone, so that chunks can be shared out; many are taken together.
     let share = (rows * kv_heads).div_ceil(4 * threads);
     let together = if rows <= BATCH { 1 } else { (ITEM_VECTORS / group).clamp(1, share.max(1)) };
     for (sequence, s) in sequences.iter().enumerate() {
-        let chain = s
-            .parents
+        let parents = s.parents();
+        let chain = parents
             .iter()
             .enumerate()
             .take_while(|&(i, p)| if i == 0 { p.is_none() } else { *p == Some(i as u32 - 1) });
@@ -238,12 +259,12 @@ fn plan(
                 row += rows;
             }
         }
-        for row in chain..s.parents.len() {
+        for row in chain..parents.len() {
             let start = scratch.ancestors.len();
             let mut at = Some(row as u32);
             while let Some(ancestor) = at {
                 scratch.ancestors.push(ancestor);
-                at = s.parents[ancestor as usize];
+                at = parents[ancestor as usize];
                 assert!(at.is_none_or(|parent| parent < ancestor), "parents before children");
             }
             scratch.ancestors[start..].reverse();
@@ -261,8 +282,9 @@ const fn partial_width(head_dim: usize) -> usize {
 }
 
 /// What all items share.
-struct Job<'a, 's> {
-    sequences: &'a [Sequence<'s>],
+struct Job<'a, S> {
+    sequences: &'a [S],
+    firsts: &'a [usize],
     heads: Heads<'a>,
     layer: usize,
     group: usize,
@@ -271,11 +293,10 @@ struct Job<'a, 's> {
 }
 
 impl AttentionScratch {
-    fn reserve(&mut self, threads: usize, job: &Job<'_, '_>) {
-        let vectors = ITEM_VECTORS.max(job.group);
-        let room = vectors * (job.head_dim + CHUNK + 2 * job.width);
-        let longest = job.sequences.iter().map(|s| s.parents.len()).max().unwrap_or(0);
-        let tail = 2 * (longest + 2 * KEYS) * job.head_dim;
+    fn reserve(&mut self, threads: usize, rows: usize, group: usize, head_dim: usize) {
+        let vectors = ITEM_VECTORS.max(group);
+        let room = vectors * (head_dim + CHUNK + 2 * partial_width(head_dim));
+        let tail = 2 * (rows + 2 * KEYS) * head_dim;
         while self.members.len() < threads {
             self.members.push(Buffer::zeroed(0));
             self.tails.push(Buffer::zeroed(0));
@@ -288,12 +309,13 @@ impl AttentionScratch {
                 *tails = Buffer::zeroed(tail);
             }
         }
-        if self.items.len() < 4 * threads {
-            let partials = self.items.len() * job.most_chunks() * job.group * job.width;
-            if self.partials.len() < partials {
-                // Twice the need, so that a growing context does not ask at every chunk.
-                self.partials = Buffer::zeroed(2 * partials);
-            }
+    }
+
+    fn reserve_partials(&mut self, each: usize) {
+        let partials = self.items.len() * each;
+        if self.partials.len() < partials {
+            // Twice the need, so that a growing context does not ask at every chunk.
+            self.partials = Buffer::zeroed(2 * partials);
         }
     }
 }
@@ -339,15 +361,10 @@ struct Pass<'a> {
     start: usize,
 }
 
-impl Job<'_, '_> {
-    fn most_chunks(&self) -> usize {
-        let longest = self.sequences.iter().map(|s| s.cache.len() + s.parents.len()).max();
-        longest.unwrap_or(0).div_ceil(CHUNK)
-    }
-
+impl<S: SequenceRows> Job<'_, S> {
     /// Positions that row `row` of an item sees.
     fn visible(&self, item: &Item, row: usize) -> usize {
-        let base = self.sequences[item.sequence].cache.len();
+        let base = self.sequences[item.sequence].cache().len();
         match item.ancestors {
             Some((_, n)) => base + n,
             None => base + item.row + row + 1,
@@ -356,7 +373,7 @@ impl Job<'_, '_> {
 
     /// Copies what a row sees behind the last whole block of decided positions.
     fn source<'b>(&'b self, item: &Item, ancestors: &[u32], tail: &'b mut [u16]) -> Source<'b> {
-        let cache = &self.sequences[item.sequence].cache;
+        let cache = self.sequences[item.sequence].cache();
         let (k, v) = cache.head(self.layer, item.kv_head);
         let Some((start, n)) = item.ancestors else {
             return Source { k, v, split: usize::MAX, tail_k: &[], tail_v: &[] };
@@ -383,7 +400,7 @@ impl Job<'_, '_> {
     /// Writes the scaled queries of an item.
     fn load_queries(&self, item: &Item, q: &mut [f32]) {
         let (hd, group) = (self.head_dim, self.group);
-        let first = self.sequences[item.sequence].first + item.row;
+        let first = self.firsts[item.sequence] + item.row;
         for row in 0..item.rows {
             let from = (first + row) * self.heads.heads * hd + item.kv_head * group * hd;
             let from = &self.heads.q[from..from + group * hd];
@@ -494,7 +511,7 @@ impl Job<'_, '_> {
     /// Writes `O / L`.
     fn finish(&self, item: &Item, state: &[f32], out: &Disjoint<'_, f32>) {
         let (hd, group) = (self.head_dim, self.group);
-        let first = self.sequences[item.sequence].first + item.row;
+        let first = self.firsts[item.sequence] + item.row;
         for (j, state) in state.chunks_exact(self.width).enumerate() {
             let (row, head) = (j / group, item.kv_head * group + j % group);
             let at = (first + row) * self.heads.heads * hd + head * hd;

@@ -27,7 +27,7 @@ mod team;
 mod tile;
 
 pub use activations::{Activations, Forms};
-pub use attention::{AttentionScratch, Heads, Sequence, attend};
+pub use attention::{AttentionScratch, Heads, SequenceRows, attend};
 pub use blocks::{BlockError, BlockType};
 pub use buffer::{Buffer, Plain};
 pub use bytes::SharedBytes;
@@ -35,7 +35,7 @@ pub use cpu::Cpu;
 pub use file_map::FileMap;
 pub use isa::Isa;
 pub use kv_cache::KvCache;
-pub use product::{Product, form_for, multiply};
+pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed};
 pub use rope::RopeTable;
 pub use rows::{add_assign, argmax, rms_norm, rotate, silu_gate};
 pub use team::{Pinning, Team, available_threads, pin_current_thread};

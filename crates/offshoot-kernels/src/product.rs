@@ -58,17 +58,50 @@ struct Task<'a> {
 ///
 /// # Panics
 /// If a shape does not fit, or `acts` lacks the form that [`form_for`] names.
-pub fn multiply(cpu: &Cpu, acts: &Activations, products: &mut [Product<'_>]) {
+pub fn multiply<'p, 'a: 'p>(
+    cpu: &Cpu,
+    acts: &Activations,
+    products: impl IntoIterator<Item = &'p mut Product<'a>>,
+) {
+    run_products(cpu, acts, products, None);
+}
+
+/// What is added to weights inside a product, as if the stored ones were changed.
+pub trait Perturbation: Sync {
+    /// Adds to a block of weights: `w[i][lane]` is the weight of output `row + lane` and input
+    /// `col + i`. Lanes beyond the matrix's last row count for nothing. What is added may depend on
+    /// the weight's place alone, as blocks are visited in any order and more than once.
+    fn perturb(&self, row: usize, col: usize, w: &mut [[f32; 16]]);
+}
+
+/// As [`multiply`], with `perturbation` added to the dequantised weights of each tile and the inputs
+/// taken as floats.
+pub fn multiply_perturbed<'p, 'a: 'p>(
+    cpu: &Cpu,
+    acts: &Activations,
+    products: impl IntoIterator<Item = &'p mut Product<'a>>,
+    perturbation: &dyn Perturbation,
+) {
+    run_products(cpu, acts, products, Some(perturbation));
+}
+
+fn run_products<'p, 'a: 'p>(
+    cpu: &Cpu,
+    acts: &Activations,
+    products: impl IntoIterator<Item = &'p mut Product<'a>>,
+    perturbation: Option<&dyn Perturbation>,
+) {
     let tasks: Vec1<Task<'_>> = products
-        .iter_mut()
+        .into_iter()
         .map(|p| {
             let rows = p.weights.rows();
             assert_eq!(p.weights.cols(), acts.cols(), "the product's inner width");
             assert_eq!(p.out.len(), acts.tokens() * rows, "the product's output");
             assert!(p.bias.is_none_or(|b| b.len() == rows), "a bias per row");
             let need = form_for(p.weights.block());
-            assert!(!need.q8 || acts.forms().q8, "8-bit activations");
-            assert!(!need.bf16 || acts.forms().bf16, "bfloat16 activations");
+            let floats = perturbation.is_some();
+            assert!(floats || !need.q8 || acts.forms().q8, "8-bit activations");
+            assert!(floats || !need.bf16 || acts.forms().bf16, "bfloat16 activations");
             Task {
                 weights: p.weights,
                 acts,
@@ -86,7 +119,10 @@ pub fn multiply(cpu: &Cpu, acts: &Activations, products: &mut [Product<'_>]) {
             let end = start + task.weights.tiles();
             let (from, to) = (piece.start.max(start), piece.end.min(end));
             if from < to {
-                run_tiles(cpu.isa(), task, from - start, to - start);
+                match perturbation {
+                    Some(p) => run_perturbed(cpu.isa(), task, p, from - start, to - start),
+                    None => run_tiles(cpu.isa(), task, from - start, to - start),
+                }
             }
             start = end;
         }
@@ -147,6 +183,9 @@ by_isa! { fn run_iq4_nl(t: &Task<'_>, from: usize, to: usize) = quantized [forma
 by_isa! { fn run_iq4_xs(t: &Task<'_>, from: usize, to: usize) = quantized [format::Iq4Xs] }
 by_isa! { fn run_f32(t: &Task<'_>, from: usize, to: usize) = float [Single] }
 by_isa! { fn run_f16(t: &Task<'_>, from: usize, to: usize) = float [Half] }
+by_isa! {
+    fn run_perturbed(t: &Task<'_>, p: &dyn Perturbation, from: usize, to: usize) = perturbed
+}
 by_isa! { bf16 fn run_bf16(t: &Task<'_>, from: usize, to: usize) = bfloat }
 
 /// Tile rows of a quantised matrix.
@@ -500,6 +539,41 @@ unsafe fn bfloat_rows<L: Lanes, const T: usize>(
             start = end;
         }
         acc
+    }
+}
+
+/// Tile rows whose weights are dequantised block by block, perturbed, and multiplied as floats.
+#[inline(always)]
+unsafe fn perturbed<L: Lanes>(t: &Task<'_>, p: &dyn Perturbation, from: usize, to: usize) {
+    let (cols, tokens) = (t.acts.cols(), t.acts.tokens());
+    let x = t.acts.x();
+    for tile in from..to {
+        let mut token = 0;
+        while token < tokens {
+            let count = PANEL.min(tokens - token);
+            // SAFETY: the caller runs where the instructions of `L` exist.
+            let mut acc = unsafe { [L::splat(0.0); PANEL] };
+            for start in (0..cols).step_by(32) {
+                let mut w = [[0f32; TILE_ROWS]; 32];
+                let w = &mut w[..32.min(cols - start)];
+                t.weights.dequantize_tile(tile, start, w);
+                p.perturb(tile * TILE_ROWS, start, w);
+                for (i, acc) in acc.iter_mut().enumerate().take(count) {
+                    let x = &x[(token + i) * cols + start..][..w.len()];
+                    // SAFETY: rows of `w` hold 16 floats.
+                    unsafe {
+                        let mut partial = L::splat(0.0);
+                        for (w, x) in w.iter().zip(x) {
+                            partial = L::fma(L::load(w.as_ptr()), L::splat(*x), partial);
+                        }
+                        *acc = L::add(*acc, partial);
+                    }
+                }
+            }
+            // SAFETY: this member alone runs this tile.
+            unsafe { store::<L, PANEL>(t, Place { tile, token, count }, acc) };
+            token += count;
+        }
     }
 }
 

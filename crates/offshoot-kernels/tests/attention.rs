@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // test code
 
 use half::f16;
-use offshoot_kernels::{AttentionScratch, Cpu, Heads, Isa, KvCache, Sequence, attend};
+use offshoot_kernels::{AttentionScratch, Cpu, Heads, Isa, KvCache, SequenceRows, attend};
 use proptest::prelude::*;
 
 struct Random(u64);
@@ -45,27 +45,46 @@ fn rows(shape: Shape, tokens: &[u64]) -> Rows {
     rows
 }
 
-fn run(
-    cpu: &Cpu,
-    shape: Shape,
-    steps: &mut [(&mut KvCache, &[u64], &[Option<u32>])],
-) -> Vec<Vec<f32>> {
-    let tokens: Vec<u64> = steps.iter().flat_map(|s| s.1.iter().copied()).collect();
+/// A sequence's rows in a step.
+struct Step<'a> {
+    cache: &'a mut KvCache,
+    tokens: &'a [u64],
+    parents: &'a [Option<u32>],
+}
+
+impl SequenceRows for Step<'_> {
+    fn cache(&self) -> &KvCache {
+        self.cache
+    }
+
+    fn cache_mut(&mut self) -> &mut KvCache {
+        self.cache
+    }
+
+    fn parents(&self) -> &[Option<u32>] {
+        self.parents
+    }
+}
+
+fn run(cpu: &Cpu, shape: Shape, steps: &mut [Step<'_>]) -> Vec<Vec<f32>> {
+    let tokens: Vec<u64> = steps.iter().flat_map(|s| s.tokens.iter().copied()).collect();
     let r = rows(shape, &tokens);
     let mut out = vec![f32::NAN; r.q.len()];
-    let mut first = 0;
-    let mut sequences: Vec<Sequence<'_>> = steps
-        .iter_mut()
-        .map(|(cache, tokens, parents)| {
-            let s = Sequence { cache, first, parents };
-            first += tokens.len();
-            s
-        })
-        .collect();
     let scale = (shape.head_dim as f32).powf(-0.5);
     let heads = Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale };
-    attend(cpu, 1, &mut sequences, heads, &mut out, &mut AttentionScratch::new());
+    attend(cpu, 1, steps, heads, &mut out, &mut AttentionScratch::new());
     out.chunks_exact(shape.heads * shape.head_dim).map(<[f32]>::to_vec).collect()
+}
+
+/// One sequence's step.
+fn run_one(
+    cpu: &Cpu,
+    shape: Shape,
+    cache: &mut KvCache,
+    tokens: &[u64],
+    parents: &[Option<u32>],
+) -> Vec<Vec<f32>> {
+    run(cpu, shape, &mut [Step { cache, tokens, parents }])
 }
 
 fn chain(n: usize) -> Vec<Option<u32>> {
@@ -145,10 +164,10 @@ proptest! {
             let cpu = Cpu::new(isa, threads);
             let mut c = cache(shape, prefix.len() + nodes);
             if !prefix.is_empty() {
-                run(&cpu, shape, &mut [(&mut c, &prefix, &chain(prefix.len()))]);
+                run_one(&cpu, shape, &mut c, &prefix, &chain(prefix.len()));
                 c.commit(&(0..prefix.len()).collect::<Vec<_>>());
             }
-            let got = run(&cpu, shape, &mut [(&mut c, &tokens, &parents)]);
+            let got = run_one(&cpu, shape, &mut c, &tokens, &parents);
             let all: Vec<Vec<u32>> = got.iter().map(|x| bits(x)).collect();
             prop_assert_eq!(expected.get_or_insert_with(|| all.clone()), &all, "{}", isa);
             if isa != Isa::best() {
@@ -165,7 +184,7 @@ proptest! {
             plain.copy_prefix(&c, prefix.len());
             let mut last = vec![];
             for &i in &path {
-                last = run(&oracle, shape, &mut [(&mut plain, &[tokens[i]], &[None])]).remove(0);
+                last = run_one(&oracle, shape, &mut plain, &[tokens[i]], &[None]).remove(0);
                 plain.commit(&[0]);
             }
             prop_assert_eq!(bits(&last), all[node].clone());
@@ -205,7 +224,7 @@ proptest! {
                 let mut c = cache(shape, p.len());
                 let mut out = vec![];
                 for piece in p.chunks(cut) {
-                    let got = run(&cpu, shape, &mut [(&mut c, piece, &chain(piece.len()))]);
+                    let got = run_one(&cpu, shape, &mut c, piece, &chain(piece.len()));
                     out.extend(got.iter().map(|x| bits(x)));
                     c.commit(&(0..piece.len()).collect::<Vec<_>>());
                 }
@@ -214,11 +233,11 @@ proptest! {
             .collect();
         let mut caches: Vec<KvCache> = prompts.iter().map(|p| cache(shape, p.len())).collect();
         let chains: Vec<_> = prompts.iter().map(|p| chain(p.len())).collect();
-        let mut steps: Vec<(&mut KvCache, &[u64], &[Option<u32>])> = caches
+        let mut steps: Vec<Step<'_>> = caches
             .iter_mut()
             .zip(&prompts)
             .zip(&chains)
-            .map(|((c, p), chain)| (c, &p[..], &chain[..]))
+            .map(|((cache, tokens), parents)| Step { cache, tokens, parents })
             .collect();
         let together: Vec<Vec<u32>> = run(&cpu, shape, &mut steps).iter().map(|x| bits(x)).collect();
         prop_assert_eq!(alone.concat(), together);
@@ -231,7 +250,7 @@ fn gathered_and_truncated_rows_are_the_same_rows() {
     let cpu = Cpu::new(Isa::best(), 2);
     let tokens: Vec<u64> = (0..70).collect();
     let mut c = cache(shape, 80);
-    run(&cpu, shape, &mut [(&mut c, &tokens, &chain(70))]);
+    run_one(&cpu, shape, &mut c, &tokens, &chain(70));
     c.commit(&(0..70).collect::<Vec<_>>());
     let before: Vec<_> = (0..70).map(|p| c.read(1, 1, p)).collect();
     let kept: Vec<usize> = (0..70).filter(|p| p % 3 != 1).collect();

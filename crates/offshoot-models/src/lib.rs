@@ -8,6 +8,7 @@ mod error;
 mod families;
 pub mod gguf;
 mod identity;
+mod packed;
 mod step;
 mod tokenizer_spec;
 
@@ -20,5 +21,6 @@ pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::Error;
 pub use families::{Architecture, Llama, Qwen2};
 pub use identity::{BaseId, TemplateId, TokenizerId};
+pub use packed::{Hooks, NoHooks, PackedExecutor, PackedModel, SegmentRows, WeightCache};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};

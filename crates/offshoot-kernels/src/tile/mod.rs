@@ -136,6 +136,31 @@ impl PackedMatrix {
         &self.bytes[tile * self.tile_bytes..(tile + 1) * self.tile_bytes]
     }
 
+    /// Writes the weights of tile row `tile` for inputs `col..col + w.len()`: `w[i][lane]`. `col` is
+    /// a multiple of 32 and the run at most 32 long. Lanes beyond the last row are zero.
+    pub(crate) fn dequantize_tile(&self, tile: usize, col: usize, w: &mut [[f32; TILE_ROWS]]) {
+        let bytes = self.tile(tile);
+        let Some(shape) = Shape::new(self.block) else {
+            for (i, w) in w.iter_mut().enumerate() {
+                for (lane, w) in w.iter_mut().enumerate() {
+                    *w = float_weight(self.block, bytes, lane, col + i);
+                }
+            }
+            return;
+        };
+        let b = col / 32;
+        let (quants, scales) = bytes.split_at(self.cols / 32 * shape.quant_bytes());
+        let quants = &quants[b * shape.quant_bytes()..];
+        for lane in 0..TILE_ROWS {
+            for sub in 0..32 / shape.sub {
+                let (scale, offset) = scale_of(shape, scales, b, sub, lane);
+                for (i, w) in w.iter_mut().enumerate().skip(sub * shape.sub).take(shape.sub) {
+                    w[lane] = scale * quant(shape, quants, lane, i) as f32 - offset;
+                }
+            }
+        }
+    }
+
     /// Writes the weights of `row` to `out`, `cols` of them: the same bits as the file's
     /// dequantised row.
     ///

@@ -1,0 +1,436 @@
+//! One step of a packed model, register by register.
+
+use offshoot_kernels::{
+    Activations, AttentionScratch, Buffer, Cpu, Forms, Heads, KvCache, Perturbation, Product,
+    RopeTable, SequenceRows, add_assign, attend, multiply, multiply_perturbed, rms_norm, rotate,
+    silu_gate,
+};
+
+use super::hooks::{Hooks, SegmentRows};
+use super::weights::PackedModel;
+use crate::{
+    Activation, Error, Executor, Input, LinearId, ModelConfig, Output, RopeScaling, Segment, Site,
+    VectorId,
+};
+
+impl SequenceRows for Segment<'_, KvCache> {
+    fn cache(&self) -> &KvCache {
+        self.cache
+    }
+
+    fn cache_mut(&mut self) -> &mut KvCache {
+        self.cache
+    }
+
+    fn parents(&self) -> &[Option<u32>] {
+        self.parents
+    }
+}
+
+/// Rows of floats that grow to the largest step seen.
+#[derive(Debug)]
+struct Rows {
+    data: Buffer<f32>,
+    width: usize,
+}
+
+impl Rows {
+    fn new(width: usize) -> Self {
+        Self { data: Buffer::zeroed(0), width }
+    }
+
+    fn reserve(&mut self, rows: usize) {
+        if self.data.len() < rows * self.width {
+            self.data = Buffer::zeroed(rows * self.width);
+        }
+    }
+
+    fn get(&self, rows: usize) -> &[f32] {
+        &self.data[..rows * self.width]
+    }
+
+    fn get_mut(&mut self, rows: usize) -> &mut [f32] {
+        &mut self.data[..rows * self.width]
+    }
+}
+
+/// The registers that steps of one model run in.
+#[derive(Debug)]
+pub struct PackedExecutor {
+    cpu: Cpu,
+    ropes: Vec<RopeTable>,
+    residual: Rows,
+    query: Rows,
+    key: Rows,
+    value: Rows,
+    gate: Rows,
+    up: Rows,
+    /// The attention's result before it is quantised, and products that addends go into.
+    spare: Rows,
+    logits: Rows,
+    normed: Activations,
+    attended: Activations,
+    gated: Activations,
+    head_input: Activations,
+    scratch: AttentionScratch,
+    /// The step's rows whose logits are asked for.
+    logit_rows: Vec<usize>,
+    tokens: Vec<u32>,
+    positions: Vec<(usize, u32)>,
+}
+
+impl PackedExecutor {
+    /// Registers for models of `config`, run by `cpu`.
+    pub fn new(cpu: Cpu, config: &ModelConfig) -> Self {
+        let q = config.num_attention_heads * config.head_dim;
+        let kv = config.num_key_value_heads * config.head_dim;
+        let inner = config.intermediate_size;
+        Self {
+            cpu,
+            ropes: vec![rope_table(config)],
+            residual: Rows::new(config.hidden_size),
+            query: Rows::new(q),
+            key: Rows::new(kv),
+            value: Rows::new(kv),
+            gate: Rows::new(inner),
+            up: Rows::new(inner),
+            spare: Rows::new(q.max(inner).max(config.hidden_size)),
+            logits: Rows::new(config.vocab_size),
+            normed: Activations::new(),
+            attended: Activations::new(),
+            gated: Activations::new(),
+            head_input: Activations::new(),
+            scratch: AttentionScratch::new(),
+            logit_rows: Vec::new(),
+            tokens: Vec::new(),
+            positions: Vec::new(),
+        }
+    }
+
+    /// The processor that steps run on.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// Runs one step and gives the logits that were asked for, `[rows, vocab_size]`, in the order of
+    /// segments and rows.
+    ///
+    /// # Errors
+    /// [`Error::Step`] if a segment is malformed or its cache has too little room. Nothing is
+    /// committed to a cache; its decided positions are as before.
+    pub fn step(
+        &mut self,
+        model: &PackedModel,
+        segments: &mut [Segment<'_, KvCache>],
+        hooks: &mut dyn Hooks,
+    ) -> Result<&[f32], Error> {
+        let config = model.config();
+        self.tokens.clear();
+        self.positions.clear();
+        self.logit_rows.clear();
+        for (index, s) in segments.iter().enumerate() {
+            s.check(index, config.vocab_size)?;
+            if s.cache.len() + s.tokens.len() > s.cache.capacity() {
+                return Err(Error::Step(format!(
+                    "segment {index}: {} tokens after {} positions pass the context of {}",
+                    s.tokens.len(),
+                    s.cache.len(),
+                    s.cache.capacity()
+                )));
+            }
+            let Some(rope) = self.ropes.get_mut(s.rope.0) else {
+                return Err(Error::Step(format!("segment {index}: no rotary table {}", s.rope.0)));
+            };
+            let first = self.tokens.len();
+            self.tokens.extend_from_slice(s.tokens);
+            for &position in s.positions {
+                rope.extend_to(position as usize + 1);
+                self.positions.push((s.rope.0, position));
+            }
+            let logit_rows = &mut self.logit_rows;
+            s.for_logit_rows(|row| logit_rows.push(first + row));
+        }
+        let rows = self.tokens.len();
+        for register in [
+            &mut self.residual,
+            &mut self.query,
+            &mut self.key,
+            &mut self.value,
+            &mut self.gate,
+            &mut self.up,
+            &mut self.spare,
+        ] {
+            register.reserve(rows);
+        }
+        self.logits.reserve(self.logit_rows.len());
+        model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows })?;
+        Ok(self.logits.get(self.logit_rows.len()))
+    }
+}
+
+fn rope_table(config: &ModelConfig) -> RopeTable {
+    RopeTable::new(config.rope_theta, config.head_dim, |i| match &config.rope_scaling {
+        RopeScaling::None => 1.0,
+        RopeScaling::Linear { factor } => *factor,
+        RopeScaling::Factors(factors) => f64::from(factors[i]),
+    })
+}
+
+/// A step in progress.
+struct Run<'a, 's> {
+    model: &'a PackedModel,
+    registers: &'a mut PackedExecutor,
+    segments: &'a mut [Segment<'s, KvCache>],
+    hooks: &'a mut dyn Hooks,
+    rows: usize,
+}
+
+/// The forms that a register of `width` inputs can be brought into.
+fn forms_for(forms: Forms, width: usize) -> Forms {
+    Forms { q8: forms.q8 && width.is_multiple_of(32), ..forms }
+}
+
+impl Run<'_, '_> {
+    /// Multiplies with one matrix and hands the product to whoever adds to it.
+    fn product(
+        &mut self,
+        x: Input,
+        linear: LinearId,
+        out: fn(&mut PackedExecutor) -> &mut Rows,
+        accumulate: bool,
+    ) {
+        let weights = self.model.linear(linear);
+        let mut rows = std::mem::replace(out(self.registers), Rows::new(0));
+        let r = &mut *self.registers;
+        let acts = match x {
+            Input::Normed => &r.normed,
+            Input::Attended => &r.attended,
+            Input::Gated => &r.gated,
+        };
+        let width = weights.matrix.rows();
+        let mut products = [Product {
+            weights: &weights.matrix,
+            bias: weights.bias.as_deref(),
+            accumulate,
+            out: &mut rows.data[..self.rows * width],
+        }];
+        match self.hooks.perturbation(linear) {
+            Some(perturbation) => multiply_perturbed(&r.cpu, acts, &mut products, perturbation),
+            None => multiply(&r.cpu, acts, &mut products),
+        }
+        let x = acts.x();
+        let cols = acts.cols();
+        let mut first = 0;
+        for (segment, s) in self.segments.iter().enumerate() {
+            let n = s.tokens.len();
+            if self.hooks.adds(linear, s.variant) {
+                let which = SegmentRows { segment, variant: s.variant, rows: n };
+                let x = &x[first * cols..(first + n) * cols];
+                let y = &mut rows.data[first * width..(first + n) * width];
+                self.hooks.addend(linear, which, x, y);
+            }
+            first += n;
+        }
+        *out(self.registers) = rows;
+    }
+
+    /// Whether someone adds to or perturbs `linear` in this step.
+    fn hooked(&self, linear: LinearId) -> bool {
+        self.hooks.perturbation(linear).is_some()
+            || self.segments.iter().any(|s| self.hooks.adds(linear, s.variant))
+    }
+}
+
+fn output(out: Output) -> fn(&mut PackedExecutor) -> &mut Rows {
+    match out {
+        Output::Residual => |r| &mut r.residual,
+        Output::Query => |r| &mut r.query,
+        Output::Key => |r| &mut r.key,
+        Output::Value => |r| &mut r.value,
+        Output::Gate => |r| &mut r.gate,
+        Output::Up => |r| &mut r.up,
+    }
+}
+
+impl Executor for Run<'_, '_> {
+    type Error = Error;
+
+    fn embed(&mut self) -> Result<(), Error> {
+        let r = &mut *self.registers;
+        let width = r.residual.width;
+        let out = r.residual.get_mut(self.rows);
+        for (token, out) in r.tokens.iter().zip(out.chunks_exact_mut(width)) {
+            self.model.embed(*token, out)?;
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, weight: VectorId, eps: f32) -> Result<(), Error> {
+        let weight = self.model.vector(weight);
+        let PackedExecutor { cpu, residual, normed, .. } = &mut *self.registers;
+        let width = residual.width;
+        let x = residual.get(self.rows);
+        let isa = cpu.isa();
+        normed.fill(cpu, (self.rows, width), forms_for(self.model.forms, width), |row, out| {
+            rms_norm(isa, &x[row * width..(row + 1) * width], weight, eps, out);
+        });
+        Ok(())
+    }
+
+    fn linear(&mut self, x: Input, outs: &[(LinearId, Output)]) -> Result<(), Error> {
+        if outs.iter().any(|&(linear, _)| self.hooked(linear)) {
+            for &(linear, out) in outs {
+                self.product(x, linear, output(out), false);
+            }
+            return Ok(());
+        }
+        let PackedExecutor {
+            cpu,
+            residual,
+            query,
+            key,
+            value,
+            gate,
+            up,
+            normed,
+            attended,
+            gated,
+            ..
+        } = &mut *self.registers;
+        let acts = match x {
+            Input::Normed => normed,
+            Input::Attended => attended,
+            Input::Gated => gated,
+        };
+        // Each register is taken once; an architecture never writes one twice in an operation.
+        let mut free = [
+            (Output::Residual, Some(residual)),
+            (Output::Query, Some(query)),
+            (Output::Key, Some(key)),
+            (Output::Value, Some(value)),
+            (Output::Gate, Some(gate)),
+            (Output::Up, Some(up)),
+        ];
+        let mut products: [Option<Product<'_>>; 4] = [const { None }; 4];
+        for (&(linear, out), product) in outs.iter().zip(&mut products) {
+            let rows = free
+                .iter_mut()
+                .find(|(name, _)| *name == out)
+                .and_then(|(_, rows)| rows.take())
+                .ok_or_else(|| Error::Step(format!("{out:?} is written twice")))?;
+            let weights = self.model.linear(linear);
+            *product = Some(Product {
+                weights: &weights.matrix,
+                bias: weights.bias.as_deref(),
+                accumulate: false,
+                out: rows.get_mut(self.rows),
+            });
+        }
+        multiply(cpu, acts, products.iter_mut().flatten());
+        Ok(())
+    }
+
+    fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Error> {
+        if !self.hooked(linear) {
+            self.product(x, linear, |r| &mut r.residual, true);
+            return Ok(());
+        }
+        self.product(x, linear, |r| &mut r.spare, false);
+        let r = &mut *self.registers;
+        let width = r.residual.width;
+        let isa = r.cpu.isa();
+        add_assign(isa, r.residual.get_mut(self.rows), &r.spare.data[..self.rows * width]);
+        Ok(())
+    }
+
+    fn rotate(&mut self, x: Output, head_dim: usize) -> Result<(), Error> {
+        let rows = self.rows;
+        let mut x_rows = std::mem::replace(output(x)(self.registers), Rows::new(0));
+        let r = &mut *self.registers;
+        let width = x_rows.width;
+        let isa = r.cpu.isa();
+        for (x, &(rope, position)) in x_rows.get_mut(rows).chunks_exact_mut(width).zip(&r.positions)
+        {
+            let (cos, sin) = r.ropes[rope].row(position as usize);
+            debug_assert_eq!(2 * cos.len(), head_dim);
+            rotate(isa, x, cos, sin);
+        }
+        *output(x)(self.registers) = x_rows;
+        Ok(())
+    }
+
+    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Error> {
+        let rows = self.rows;
+        let PackedExecutor { cpu, query, key, value, spare, attended, scratch, .. } =
+            &mut *self.registers;
+        let width = query.width;
+        let head_dim = self.model.config().head_dim;
+        let out = &mut spare.data[..rows * width];
+        let heads = Heads {
+            q: query.get(rows),
+            k: key.get(rows),
+            v: value.get(rows),
+            heads: width / head_dim,
+            scale,
+        };
+        attend(cpu, layer, self.segments, heads, out, scratch);
+        let out = &*out;
+        attended.fill(cpu, (rows, width), forms_for(self.model.forms, width), |row, to| {
+            to.copy_from_slice(&out[row * width..(row + 1) * width]);
+        });
+        Ok(())
+    }
+
+    fn gate(&mut self, activation: Activation) -> Result<(), Error> {
+        let PackedExecutor { cpu, gate, up, gated, .. } = &mut *self.registers;
+        let width = gate.width;
+        let (gate, up) = (gate.get(self.rows), up.get(self.rows));
+        let isa = cpu.isa();
+        let Activation::Silu = activation;
+        gated.fill(cpu, (self.rows, width), forms_for(self.model.forms, width), |row, out| {
+            let row = row * width..(row + 1) * width;
+            silu_gate(isa, &gate[row.clone()], &up[row], out);
+        });
+        Ok(())
+    }
+
+    fn tap(&mut self, site: Site) -> Result<(), Error> {
+        if self.hooks.taps(site) {
+            let r = &*self.registers;
+            match site {
+                Site::Block(_) => {
+                    self.hooks.tap(site, r.residual.get(self.rows), r.residual.width);
+                }
+                Site::Final => self.hooks.tap(site, r.normed.x(), r.normed.cols()),
+            }
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, head: LinearId) -> Result<(), Error> {
+        let perturbation: Option<&dyn Perturbation> = self.hooks.perturbation(head);
+        let PackedExecutor { cpu, normed, head_input, logits, logit_rows, .. } =
+            &mut *self.registers;
+        if logit_rows.is_empty() {
+            return Ok(());
+        }
+        let (width, n) = (normed.cols(), logit_rows.len());
+        let x = normed.x();
+        head_input.fill(cpu, (n, width), forms_for(self.model.forms, width), |row, out| {
+            let row = logit_rows[row];
+            out.copy_from_slice(&x[row * width..(row + 1) * width]);
+        });
+        let weights = self.model.linear(head);
+        let mut products = [Product {
+            weights: &weights.matrix,
+            bias: weights.bias.as_deref(),
+            accumulate: false,
+            out: logits.get_mut(n),
+        }];
+        match perturbation {
+            Some(perturbation) => multiply_perturbed(cpu, head_input, &mut products, perturbation),
+            None => multiply(cpu, head_input, &mut products),
+        }
+        Ok(())
+    }
+}

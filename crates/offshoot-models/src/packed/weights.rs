@@ -1,0 +1,272 @@
+//! A model's weights in tiles, packed from a checkpoint or mapped from a file of packed tiles.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use offshoot_kernels::{
+    BlockType, Buffer, Cpu, FileMap, Forms, KvCache, PackedMatrix, SharedBytes, TileError, form_for,
+};
+
+use crate::{
+    Architecture, Blueprint, Checkpoint, Error, LinearId, LinearSpec, ModelConfig, VectorId,
+};
+
+/// First bytes of a file of packed tiles.
+const MAGIC: &[u8; 8] = b"OFFSPACK";
+/// Rises whenever tiles change their layout.
+const VERSION: u32 = 1;
+/// Bytes before the tiles: magic, version, key, length and digest of the tiles, padding.
+const HEADER: usize = 128;
+
+/// A place where packed tiles are kept between runs.
+#[derive(Debug, Clone, Copy)]
+pub struct WeightCache<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// What the tiles were made from: a digest of the model's file.
+    pub key: [u8; 32],
+}
+
+/// A matrix and its bias.
+#[derive(Debug)]
+pub(super) struct PackedLinear {
+    pub(super) matrix: PackedMatrix,
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+/// A model ready for the packed executor.
+#[derive(Debug)]
+pub struct PackedModel {
+    checkpoint: Arc<Checkpoint>,
+    pub(super) architecture: Architecture,
+    blueprint: Blueprint,
+    linears: Vec<PackedLinear>,
+    vectors: Vec<Vec<f32>>,
+    pub(super) forms: Forms,
+    from_cache: bool,
+}
+
+/// Where each matrix stands among the tiles.
+struct Layout {
+    /// Format, first byte and length of each matrix, in the blueprint's order.
+    places: Vec<(BlockType, usize, usize)>,
+    total: usize,
+}
+
+impl PackedModel {
+    /// Packs the weights of `checkpoint`, or maps them from `cache` if it holds them whole. A cache
+    /// that is missing, damaged or of other weights is written anew; that it cannot be written is
+    /// no error.
+    ///
+    /// Packing goes matrix by matrix and releases the file's pages as it goes, so that memory holds
+    /// one form of the weights.
+    pub fn load(
+        checkpoint: Arc<Checkpoint>,
+        cpu: &Cpu,
+        cache: Option<WeightCache<'_>>,
+    ) -> Result<Self, Error> {
+        let config = checkpoint.config();
+        config.validate()?;
+        let (architecture, blueprint) = Architecture::new(config);
+        let layout = Layout::new(&checkpoint, &blueprint)?;
+        let cached = cache.and_then(|cache| open_cache(cache, layout.total));
+        let from_cache = cached.is_some();
+        let tiles = match cached {
+            Some(tiles) => tiles,
+            None => {
+                let tiles = pack_all(&checkpoint, cpu, &blueprint, &layout)?;
+                if let Some(cache) = cache {
+                    // The next start packs again; this one has its weights.
+                    let _ = write_cache(cache, &tiles);
+                }
+                SharedBytes::from(tiles)
+            }
+        };
+        let mut linears = Vec::with_capacity(blueprint.linears.len());
+        let mut forms = Forms::default();
+        for (spec, &(block, start, len)) in blueprint.linears.iter().zip(&layout.places) {
+            let need = form_for(block);
+            forms = Forms { q8: forms.q8 || need.q8, bf16: forms.bf16 || need.bf16 };
+            let bytes = tiles.slice(start..start + len).ok_or_else(|| wrong(spec, "tiles"))?;
+            let matrix = PackedMatrix::from_packed(block, spec.rows, spec.cols, bytes)
+                .map_err(|e| wrong(spec, e))?;
+            let bias = match spec.bias {
+                true => Some(vector(&checkpoint, &format!("{}.bias", spec.name), spec.rows)?),
+                false => None,
+            };
+            linears.push(PackedLinear { matrix, bias });
+        }
+        let vectors = blueprint
+            .vectors
+            .iter()
+            .map(|spec| vector(&checkpoint, &spec.name, spec.len))
+            .collect::<Result<_, _>>()?;
+        let shape = [config.vocab_size, config.hidden_size];
+        let embedding = checkpoint.require(&blueprint.embedding)?;
+        if embedding.info.shape != shape {
+            return Err(shape_error(&blueprint.embedding, &embedding.info.shape, &shape));
+        }
+        Ok(Self { checkpoint, architecture, blueprint, linears, vectors, forms, from_cache })
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &ModelConfig {
+        self.checkpoint.config()
+    }
+
+    /// The checkpoint that the weights come from.
+    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// What the architecture asked for.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Whether the tiles came from the cache.
+    pub fn from_cache(&self) -> bool {
+        self.from_cache
+    }
+
+    /// Bytes of weights that a step with one row must read.
+    pub fn step_bytes(&self) -> usize {
+        let vectors: usize = self.vectors.iter().map(|v| 4 * v.len()).sum();
+        let biases: usize =
+            self.linears.iter().filter_map(|l| l.bias.as_ref()).map(|b| 4 * b.len()).sum();
+        self.linears.iter().map(|l| l.matrix.byte_len()).sum::<usize>() + vectors + biases
+    }
+
+    /// An empty cache for a sequence of up to `capacity` rows, tentative ones included.
+    pub fn new_cache(&self, capacity: usize) -> KvCache {
+        let c = self.config();
+        KvCache::new(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, capacity)
+    }
+
+    pub(super) fn linear(&self, id: LinearId) -> &PackedLinear {
+        &self.linears[id.index()]
+    }
+
+    pub(super) fn vector(&self, id: VectorId) -> &[f32] {
+        &self.vectors[id.index()]
+    }
+
+    /// Writes the embedding of `token`.
+    pub(super) fn embed(&self, token: u32, out: &mut [f32]) -> Result<(), Error> {
+        self.checkpoint.require(&self.blueprint.embedding)?.read_row(token as usize, out)
+    }
+}
+
+impl Layout {
+    fn new(checkpoint: &Checkpoint, blueprint: &Blueprint) -> Result<Self, Error> {
+        let mut places = Vec::with_capacity(blueprint.linears.len());
+        let mut total = 0usize;
+        for spec in &blueprint.linears {
+            let name = format!("{}.weight", spec.name);
+            let tensor = checkpoint.require(&name)?;
+            if tensor.info.shape != [spec.rows, spec.cols] {
+                return Err(shape_error(&name, &tensor.info.shape, &[spec.rows, spec.cols]));
+            }
+            let block = tensor.info.block;
+            let len = PackedMatrix::packed_bytes(block, spec.rows, spec.cols)
+                .map_err(|e| wrong(spec, e))?;
+            places.push((block, total, len));
+            total = total
+                .checked_add(len)
+                .ok_or_else(|| wrong(spec, "the model is too large to address"))?;
+        }
+        Ok(Self { places, total })
+    }
+}
+
+/// Packs every matrix, releasing the file's pages on the way.
+fn pack_all(
+    checkpoint: &Checkpoint,
+    cpu: &Cpu,
+    blueprint: &Blueprint,
+    layout: &Layout,
+) -> Result<Buffer<u8>, Error> {
+    let mut tiles = Buffer::zeroed(layout.total);
+    for (spec, &(block, start, len)) in blueprint.linears.iter().zip(&layout.places) {
+        let tensor = checkpoint.require(&format!("{}.weight", spec.name))?;
+        let row = |row| tensor.row_bytes(row);
+        let out = &mut tiles[start..start + len];
+        PackedMatrix::pack_into(cpu, block, (spec.rows, spec.cols), row, out)
+            .map_err(|e: TileError| wrong(spec, e))?;
+        tensor.release();
+    }
+    Ok(tiles)
+}
+
+/// The tiles in `cache`, if it holds those of its key, whole and undamaged.
+fn open_cache(cache: WeightCache<'_>, total: usize) -> Option<SharedBytes> {
+    let map = FileMap::open(cache.path).ok()?;
+    if map.len() != HEADER + total || map[..HEADER - 48] != header(cache.key, total)[..HEADER - 48]
+    {
+        return None;
+    }
+    map.will_need(0..map.len());
+    if map[HEADER - 48..HEADER - 16] != *digest(&map[HEADER..]).as_bytes() {
+        return None;
+    }
+    let len = map.len();
+    SharedBytes::from(map).slice(HEADER..len)
+}
+
+/// A digest of the tiles, taken in pieces by several threads.
+fn digest(tiles: &[u8]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_rayon(tiles);
+    hasher.finalize()
+}
+
+/// The header without its digest, which stands in bytes `HEADER - 48 .. HEADER - 16`.
+fn header(key: [u8; 32], total: usize) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[16..48].copy_from_slice(&key);
+    header[48..56].copy_from_slice(&(total as u64).to_le_bytes());
+    header
+}
+
+/// Writes the cache beside its place and moves it there when it is complete.
+fn write_cache(cache: WeightCache<'_>, tiles: &[u8]) -> std::io::Result<()> {
+    let mut header = header(cache.key, tiles.len());
+    header[HEADER - 48..HEADER - 16].copy_from_slice(digest(tiles).as_bytes());
+    let partial = cache.path.with_extension(format!("{}.partial", std::process::id()));
+    let write = || {
+        let mut file = std::fs::File::create(&partial)?;
+        file.write_all(&header)?;
+        file.write_all(tiles)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, cache.path)
+    };
+    let result = write();
+    if result.is_err() {
+        let _ = std::fs::remove_file(&partial);
+    }
+    result
+}
+
+fn vector(checkpoint: &Checkpoint, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+    let tensor = checkpoint.require(name)?;
+    if tensor.info.shape != [len] {
+        return Err(shape_error(name, &tensor.info.shape, &[len]));
+    }
+    let mut out = vec![0.0; len];
+    tensor.read_row(0, &mut out)?;
+    Ok(out)
+}
+
+fn shape_error(name: &str, got: &[usize], expected: &[usize]) -> Error {
+    Error::Tensor {
+        name: name.to_owned(),
+        what: format!("its shape is {got:?}, the configuration needs {expected:?}"),
+    }
+}
+
+fn wrong(spec: &LinearSpec, what: impl std::fmt::Display) -> Error {
+    Error::Tensor { name: format!("{}.weight", spec.name), what: what.to_string() }
+}
