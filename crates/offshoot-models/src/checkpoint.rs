@@ -122,6 +122,14 @@ impl<'a> Tensor<'a> {
         Ok(())
     }
 
+    /// Tells the system that these stored rows are not needed soon. A hint: rows read again are
+    /// there again.
+    pub(crate) fn release_rows(&self, rows: Range<usize>) {
+        let row_bytes = self.bytes().len() / self.row_count().max(1);
+        let start = self.info.range.start;
+        self.file.release(start + rows.start * row_bytes..start + rows.end * row_bytes);
+    }
+
     fn error(&self, what: String) -> Error {
         Error::Tensor { name: self.name.to_owned(), what }
     }

@@ -146,7 +146,7 @@ fn head_dim(
 ) -> Result<usize, Error> {
     let head_dim = match size(gguf, family, "attention.key_length")? {
         Some(head_dim) => head_dim,
-        None if heads > 0 && hidden_size % heads == 0 => hidden_size / heads,
+        None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             return Err(malformed(format_args!(
                 "key \"{}.embedding_length\": {hidden_size} is no multiple of the {heads} heads",

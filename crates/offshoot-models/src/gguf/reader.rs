@@ -386,7 +386,7 @@ fn range_of(
     file_len: usize,
 ) -> Result<Range<usize>, Error> {
     let shown = Shown(record.name);
-    if record.offset % alignment as u64 != 0 {
+    if !record.offset.is_multiple_of(alignment as u64) {
         return Err(malformed(format_args!(
             "tensor {shown}: offset {}, expected a multiple of {alignment}",
             record.offset
