@@ -164,6 +164,8 @@ impl Layout {
         }
         rename(staging, &folder)?;
         sync_dir(&self.root);
+        // Of no use any more, and harmless if it stays.
+        let _ = fs::remove_file(folder.join(super::partial::IDENTITY));
         Ok(folder.join(&manifest.file))
     }
 

@@ -7,6 +7,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+/// Beside the bytes so far, the file that tells which file they belong to.
+pub(super) const IDENTITY: &str = "partial.json";
+
 /// What is promised of a file before it is fetched.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Promise {
@@ -50,7 +53,7 @@ impl Partial {
         options.create(true).read(true).write(true).truncate(false);
         let mut file = options.open(&path).map_err(|e| StoreError::io("open", &path, e))?;
         let len = file.seek(SeekFrom::End(0)).map_err(|e| StoreError::io("open", &path, e))?;
-        let identity_path = staging.join("partial.json");
+        let identity_path = staging.join(IDENTITY);
         let identity = fs::read(&identity_path).ok();
         let identity: Identity =
             identity.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();

