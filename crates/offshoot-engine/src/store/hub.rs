@@ -1,0 +1,393 @@
+//! The Hugging Face hub: listing a repository, choosing a file, and downloading it with resume.
+
+use super::http::{Again, Failure, Http, Linked, Patience, Reply, status_failure, text};
+use super::partial::{Partial, Promise};
+use super::{Event, Progress, Sha256Digest, StoreConfig, StoreError};
+use serde::Deserialize;
+use std::io::Read;
+
+const MAX_LISTING_BYTES: u64 = 16 << 20;
+/// Larger than any model file; stops a server that never ends.
+const MAX_FILE_BYTES: u64 = 1 << 42;
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// The hub at the configured endpoint.
+pub(super) struct Hub<'a> {
+    http: Http,
+    endpoint: &'a str,
+    progress: &'a dyn Progress,
+}
+
+/// A file of a repository.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) path: String,
+    pub(super) size: u64,
+    pub(super) sha256: Option<Sha256Digest>,
+}
+
+/// The parts of a tree listing that matter here; the hub adds others.
+#[derive(Deserialize)]
+struct TreeEntry {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+    #[serde(default)]
+    size: u64,
+    lfs: Option<TreeLfs>,
+}
+
+#[derive(Deserialize)]
+struct TreeLfs {
+    oid: String,
+    size: u64,
+}
+
+/// A file to fetch: `file` of `repo` at `revision`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) repo: &'a str,
+    pub(super) file: &'a str,
+    pub(super) revision: &'a str,
+}
+
+impl<'a> Hub<'a> {
+    pub(super) fn new(
+        config: &'a StoreConfig,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, StoreError> {
+        Ok(Self { http: Http::new(config)?, endpoint: &config.hub_endpoint, progress })
+    }
+
+    /// The files of a repository, from its tree.
+    pub(super) fn list(&self, repo: &str, revision: &str) -> Result<Vec<Listed>, StoreError> {
+        let url = format!(
+            "{}/api/models/{repo}/tree/{}?recursive=true",
+            self.endpoint,
+            encode_segment(revision)
+        );
+        let what = format!("{repo} at revision {revision}");
+        let mut patience = Patience::new(self.http.limits, self.progress);
+        let body = loop {
+            match self.get_small(&url, &what, repo) {
+                Ok(body) => break body,
+                Err(failure) => patience.pause(failure)?,
+            }
+        };
+        let tree: Vec<TreeEntry> = serde_json::from_slice(&body).map_err(|e| {
+            let why = format!("its list of files does not parse ({e})");
+            StoreError::Network { url: format!("{}/{repo}", self.endpoint), why }
+        })?;
+        let files = tree.into_iter().filter(|entry| entry.kind == "file");
+        Ok(files.map(TreeEntry::listed).collect())
+    }
+
+    fn get_small(&self, url: &str, what: &str, repo: &str) -> Result<Vec<u8>, Failure> {
+        let reply = self.checked(self.http.get(url, &[])?, what, repo)?;
+        let shown = reply.shown_url;
+        let body = reply.body.into_with_config().limit(MAX_LISTING_BYTES).read_to_vec();
+        body.map_err(|e| Failure {
+            error: StoreError::Network { url: shown, why: e.to_string() },
+            again: Again::After(None),
+        })
+    }
+
+    /// Continues `partial` until it holds the whole file; returns what the hub said of it.
+    pub(super) fn download(
+        &self,
+        wanted: Wanted<'_>,
+        promise: &Promise,
+        partial: &mut Partial,
+    ) -> Result<Linked, StoreError> {
+        let file: Vec<String> = wanted.file.split('/').map(encode_segment).collect();
+        let url = format!(
+            "{}/{}/resolve/{}/{}",
+            self.endpoint,
+            wanted.repo,
+            encode_segment(wanted.revision),
+            file.join("/")
+        );
+        let mut patience = Patience::new(self.http.limits, self.progress);
+        loop {
+            let before = partial.len();
+            match self.attempt(&url, wanted, promise, partial, &mut patience) {
+                Ok(linked) => return Ok(linked),
+                Err(failure) => {
+                    if partial.len() > before {
+                        patience.gained();
+                    }
+                    patience.pause(failure)?;
+                }
+            }
+        }
+    }
+
+    fn attempt(
+        &self,
+        url: &str,
+        wanted: Wanted<'_>,
+        promise: &Promise,
+        partial: &mut Partial,
+        patience: &mut Patience<'_>,
+    ) -> Result<Linked, Failure> {
+        if promise.size.is_some_and(|size| size == partial.len()) {
+            return Ok(Linked::default());
+        }
+        let range = resume_headers(partial)?;
+        let reply = self.http.get(url, &range)?;
+        patience.reached();
+        let total = match reply.status {
+            206 => self.continue_at(&reply, partial)?,
+            416 if partial.len() > 0 => return Err(start_over(&reply, partial, "no such range")),
+            _ => {
+                let what = format!("{} in {} at {}", wanted.file, wanted.repo, wanted.revision);
+                return self.whole(self.checked(reply, &what, wanted.repo)?, promise, partial);
+            }
+        };
+        self.receive(reply, total, promise, partial)
+    }
+
+    /// Checks that a partial response carries on where the partial file ends.
+    fn continue_at(&self, reply: &Reply, partial: &mut Partial) -> Result<Option<u64>, Failure> {
+        let range = text(&reply.headers, "content-range").and_then(parse_content_range);
+        match range {
+            Some((start, total)) if start == partial.len() => Ok(total),
+            _ => Err(start_over(reply, partial, "a range other than the one asked for")),
+        }
+    }
+
+    /// Takes a whole response from the beginning.
+    fn whole(
+        &self,
+        reply: Reply,
+        promise: &Promise,
+        partial: &mut Partial,
+    ) -> Result<Linked, Failure> {
+        partial.restart()?;
+        partial.set_etag(text(&reply.headers, "etag").map(str::to_owned))?;
+        let total = text(&reply.headers, "content-length").and_then(|v| v.trim().parse().ok());
+        self.receive(reply, total, promise, partial)
+    }
+
+    /// Writes the body to the partial file. `total` is the size of the whole file, if announced.
+    fn receive(
+        &self,
+        reply: Reply,
+        total: Option<u64>,
+        promise: &Promise,
+        partial: &mut Partial,
+    ) -> Result<Linked, Failure> {
+        let expected = promise.size.or(reply.linked.size);
+        if let (Some(expected), Some(total)) = (expected, total)
+            && expected != total
+        {
+            partial.restart()?;
+            return Err(wrong_size(&reply.shown_url, expected, total).into());
+        }
+        let total = expected.or(total);
+        let url = reply.shown_url;
+        let mut body = reply.body.into_reader();
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            if self.progress.cancelled() {
+                return Err(StoreError::Cancelled.into());
+            }
+            let n = match body.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(cut(&url, &e.to_string())),
+            };
+            let len = partial.len() + n as u64;
+            if len > total.unwrap_or(MAX_FILE_BYTES) {
+                partial.restart()?;
+                return Err(wrong_size(&url, total.unwrap_or(MAX_FILE_BYTES), len).into());
+            }
+            append(partial, &buffer[..n], total)?;
+            self.progress.event(&Event::Bytes { done: partial.len(), total });
+        }
+        match total {
+            Some(total) if partial.len() < total => {
+                Err(cut(&url, &format!("the connection closed after {} bytes", partial.len())))
+            }
+            _ => Ok(reply.linked),
+        }
+    }
+
+    /// Turns a status that is not a success into the failure it stands for.
+    fn checked(&self, reply: Reply, what: &str, repo: &str) -> Result<Reply, Failure> {
+        let code = text(&reply.headers, "x-error-code").unwrap_or("");
+        let (url, what) = (reply.shown_url.clone(), what.to_owned());
+        match (reply.status, code) {
+            (200, _) => Ok(reply),
+            // The hub answers 401 for repositories that do not exist, and says so in the code.
+            (404 | 410, _) | (401 | 403, "RepoNotFound" | "EntryNotFound" | "RevisionNotFound") => {
+                Err(StoreError::NotFound { what, url }.into())
+            }
+            (status @ (401 | 403), code) => {
+                let hint = self.access_hint(code, repo);
+                Err(StoreError::Denied { what, url, status, hint }.into())
+            }
+            _ => Err(status_failure(&reply)),
+        }
+    }
+
+    fn access_hint(&self, code: &str, repo: &str) -> String {
+        let accept = format!("accept the model's licence at {}/{repo}", self.endpoint);
+        match (self.http.has_token(), code) {
+            (false, _) => format!("set HF_TOKEN to an access token, and if need be {accept}"),
+            (true, "GatedRepo") => format!("{accept} with the account of HF_TOKEN"),
+            (true, _) => format!("check that HF_TOKEN is valid and may read it, or {accept}"),
+        }
+    }
+}
+
+impl TreeEntry {
+    fn listed(self) -> Listed {
+        let size = self.lfs.as_ref().map_or(self.size, |lfs| lfs.size);
+        let sha256 = self.lfs.and_then(|lfs| lfs.oid.trim_start_matches("sha256:").parse().ok());
+        Listed { path: self.path, size, sha256 }
+    }
+}
+
+/// Asks for the rest of the file, if the bytes so far can be told to belong to it.
+fn resume_headers(partial: &mut Partial) -> Result<Vec<(&'static str, String)>, StoreError> {
+    if partial.len() == 0 {
+        return Ok(Vec::new());
+    }
+    let range = ("range", format!("bytes={}-", partial.len()));
+    if partial.is_of_known_digest() {
+        // The digest is checked at the end, so a server's own name for the version adds nothing,
+        // and servers of one file do not agree on it.
+        return Ok(vec![range]);
+    }
+    match partial.etag().filter(|etag| etag.starts_with('"')).map(str::to_owned) {
+        Some(etag) => Ok(vec![range, ("if-range", etag)]),
+        None => partial.restart().map(|()| Vec::new()),
+    }
+}
+
+/// Forgets a partial file that the server will not continue, and asks for another try.
+fn start_over(reply: &Reply, partial: &mut Partial, why: &str) -> Failure {
+    if let Err(error) = partial.restart() {
+        return error.into();
+    }
+    let why = format!("the server answered with {why}; starting over");
+    let error = StoreError::Network { url: reply.shown_url.clone(), why };
+    Failure { error, again: Again::After(None) }
+}
+
+fn append(partial: &mut Partial, bytes: &[u8], total: Option<u64>) -> Result<(), StoreError> {
+    partial.append(bytes).map_err(|error| match error {
+        StoreError::DiskFull { path, .. } => {
+            let needed = total.map(|total| total.saturating_sub(partial.len()));
+            StoreError::DiskFull { path, needed }
+        }
+        other => other,
+    })
+}
+
+fn cut(url: &str, why: &str) -> Failure {
+    let error = StoreError::Network { url: url.to_owned(), why: why.to_owned() };
+    Failure { error, again: Again::After(None) }
+}
+
+fn wrong_size(url: &str, expected: u64, got: u64) -> StoreError {
+    StoreError::Verification {
+        what: url.to_owned(),
+        expected: format!("{expected} bytes"),
+        got: format!("{got} bytes"),
+    }
+}
+
+/// The start and the total of `bytes START-END/TOTAL`.
+fn parse_content_range(value: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (start, _) = range.split_once('-')?;
+    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    Some((start.parse().ok()?, total))
+}
+
+/// Percent-encodes all but the unreserved characters of RFC 3986.
+fn encode_segment(segment: &str) -> String {
+    let mut out = String::with_capacity(segment.len());
+    for byte in segment.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// Picks the model file among a repository's files: the only GGUF file, else the only `Q4_K_M`.
+///
+/// # Errors
+/// [`StoreError::Choice`] with the candidates, if that does not settle it.
+pub(super) fn choose<'f>(
+    repo: &str,
+    files: impl Iterator<Item = &'f str>,
+) -> Result<&'f str, StoreError> {
+    let lower = |f: &str| f.to_ascii_lowercase();
+    let gguf: Vec<&str> = files.filter(|f| lower(f).ends_with(".gguf")).collect();
+    let whole = |f: &&str| !is_split_part(f) && !lower(f).contains("mmproj");
+    let candidates: Vec<&str> = gguf.iter().copied().filter(whole).collect();
+    let usual: Vec<&str> =
+        candidates.iter().copied().filter(|f| lower(f).contains("q4_k_m")).collect();
+    let why = match (candidates.as_slice(), usual.as_slice()) {
+        ([one], _) | (_, [one]) => return Ok(one),
+        ([], _) if gguf.is_empty() => "it holds no .gguf file; pick a repository that does",
+        ([], _) => "its .gguf files are split or not language models, which offshoot cannot read",
+        _ => "it holds several .gguf files",
+    };
+    let choices = candidates.iter().map(|&f| f.to_owned()).collect();
+    Err(StoreError::Choice { repo: repo.to_owned(), why: why.to_owned(), choices })
+}
+
+/// True for `name-00001-of-00003.gguf`.
+fn is_split_part(file: &str) -> bool {
+    let stem = &file[..file.len() - ".gguf".len()];
+    let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    stem.rsplit_once("-of-")
+        .is_some_and(|(head, total)| number(total) && head.rsplit('-').next().is_some_and(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_only_gguf_or_the_only_q4_k_m_is_chosen() {
+        let pick = |files: &[&str]| choose("o/r", files.iter().copied()).map(str::to_owned);
+        assert_eq!(pick(&["README.md", "a.Q8_0.gguf"]).unwrap(), "a.Q8_0.gguf");
+        assert_eq!(pick(&["a.Q8_0.gguf", "a-q4_k_m.gguf"]).unwrap(), "a-q4_k_m.gguf");
+        assert_eq!(pick(&["a.gguf", "mmproj-a.gguf"]).unwrap(), "a.gguf");
+        assert_eq!(pick(&["a.gguf", "b-00001-of-00002.gguf"]).unwrap(), "a.gguf");
+    }
+
+    #[test]
+    fn an_open_choice_lists_the_files_and_how_to_name_one() {
+        let files = ["a.Q8_0.gguf", "a.Q5_0.gguf"];
+        let error = choose("o/r", files.into_iter()).unwrap_err().to_string();
+        assert!(error.contains("hf:o/r/a.Q8_0.gguf"), "{error}");
+        assert!(error.contains("a.Q5_0.gguf"), "{error}");
+        let none = choose("o/r", ["model.safetensors"].into_iter()).unwrap_err().to_string();
+        assert!(none.contains("no .gguf file"), "{none}");
+    }
+
+    #[test]
+    fn content_ranges_parse_or_do_not() {
+        assert_eq!(parse_content_range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(parse_content_range("bytes 5-9/*"), Some((5, None)));
+        for bad in ["", "bytes", "bytes */10", "items 1-2/3", "bytes a-9/10", "bytes 1-2/x"] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn segments_are_percent_encoded() {
+        assert_eq!(encode_segment("refs/pr/1 é"), "refs%2Fpr%2F1%20%C3%A9");
+        assert_eq!(encode_segment("a-b_c.d~1"), "a-b_c.d~1");
+    }
+}

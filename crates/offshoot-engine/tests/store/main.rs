@@ -1,0 +1,12 @@
+//! The store against servers and package clients that misbehave in every way we could think of,
+//! and once against the real package index.
+
+mod bench;
+mod concurrent;
+mod hub;
+mod local;
+mod package_index;
+#[cfg(unix)]
+mod pypi;
+mod refusals;
+mod server;
