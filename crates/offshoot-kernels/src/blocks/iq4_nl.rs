@@ -10,6 +10,6 @@ pub(crate) const CODEBOOK: [i8; 16] =
 pub(super) const LAYOUT: Layout =
     Layout { sub_len: 32, levels: Levels::Codebook, parts, quantize_block: None };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
-    q4_0::parts(block)
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
+    q4_0::parts(block, parts);
 }

@@ -12,9 +12,9 @@ use super::parts::{Layout, Levels, Parts};
 pub(super) const LAYOUT: Layout =
     Layout { sub_len: 32, levels: Levels::Codebook, parts, quantize_block: None };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<136>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 0));
+    parts.set_scale(u16_at(block, 0));
     let high = u16_at(block, 2);
     for i in 0..8 {
         let low = (block[4 + i / 2] >> (4 * (i % 2))) & 15;
@@ -24,5 +24,4 @@ pub(crate) fn parts(block: &[u8]) -> Parts {
     for (packed, q) in block[8..].chunks_exact(16).zip(parts.q.chunks_exact_mut(32)) {
         nibbles(packed, q);
     }
-    parts
 }

@@ -24,7 +24,7 @@ mod rounding;
 
 use thiserror::Error;
 
-use parts::{Layout, Write};
+use parts::{Layout, Parts, Write};
 
 /// A block format could not be used as asked.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -219,8 +219,10 @@ impl BlockType {
             Coding::Float { read, .. } => read(bytes, out),
             Coding::Quants(layout) => {
                 let blocks = bytes.chunks_exact(self.block_bytes());
+                let mut parts = Parts::EMPTY;
                 for (block, out) in blocks.zip(out.chunks_exact_mut(self.block_len())) {
-                    layout.dequantize_block(block, out);
+                    (layout.parts)(block, &mut parts);
+                    layout.weights(&parts, out);
                 }
             }
         }

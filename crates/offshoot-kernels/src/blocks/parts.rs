@@ -20,7 +20,8 @@ pub(crate) const SUBS_MAX: usize = 16;
 /// One block taken apart; see the module's formula.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parts {
-    /// Unsigned quants in the order of the weights; those past the block's length are 0.
+    /// Unsigned quants in the order of the weights; those past the block's length are left
+    /// as they were.
     pub(crate) q: [u8; BLOCK_LEN_MAX],
     /// The block's scale, as the bits of an `f16`.
     pub(crate) d: u16,
@@ -33,9 +34,16 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// A block of zeros with scale `d`, every sub-scale 1 and nothing to subtract.
-    pub(super) const fn with_scale(d: u16) -> Self {
-        Self { q: [0; BLOCK_LEN_MAX], d, dmin: 0, scales: [1; SUBS_MAX], mins: [0; SUBS_MAX] }
+    /// A block of no weights, to be filled by [`Layout::parts`].
+    pub(crate) const EMPTY: Self =
+        Self { q: [0; BLOCK_LEN_MAX], d: 0, dmin: 0, scales: [1; SUBS_MAX], mins: [0; SUBS_MAX] };
+
+    /// Sets the scale to `d`, every sub-scale to 1, and nothing to subtract.
+    pub(super) fn set_scale(&mut self, d: u16) {
+        self.d = d;
+        self.dmin = 0;
+        self.scales = [1; SUBS_MAX];
+        self.mins = [0; SUBS_MAX];
     }
 }
 
@@ -62,15 +70,17 @@ pub(crate) struct Layout {
     /// What number a quant stands for.
     pub(crate) levels: Levels,
     /// Takes one block of exactly the format's bytes apart; panics on any other length.
-    pub(crate) parts: fn(&[u8]) -> Parts,
+    ///
+    /// Fills a `Parts` that is used again for the next block: clearing 256 quants takes longer than
+    /// unpacking 32.
+    pub(crate) parts: fn(&[u8], &mut Parts),
     /// Appends one block of weights, where the format is written at all.
     pub(crate) quantize_block: Option<Write>,
 }
 
 impl Layout {
-    /// Writes the weights of one block; `out` is as long as the block.
-    pub(super) fn dequantize_block(&self, block: &[u8], out: &mut [f32]) {
-        let parts = (self.parts)(block);
+    /// Writes the weights of one block taken apart; `out` is as long as the block.
+    pub(super) fn weights(&self, parts: &Parts, out: &mut [f32]) {
         let d = f16::from_bits(parts.d).to_f32();
         let dmin = f16::from_bits(parts.dmin).to_f32();
         let subs = out.chunks_exact_mut(self.sub_len).zip(parts.q.chunks_exact(self.sub_len));
@@ -112,6 +122,12 @@ mod tests {
         (d * f32::from(parts.scales[sub])) * level as f32 - dmin * f32::from(parts.mins[sub])
     }
 
+    fn taken_apart(layout: &Layout, block: &[u8]) -> Parts {
+        let mut parts = Parts::EMPTY;
+        (layout.parts)(block, &mut parts);
+        parts
+    }
+
     fn quantised() -> impl Iterator<Item = (BlockType, &'static Layout)> {
         BlockType::ALL.into_iter().filter_map(|block| match block.coding() {
             Coding::Quants(layout) => Some((block, layout)),
@@ -126,7 +142,7 @@ mod tests {
         ) {
             for (block, layout) in quantised() {
                 let bytes = &bytes[..block.block_bytes()];
-                let parts = (layout.parts)(bytes);
+                let parts = taken_apart(layout, bytes);
                 let mut out = vec![0.0; block.block_len()];
                 block.dequantize(bytes, &mut out)?;
                 for (i, w) in out.into_iter().enumerate() {
@@ -145,18 +161,18 @@ mod tests {
         ) {
             for (block, layout) in quantised() {
                 let mut bytes = bytes[..block.block_bytes()].to_vec();
-                let before = (layout.parts)(&bytes);
+                let before = taken_apart(layout, &bytes);
                 bytes[at % block.block_bytes()] ^= 1 << bit;
-                prop_assert_ne!(before, (layout.parts)(&bytes), "{}", block);
+                prop_assert_ne!(before, taken_apart(layout, &bytes), "{}", block);
             }
         }
     }
 
     #[test]
-    fn parts_stay_in_their_bits_and_leave_the_rest_zero() {
+    fn quants_fill_their_bits() {
         for (block, layout) in quantised() {
-            let ones = (layout.parts)(&vec![0xff; block.block_bytes()]);
-            let zeros = (layout.parts)(&vec![0; block.block_bytes()]);
+            let ones = taken_apart(layout, &vec![0xff; block.block_bytes()]);
+            let zeros = taken_apart(layout, &vec![0; block.block_bytes()]);
             let (most, least) = match block {
                 BlockType::Q2K => (3, 0),
                 BlockType::Q3K => (7, 0),
@@ -168,8 +184,30 @@ mod tests {
             let len = block.block_len();
             assert!(ones.q[..len].iter().all(|&q| q == most), "{block}");
             assert!(zeros.q[..len].iter().all(|&q| q == least), "{block}");
-            assert!(ones.q[len..].iter().all(|&q| q == 0), "{block}");
-            assert!(len / layout.sub_len <= SUBS_MAX && len % layout.sub_len == 0, "{block}");
+        }
+    }
+
+    #[test]
+    fn used_parts_give_the_same_as_empty_ones() {
+        for (block, layout) in quantised() {
+            let bytes: Vec<u8> = (0..block.block_bytes()).map(|i| (i * 37 + 11) as u8).collect();
+            let expected = taken_apart(layout, &bytes);
+            let used = Parts { q: [85; 256], d: 1, dmin: 2, scales: [3; 16], mins: [4; 16] };
+            let mut got = used.clone();
+            (layout.parts)(&bytes, &mut got);
+            let len = block.block_len();
+            assert_eq!(got.q[len..], used.q[len..], "{block}");
+            got.q[len..].fill(0);
+            assert_eq!(got, expected, "{block}");
+        }
+    }
+
+    #[test]
+    fn sub_blocks_cover_a_block() {
+        for (block, layout) in quantised() {
+            let (len, sub_len) = (block.block_len(), layout.sub_len);
+            assert!(len.is_multiple_of(sub_len) && len / sub_len <= SUBS_MAX, "{block}");
+            assert!(len <= BLOCK_LEN_MAX, "{block}");
         }
     }
 }

@@ -11,16 +11,15 @@ use super::parts::{Layout, Levels, Parts};
 pub(super) const LAYOUT: Layout =
     Layout { sub_len: 16, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<84>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 80));
+    parts.set_scale(u16_at(block, 80));
     parts.dmin = u16_at(block, 82);
     for (i, &byte) in block[..16].iter().enumerate() {
         parts.scales[i] = (byte & 15) as i8;
         parts.mins[i] = (byte >> 4) as i8;
     }
     bit_pairs(&block[16..80], &mut parts.q);
-    parts
 }
 
 /// Unpacks bytes of four quants: in each run of 32 bytes, all lowest pairs of bits first.

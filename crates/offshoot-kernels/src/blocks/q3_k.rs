@@ -14,9 +14,9 @@ use super::q2_k::bit_pairs;
 pub(super) const LAYOUT: Layout =
     Layout { sub_len: 16, levels: Levels::Linear { zero: 4 }, parts, quantize_block: None };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<110>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 108));
+    parts.set_scale(u16_at(block, 108));
     bit_pairs(&block[32..96], &mut parts.q);
     for (k, q) in parts.q.chunks_exact_mut(32).enumerate() {
         for (q, &byte) in q.iter_mut().zip(&block[..32]) {
@@ -29,5 +29,4 @@ pub(crate) fn parts(block: &[u8]) -> Parts {
         let high = (block[104 + i % 4] >> (2 * (i / 4))) & 3;
         *scale = (low | (high << 4)) as i8 - 32;
     }
-    parts
 }

@@ -17,11 +17,10 @@ pub(super) const LAYOUT: Layout = Layout {
     quantize_block: Some(quantize_block),
 };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<18>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 0));
+    parts.set_scale(u16_at(block, 0));
     nibbles(&block[2..], &mut parts.q[..32]);
-    parts
 }
 
 /// As ggml's `quantize_row_q4_0_ref`: the weight furthest from zero becomes quant 0.

@@ -17,13 +17,12 @@ pub(super) const LAYOUT: Layout = Layout {
     quantize_block: Some(quantize_block),
 };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<20>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 0));
+    parts.set_scale(u16_at(block, 0));
     parts.dmin = u16_at(block, 2);
     parts.mins = [-1; SUBS_MAX];
     nibbles(&block[4..], &mut parts.q[..32]);
-    parts
 }
 
 /// As ggml's `quantize_row_q4_1_ref`: the least weight becomes quant 0, the greatest quant 15.

@@ -11,15 +11,14 @@ use super::parts::{Layout, Levels, Parts};
 pub(super) const LAYOUT: Layout =
     Layout { sub_len: 32, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<144>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 0));
+    parts.set_scale(u16_at(block, 0));
     parts.dmin = u16_at(block, 2);
-    scales_and_mins(&block[4..16], &mut parts);
+    scales_and_mins(&block[4..16], parts);
     for (packed, q) in block[16..].chunks_exact(32).zip(parts.q.chunks_exact_mut(64)) {
         nibbles(packed, q);
     }
-    parts
 }
 
 /// Unpacks eight 6-bit scales and eight 6-bit mins from 12 bytes.

@@ -17,12 +17,11 @@ pub(super) const LAYOUT: Layout = Layout {
     quantize_block: Some(quantize_block),
 };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<22>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 0));
+    parts.set_scale(u16_at(block, 0));
     nibbles(&block[6..], &mut parts.q[..32]);
     add_fifth_bits(&block[2..6], &mut parts.q[..32]);
-    parts
 }
 
 /// As ggml's `quantize_row_q5_0_ref`: the weight furthest from zero becomes quant 0.

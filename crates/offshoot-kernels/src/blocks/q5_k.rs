@@ -13,11 +13,11 @@ use super::q4_k::scales_and_mins;
 pub(super) const LAYOUT: Layout =
     Layout { sub_len: 32, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<176>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 0));
+    parts.set_scale(u16_at(block, 0));
     parts.dmin = u16_at(block, 2);
-    scales_and_mins(&block[4..16], &mut parts);
+    scales_and_mins(&block[4..16], parts);
     for (packed, q) in block[48..].chunks_exact(32).zip(parts.q.chunks_exact_mut(64)) {
         nibbles(packed, q);
     }
@@ -26,5 +26,4 @@ pub(crate) fn parts(block: &[u8]) -> Parts {
             *q |= ((byte >> k) & 1) << 4;
         }
     }
-    parts
 }

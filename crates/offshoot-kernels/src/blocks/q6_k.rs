@@ -12,9 +12,9 @@ use super::parts::{Layout, Levels, Parts};
 pub(super) const LAYOUT: Layout =
     Layout { sub_len: 16, levels: Levels::Linear { zero: 32 }, parts, quantize_block: None };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<210>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 208));
+    parts.set_scale(u16_at(block, 208));
     let halves = block[..128].chunks_exact(64).zip(block[128..192].chunks_exact(32));
     for (q, (low, high)) in parts.q.chunks_exact_mut(128).zip(halves) {
         nibbles(low, q);
@@ -27,5 +27,4 @@ pub(crate) fn parts(block: &[u8]) -> Parts {
     for (scale, &byte) in parts.scales.iter_mut().zip(&block[192..208]) {
         *scale = byte as i8;
     }
-    parts
 }

@@ -18,13 +18,12 @@ pub(super) const LAYOUT: Layout = Layout {
     quantize_block: Some(quantize_block),
 };
 
-pub(crate) fn parts(block: &[u8]) -> Parts {
+pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<34>(block);
-    let mut parts = Parts::with_scale(u16_at(block, 0));
+    parts.set_scale(u16_at(block, 0));
     for (q, &byte) in parts.q.iter_mut().zip(&block[2..]) {
         *q = byte ^ 128;
     }
-    parts
 }
 
 /// As ggml's `quantize_row_q8_0_ref`: the weight furthest from zero becomes 127 or -127.
