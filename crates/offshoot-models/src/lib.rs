@@ -4,9 +4,11 @@
 mod checkpoint;
 mod config;
 mod error;
+mod tokenizer;
 mod tokenizer_spec;
 
 pub use checkpoint::{Checkpoint, RowOrder, Tensor, TensorInfo};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::Error;
+pub use tokenizer::{Controls, Special, Tokenizer};
 pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};
