@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use offshoot_kernels::{BlockType, FileMap};
 
-use crate::{Error, ModelConfig, TokenizerSpec};
+use crate::{Error, ModelConfig, TokenizerSpec, gguf};
 
 /// How the rows of a stored matrix map to the canonical, Hugging Face order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,8 @@ pub struct TensorInfo {
     pub range: Range<usize>,
     /// Which file of the checkpoint holds it.
     pub file: usize,
-    /// How stored rows map to canonical ones.
+    /// How stored rows map to canonical ones. In a vector, which is one row, the elements stand for
+    /// the rows: the bias of a matrix has the order of the matrix.
     pub rows: RowOrder,
 }
 
@@ -97,10 +98,57 @@ impl<'a> Tensor<'a> {
         &all[stored * row_bytes..(stored + 1) * row_bytes]
     }
 
+    /// Writes canonical row `row` into `out`, which has [`Tensor::cols`] places; a vector is row 0,
+    /// its elements in canonical order.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is no such row or `out` has another length.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) -> Result<(), Error> {
+        if row >= self.row_count() || out.len() != self.cols() {
+            return Err(self.error(format!(
+                "row {row} asked for in {} places, but the shape is {:?}",
+                out.len(),
+                self.info.shape
+            )));
+        }
+        let dequantized = self.info.block.dequantize(self.row_bytes(row), out);
+        dequantized.map_err(|e| self.error(e.to_string()))?;
+        if self.info.shape.len() == 1 && self.info.rows != RowOrder::Plain {
+            let stored = out.to_vec();
+            for (i, weight) in out.iter_mut().enumerate() {
+                *weight = stored[self.info.rows.stored(i)];
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, what: String) -> Error {
+        Error::Tensor { name: self.name.to_owned(), what }
+    }
+
     /// Tells the system that the stored bytes are not needed soon.
     pub fn release(&self) {
         self.file.release(self.info.range.clone());
     }
+}
+
+/// What the files of a checkpoint say, under canonical names: all but the weights' bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Contents {
+    /// The model's own name, if the file gives one.
+    pub name: Option<String>,
+    /// Sizes and constants, validated.
+    pub config: ModelConfig,
+    /// Every tensor that the architecture has, checked to be there in the right shape.
+    pub tensors: BTreeMap<String, TensorInfo>,
+    /// Tensors of the file that the architecture does not have, under the file's names, sorted.
+    pub unused: Vec<String>,
+    /// The tokenizer, or why offshoot cannot build the one that the file has.
+    pub tokenizer: Result<TokenizerSpec, String>,
+    /// The chat template's source, if the file has one.
+    pub chat_template: Option<String>,
+    /// Ids at which an answer ends, ascending.
+    pub stop_tokens: Vec<u32>,
 }
 
 /// A model's weights, configuration, tokenizer data and chat template, whatever file they come from.
@@ -109,17 +157,47 @@ impl<'a> Tensor<'a> {
 /// that uses a checkpoint knows which format it was read from.
 #[derive(Debug)]
 pub struct Checkpoint {
-    pub(crate) path: PathBuf,
-    pub(crate) files: Vec<Arc<FileMap>>,
-    pub(crate) tensors: BTreeMap<String, TensorInfo>,
-    pub(crate) config: ModelConfig,
-    pub(crate) tokenizer: TokenizerSpec,
-    pub(crate) chat_template: Option<String>,
-    pub(crate) stop_tokens: Vec<u32>,
-    pub(crate) name: Option<String>,
+    path: PathBuf,
+    files: Vec<Arc<FileMap>>,
+    contents: Contents,
 }
 
 impl Checkpoint {
+    /// Opens the model file at `path`, whatever format its first bytes show.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, and [`Error::File`] if it is damaged or of a format or an
+    /// architecture that offshoot does not read.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let file = map(path)?;
+        match file.first_chunk::<4>() {
+            Some(magic) if *magic == gguf::MAGIC => Self::from_gguf(path, file),
+            _ => Err(Error::File {
+                path: path.to_owned(),
+                what: format!("{}; offshoot opens GGUF files", describe(&file)),
+            }),
+        }
+    }
+
+    /// Opens the GGUF file at `path`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_gguf(path: &Path) -> Result<Self, Error> {
+        Self::from_gguf(path, map(path)?)
+    }
+
+    fn from_gguf(path: &Path, file: FileMap) -> Result<Self, Error> {
+        let contents = gguf::parse(&file).and_then(|parsed| parsed.contents()).map_err(|e| {
+            let what = match e {
+                Error::Gguf(what) => what,
+                other => other.to_string(),
+            };
+            Error::File { path: path.to_owned(), what }
+        })?;
+        Ok(Self { path: path.to_owned(), files: vec![Arc::new(file)], contents })
+    }
+
     /// Where the checkpoint was read from.
     pub fn path(&self) -> &Path {
         &self.path
@@ -127,32 +205,46 @@ impl Checkpoint {
 
     /// The model's own name, if its file gives one.
     pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+        self.contents.name.as_deref()
     }
 
     /// Sizes and constants.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.contents.config
     }
 
     /// What the file says of the tokenizer.
-    pub fn tokenizer(&self) -> &TokenizerSpec {
-        &self.tokenizer
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file has none, or one of a kind that offshoot does not build; the
+    /// weights can be used all the same.
+    pub fn tokenizer(&self) -> Result<&TokenizerSpec, Error> {
+        self.contents
+            .tokenizer
+            .as_ref()
+            .map_err(|what| Error::File { path: self.path.clone(), what: what.clone() })
     }
 
     /// The chat template's source, if the file has one.
     pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+        self.contents.chat_template.as_deref()
     }
 
-    /// Ids at which an answer ends: the union of what the file names, ascending.
+    /// Ids at which an answer ends, ascending: what the file names as end of text, turn or message,
+    /// and control tokens whose text is a known end marker.
     pub fn stop_tokens(&self) -> &[u32] {
-        &self.stop_tokens
+        &self.contents.stop_tokens
+    }
+
+    /// Tensors of the file that the architecture does not have, under the file's own names. A model
+    /// with any may be of a variant that offshoot would run wrongly.
+    pub fn unused(&self) -> &[String] {
+        &self.contents.unused
     }
 
     /// The tensor of canonical name `name`.
     pub fn get(&self, name: &str) -> Option<Tensor<'_>> {
-        let (name, info) = self.tensors.get_key_value(name)?;
+        let (name, info) = self.contents.tensors.get_key_value(name)?;
         Some(Tensor { name, info, file: &self.files[info.file] })
     }
 
@@ -166,6 +258,29 @@ impl Checkpoint {
 
     /// All tensors, sorted by canonical name.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor<'_>> {
-        self.tensors.iter().map(|(name, info)| Tensor { name, info, file: &self.files[info.file] })
+        let tensors = self.contents.tensors.iter();
+        tensors.map(|(name, info)| Tensor { name, info, file: &self.files[info.file] })
+    }
+}
+
+fn map(path: &Path) -> Result<FileMap, Error> {
+    if path.is_dir() {
+        return Err(Error::File {
+            path: path.to_owned(),
+            what: "a folder; offshoot opens GGUF files".to_owned(),
+        });
+    }
+    FileMap::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+/// What a file seems to be that is no GGUF file.
+fn describe(bytes: &[u8]) -> String {
+    match bytes {
+        [b'P', b'K', 3, 4, ..] => "a zip archive, as PyTorch writes".to_owned(),
+        [b'l' | b'f' | b't' | b'a', b'm' | b'j' | b'l', b'g', b'g', ..] => {
+            "a GGML file from before GGUF; convert the model again".to_owned()
+        }
+        [_, _, _, _, _, 0, 0, 0, b'{', ..] => "a safetensors file".to_owned(),
+        _ => format!("begins with \"{}\"", bytes[..bytes.len().min(4)].escape_ascii()),
     }
 }

@@ -23,6 +23,10 @@ pub enum Error {
         /// Which field is wrong, what stands there, what was expected.
         what: String,
     },
+    /// The bytes of a GGUF file, which have no path here, are damaged, hostile, or of a kind that
+    /// offshoot does not read. [`crate::Checkpoint::open`] turns it into [`Error::File`].
+    #[error("GGUF: {0}")]
+    Gguf(String),
     /// The weights do not fit the architecture.
     #[error("tensor {name}: {what}")]
     Tensor {
@@ -31,6 +35,9 @@ pub enum Error {
         /// What stands there and what was expected.
         what: String,
     },
+    /// Text is not an identity.
+    #[error("identity {0}")]
+    Identity(String),
     /// The configuration is contradictory or out of bounds.
     #[error("model configuration: {0}")]
     Config(String),

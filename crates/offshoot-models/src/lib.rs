@@ -4,11 +4,14 @@
 mod checkpoint;
 mod config;
 mod error;
+pub mod gguf;
+mod identity;
 mod tokenizer;
 mod tokenizer_spec;
 
-pub use checkpoint::{Checkpoint, RowOrder, Tensor, TensorInfo};
+pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use error::Error;
+pub use identity::{BaseId, TemplateId, TokenizerId};
 pub use tokenizer::{Controls, Special, Tokenizer};
 pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};

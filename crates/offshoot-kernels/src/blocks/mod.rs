@@ -5,7 +5,24 @@
 //! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>); `dequantize` gives the same `f32`
 //! bits as ggml's own reference does.
 
+mod float;
+mod iq4_nl;
+mod iq4_xs;
+mod parts;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+
 use thiserror::Error;
+
+use parts::Layout;
 
 /// A block format could not be used as asked.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -176,13 +193,78 @@ impl BlockType {
         }
     }
 
+    /// Writes the weights stored in `bytes` to `out`: a row, or any whole number of blocks.
+    ///
+    /// The bits are those of ggml's reference, sign of zero included. Scales that are not finite are
+    /// taken as they come: the weights are then infinite or NaN.
+    ///
+    /// # Errors
+    /// [`BlockError::Ragged`] if `out` is no whole number of blocks, [`BlockError::Length`] if
+    /// `bytes` is not exactly as long as `out` needs. Nothing is written then.
+    pub fn dequantize(self, bytes: &[u8], out: &mut [f32]) -> Result<(), BlockError> {
+        self.check_len(bytes.len(), out.len())?;
+        match self.coding() {
+            Coding::Float { read } => read(bytes, out),
+            Coding::Quants(layout) => {
+                let blocks = bytes.chunks_exact(self.block_bytes());
+                for (block, out) in blocks.zip(out.chunks_exact_mut(self.block_len())) {
+                    layout.dequantize_block(block, out);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How the format is read; the quantised ones can be taken apart.
+    pub(crate) fn coding(self) -> Coding {
+        match self {
+            BlockType::F32 => Coding::Float { read: float::read_f32 },
+            BlockType::F16 => Coding::Float { read: float::read_f16 },
+            BlockType::Bf16 => Coding::Float { read: float::read_bf16 },
+            BlockType::Q4_0 => Coding::Quants(&q4_0::LAYOUT),
+            BlockType::Q4_1 => Coding::Quants(&q4_1::LAYOUT),
+            BlockType::Q5_0 => Coding::Quants(&q5_0::LAYOUT),
+            BlockType::Q5_1 => Coding::Quants(&q5_1::LAYOUT),
+            BlockType::Q8_0 => Coding::Quants(&q8_0::LAYOUT),
+            BlockType::Q2K => Coding::Quants(&q2_k::LAYOUT),
+            BlockType::Q3K => Coding::Quants(&q3_k::LAYOUT),
+            BlockType::Q4K => Coding::Quants(&q4_k::LAYOUT),
+            BlockType::Q5K => Coding::Quants(&q5_k::LAYOUT),
+            BlockType::Q6K => Coding::Quants(&q6_k::LAYOUT),
+            BlockType::Iq4Nl => Coding::Quants(&iq4_nl::LAYOUT),
+            BlockType::Iq4Xs => Coding::Quants(&iq4_xs::LAYOUT),
+        }
+    }
+
+    fn check_len(self, bytes: usize, weights: usize) -> Result<(), BlockError> {
+        let (block, block_len) = (self.name(), self.block_len());
+        let expected =
+            self.row_bytes(weights).ok_or(BlockError::Ragged { block, weights, block_len })?;
+        if bytes == expected {
+            Ok(())
+        } else {
+            Err(BlockError::Length { block, expected, got: bytes, weights })
+        }
+    }
+
     /// Bytes of a row of `cols` weights, or `None` if `cols` is no multiple of the block length or
     /// the product overflows.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
-        (cols % self.block_len() == 0)
+        cols.is_multiple_of(self.block_len())
             .then(|| (cols / self.block_len()).checked_mul(self.block_bytes()))
             .flatten()
     }
+}
+
+/// The two kinds of format.
+pub(crate) enum Coding {
+    /// Each weight a number of its own.
+    Float {
+        /// Reads little-endian numbers, as many as the output holds.
+        read: fn(&[u8], &mut [f32]),
+    },
+    /// Blocks of quants under shared scales.
+    Quants(&'static Layout),
 }
 
 impl std::fmt::Display for BlockType {

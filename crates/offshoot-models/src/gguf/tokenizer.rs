@@ -1,0 +1,224 @@
+//! The `tokenizer.ggml.*` keys into a [`TokenizerSpec`] and the ids at which an answer ends.
+
+use super::value::{Array, Value};
+use super::{Gguf, Shown, malformed};
+use crate::{Error, PreTokenizer, TokenKind, TokenizerSpec};
+
+/// What a file says of its tokenizer.
+pub(super) struct Told {
+    /// The tokenizer, or why offshoot cannot build one though the file may be sound.
+    pub(super) spec: Result<TokenizerSpec, String>,
+    /// Ids at which an answer ends, ascending.
+    pub(super) stop_tokens: Vec<u32>,
+}
+
+/// Texts that end a turn or a text in the chat formats in use, where a file has them as control
+/// tokens. llama.cpp knows them by text too, because many files name only one of those they use
+/// (<https://github.com/ggml-org/llama.cpp/issues/9606>).
+const END_MARKERS: [&str; 16] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "</s>",
+    "<eos>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+];
+
+/// Reads the tokenizer of a model whose embedding has `rows` rows.
+///
+/// # Errors
+/// [`Error::Gguf`] if the keys contradict each other or the embedding. A tokenizer that is merely of
+/// a kind offshoot does not build is no error here: [`Told::spec`] says so.
+pub(super) fn read(gguf: &Gguf<'_>, rows: usize) -> Result<Told, Error> {
+    let Some(tokens) = array(gguf, "tokens")? else {
+        let spec = Err("the file has no tokenizer (key \"tokenizer.ggml.tokens\")".to_owned());
+        return Ok(Told { spec, stop_tokens: Vec::new() });
+    };
+    if tokens.len() != rows {
+        return Err(malformed(format_args!(
+            "key \"tokenizer.ggml.tokens\": {} tokens, but tensor \"token_embd.weight\" has {rows} \
+             rows",
+            tokens.len()
+        )));
+    }
+    let Some(texts) = tokens.strings() else { return Err(not_an_array("tokens", "strings")) };
+    let kinds = kinds(gguf, rows)?;
+    let ids = Ids::read(gguf, rows)?;
+    let stop_tokens = stop_tokens(&ids, texts, &kinds);
+    let spec = spec(gguf, tokens, kinds, &ids)?;
+    Ok(Told { spec, stop_tokens })
+}
+
+fn array<'g>(gguf: &'g Gguf<'_>, name: &str) -> Result<Option<&'g Array<'g>>, Error> {
+    gguf.typed(&format!("tokenizer.ggml.{name}"), "an array", |value| match value {
+        Value::Array(array) => Some(array),
+        _ => None,
+    })
+}
+
+fn not_an_array(name: &str, of: &str) -> Error {
+    malformed(format_args!("key \"tokenizer.ggml.{name}\": expected an array of {of}"))
+}
+
+/// The kind of each token; a file without kinds has only normal ones.
+fn kinds(gguf: &Gguf<'_>, rows: usize) -> Result<Vec<TokenKind>, Error> {
+    let Some(types) = array(gguf, "token_type")? else { return Ok(vec![TokenKind::Normal; rows]) };
+    if types.len() != rows {
+        return Err(malformed(format_args!(
+            "key \"tokenizer.ggml.token_type\": {} entries for {rows} tokens",
+            types.len()
+        )));
+    }
+    let numbers = types.integers().ok_or_else(|| not_an_array("token_type", "integers"))?;
+    numbers.enumerate().map(|(id, number)| kind(id, number)).collect()
+}
+
+fn kind(id: usize, number: i128) -> Result<TokenKind, Error> {
+    Ok(match number {
+        1 => TokenKind::Normal,
+        2 => TokenKind::Unknown,
+        3 => TokenKind::Control,
+        4 => TokenKind::UserDefined,
+        5 => TokenKind::Unused,
+        6 => TokenKind::Byte,
+        _ => {
+            return Err(malformed(format_args!(
+                "key \"tokenizer.ggml.token_type\": {number} for token {id}, expected 1 to 6"
+            )));
+        }
+    })
+}
+
+/// The ids that a file names, each known to be a token.
+struct Ids {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    unk: Option<u32>,
+    end_of_turn: Vec<u32>,
+}
+
+impl Ids {
+    fn read(gguf: &Gguf<'_>, rows: usize) -> Result<Self, Error> {
+        let id = |name: &str| -> Result<Option<u32>, Error> {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            let Some(id) = gguf.unsigned(&key)? else { return Ok(None) };
+            let inside = u32::try_from(id).ok().filter(|&id| (id as usize) < rows);
+            inside.map(Some).ok_or_else(|| {
+                malformed(format_args!("key \"{key}\": {id}, but there are {rows} tokens"))
+            })
+        };
+        Ok(Self {
+            bos: id("bos")?,
+            eos: id("eos")?,
+            pad: id("padding")?,
+            unk: id("unknown")?,
+            end_of_turn: [id("eot")?, id("eom")?].into_iter().flatten().collect(),
+        })
+    }
+}
+
+fn stop_tokens<'t>(
+    ids: &Ids,
+    texts: impl Iterator<Item = &'t str>,
+    kinds: &[TokenKind],
+) -> Vec<u32> {
+    let marked = (0u32..).zip(texts.zip(kinds)).filter_map(|(id, (text, kind))| {
+        (*kind == TokenKind::Control && END_MARKERS.contains(&text)).then_some(id)
+    });
+    let mut stops: Vec<u32> =
+        marked.chain(ids.eos).chain(ids.end_of_turn.iter().copied()).collect();
+    stops.sort_unstable();
+    stops.dedup();
+    stops
+}
+
+/// The inner error is a tokenizer that offshoot does not build, the outer one a damaged file.
+fn spec(
+    gguf: &Gguf<'_>,
+    tokens: &Array<'_>,
+    kinds: Vec<TokenKind>,
+    ids: &Ids,
+) -> Result<Result<TokenizerSpec, String>, Error> {
+    match gguf.text("tokenizer.ggml.model")? {
+        Some("gpt2") => {}
+        Some(other) => {
+            return Ok(Err(format!(
+                "the file's tokenizer is of kind {}; only byte-level BPE (\"gpt2\") is supported",
+                Shown(other)
+            )));
+        }
+        None => return Ok(Err("the file lacks key \"tokenizer.ggml.model\"".to_owned())),
+    }
+    let merges = merges(gguf)?;
+    let pre = match pre_tokenizer(gguf.text("tokenizer.ggml.pre")?) {
+        Ok(pre) => pre,
+        Err(what) => return Ok(Err(what)),
+    };
+    Ok(Ok(TokenizerSpec {
+        tokens: tokens.strings().into_iter().flatten().map(str::to_owned).collect(),
+        kinds,
+        merges,
+        pre,
+        bos: ids.bos,
+        eos: ids.eos,
+        pad: ids.pad,
+        unk: ids.unk,
+        // Of these cutting rules llama.cpp puts a begin-of-text token by default for Llama 3 alone.
+        add_bos: gguf
+            .flag("tokenizer.ggml.add_bos_token")?
+            .unwrap_or(pre == PreTokenizer::Llama3 && ids.bos.is_some()),
+        add_eos: gguf.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+        end_of_turn: ids.end_of_turn.clone(),
+    }))
+}
+
+fn pre_tokenizer(name: Option<&str>) -> Result<PreTokenizer, String> {
+    match name {
+        Some("gpt-2" | "default") => Ok(PreTokenizer::Gpt2),
+        Some("smollm") => Ok(PreTokenizer::SmolLm),
+        Some("qwen2") => Ok(PreTokenizer::Qwen2),
+        Some("llama-bpe" | "llama3" | "llama-v3") => Ok(PreTokenizer::Llama3),
+        Some(other) => Err(format!(
+            "key \"tokenizer.ggml.pre\": {}, expected gpt-2, default, smollm, qwen2 or llama-bpe",
+            Shown(other)
+        )),
+        None => Err("the file lacks key \"tokenizer.ggml.pre\", the rule that cuts text into \
+                     words; convert the model again with a newer llama.cpp"
+            .to_owned()),
+    }
+}
+
+fn merges(gguf: &Gguf<'_>) -> Result<Vec<(String, String)>, Error> {
+    let Some(merges) = array(gguf, "merges")? else {
+        return Err(malformed(
+            "key \"tokenizer.ggml.merges\": missing, and a BPE tokenizer has it",
+        ));
+    };
+    let texts = merges.strings().ok_or_else(|| not_an_array("merges", "strings"))?;
+    texts
+        .enumerate()
+        .map(|(rank, text)| match text.split_once(' ') {
+            Some((left, right))
+                if !left.is_empty() && !right.is_empty() && !right.contains(' ') =>
+            {
+                Ok((left.to_owned(), right.to_owned()))
+            }
+            _ => Err(malformed(format_args!(
+                "key \"tokenizer.ggml.merges\": {} at rank {rank}, expected two tokens with a \
+                 space between",
+                Shown(text)
+            ))),
+        })
+        .collect()
+}
