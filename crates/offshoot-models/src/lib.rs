@@ -10,6 +10,7 @@ pub mod gguf;
 mod identity;
 mod packed;
 mod step;
+mod tokenizer;
 mod tokenizer_spec;
 
 pub use architecture::{
@@ -23,4 +24,5 @@ pub use families::{Architecture, Llama, Qwen2};
 pub use identity::{BaseId, TemplateId, TokenizerId};
 pub use packed::{Hooks, NoHooks, PackedExecutor, PackedModel, SegmentRows, WeightCache};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
+pub use tokenizer::{Controls, Special, Tokenizer};
 pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};

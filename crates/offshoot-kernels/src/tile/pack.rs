@@ -51,8 +51,9 @@ fn pack_row(block: BlockType, cols: usize, row: &[u8], lane: usize, tile: &mut [
     };
     let (quants, scales) = tile.split_at_mut(cols / 32 * shape.quant_bytes());
     let per_block = block.block_len() / 32;
+    let mut parts = Parts::EMPTY;
     for (i, bytes) in row.chunks_exact(block.block_bytes()).enumerate() {
-        let parts = (layout.parts)(bytes);
+        (layout.parts)(bytes, &mut parts);
         for b in 0..per_block {
             let at = (i * per_block + b) * shape.quant_bytes();
             let out = &mut quants[at..at + shape.quant_bytes()];
