@@ -88,6 +88,15 @@ impl KvCache {
         self.len += path.len();
     }
 
+    /// Keeps the first `rows` tentative rows as the next positions.
+    ///
+    /// # Panics
+    /// If they leave the room.
+    pub fn commit_chain(&mut self, rows: usize) {
+        assert!(self.len + rows <= self.capacity, "within the room");
+        self.len += rows;
+    }
+
     /// Keeps only the decided positions `rows`, in order; they rise strictly.
     ///
     /// # Panics

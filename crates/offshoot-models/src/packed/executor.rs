@@ -123,7 +123,7 @@ impl PackedExecutor {
         model: &PackedModel,
         segments: &mut [Segment<'_, KvCache>],
         hooks: &mut dyn Hooks,
-    ) -> Result<&[f32], Error> {
+    ) -> Result<&mut [f32], Error> {
         let config = model.config();
         self.tokens.clear();
         self.positions.clear();
@@ -164,7 +164,7 @@ impl PackedExecutor {
         }
         self.logits.reserve(self.logit_rows.len());
         model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows })?;
-        Ok(self.logits.get(self.logit_rows.len()))
+        Ok(self.logits.get_mut(self.logit_rows.len()))
     }
 }
 

@@ -1,0 +1,181 @@
+//! A model loaded whole: weights, tokenizer, template and where its answers end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use offshoot_kernels::{Cpu, Isa, available_threads};
+use offshoot_models::{ChatTemplate, Checkpoint, PackedModel, Tokenizer, WeightCache};
+
+use crate::Error;
+use crate::store::FileDigests;
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Threads of a step; by default as many as the process may use.
+    pub threads: usize,
+    /// The instruction set; by default the best.
+    pub isa: Isa,
+    /// Folder for packed weights and remembered digests; `None` packs at every start.
+    pub cache: Option<PathBuf>,
+    /// Bytes that the packed weights of all models together may take; the longest unused go first.
+    pub cache_limit: u64,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { threads: available_threads(), isa: Isa::best(), cache: None, cache_limit: 20 << 30 }
+    }
+}
+
+/// How long the parts of loading took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadTimings {
+    /// Opening and checking the file.
+    pub open: Duration,
+    /// Packing the weights, or mapping them from the cache.
+    pub weights: Duration,
+    /// What the tokenizer and template took beyond that.
+    pub text: Duration,
+}
+
+/// A model that can answer.
+#[derive(Debug)]
+pub struct Model {
+    packed: PackedModel,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    stop_tokens: Vec<u32>,
+    timings: LoadTimings,
+}
+
+impl Model {
+    /// Loads the model file at `path` for steps on a processor that is returned beside it.
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<(Self, Cpu), Error> {
+        let start = Instant::now();
+        let checkpoint = Arc::new(Checkpoint::open(path)?);
+        let open = start.elapsed();
+        let cpu = Cpu::new(options.isa, options.threads);
+        let cached = options.cache.as_deref().and_then(|dir| cache_file(dir, path));
+        // The tokenizer is made on a thread of its own while the weights are packed.
+        let (packed, text) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| text_of(&checkpoint));
+            let weights = cached.as_ref().map(|(path, key)| WeightCache { path, key: *key });
+            let packed = PackedModel::load(Arc::clone(&checkpoint), &cpu, weights);
+            let weights = start.elapsed() - open;
+            let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            ((packed, weights), text)
+        });
+        let ((packed, weights), (tokenizer, template)) = (packed, text?);
+        let packed = packed?;
+        if let (Some(dir), false) = (&options.cache, packed.from_cache()) {
+            trim_cache(dir, options.cache_limit, cached.as_ref().map(|(path, _)| path.as_path()));
+        }
+        let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
+        let stop_tokens = checkpoint.stop_tokens().to_vec();
+        Ok((Self { packed, tokenizer, template, stop_tokens, timings }, cpu))
+    }
+
+    /// The weights.
+    pub fn packed(&self) -> &PackedModel {
+        &self.packed
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The chat template, if the model has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The ids at which an answer ends.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
+    }
+
+    /// How long loading took.
+    pub fn timings(&self) -> LoadTimings {
+        self.timings
+    }
+
+    /// The longest context that the model was trained for.
+    pub fn trained_context(&self) -> usize {
+        self.packed.config().max_position_embeddings
+    }
+
+    /// The ids of a raw text, with the begin-of-text token that the model expects before it.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, Error> {
+        use offshoot_models::Special;
+        let mut ids = Vec::new();
+        if let (true, Some(bos)) = (self.tokenizer.add_bos(), self.tokenizer.bos()) {
+            ids.push(bos);
+        }
+        ids.extend(self.tokenizer.encode(text, Special::Parse)?);
+        Ok(ids)
+    }
+
+    /// The ids of a rendered conversation. Templates write the begin-of-text token themselves; it
+    /// is added only where the model expects one and the text does not begin with it.
+    pub fn encode_chat(&self, rendered: &str) -> Result<Vec<u32>, Error> {
+        use offshoot_models::Special;
+        let mut ids = self.tokenizer.encode(rendered, Special::Parse)?;
+        if let (true, Some(bos)) = (self.tokenizer.add_bos(), self.tokenizer.bos())
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+}
+
+fn text_of(checkpoint: &Checkpoint) -> Result<(Arc<Tokenizer>, Option<ChatTemplate>), Error> {
+    let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
+    let text = |id: Option<u32>| {
+        id.and_then(|id| tokenizer.token_bytes(id))
+            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+    let template = checkpoint
+        .chat_template()
+        .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
+        .transpose()?;
+    Ok((Arc::new(tokenizer), template))
+}
+
+/// The file of packed weights for the model at `path`, and its key. `None` if the folder cannot be
+/// made or the model cannot be read: loading then goes on without a cache.
+fn cache_file(dir: &Path, path: &Path) -> Option<(PathBuf, [u8; 32])> {
+    let folder = dir.join("packed");
+    std::fs::create_dir_all(&folder).ok()?;
+    let key = FileDigests::open(&dir.join("digests.json")).blake3_of(path).ok()?;
+    let name: String = key[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    Some((folder.join(format!("{name}.pack")), key))
+}
+
+/// Removes the longest unused files of packed weights until the rest, `keep` among them, take at
+/// most `limit` bytes.
+fn trim_cache(dir: &Path, limit: u64, keep: Option<&Path>) {
+    let Ok(entries) = std::fs::read_dir(dir.join("packed")) else { return };
+    let mut files: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            let used = metadata.accessed().or_else(|_| metadata.modified()).ok()?;
+            Some((used, metadata.len(), entry.path()))
+        })
+        .collect();
+    files.sort();
+    let mut total: u64 = files.iter().map(|(_, len, _)| len).sum();
+    for (_, len, path) in files {
+        if total <= limit {
+            return;
+        }
+        if Some(path.as_path()) != keep && std::fs::remove_file(&path).is_ok() {
+            total -= len;
+        }
+    }
+}
