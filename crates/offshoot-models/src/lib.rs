@@ -4,12 +4,14 @@
 mod architecture;
 mod checkpoint;
 mod config;
+mod detokenizer;
 mod error;
 mod families;
 pub mod gguf;
 mod identity;
 mod packed;
 mod step;
+mod template;
 mod tokenizer;
 mod tokenizer_spec;
 
@@ -19,10 +21,12 @@ pub use architecture::{
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
 pub use config::{Family, ModelConfig, RopeScaling};
+pub use detokenizer::Detokenizer;
 pub use error::Error;
 pub use families::{Architecture, Llama, Qwen2};
 pub use identity::{BaseId, TemplateId, TokenizerId};
 pub use packed::{Hooks, NoHooks, PackedExecutor, PackedModel, SegmentRows, WeightCache};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
+pub use template::{ChatTemplate, Message, RenderOptions};
 pub use tokenizer::{Controls, Special, Tokenizer};
 pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};

@@ -71,11 +71,14 @@ impl Source {
     /// The source in words, as errors and manifests name it.
     pub fn describe(&self) -> String {
         match self {
-            Self::Pypi { parts } => {
-                let one = |p: &PypiPart| format!("{}=={}", p.package, p.version);
-                let names: Vec<String> = parts.iter().map(one).collect();
-                format!("pypi:{}", names.join("+"))
-            }
+            Self::Pypi { parts } => match parts.as_slice() {
+                [] => "pypi".into(),
+                [one] => format!("pypi:{}=={}", one.package, one.version),
+                [first, rest @ ..] => {
+                    let more = rest.len();
+                    format!("pypi:{}=={} and {more} more", first.package, first.version)
+                }
+            },
             Self::Hub { repo, file, revision } => format!("hf:{repo}/{file}@{revision}"),
         }
     }

@@ -113,7 +113,7 @@ pub enum StoreError {
     /// There is no room for the file.
     #[error(
         "no space left for {}{}; free some, or set OFFSHOOT_HOME to a folder on another disk; \
-         what has arrived is kept and the next pull continues from it",
+         the next pull continues from what is kept",
         path.display(), needed_hint(*needed)
     )]
     DiskFull {
@@ -159,7 +159,7 @@ pub enum StoreError {
         failures: Vec<(String, StoreError)>,
     },
     /// The caller's [`Progress`](super::Progress) asked to stop.
-    #[error("stopped; what has arrived is kept and the next pull continues from it")]
+    #[error("stopped; the next pull continues from what is kept")]
     Cancelled,
     /// A file of the store is damaged.
     #[error("{}: {why}; remove the model and pull it again", path.display())]

@@ -225,14 +225,22 @@ pub(super) fn status_failure(reply: &Reply) -> Failure {
 fn transport_failure(at: &Uri, error: &ureq::Error) -> Failure {
     use std::io::ErrorKind as K;
     let again = match error {
-        ureq::Error::Io(e) if e.kind() == K::InvalidData => Again::Never, // a TLS failure
-        ureq::Error::Io(e) if e.kind() == K::ConnectionRefused => Again::OnceReached,
+        ureq::Error::Io(e) => match e.kind() {
+            K::InvalidData => Again::Never, // a TLS failure
+            K::ConnectionReset
+            | K::ConnectionAborted
+            | K::BrokenPipe
+            | K::UnexpectedEof
+            | K::TimedOut => Again::After(None),
+            // Refused, no route, or a name that does not resolve, which has no kind of its own.
+            _ => Again::OnceReached,
+        },
         ureq::Error::HostNotFound
         | ureq::Error::ConnectionFailed
         | ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
             Again::OnceReached
         }
-        ureq::Error::Io(_) | ureq::Error::Timeout(_) => Again::After(None),
+        ureq::Error::Timeout(_) => Again::After(None),
         _ => Again::Never,
     };
     Failure { error: network(at, error.to_string()), again }

@@ -124,7 +124,7 @@ impl Layout {
             }
         } else {
             let staging = self.root.join(".partial").join(folder_of(name));
-            EntryState::Partial { bytes: staging.is_dir().then(|| bytes_in(&staging))? }
+            EntryState::Partial { bytes: Some(partial_bytes(&staging)).filter(|&n| n > 0)? }
         };
         Some(Entry { name: name.to_owned(), state })
     }
@@ -185,13 +185,14 @@ impl Layout {
     }
 }
 
-/// The folder of a model: its name with `/` as `+` and all but plain characters percent-encoded,
+/// The folder of a model: its name with `/` as `+`, `:` as `=`, and all but plain characters percent-encoded,
 /// so that names and folders correspond one to one.
 fn folder_of(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for (i, byte) in name.bytes().enumerate() {
         match byte {
             b'/' => out.push('+'),
+            b':' => out.push('='),
             b'.' if i == 0 => out.push_str("%2E"),
             b if b.is_ascii_alphanumeric() || b"._-@".contains(&b) => out.push(char::from(b)),
             b => out.push_str(&format!("%{b:02X}")),
@@ -207,6 +208,7 @@ fn name_of(folder: &str) -> Option<String> {
     while let Some(byte) = rest.next() {
         bytes.push(match byte {
             b'+' => b'/',
+            b'=' => b':',
             b'%' => {
                 let digits = [rest.next()?, rest.next()?];
                 u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
@@ -245,9 +247,11 @@ fn read_manifest(folder: &Path, name: &str) -> Result<Manifest, String> {
     }
 }
 
-fn bytes_in(folder: &Path) -> u64 {
+/// Bytes of unfinished files in a folder, which may be absent.
+fn partial_bytes(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|e| e.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
+    let partials = entries.filter(|e| e.path().extension().is_some_and(|e| e == "partial"));
+    partials.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
 }
 
 /// Writes a small file so that a reader sees the old bytes or the new ones, never a mixture.
@@ -297,7 +301,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_and_folders_correspond_one_to_one(name in "[a-z.+/%@~: ]{1,12}") {
+        fn names_and_folders_correspond_one_to_one(name in "[a-z.+/%@~:= ]{1,12}") {
             let folder = folder_of(&name);
             prop_assert!(!folder.starts_with('.') && !folder.starts_with('~'));
             prop_assert!(!folder.contains('/'));

@@ -11,7 +11,7 @@ use super::{Event, Progress, Sha256Digest, StoreConfig, StoreError};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use std::time::Duration;
 /// Where wheels go, below the folder of an unfinished pull; it never outlives the pull.
 pub(super) const FOLDER: &str = "wheels";
 const QUOTED_LINES: usize = 4;
+const QUOTABLE_BYTES: usize = 64 << 10;
 const POLL: Duration = Duration::from_millis(100);
 
 /// The user's Python package client, found to answer.
@@ -93,25 +94,24 @@ impl<'a> Client<'a> {
         // The client's temporary files go beside ours: there is room, and moving them is a rename.
         let scratch = folder.join("scratch");
         create_dir(&scratch)?;
-        let log = folder.join("client.log");
         let arguments = download_arguments(part, folder);
         let failed = |why: String| {
             let words: Vec<OsString> = self.command.iter().chain(&arguments).cloned().collect();
             StoreError::PackageClient { command: shown(&words), why }
         };
-        let output = File::create(&log).map_err(|e| StoreError::io("create", &log, e))?;
-        let errors = output.try_clone().map_err(|e| StoreError::io("create", &log, e))?;
+        let unable = |e: io::Error| failed(e.to_string());
+        let (output, writer) = io::pipe().map_err(unable)?;
         let mut child = command(self.command)
             .ok_or_else(|| failed("the command is empty".into()))?
             .args(&arguments)
             .envs([("TMPDIR", &scratch), ("TEMP", &scratch), ("TMP", &scratch)])
-            .stdout(output)
-            .stderr(errors)
+            .stdout(writer.try_clone().map_err(unable)?)
+            .stderr(writer)
             .spawn()
-            .map_err(|e| failed(e.to_string()))?;
-        let succeeded = wait(&mut child, folder, &part.package, progress, &failed)?;
-        if !succeeded {
-            return Err(refusal(&log, folder, failed));
+            .map_err(unable)?;
+        let tail = std::thread::spawn(move || last_bytes(output));
+        if !wait(&mut child, folder, &part.package, progress, &unable)? {
+            return Err(refusal(&tail.join().unwrap_or_default(), folder, failed));
         }
         only_wheel(folder)?.ok_or_else(|| failed("it brought no wheel".into()))
     }
@@ -143,11 +143,11 @@ fn wait(
     folder: &Path,
     package: &str,
     progress: &dyn Progress,
-    failed: &dyn Fn(String) -> StoreError,
+    unable: &dyn Fn(io::Error) -> StoreError,
 ) -> Result<bool, StoreError> {
     let mut last = 0;
     loop {
-        if let Some(status) = child.try_wait().map_err(|e| failed(e.to_string()))? {
+        if let Some(status) = child.try_wait().map_err(unable)? {
             return Ok(status.success());
         }
         if progress.cancelled() {
@@ -193,10 +193,24 @@ fn only_wheel(folder: &Path) -> Result<Option<PathBuf>, StoreError> {
     Ok(if wheels.next().is_some() { None } else { first })
 }
 
+/// The end of what the client says. Kept in memory: a file would be cut short by a full disk,
+/// and that is when its last words matter.
+fn last_bytes(mut output: impl Read) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match output.read(&mut buffer) {
+            Ok(n) if n > 0 => kept.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            _ => return kept,
+        }
+        kept.drain(..kept.len().saturating_sub(QUOTABLE_BYTES));
+    }
+}
+
 /// The client's failure: its last lines, or a full disk if that is what they say.
-fn refusal(log: &Path, folder: &Path, failed: impl Fn(String) -> StoreError) -> StoreError {
-    let output = fs::read(log).unwrap_or_default();
-    let output = String::from_utf8_lossy(&output);
+fn refusal(output: &[u8], folder: &Path, failed: impl Fn(String) -> StoreError) -> StoreError {
+    let output = String::from_utf8_lossy(output);
     if output.contains("No space left on device") {
         return StoreError::DiskFull { path: folder.to_owned(), needed: None };
     }

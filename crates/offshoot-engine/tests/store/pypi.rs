@@ -145,13 +145,15 @@ fn wheels_that_do_not_hold_the_promised_member_are_refused() {
     let promised = model_bytes(1000);
     let mut flipped = promised.clone();
     flipped[500] ^= 1;
+    let longer = [&promised[..], b"more"].concat();
     // A megabyte of zeros deflates to a kilobyte: the bound is on what comes out.
-    for wrong in [&promised[..999], &flipped, &vec![0; 1 << 20]] {
+    for wrong in [&promised[..999], &flipped, &longer, &vec![0; 1 << 20]] {
         let index = nowhere();
         index.publish("p0", wrong);
         let store = index.store_of(&[&promised], "");
         let error = resolve(&store, "tiny").unwrap_err();
-        assert!(matches!(error, StoreError::Verification { .. }), "{error}");
+        let StoreError::Verification { what, .. } = &error else { panic!("{error}") };
+        assert_eq!(what, "data/part in p0 1.0", "the part is blamed, not the whole");
         index.bench.assert_nothing_ready(&store);
         assert_eq!(fs::metadata(index.bench.partial()).unwrap().len(), 0);
     }

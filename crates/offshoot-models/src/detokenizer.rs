@@ -1,0 +1,56 @@
+//! Ids to text while they are being made.
+
+use std::borrow::Borrow;
+use std::mem;
+
+use crate::{Controls, Tokenizer};
+
+/// Turns ids into text one at a time, never splitting a character.
+///
+/// What all calls return, joined, is [`Tokenizer::decode`] of all ids. Bytes that may yet become a
+/// character wait, three at most; those that no longer can become U+FFFD.
+///
+/// `T` is a reference to a tokenizer, or a counted one: `&Tokenizer`, `Arc<Tokenizer>`.
+#[derive(Debug)]
+pub struct Detokenizer<T> {
+    tokenizer: T,
+    controls: Controls,
+    waiting: Vec<u8>,
+}
+
+impl<T: Borrow<Tokenizer>> Detokenizer<T> {
+    /// A detokenizer at the start of a text.
+    pub fn new(tokenizer: T, controls: Controls) -> Self {
+        Self { tokenizer, controls, waiting: Vec::new() }
+    }
+
+    /// Takes the next id and returns the text that is certain now, often empty.
+    pub fn push(&mut self, id: u32) -> String {
+        self.waiting.extend_from_slice(self.tokenizer.borrow().shown_bytes(id, self.controls));
+        let mut text = String::new();
+        let mut rest = 0;
+        for chunk in self.waiting.utf8_chunks() {
+            text.push_str(chunk.valid());
+            rest += chunk.valid().len();
+            if may_complete(chunk.invalid()) && rest + chunk.invalid().len() == self.waiting.len() {
+                break;
+            }
+            if !chunk.invalid().is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+            }
+            rest += chunk.invalid().len();
+        }
+        self.waiting.drain(..rest);
+        text
+    }
+
+    /// Ends the text: what still waits is no character. The next push starts another text.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&mem::take(&mut self.waiting)).into_owned()
+    }
+}
+
+/// Whether more bytes can make `bytes` a character: whether they are the start of one.
+fn may_complete(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+}
