@@ -140,6 +140,11 @@ impl Session {
         self.executor.cpu()
     }
 
+    /// Bytes of keys and values that one token takes.
+    pub fn cache_bytes_per_position(&self) -> usize {
+        self.cache.bytes_per_position()
+    }
+
     /// Forgets the conversation from token `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.cached.truncate(len);
@@ -220,24 +225,19 @@ impl Session {
             return Ok(answer);
         }
         let mut context: Vec<u32> = prompt.to_vec();
-        self.read_prompt(model, &prompt[reused_tokens..prompt.len() - 1])?;
+        self.read(model, &prompt[reused_tokens..prompt.len() - 1])?;
         let mut next = [prompt[prompt.len() - 1]];
         let mut decoding: Option<Instant> = None;
         answer.finish = loop {
             let logits = self.feed(model, &next, LogitRows::Last)?;
-            let (mut logprob, mut top) = (None, Vec::new());
-            let raw = options.logprobs.map(|n| LogProbabilities::of(logits).map(|l| (l.top(n), n)));
-            let normalizer = match raw.transpose()? {
-                Some((alternatives, _)) => {
-                    top = alternatives;
-                    Some(logits.to_vec())
-                }
-                None => None,
-            };
             let position = answer.tokens.len() as u64;
+            // Penalties and biases are written into the logits; probabilities are of the raw ones.
+            let raw = options.logprobs.map(|n| (n, logits.to_vec()));
             let sampled = sampler.sample(logits, &context, options.choice, position)?;
-            if let Some(raw) = normalizer {
-                logprob = LogProbabilities::of(&raw)?.get(sampled.token);
+            let (mut logprob, mut top) = (None, Vec::new());
+            if let Some((n, raw)) = raw {
+                let all = LogProbabilities::of(&raw)?;
+                (logprob, top) = (all.get(sampled.token), all.top(n));
             }
             match decoding {
                 None => {
@@ -290,8 +290,11 @@ impl Session {
         shared
     }
 
-    /// Runs prompt tokens whose logits nobody needs.
-    fn read_prompt(&mut self, model: &Model, tokens: &[u32]) -> Result<(), Error> {
+    /// Runs tokens whose logits nobody needs, in chunks.
+    ///
+    /// # Errors
+    /// If the context has no room for them.
+    pub fn read(&mut self, model: &Model, tokens: &[u32]) -> Result<(), Error> {
         for chunk in tokens.chunks(PROMPT_CHUNK) {
             self.feed(model, chunk, LogitRows::None)?;
         }

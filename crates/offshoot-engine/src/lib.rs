@@ -1,10 +1,14 @@
 //! Loops that run methods on models, and what those loops need from the machine.
 
+mod bench;
 mod error;
 mod generate;
 mod model;
+mod perplexity;
 pub mod store;
 
+pub use bench::{Bench, BenchOptions, StepTime, measure, peak_rss_bytes};
 pub use error::Error;
 pub use generate::{Answer, Control, FinishReason, GenerateOptions, Piece, Session, Timings};
 pub use model::{LoadOptions, LoadTimings, Model};
+pub use perplexity::{Perplexity, perplexity};

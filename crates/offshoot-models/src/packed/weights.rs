@@ -138,6 +138,11 @@ impl PackedModel {
         self.linears.iter().map(|l| l.matrix.byte_len()).sum::<usize>() + vectors + biases
     }
 
+    /// Weights that every row of a step is multiplied with.
+    pub fn weights(&self) -> usize {
+        self.linears.iter().map(|l| l.matrix.rows() * l.matrix.cols()).sum()
+    }
+
     /// An empty cache for a sequence of up to `capacity` rows, tentative ones included.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
         let c = self.config();
