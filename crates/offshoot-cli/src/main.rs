@@ -1,2 +1,57 @@
-//! The offshoot command.
-fn main() {}
+//! The `offshoot` command: arguments, progress and error reports over the engine.
+
+mod answer;
+mod args;
+mod bench;
+mod chat;
+mod doctor;
+mod failure;
+mod interrupt;
+mod models;
+mod score;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    // A reader that goes away (`offshoot ... | head`) is no error.
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Run(args) => answer::run(&args),
+        Command::Generate(args) => answer::generate(&args),
+        Command::Pull(args) => models::pull(&args),
+        Command::List(args) => models::list(&args),
+        Command::Show(args) => models::show(&args),
+        Command::Rm(args) => models::remove(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Perplexity(args) => score::perplexity(&args),
+        Command::Tokenize(args) => score::tokenize(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "offshoot", &mut script);
+            failure::write_out(&script)
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! `run` and `generate`: one answer, streamed.
+
+use std::fs;
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
+use offshoot_methods::SamplingOptions;
+use offshoot_models::{Message, RenderOptions};
+use serde_json::json;
+
+use crate::args::{AnswerArgs, SamplingArgs};
+use crate::failure::{Failure, say_json, write_out};
+use crate::{chat, interrupt, models};
+
+pub(crate) fn run(args: &AnswerArgs) -> Result<(), Failure> {
+    let prompt = prompt_text(args)?;
+    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let options = generate_options(args)?;
+    let Some(prompt) = prompt else {
+        if std::io::stdin().is_terminal() {
+            return chat::run(&model, &mut session, args, options);
+        }
+        return Err(no_prompt());
+    };
+    let tokens = match model.template() {
+        None => {
+            eprintln!("this model has no chat template: its raw text goes on from the prompt");
+            model.encode_text(&prompt)?
+        }
+        Some(_) => {
+            let mut messages: Vec<Message> =
+                args.system.iter().map(|text| Message::new("system", text)).collect();
+            messages.push(Message::new("user", prompt));
+            chat_tokens(&model, &messages)?
+        }
+    };
+    one(&model, &mut session, &tokens, args, &options)
+}
+
+pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
+    let prompt = match prompt_text(args)? {
+        Some(prompt) => prompt,
+        None if !std::io::stdin().is_terminal() => read_stdin()?,
+        None => return Err(no_prompt()),
+    };
+    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let options = generate_options(args)?;
+    let tokens = model.encode_text(&prompt)?;
+    one(&model, &mut session, &tokens, args, &options)
+}
+
+fn no_prompt() -> Failure {
+    Failure::Usage(
+        "no prompt: give one behind the model, with --prompt, or - to read it".to_owned(),
+    )
+}
+
+/// The ids of a conversation that the assistant is to continue.
+pub(crate) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32>, Failure> {
+    let Some(template) = model.template() else {
+        let text: Vec<&str> = messages.iter().filter_map(|m| m.content.as_deref()).collect();
+        return Ok(model.encode_text(&text.join("\n"))?);
+    };
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    Ok(model.encode_chat(&template.render(messages, &options)?)?)
+}
+
+fn prompt_text(args: &AnswerArgs) -> Result<Option<String>, Failure> {
+    match args.text.as_deref().or(args.prompt.as_deref()) {
+        Some("-") => read_stdin().map(Some),
+        text => Ok(text.map(str::to_owned)),
+    }
+}
+
+fn read_stdin() -> Result<String, Failure> {
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|e| Failure::Data(format!("standard input: {e}")))?;
+    Ok(text)
+}
+
+fn generate_options(args: &AnswerArgs) -> Result<GenerateOptions, Failure> {
+    let options = GenerateOptions {
+        sampling: sampling_options(&args.sampling),
+        choice: 0,
+        max_tokens: args.max_tokens,
+        stop: args.stop.clone(),
+        ignore_eos: false,
+        logprobs: args.logprobs.map(usize::from),
+    };
+    options.sampling.validate().map_err(offshoot_engine::Error::from)?;
+    Ok(options)
+}
+
+fn sampling_options(args: &SamplingArgs) -> SamplingOptions {
+    let mut options = SamplingOptions::default();
+    fn set<T: Copy>(to: &mut T, from: Option<T>) {
+        *to = from.unwrap_or(*to);
+    }
+    set(&mut options.temperature, args.temperature);
+    set(&mut options.top_k, args.top_k);
+    set(&mut options.top_p, args.top_p);
+    set(&mut options.min_p, args.min_p);
+    set(&mut options.repetition_penalty, args.repetition_penalty);
+    set(&mut options.presence_penalty, args.presence_penalty);
+    set(&mut options.frequency_penalty, args.frequency_penalty);
+    options.logit_bias = args.logit_bias.iter().copied().collect();
+    options.seed = Some(args.seed.unwrap_or_else(fresh_seed));
+    options
+}
+
+/// A seed that differs from run to run.
+fn fresh_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    now ^ u64::from(std::process::id()).rotate_left(40)
+}
+
+/// Makes one answer and prints it as the options say.
+fn one(
+    model: &Model,
+    session: &mut Session,
+    tokens: &[u32],
+    args: &AnswerArgs,
+    options: &GenerateOptions,
+) -> Result<(), Failure> {
+    let quiet = args.model.json || args.output.is_some();
+    let mut logprobs = Vec::new();
+    let answer = stream(model, session, tokens, options, |piece| {
+        if let (Some(token), Some(logprob)) = (piece.token, piece.logprob) {
+            let top: Vec<_> =
+                piece.top.iter().map(|t| json!({ "id": t.token, "logprob": t.logprob })).collect();
+            logprobs.push(json!({ "id": token, "logprob": logprob, "top": top }));
+        }
+        if quiet { Ok(()) } else { write_out(piece.text.as_bytes()) }
+    })?;
+    let text = if args.model.json {
+        let value = answer_json(&answer, options, &logprobs);
+        match &args.output {
+            None => {
+                say_json(&value)?;
+                None
+            }
+            Some(_) => Some(format!("{value:#}\n")),
+        }
+    } else {
+        Some(format!("{}\n", answer.text))
+    };
+    match (&args.output, text) {
+        (Some(path), Some(text)) => write_file(path, &text)?,
+        (None, Some(_)) => write_out(b"\n")?,
+        _ => {}
+    }
+    if args.stats {
+        print_stats(model, &answer);
+    }
+    match answer.finish {
+        FinishReason::Stopped => Err(Failure::Interrupted),
+        FinishReason::ContextFull => {
+            eprintln!(
+                "the context of {} tokens is full: raise --ctx-size to go on",
+                session.context()
+            );
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs an answer, giving each piece to `show`; Ctrl-C stops it.
+pub(crate) fn stream(
+    model: &Model,
+    session: &mut Session,
+    tokens: &[u32],
+    options: &GenerateOptions,
+    mut show: impl FnMut(&Piece<'_>) -> Result<(), Failure>,
+) -> Result<Answer, Failure> {
+    let mut failed = None;
+    let answer = session.generate(model, tokens, options, |piece| {
+        failed = show(&piece).err();
+        if failed.is_some() || interrupt::asked() { Control::Stop } else { Control::Continue }
+    })?;
+    failed.map_or(Ok(answer), Err)
+}
+
+/// Writes `text` beside `path` and moves it there when it is complete.
+fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
+    let wrong = |source| Failure::File { path: path.to_owned(), source };
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let result = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+    if result.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    result.map_err(wrong)
+}
+
+fn answer_json(
+    answer: &Answer,
+    options: &GenerateOptions,
+    logprobs: &[serde_json::Value],
+) -> serde_json::Value {
+    let finish = match answer.finish {
+        FinishReason::EndToken(_) | FinishReason::StopText(_) => "stop",
+        FinishReason::MaxTokens | FinishReason::ContextFull => "length",
+        FinishReason::Stopped => "interrupted",
+    };
+    let mut value = json!({
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "finish_reason": finish,
+        "seed": options.sampling.seed,
+        "prompt_tokens": answer.prompt_tokens,
+        "prompt_s": answer.timings.prompt.as_secs_f64(),
+        "decode_s": answer.timings.decode.as_secs_f64(),
+    });
+    if options.logprobs.is_some() {
+        value["logprobs"] = logprobs.into();
+    }
+    value
+}
+
+/// Prints speeds on standard error.
+pub(crate) fn print_stats(model: &Model, answer: &Answer) {
+    let load = model.timings();
+    let read = answer.prompt_tokens - answer.reused_tokens;
+    let made = answer.tokens.len();
+    let (prompt, decode) =
+        (answer.timings.prompt.as_secs_f64(), answer.timings.decode.as_secs_f64());
+    eprintln!(
+        "\nload    {:7.0} ms ({})",
+        (load.open + load.weights + load.text).as_secs_f64() * 1e3,
+        if model.packed().from_cache() {
+            "packed weights from the cache"
+        } else {
+            "weights packed"
+        }
+    );
+    eprintln!(
+        "prompt  {:7.0} ms, {read} tokens, {:.1} tokens/s{}",
+        prompt * 1e3,
+        read as f64 / prompt,
+        match answer.reused_tokens {
+            0 => String::new(),
+            n => format!(", {n} more from the cache"),
+        }
+    );
+    if made > 1 {
+        let rate = (made - 1) as f64 / decode;
+        eprintln!("answer  {:7.0} ms, {made} tokens, {rate:.1} tokens/s", decode * 1e3);
+    }
+    if let Some(peak) = offshoot_engine::peak_rss_bytes() {
+        eprintln!("memory  {:7} MB at most", peak / 1_000_000);
+    }
+}

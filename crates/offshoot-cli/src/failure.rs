@@ -1,0 +1,92 @@
+//! What ends a command early, and the exit code that says so.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use offshoot_engine::store::{StoreError, StoreErrorKind};
+
+/// Exit code of a wrong command line or setting.
+pub(crate) const USAGE: u8 = 2;
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Data(String),
+    #[error(transparent)]
+    Engine(#[from] offshoot_engine::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("interrupted")]
+    Interrupted,
+    #[error("the reader of the output went away")]
+    BrokenPipe,
+    #[error("standard output: {0}")]
+    Output(std::io::Error),
+}
+
+impl From<offshoot_models::Error> for Failure {
+    fn from(error: offshoot_models::Error) -> Self {
+        Failure::Engine(error.into())
+    }
+}
+
+impl Failure {
+    /// 1 failure, 2 usage, 3 data invalid, 4 model invalid, 130 interrupted.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Failure::Usage(_) => USAGE,
+            Failure::Data(_) => 3,
+            Failure::Engine(error) => engine_code(error),
+            Failure::Store(error) => store_code(error),
+            Failure::Interrupted => 130,
+            Failure::BrokenPipe => 0,
+            Failure::File { .. } | Failure::Output(_) => 1,
+        }
+    }
+}
+
+fn engine_code(error: &offshoot_engine::Error) -> u8 {
+    use offshoot_engine::Error;
+    match error {
+        Error::Model(offshoot_models::Error::Io { .. }) => 1,
+        Error::Model(offshoot_models::Error::Template(_)) => 3,
+        Error::Model(_) => 4,
+        Error::Method(_) | Error::Context { .. } => USAGE,
+        Error::Store(error) => store_code(error),
+        Error::PromptTooLong { .. } | Error::EmptyPrompt => 3,
+        _ => 1,
+    }
+}
+
+fn store_code(error: &StoreError) -> u8 {
+    match error.kind() {
+        StoreErrorKind::Usage => USAGE,
+        StoreErrorKind::Verification => 4,
+        StoreErrorKind::Cancelled => 130,
+        _ => 1,
+    }
+}
+
+/// Writes to standard output at once.
+pub(crate) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| match e.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::BrokenPipe,
+        _ => Failure::Output(e),
+    })
+}
+
+/// Writes a line to standard output.
+pub(crate) fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
+    write_out(format!("{line}\n").as_bytes())
+}
+
+/// Writes JSON to standard output.
+pub(crate) fn say_json(value: &serde_json::Value) -> Result<(), Failure> {
+    say(format_args!("{value:#}"))
+}

@@ -1,0 +1,250 @@
+//! `pull`, `list`, `show`, `rm`, and loading a model for the other commands.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use offshoot_engine::store::{
+    EntryState, Event, ModelRef, Progress, PullPolicy, ResolvedModel, Store,
+};
+use offshoot_engine::{LoadOptions, Model, Session};
+use offshoot_kernels::{Cpu, Isa};
+use offshoot_models::{BaseId, Checkpoint, TemplateId, TokenizerId};
+use serde_json::json;
+
+use crate::args::{EngineArgs, ListArgs, ModelArgs, RmArgs};
+use crate::failure::{Failure, say, say_json};
+use crate::interrupt;
+
+/// Context when none is asked for.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// A bar on standard error if that is a terminal, else a line for each event worth one.
+struct Bar {
+    bar: Mutex<Option<ProgressBar>>,
+    terminal: bool,
+}
+
+impl Bar {
+    fn new() -> Self {
+        Self { bar: Mutex::new(None), terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn line(&self, line: &str) {
+        let bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    fn bytes(&self, done: u64, total: Option<u64>) {
+        if !self.terminal {
+            return;
+        }
+        let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let bar = bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new(total.unwrap_or(0));
+            let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar
+        });
+        if let Some(total) = total {
+            bar.set_length(total);
+        }
+        bar.set_position(done);
+    }
+
+    fn finish(&self) {
+        let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(bar) = bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Waiting { name } => self.line(&format!("waiting for another pull of {name}")),
+            Event::Source { source } => self.line(&format!("fetching from {source}")),
+            Event::SourceFailed { source, error } => self.line(&format!("{source}: {error}")),
+            Event::Bytes { done, total } => self.bytes(*done, *total),
+            Event::PackageBytes { done, .. } => self.bytes(*done, None),
+            Event::Retry { error, pause } => {
+                self.line(&format!("{error}; trying again in {} s", pause.as_secs()));
+            }
+            Event::Verifying { .. } => self.line("checking"),
+            Event::Ready { .. } => self.finish(),
+            _ => {}
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        interrupt::asked()
+    }
+}
+
+/// The model's file, fetched if need be.
+pub(crate) fn resolve(args: &ModelArgs) -> Result<ResolvedModel, Failure> {
+    interrupt::listen();
+    let policy = if args.offline { PullPolicy::Offline } else { PullPolicy::Allow };
+    let reference: ModelRef = args.model.parse()?;
+    let bar = Bar::new();
+    let resolved = Store::from_env()?.resolve(&reference, policy, &bar);
+    bar.finish();
+    Ok(resolved?)
+}
+
+/// Where packed weights are kept.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(base.join("offshoot"))
+}
+
+/// The instruction set that the environment asks for, else the best.
+pub(crate) fn isa() -> Result<Isa, Failure> {
+    match std::env::var("OFFSHOOT_ISA") {
+        Err(_) => Ok(Isa::best()),
+        Ok(name) => Isa::named(&name).ok_or_else(|| {
+            let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+            Failure::Usage(format!("OFFSHOOT_ISA={name}: this processor has {}", names.join(", ")))
+        }),
+    }
+}
+
+/// Loads a model and opens a session of it.
+pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Session), Failure> {
+    let (model, cpu) = load_model(args, engine)?;
+    let limit = model.trained_context();
+    let context = engine.ctx_size.map_or(DEFAULT_CONTEXT.min(limit), |n| n as usize);
+    let session = Session::new(&model, cpu, context)?;
+    Ok((model, session))
+}
+
+fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
+    let resolved = resolve(args)?;
+    let mut options = LoadOptions { isa: isa()?, ..LoadOptions::default() };
+    if let Some(threads) = engine.threads {
+        options.threads = usize::from(threads);
+    }
+    if !engine.no_cache {
+        options.cache = cache_dir();
+    }
+    Ok(Model::load(&resolved.path, &options)?)
+}
+
+pub(crate) fn pull(args: &ModelArgs) -> Result<(), Failure> {
+    let resolved = resolve(args)?;
+    if args.json {
+        return say_json(&json!({
+            "name": resolved.name, "path": resolved.path, "licence": resolved.licence,
+        }));
+    }
+    eprintln!("{} is at {}", resolved.name, resolved.path.display());
+    Ok(())
+}
+
+pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
+    let store = Store::from_env()?;
+    let entries = store.list()?;
+    let pullable: Vec<_> = store
+        .catalogue()
+        .models()
+        .iter()
+        .filter(|m| !entries.iter().any(|e| e.name == m.name && is_ready(&e.state)))
+        .collect();
+    if args.json {
+        let models: Vec<_> = entries
+            .iter()
+            .map(|e| match &e.state {
+                EntryState::Ready { path, manifest } => json!({
+                    "name": e.name, "state": "ready", "path": path, "size": manifest.size,
+                }),
+                EntryState::Partial { bytes } => {
+                    json!({ "name": e.name, "state": "partial", "size": bytes })
+                }
+                EntryState::Damaged { why } => {
+                    json!({ "name": e.name, "state": "damaged", "why": why })
+                }
+            })
+            .collect();
+        let catalogue: Vec<_> = pullable
+            .iter()
+            .map(|m| json!({ "name": m.name, "title": m.title, "size": m.size }))
+            .collect();
+        return say_json(&json!({ "models": models, "catalogue": catalogue }));
+    }
+    for e in &entries {
+        let state = match &e.state {
+            EntryState::Ready { manifest, .. } => format!("{:>6} MB", manifest.size / 1_000_000),
+            EntryState::Partial { bytes } => format!("{:>6} MB so far", bytes / 1_000_000),
+            EntryState::Damaged { why } => format!("damaged: {why}"),
+        };
+        say(format_args!("{:<24} {state}", e.name))?;
+    }
+    for m in pullable {
+        let size = m.size / 1_000_000;
+        say(format_args!("{:<24} {size:>6} MB, not here: offshoot pull {}", m.name, m.name))?;
+    }
+    Ok(())
+}
+
+fn is_ready(state: &EntryState) -> bool {
+    matches!(state, EntryState::Ready { .. })
+}
+
+pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
+    let resolved = resolve(args)?;
+    let checkpoint = Checkpoint::open(&resolved.path)?;
+    let c = checkpoint.config();
+    let weights: usize = checkpoint.tensors().map(|t| t.len()).sum();
+    let mut blocks: Vec<String> =
+        checkpoint.tensors().map(|t| t.info.block.name().to_owned()).collect();
+    blocks.sort();
+    blocks.dedup();
+    let tokenizer = checkpoint.tokenizer().map(TokenizerId::of);
+    let template = checkpoint.chat_template().map(TemplateId::of);
+    let base = BaseId::of(&checkpoint)?;
+    let value = json!({
+        "name": resolved.name,
+        "path": resolved.path,
+        "licence": resolved.licence,
+        "model": checkpoint.name(),
+        "family": c.family.name(),
+        "weights": weights,
+        "formats": blocks,
+        "layers": c.num_hidden_layers,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "heads": c.num_attention_heads,
+        "kv_heads": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+        "vocab_size": c.vocab_size,
+        "context": c.max_position_embeddings,
+        "tied_head": c.tie_word_embeddings,
+        "stop_tokens": checkpoint.stop_tokens(),
+        "base_id": base.to_string(),
+        "tokenizer_id": tokenizer.ok().map(|id| id.to_string()),
+        "template_id": template.map(|id| id.to_string()),
+    });
+    if args.json {
+        return say_json(&value);
+    }
+    let lines = value.as_object().into_iter().flatten();
+    for (name, value) in lines.filter(|(_, value)| !value.is_null()) {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        say(format_args!("{name:<18} {text}"))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn remove(args: &RmArgs) -> Result<(), Failure> {
+    Store::from_env()?.remove(&args.model)?;
+    eprintln!("removed {}", args.model);
+    Ok(())
+}
