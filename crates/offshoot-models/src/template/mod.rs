@@ -6,31 +6,38 @@
 //! `strftime_now`, and `{% generation %}` tags.
 //!
 //! A template is somebody else's program. It reads nothing but the conversation, and it runs on
-//! fuel: each step and each 64 bytes it makes use some, so its time and memory are bounded.
+//! fuel: each step and each 64 bytes it makes use some, so its memory is bounded and, nearly always,
+//! its time. What takes time without fuel is ended by the clock.
 
 mod generation;
 mod json;
+mod limits;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
+use limits::{Broken, Printed};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, ErrorKind, Value};
+use minijinja::{AutoEscape, Environment, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
 /// Longest source that is compiled; published ones are under 20 KB.
-const SOURCE_LIMIT: usize = 256 << 10;
-/// Fuel of every render: some 64 MB of data or a tenth of a second.
-const FUEL: u64 = 1_000_000;
-/// Further fuel for each byte of the conversation.
-const FUEL_PER_BYTE: u64 = 2;
+const SOURCE_LIMIT: usize = 64 << 10;
+/// Fuel of every render; a short chat uses some hundreds.
+const FUEL: usize = 200_000;
+/// Further fuel for each message.
+const FUEL_PER_MESSAGE: usize = 500;
+/// Bytes of the conversation that give one further fuel.
+const BYTES_PER_FUEL: usize = 4;
+/// Fuel of any render at most: some 64 MB of data, or values nested 130 thousand deep.
+const FUEL_LIMIT: usize = 1_000_000;
 /// Bytes that every render may print.
 const OUTPUT_LIMIT: usize = 4 << 20;
 /// Further bytes for each byte of the conversation.
@@ -97,6 +104,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: Option<String>,
     eos: Option<String>,
+    /// Whether a render did not end in time: its thread may still run, so there is no second one.
+    late: AtomicBool,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -120,10 +129,18 @@ impl ChatTemplate {
                 source.len()
             )));
         }
-        let mut environment = environment()?;
         let source = generation::without_generation_tags(source).into_owned();
-        environment.add_template_owned(NAME, source).map_err(|e| Error::Template(reason(&e)))?;
-        Ok(Self { environment, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned) })
+        let environment = limits::run(move || {
+            let mut environment = environment()?;
+            environment.add_template_owned(NAME, source)?;
+            Ok(environment)
+        })?;
+        Ok(Self {
+            environment: environment.map_err(|e: minijinja::Error| Error::Template(reason(&e)))?,
+            bos: bos.map(str::to_owned),
+            eos: eos.map(str::to_owned),
+            late: AtomicBool::new(false),
+        })
     }
 
     /// The text of `messages`.
@@ -139,19 +156,18 @@ impl ChatTemplate {
         let messages = serde_json::to_value(messages)
             .map_err(|e| Error::Template(format!("a message cannot be given to it: {e}")))?;
         let size = size_of(&messages) + options.tools.map_or(0, size_of);
+        let turns = messages.as_array().map_or(0, Vec::len);
+        let fuel = FUEL + FUEL_PER_MESSAGE * turns + size / BYTES_PER_FUEL;
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(FUEL + FUEL_PER_BYTE * size as u64));
-        let mut out = Bounded { text: Vec::new(), limit: OUTPUT_LIMIT + OUTPUT_PER_BYTE * size };
-        let rendered = environment.get_template(NAME).and_then(|template| {
-            let context = self.context(&messages, options);
-            template.render_captured_to(context, &mut out).map(drop)
-        });
-        if let Err(error) = rendered {
-            let full = out.text.len() >= out.limit;
-            let limit = || format!("it prints more than {} bytes for this chat", out.limit);
-            return Err(Error::Template(if full { limit() } else { reason(&error) }));
+        environment.set_fuel(Some(fuel.min(FUEL_LIMIT) as u64));
+        let context = self.context(&messages, options);
+        let limit = OUTPUT_LIMIT + OUTPUT_PER_BYTE * size;
+        if self.late.load(Ordering::Relaxed) {
+            return Err(Broken::Late.into());
         }
-        String::from_utf8(out.text).map_err(|e| Error::Template(format!("it printed no text: {e}")))
+        let printed = limits::run(move || print(&environment, context, limit));
+        self.late.fetch_or(matches!(printed, Err(Broken::Late)), Ordering::Relaxed);
+        printed?.map_err(Error::Template)
     }
 
     /// The variables that transformers gives a template.
@@ -167,29 +183,55 @@ impl ChatTemplate {
         variables.extend(self.bos.as_deref().map(|bos| ("bos_token", Value::from(bos))));
         variables.extend(self.eos.as_deref().map(|eos| ("eos_token", Value::from(eos))));
         let extra = options.extra.iter().map(|(name, value)| (name.as_str(), value_of(value)));
-        variables.into_iter().chain(extra).collect()
+        Value::from_pairs(variables.into_iter().chain(extra))
+    }
+}
+
+/// Renders the template, or says in one line why not.
+fn print(environment: &Environment<'_>, context: Value, limit: usize) -> Result<String, String> {
+    let mut printed = Printed { text: Vec::new(), limit };
+    let template = environment.get_template(NAME);
+    let done = template.and_then(|it| it.render_captured_to(context, &mut printed).map(drop));
+    match done {
+        Err(_) if printed.is_full() => Err(format!("it prints more than {limit} bytes")),
+        Err(error) => Err(reason(&error)),
+        Ok(()) => String::from_utf8(printed.text).map_err(|e| format!("it printed no text: {e}")),
     }
 }
 
 /// transformers' environment, without a template yet.
-fn environment() -> Result<Environment<'static>, Error> {
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-        .map_err(|e| Error::Template(reason(&e)))?;
+fn environment() -> Result<Environment<'static>, minijinja::Error> {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
     environment.set_debug(false);
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(python_method);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", |message: Cow<'_, str>| {
         let raised = Raised(message.into_owned());
         Err::<Value, _>(minijinja::Error::from(ErrorKind::InvalidOperation).with_source(raised))
     });
     Ok(environment)
+}
+
+/// Python's methods of strings, lists and maps.
+fn python_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    arguments: &[Value],
+) -> Result<Value, minijinja::Error> {
+    // The engine makes the text of a width before it counts it, so widths are bounded here.
+    const WIDTH_DIGITS: usize = 4;
+    let digits = |text: &str| text.split(|c: char| !c.is_ascii_digit()).map(str::len).max();
+    let wide = |text: &str| digits(text).is_some_and(|digits| digits > WIDTH_DIGITS);
+    if method == "format" && value.as_str().is_some_and(wide) {
+        let what = format!("format: a number of more than {WIDTH_DIGITS} digits in the pattern");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+    }
+    unknown_method_callback(state, value, method, arguments)
 }
 
 /// What a template says as it refuses a conversation.
@@ -240,7 +282,7 @@ fn value_of(json: &serde_json::Value) -> Value {
         serde_json::Value::String(text) => Value::from(text.as_str()),
         serde_json::Value::Array(items) => items.iter().map(value_of).collect(),
         serde_json::Value::Object(fields) => {
-            fields.iter().map(|(name, value)| (name.as_str(), value_of(value))).collect()
+            Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), value_of(value))))
         }
     }
 }
@@ -254,27 +296,5 @@ fn size_of(json: &serde_json::Value) -> usize {
             8 + fields.iter().map(|(name, value)| name.len() + size_of(value)).sum::<usize>()
         }
         _ => 8,
-    }
-}
-
-/// Printed text, up to a limit.
-struct Bounded {
-    text: Vec<u8>,
-    limit: usize,
-}
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = self.limit - self.text.len();
-        if room == 0 && !bytes.is_empty() {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        let taken = &bytes[..bytes.len().min(room)];
-        self.text.extend_from_slice(taken);
-        Ok(taken.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
