@@ -1,0 +1,1 @@
+"""Measures offshoot beside the programs it is compared with. Standard library only."""

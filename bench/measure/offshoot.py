@@ -1,0 +1,88 @@
+"""offshoot's own side: its `bench` command, and its `run` command watched from outside."""
+
+import json
+import pathlib
+import shutil
+import tempfile
+
+from measure.process import ProgramError, run
+from measure.prompts import LONG_PROMPT, N_CONTEXT, N_DECODED, PROMPT
+
+FIELDS = ("prompt_tokens_per_s", "decode_tokens_per_s", "step_ms", "step_bytes", "kv_bytes",
+          "read_bandwidth_gb_s")
+
+
+class Offshoot:
+    """The `offshoot` program at `path`, with packed weights kept in a folder of this run."""
+
+    def __init__(self, path, threads):
+        found = shutil.which(path)
+        if found is None:
+            raise SystemExit(f"bench/speed: {path} is no program; cargo build --release makes it, "
+                             "and --offshoot says where it is")
+        self.path, self.threads = pathlib.Path(found).resolve(), threads
+        self.lengths_checked = set()
+        self.home = tempfile.TemporaryDirectory(prefix="offshoot-bench-")
+
+    def environment(self, cache):
+        """An environment in which all that offshoot keeps is in `cache`."""
+        return {"OFFSHOOT_HOME": str(cache), "XDG_CACHE_HOME": str(cache), "OFFSHOOT_OFFLINE": "1"}
+
+    def version(self):
+        return run([self.path, "--version"]).output.decode().strip()
+
+    def bench(self, model):
+        """The figures that `offshoot bench MODEL --json` measures."""
+        command = [self.path, "bench", model.path, "--json", "--threads", self.threads]
+        output = run(command, self.environment(self.home.name)).output
+        try:
+            figures = json.loads(output)
+            missing = [field for field in FIELDS if field not in figures]
+        except (ValueError, TypeError) as error:
+            raise ProgramError("offshoot bench --json printed something else than JSON") from error
+        if missing:
+            raise ProgramError(f"offshoot bench --json lacks {', '.join(missing)}")
+        figures["step_ms"] = {int(k): ms for k, ms in figures["step_ms"].items()}
+        return figures
+
+    def complete(self, model, prompt, n_tokens, cache=None):
+        """One run of `offshoot run`, greedy, on a context of 2048."""
+        command = [self.path, "run", model.path, prompt, "--max-tokens", n_tokens,
+                   "--temperature", 0, "--threads", self.threads, "--ctx-size", N_CONTEXT]
+        return run(command, self.environment(cache or self.home.name))
+
+    def first_token_s(self, model, is_packed):
+        """Seconds from the start of the program to its first byte of text."""
+        if is_packed:
+            self.complete(model, PROMPT, 1)
+            return first_byte_s(self.complete(model, PROMPT, 1))
+        with tempfile.TemporaryDirectory(prefix="offshoot-bench-") as cache:
+            return first_byte_s(self.complete(model, PROMPT, 1, cache))
+
+    def decode_wall(self, model):
+        """Tokens a second by the clock on the wall: what 128 more tokens cost."""
+        if model not in self.lengths_checked:
+            self.check_length(model)
+        short = self.complete(model, PROMPT, 1)
+        long = self.complete(model, PROMPT, 1 + N_DECODED)
+        return N_DECODED / (long.wall_s - short.wall_s)
+
+    def check_length(self, model):
+        """That the answer goes on after the tokens that are timed; otherwise fewer were made."""
+        timed = self.complete(model, PROMPT, 1 + N_DECODED).output.rstrip()
+        longer = self.complete(model, PROMPT, 17 + N_DECODED).output.rstrip()
+        if len(longer) <= len(timed):
+            raise ProgramError(f"{model.path.name} stops before {1 + N_DECODED} tokens")
+        self.lengths_checked.add(model)
+
+    def peak_bytes(self, model):
+        """Most memory held while packing, and with packed weights, reading a full context."""
+        with tempfile.TemporaryDirectory(prefix="offshoot-bench-") as cache:
+            return max(self.complete(model, LONG_PROMPT, 32, cache).peak_rss_bytes
+                       for _ in ("packing", "packed"))
+
+
+def first_byte_s(finished):
+    if finished.first_byte_s is None:
+        raise ProgramError("offshoot run printed nothing")
+    return finished.first_byte_s

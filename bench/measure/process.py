@@ -1,0 +1,51 @@
+"""Running one program and reading what it cost."""
+
+import dataclasses
+import os
+import subprocess
+import tempfile
+import time
+
+TIME_LIMIT_S = 1800
+
+
+class ProgramError(Exception):
+    """A program ended badly or printed something else than expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a program."""
+
+    output: bytes
+    wall_s: float
+    first_byte_s: float | None
+    peak_rss_bytes: int
+
+
+def run(command, environment=None):
+    """Runs `command` to its end. The peak counts resident pages of mapped files too."""
+    command = [str(part) for part in command]
+    with tempfile.TemporaryFile() as errors:
+        begin = time.perf_counter()
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                env={**os.environ, **(environment or {})},
+            )
+        except OSError as error:
+            raise ProgramError(f"cannot run {command[0]}: {error.strerror}") from error
+        with process.stdout as pipe:
+            first = os.read(pipe.fileno(), 1 << 16)
+            first_byte_s = time.perf_counter() - begin if first else None
+            output = first + pipe.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall_s = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            errors.seek(0)
+            lines = errors.read().decode("utf-8", "replace").strip().splitlines() or ["(silent)"]
+            shown = " ".join(command)
+            shown = shown if len(shown) < 300 else shown[:300] + "..."
+            raise ProgramError(f"{shown}: ended with {process.returncode}: {lines[-1]}")
+    return Run(output, wall_s, first_byte_s, usage.ru_maxrss * 1024)
