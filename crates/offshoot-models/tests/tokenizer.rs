@@ -2,6 +2,8 @@
 //!
 //! Real models' tokenizers are checked by `support/tokenizer_reference.rs`.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
 #[path = "support/mixed_text.rs"]
 mod mixed_text;
 

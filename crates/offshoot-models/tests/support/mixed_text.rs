@@ -18,7 +18,8 @@ pub(crate) struct Source {
 impl Source {
     /// Reads the committed lists.
     pub(crate) fn load() -> Self {
-        serde_json::from_str(include_str!("../data/mixed_text.json")).unwrap()
+        serde_json::from_str(include_str!("../data/mixed_text.json"))
+            .expect("the committed lists are JSON")
     }
 
     /// Snippets until there are at least `bytes` bytes: a list, 1 to 12 of its snippets, each with
@@ -45,7 +46,8 @@ impl Source {
 
     fn character(&self, numbers: &mut SplitMix64) -> char {
         let (low, high) = *numbers.choose(&self.ranges);
-        char::from_u32(low + numbers.below((high - low + 1) as usize) as u32).unwrap()
+        char::from_u32(low + numbers.below((high - low + 1) as usize) as u32)
+            .expect("the committed ranges hold no surrogates")
     }
 
     /// `count` lists of 1 to 16 ids below `vocab_size`.
