@@ -63,6 +63,11 @@ pub struct Blueprint {
 }
 
 impl Blueprint {
+    /// The matrix called `name`, as in [`LinearSpec::name`].
+    pub fn linear_id(&self, name: &str) -> Option<LinearId> {
+        self.linears.iter().position(|linear| linear.name == name).map(LinearId)
+    }
+
     /// Asks for a matrix `[rows, cols]`, with a bias of `rows` if `bias`.
     pub(crate) fn linear(
         &mut self,
