@@ -50,4 +50,8 @@ pub enum Error {
     /// A step was asked for that the model or its caches cannot take.
     #[error("step: {0}")]
     Step(String),
+    /// The dense executor's tensor library could not do what was asked: no such device, no memory on
+    /// it, or shapes or number types that do not go together.
+    #[error("tensors: {0}")]
+    Tensors(String),
 }

@@ -4,6 +4,7 @@
 mod architecture;
 mod checkpoint;
 mod config;
+mod dense;
 mod detokenizer;
 mod error;
 mod families;
@@ -21,6 +22,7 @@ pub use architecture::{
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
 pub use config::{Family, ModelConfig, RopeScaling};
+pub use dense::{DenseCache, DenseHooks, DenseModel};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
 pub use families::{Architecture, Llama, Qwen2};

@@ -1,0 +1,246 @@
+//! One step of a dense model, register by register.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+
+use super::primitives::{self, wide};
+use super::{DenseCache, DenseHooks, DenseModel};
+use crate::{
+    Activation, Error, Executor, Input, LinearId, Output, RopeId, Segment, SegmentRows, Site,
+    VectorId,
+};
+
+impl DenseModel {
+    /// Runs one step and gives the logits that were asked for, `[rows, vocab_size]` in f32, or f64 if
+    /// the model is, in the order of segments and rows.
+    ///
+    /// # Errors
+    /// [`Error::Step`] if a segment is malformed or its cache belongs to another model,
+    /// [`Error::Tensors`] if the device fails, and those of `hooks`. Nothing is committed to a cache;
+    /// its decided positions are as before.
+    pub fn step(
+        &self,
+        segments: &mut [Segment<'_, DenseCache>],
+        hooks: &mut dyn DenseHooks,
+    ) -> Result<Tensor, Error> {
+        let rows = Rows::of(self, segments)?;
+        let none = Tensor::zeros((0, self.config().vocab_size), wide(self.dtype()), self.device())?;
+        if segments.is_empty() {
+            return Ok(none);
+        }
+        segments.iter_mut().for_each(|s| s.cache.begin());
+        let (inputs, outputs) = (HashMap::new(), HashMap::new());
+        let mut run = Run { model: self, segments, hooks, rows, inputs, outputs, logits: none };
+        self.architecture.forward(&mut run)?;
+        let logits = run.logits;
+        segments.iter_mut().for_each(|s| s.cache.end(s.tokens.len()));
+        Ok(logits)
+    }
+}
+
+/// What the rows of a step are, before any layer.
+struct Rows {
+    /// `[rows]`
+    tokens: Tensor,
+    /// Cosines and sines of the rotary angles, `[rows, head_dim / 2]` each.
+    cos: Tensor,
+    sin: Tensor,
+    /// For each segment what is added to its scores, `[rows of it, cached + rows of it]`: nothing for
+    /// what a row sees, minus infinity for the rest.
+    masks: Vec<Tensor>,
+    /// The step's rows whose logits are asked for.
+    logits: Vec<u32>,
+}
+
+impl Rows {
+    fn of(model: &DenseModel, segments: &[Segment<'_, DenseCache>]) -> Result<Self, Error> {
+        let (config, device) = (model.config(), model.device());
+        let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+        let (mut masks, mut logits) = (Vec::new(), Vec::new());
+        for (index, s) in segments.iter().enumerate() {
+            s.check(index, config.vocab_size)?;
+            if s.rope != RopeId::default() {
+                return Err(Error::Step(format!("segment {index}: no rotary table {}", s.rope.0)));
+            }
+            if s.cache.layers() != config.num_hidden_layers {
+                return Err(Error::Step(format!(
+                    "segment {index}: a cache of {} layers for a model of {}",
+                    s.cache.layers(),
+                    config.num_hidden_layers
+                )));
+            }
+            let first = tokens.len();
+            tokens.extend_from_slice(s.tokens);
+            positions.extend_from_slice(s.positions);
+            masks.push(mask(s, device)?.to_dtype(wide(model.dtype()))?);
+            s.for_logit_rows(|row| logits.push((first + row) as u32));
+        }
+        let tokens = Tensor::new(tokens, device)?;
+        let (cos, sin) = rotations(model, &positions)?;
+        Ok(Self { tokens, cos, sin, masks, logits })
+    }
+}
+
+/// A row sees every cached position, its ancestors and itself.
+fn mask(segment: &Segment<'_, DenseCache>, device: &Device) -> Result<Tensor, Error> {
+    let (cached, rows) = (segment.cache.len(), segment.tokens.len());
+    let width = cached + rows;
+    let mut mask = vec![f32::NEG_INFINITY; rows * width];
+    for (row, mask) in mask.chunks_exact_mut(width).enumerate() {
+        mask[..cached].fill(0.0);
+        let mut seen = Some(row as u32);
+        while let Some(row) = seen {
+            mask[cached + row as usize] = 0.0;
+            seen = segment.parents[row as usize];
+        }
+    }
+    Ok(Tensor::from_vec(mask, (rows, width), device)?)
+}
+
+/// Cosines and sines of each position's angles. An angle is rounded to f32, as in the reference
+/// implementations.
+fn rotations(model: &DenseModel, positions: &[u32]) -> Result<(Tensor, Tensor), Error> {
+    let shape = (positions.len(), model.frequencies.len());
+    let angles = positions.iter().flat_map(|&position| {
+        model.frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
+    });
+    let (sin, cos): (Vec<f32>, Vec<f32>) =
+        angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
+    let tensor = |values| Tensor::from_vec(values, shape, model.device())?.to_dtype(model.dtype());
+    Ok((tensor(cos)?, tensor(sin)?))
+}
+
+/// A step in progress.
+struct Run<'a, 's> {
+    model: &'a DenseModel,
+    segments: &'a mut [Segment<'s, DenseCache>],
+    hooks: &'a mut dyn DenseHooks,
+    rows: Rows,
+    inputs: HashMap<Input, Tensor>,
+    outputs: HashMap<Output, Tensor>,
+    logits: Tensor,
+}
+
+impl Run<'_, '_> {
+    /// A register that was written; the tensor's memory is shared.
+    fn input(&self, register: Input) -> Result<Tensor, Error> {
+        self.inputs.get(&register).cloned().ok_or_else(|| unwritten(&register))
+    }
+
+    fn output(&self, register: Output) -> Result<Tensor, Error> {
+        self.outputs.get(&register).cloned().ok_or_else(|| unwritten(&register))
+    }
+
+    /// `matrix * x + bias`, and what the hooks add to each segment's rows.
+    fn product(&mut self, x: Input, linear: LinearId) -> Result<Tensor, Error> {
+        let x = self.input(x)?;
+        let product = self.model.multiply(linear, &x)?;
+        let (mut parts, mut added, mut first) = (Vec::new(), false, 0);
+        for (segment, s) in self.segments.iter().enumerate() {
+            let rows = s.tokens.len();
+            let which = SegmentRows { segment, variant: s.variant, rows };
+            let part = product.narrow(0, first, rows)?;
+            let addend = self.hooks.addend(linear, which, &x.narrow(0, first, rows)?)?;
+            added |= addend.is_some();
+            parts.push(match addend {
+                Some(addend) => part.add(&addend)?,
+                None => part,
+            });
+            first += rows;
+        }
+        if added { Ok(Tensor::cat(&parts, 0)?) } else { Ok(product) }
+    }
+
+    /// A register's rows of one segment, `[rows, heads, head_dim]`.
+    fn heads(&self, register: Output, first: usize, rows: usize) -> Result<Tensor, Error> {
+        let head_dim = self.model.config().head_dim;
+        Ok(self.output(register)?.narrow(0, first, rows)?.reshape((rows, (), head_dim))?)
+    }
+}
+
+fn unwritten(register: &impl std::fmt::Debug) -> Error {
+    Error::Step(format!("the architecture reads {register:?} before it writes it"))
+}
+
+impl Executor for Run<'_, '_> {
+    type Error = Error;
+
+    fn embed(&mut self) -> Result<(), Error> {
+        let embedding = self.model.tensor(&self.model.blueprint.embedding)?;
+        let rows = embedding.index_select(&self.rows.tokens, 0)?;
+        self.outputs.insert(Output::Residual, rows);
+        Ok(())
+    }
+
+    fn norm(&mut self, weight: VectorId, eps: f32) -> Result<(), Error> {
+        let weight = self.model.vector(weight)?;
+        let normed = primitives::rms_norm(&self.output(Output::Residual)?, weight, eps)?;
+        self.inputs.insert(Input::Normed, normed);
+        Ok(())
+    }
+
+    fn linear(&mut self, x: Input, outs: &[(LinearId, Output)]) -> Result<(), Error> {
+        for &(linear, out) in outs {
+            let product = self.product(x, linear)?;
+            self.outputs.insert(out, product);
+        }
+        Ok(())
+    }
+
+    fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Error> {
+        let sum = (self.output(Output::Residual)? + self.product(x, linear)?)?;
+        self.outputs.insert(Output::Residual, sum);
+        Ok(())
+    }
+
+    fn rotate(&mut self, x: Output, head_dim: usize) -> Result<(), Error> {
+        let flat = self.output(x)?;
+        let (rows, width) = flat.dims2()?;
+        let heads = flat.reshape((rows, width / head_dim, head_dim))?;
+        let turned = primitives::rotate(&heads, &self.rows.cos, &self.rows.sin)?;
+        self.outputs.insert(x, turned.reshape((rows, width))?);
+        Ok(())
+    }
+
+    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Error> {
+        let (mut attended, mut first) = (Vec::with_capacity(self.segments.len()), 0);
+        for index in 0..self.segments.len() {
+            let rows = self.segments[index].tokens.len();
+            let by_head = |x: Tensor| x.transpose(0, 1)?.contiguous();
+            let q = self.heads(Output::Query, first, rows)?;
+            let k = by_head(self.heads(Output::Key, first, rows)?)?;
+            let v = by_head(self.heads(Output::Value, first, rows)?)?;
+            let (k, v) = self.segments[index].cache.append(layer, k, v)?;
+            attended.push(primitives::attend(&q, &k, &v, &self.rows.masks[index], scale)?);
+            first += rows;
+        }
+        self.inputs.insert(Input::Attended, Tensor::cat(&attended, 0)?);
+        Ok(())
+    }
+
+    fn gate(&mut self, activation: Activation) -> Result<(), Error> {
+        let Activation::Silu = activation;
+        let gated = (self.output(Output::Gate)?.silu()? * self.output(Output::Up)?)?;
+        self.inputs.insert(Input::Gated, gated);
+        Ok(())
+    }
+
+    fn tap(&mut self, site: Site) -> Result<(), Error> {
+        let rows = match site {
+            Site::Block(_) => self.output(Output::Residual)?,
+            Site::Final => self.input(Input::Normed)?,
+        };
+        self.hooks.tap(site, &rows)
+    }
+
+    fn logits(&mut self, head: LinearId) -> Result<(), Error> {
+        if self.rows.logits.is_empty() {
+            return Ok(());
+        }
+        let rows = Tensor::new(self.rows.logits.as_slice(), self.model.device())?;
+        let x = self.input(Input::Normed)?.index_select(&rows, 0)?;
+        self.logits = self.model.multiply(head, &x)?.to_dtype(wide(self.model.dtype()))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! A model's weights as tensors.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use offshoot_kernels::RopeTable;
+
+use crate::{
+    Architecture, Blueprint, Checkpoint, Error, LinearId, ModelConfig, RopeScaling, VectorId,
+};
+
+/// A model of the dense executor: its weights as tensors of one type on one device, under canonical
+/// names. Any of them may be a [`Var`], and a loss on the logits then has a gradient for it.
+#[derive(Debug, Clone)]
+pub struct DenseModel {
+    config: ModelConfig,
+    pub(super) architecture: Architecture,
+    pub(super) blueprint: Blueprint,
+    device: Device,
+    dtype: DType,
+    tensors: BTreeMap<String, Tensor>,
+    /// Angle per position of each rotary pair.
+    pub(super) frequencies: Vec<f32>,
+}
+
+impl DenseModel {
+    /// Reads the weights of `checkpoint`, dequantised, to `device` as `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if one is missing or damaged, [`Error::Tensors`] if the device has no room,
+    /// and as [`DenseModel::from_tensors`].
+    pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Self, Error> {
+        let config = checkpoint.config().clone();
+        let mut tensors = BTreeMap::new();
+        for (name, _) in wanted(&Architecture::new(&config).1, &config) {
+            tensors.insert(name.clone(), read(checkpoint, &name, device)?.to_dtype(dtype)?);
+        }
+        Self::from_tensors(config, tensors)
+    }
+
+    /// A model of tensors that exist: weights `{matrix}.weight [out, in]`, biases `{matrix}.bias
+    /// [out]`, vectors and the embedding `[vocab_size, hidden_size]`, all named as in Hugging Face's
+    /// checkpoints. Names that the architecture does not have are left out.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is out of bounds; [`Error::Tensor`] if one is missing,
+    /// has another shape than the architecture asks for, or is not of the embedding's type and device;
+    /// the type is one of f16, bf16, f32 and f64.
+    pub fn from_tensors(
+        config: ModelConfig,
+        mut tensors: BTreeMap<String, Tensor>,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let (architecture, blueprint) = Architecture::new(&config);
+        let shapes = wanted(&blueprint, &config);
+        tensors.retain(|name, _| shapes.contains_key(name));
+        let embedding = get(&tensors, &blueprint.embedding)?;
+        let (device, dtype) = (embedding.device().clone(), embedding.dtype());
+        if !matches!(dtype, DType::F16 | DType::BF16 | DType::F32 | DType::F64) {
+            let what = format!("is of type {}, expected a float type", dtype.as_str());
+            return Err(Error::Tensor { name: blueprint.embedding.clone(), what });
+        }
+        for (name, shape) in &shapes {
+            check(name, get(&tensors, name)?, shape, &device, dtype)?;
+        }
+        let frequencies = frequencies(&config);
+        Ok(Self { config, architecture, blueprint, device, dtype, tensors, frequencies })
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What the architecture asks for: the names behind [`LinearId`] and [`VectorId`].
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Where the weights are and steps run.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Canonical names of all weights, ascending.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The weights of canonical name `name`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the model has none of that name.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, Error> {
+        get(&self.tensors, name)
+    }
+
+    /// Replaces the weights of canonical name `name`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the model has none of that name, or of another shape, type or device.
+    pub fn set(&mut self, name: &str, tensor: Tensor) -> Result<(), Error> {
+        let shape = self.tensor(name)?.dims();
+        check(name, &tensor, shape, &self.device, self.dtype)?;
+        self.tensors.insert(name.to_owned(), tensor);
+        Ok(())
+    }
+
+    /// Makes the weights of canonical name `name` a variable, if they are not yet, and gives it: a
+    /// handle to the model's own numbers, by which they can be told apart among gradients and changed.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the model has none of that name.
+    pub fn variable(&mut self, name: &str) -> Result<Var, Error> {
+        let variable = Var::from_tensor(self.tensor(name)?)?;
+        self.tensors.insert(name.to_owned(), variable.as_tensor().clone());
+        Ok(variable)
+    }
+
+    /// `matrix * x + bias`: `x` is `[rows, cols]`, the result `[rows, width]`.
+    pub(super) fn multiply(&self, linear: LinearId, x: &Tensor) -> Result<Tensor, Error> {
+        let spec = &self.blueprint.linears[linear.index()];
+        let product = x.matmul(&self.tensor(&weight_name(&spec.name))?.t()?)?;
+        if !spec.bias {
+            return Ok(product);
+        }
+        Ok(product.broadcast_add(self.tensor(&bias_name(&spec.name))?)?)
+    }
+
+    pub(super) fn vector(&self, vector: VectorId) -> Result<&Tensor, Error> {
+        self.tensor(&self.blueprint.vectors[vector.index()].name)
+    }
+}
+
+fn weight_name(linear: &str) -> String {
+    format!("{linear}.weight")
+}
+
+fn bias_name(linear: &str) -> String {
+    format!("{linear}.bias")
+}
+
+/// Names and shapes of all weights. A tied head has the embedding's name, and is there once.
+fn wanted(blueprint: &Blueprint, config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
+    let embedding = vec![config.vocab_size, config.hidden_size];
+    let mut shapes = BTreeMap::from([(blueprint.embedding.clone(), embedding)]);
+    for linear in &blueprint.linears {
+        shapes.insert(weight_name(&linear.name), vec![linear.rows, linear.cols]);
+        if linear.bias {
+            shapes.insert(bias_name(&linear.name), vec![linear.rows]);
+        }
+    }
+    shapes.extend(blueprint.vectors.iter().map(|v| (v.name.clone(), vec![v.len])));
+    shapes
+}
+
+fn get<'a>(tensors: &'a BTreeMap<String, Tensor>, name: &str) -> Result<&'a Tensor, Error> {
+    tensors.get(name).ok_or_else(|| Error::Tensor {
+        name: name.to_owned(),
+        what: "the model has none of that name".to_owned(),
+    })
+}
+
+fn check(
+    name: &str,
+    tensor: &Tensor,
+    shape: &[usize],
+    device: &Device,
+    dtype: DType,
+) -> Result<(), Error> {
+    let wrong = |what: String| Err(Error::Tensor { name: name.to_owned(), what });
+    if tensor.dims() != shape {
+        return wrong(format!("shape {:?}, expected {shape:?}", tensor.dims()));
+    }
+    if tensor.dtype() != dtype {
+        return wrong(format!("type {}, expected {}", tensor.dtype().as_str(), dtype.as_str()));
+    }
+    if !tensor.device().same_device(device) {
+        return wrong(format!(
+            "on {:?}, expected {:?}",
+            tensor.device().location(),
+            device.location()
+        ));
+    }
+    Ok(())
+}
+
+/// Dequantised rows in canonical order, f32.
+fn read(checkpoint: &Checkpoint, name: &str, device: &Device) -> Result<Tensor, Error> {
+    let stored = checkpoint.require(name)?;
+    let mut weights = vec![0.0; stored.len()];
+    for (row, out) in weights.chunks_exact_mut(stored.cols().max(1)).enumerate() {
+        stored.read_row(row, out)?;
+    }
+    stored.release();
+    Ok(Tensor::from_vec(weights, stored.info.shape.as_slice(), device)?)
+}
+
+fn frequencies(config: &ModelConfig) -> Vec<f32> {
+    let table =
+        RopeTable::new(config.rope_theta, config.head_dim, |i| match &config.rope_scaling {
+            RopeScaling::None => 1.0,
+            RopeScaling::Linear { factor } => *factor,
+            RopeScaling::Factors(factors) => f64::from(factors[i]),
+        });
+    table.frequencies().to_vec()
+}

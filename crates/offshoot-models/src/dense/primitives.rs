@@ -1,0 +1,59 @@
+//! The layers of a transformer, out of operations that record their gradients.
+//!
+//! Axes: n rows of a step, t positions attended to, h heads, c heads of keys and values, g heads of
+//! queries for each of them, d width of a head, w width of the residual stream.
+
+use candle_core::{D, DType, Result, Tensor};
+
+/// The type that sums over many numbers are made in.
+pub(super) fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight`; `x_nw`, `weight_w`.
+pub(super) fn rms_norm(x_nw: &Tensor, weight_w: &Tensor, eps: f32) -> Result<Tensor> {
+    let dtype = x_nw.dtype();
+    let x_nw = x_nw.to_dtype(wide(dtype))?;
+    let root_n1 = (x_nw.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
+    x_nw.broadcast_div(&root_n1)?.to_dtype(dtype)?.broadcast_mul(weight_w)
+}
+
+/// `exp(x) / sum(exp(x))` over the last axis. The greatest element is subtracted first, as a
+/// constant: the result does not depend on it, so neither does the gradient.
+pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(wide(dtype))?;
+    let powers = x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)?.exp()?;
+    powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
+}
+
+/// Rotates the pairs `(i, i + d / 2)` of every head by the angles whose cosines and sines are given,
+/// `[n, d / 2]`; `x_nhd`.
+pub(super) fn rotate(x_nhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let half = x_nhd.dim(D::Minus1)? / 2;
+    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
+    let (a, b) = (x_nhd.narrow(2, 0, half)?, x_nhd.narrow(2, half, half)?);
+    let turned_a = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let turned_b = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[turned_a, turned_b], 2)
+}
+
+/// `softmax(q k^T * scale + mask) v`: `q_nhd`, `k_ctd`, `v_ctd`, `mask_nt`, result `[n, h * d]`. Head
+/// `h` of the queries reads head `h / g` of keys and values.
+pub(super) fn attend(
+    q_nhd: &Tensor,
+    k_ctd: &Tensor,
+    v_ctd: &Tensor,
+    mask_nt: &Tensor,
+    scale: f32,
+) -> Result<Tensor> {
+    let ((n, h, d), (c, t, _)) = (q_nhd.dims3()?, k_ctd.dims3()?);
+    let g = h / c;
+    let q = (q_nhd * f64::from(scale))?.reshape((n, c, g, d))?.permute((1, 2, 0, 3))?;
+    let q = q.contiguous()?.reshape((c, g * n, d))?;
+    let scores = q.matmul(&k_ctd.t()?)?.reshape((c, g, n, t))?;
+    let scores = scores.to_dtype(mask_nt.dtype())?.broadcast_add(mask_nt)?;
+    let shares = softmax(&scores)?.to_dtype(v_ctd.dtype())?.reshape((c, g * n, t))?;
+    let mixed = shares.matmul(&v_ctd.contiguous()?)?.reshape((c, g, n, d))?;
+    mixed.permute((2, 0, 1, 3))?.contiguous()?.reshape((n, h * d))
+}

@@ -1,0 +1,49 @@
+//! Small random checkpoints and their logits, made by `scripts/oracles/logits.py`.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+#![allow(dead_code)] // each test takes what it needs
+
+use std::path::{Path, PathBuf};
+
+use offshoot_models::Checkpoint;
+
+/// The models, which between them have every branch that an architecture has.
+pub(crate) const MODELS: [&str; 5] =
+    ["llama_biases", "llama_linear", "llama_factors", "qwen2_tied", "qwen2_untied"];
+
+/// A text of one model and what transformers makes of it.
+pub(crate) struct Reference {
+    /// The text.
+    pub(crate) tokens: Vec<u32>,
+    /// Logits, `[tokens, vocab_size]`.
+    pub(crate) logits: Vec<f32>,
+}
+
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/logits").join(file)
+}
+
+/// The model of this name.
+pub(crate) fn checkpoint(name: &str) -> Checkpoint {
+    Checkpoint::open(&path(&format!("{name}.gguf"))).unwrap()
+}
+
+/// Its text and logits.
+pub(crate) fn reference(name: &str) -> Reference {
+    let bytes = std::fs::read(path(&format!("{name}.logits"))).unwrap();
+    let words: Vec<_> = bytes.chunks_exact(4).map(|b| b.try_into().unwrap()).collect();
+    let number = |i: usize| u32::from_le_bytes(words[i]) as usize;
+    let (rows, vocab) = (number(0), number(1));
+    let (tokens, logits) = words[2..].split_at(rows);
+    assert_eq!(logits.len(), rows * vocab);
+    Reference {
+        tokens: tokens.iter().map(|b| u32::from_le_bytes(*b)).collect(),
+        logits: logits.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    }
+}
+
+/// The greatest distance between two numbers at the same place.
+pub(crate) fn max_error(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let errors = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    errors.fold(0.0, |max, e| if e <= max { max } else { e })
+}

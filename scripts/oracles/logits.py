@@ -1,0 +1,173 @@
+"""Small random checkpoints and the logits that transformers computes from them.
+
+    python scripts/oracles/logits.py crates/offshoot-models/tests/data/logits
+
+writes for each model `NAME.gguf`, a file as llama.cpp's converter would write it (matrices in F16,
+no tokenizer), and `NAME.logits`, little-endian:
+
+    u32 n tokens | u32 vocabulary | the token ids, u32 | the logits of every position, f32
+
+Needs `gguf` (0.19), `torch` (2.15) and `transformers` (5.23). Weights are rounded to what the file
+stores before transformers sees them, so the logits are those of the file, computed in float32.
+"""
+
+import pathlib
+import struct
+import sys
+
+import gguf
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+TOKENS = 24
+
+# Between them: both families; biases everywhere, on q, k and v alone, and nowhere; heads in groups
+# of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output heads; rotary
+# frequencies plain, scaled linearly and by Llama 3's rule; widths that are no multiple of 32.
+MODELS = {
+    "llama_biases": dict(
+        config=LlamaConfig, hidden_size=40, intermediate_size=56, vocab_size=100,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=16, tie_word_embeddings=True,
+        attention_bias=True, mlp_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "llama_linear": dict(
+        config=LlamaConfig, hidden_size=48, intermediate_size=64, vocab_size=100,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=12, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    ),
+    "llama_factors": dict(
+        config=LlamaConfig, hidden_size=36, intermediate_size=40, vocab_size=100,
+        num_attention_heads=3, num_key_value_heads=1, head_dim=24, tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    ),
+    "qwen2_tied": dict(
+        config=Qwen2Config, hidden_size=32, intermediate_size=64, vocab_size=130,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    ),
+    "qwen2_untied": dict(
+        config=Qwen2Config, hidden_size=48, intermediate_size=48, vocab_size=101,
+        num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+}  # fmt: skip
+
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name):
+    stem, kind = name.rsplit(".", 1)
+    if stem.startswith("model.layers."):
+        layer, part = stem.removeprefix("model.layers.").split(".", 1)
+        return f"blk.{layer}.{NAMES[part]}.{kind}"
+    return f"{NAMES[stem]}.{kind}"
+
+
+def build(seed, spec):
+    """A model with random weights, none of which the forward pass can do without."""
+    spec = dict(spec)
+    config_class = spec.pop("config")
+    config = config_class(
+        num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5,
+        attn_implementation="eager", **spec,
+    )  # fmt: skip
+    model_class = LlamaForCausalLM if config_class is LlamaConfig else Qwen2ForCausalLM
+    model = model_class(config).to(torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            random = torch.randn(weight.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                weight.copy_(1 + 0.3 * random)
+            elif weight.dim() == 1:
+                weight.copy_(0.3 * random)
+            elif "embed_tokens" in name:
+                weight.copy_(0.5 * random)
+            else:
+                weight.copy_(1.5 * random / weight.shape[1] ** 0.5)
+            if weight.dim() == 2:
+                weight.copy_(weight.half().float())
+    return model
+
+
+def interleave(rows, heads):
+    """Rows `half * (d / 2) + i` of each head go to `2 * i + half`: Llama's q and k in llama.cpp."""
+    by_half = rows.reshape(heads, 2, -1, *rows.shape[1:])
+    return np.ascontiguousarray(by_half.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def write(path, model):
+    config = model.config
+    writer = gguf.GGUFWriter(path, config.model_type)
+    head_dim = model.model.layers[0].self_attn.head_dim
+    writer.add_name(path.stem)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "llama3":
+        plain = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
+        scaled = model.model.rotary_emb.inv_freq.double().numpy()
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
+    for name, weight in model.named_parameters():
+        values = weight.detach().numpy()
+        if config.model_type == "llama" and "q_proj" in name:
+            values = interleave(values, config.num_attention_heads)
+        if config.model_type == "llama" and "k_proj" in name:
+            values = interleave(values, config.num_key_value_heads)
+        stored = np.float16 if values.ndim == 2 else np.float32
+        writer.add_tensor(gguf_name(name), values.astype(stored))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (name, spec) in enumerate(MODELS.items(), start=1):
+        model = build(seed, spec)
+        vocab = model.config.vocab_size
+        generator = torch.Generator().manual_seed(100 + seed)
+        tokens = torch.randint(vocab, (1, TOKENS), generator=generator)
+        with torch.no_grad():
+            logits = model(tokens).logits[0]
+        assert logits.dtype == torch.float32 and logits.std() > 1
+        write(folder / f"{name}.gguf", model)
+        record = struct.pack("<2I", TOKENS, vocab) + tokens.numpy().astype("<u4").tobytes()
+        (folder / f"{name}.logits").write_bytes(record + logits.numpy().astype("<f4").tobytes())
+        sizes = [(folder / f"{name}.{end}").stat().st_size for end in ("gguf", "logits")]
+        print(f"{name}: {sizes} bytes, logits of spread {logits.std():.2f}")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
