@@ -93,7 +93,7 @@ def read_model(path, roles):
     width = metadata.get(f"{architecture}.embedding_length")
     role = roles.get((architecture, width))
     if role is None:
-        known = ", ".join(f"{name} ({kind}, width {width})" for (kind, width), name in roles.items())
+        known = ", ".join(f"{kind} of width {width}" for kind, width in roles)
         raise SystemExit(f"bench/speed: {path}: no targets for {architecture} of width {width};"
                          f" there are some for {known}")
     file_bytes = path.stat().st_size

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import tempfile
+import threading
 import time
 
 TIME_LIMIT_S = 1800
@@ -35,17 +36,33 @@ def run(command, environment=None):
             )
         except OSError as error:
             raise ProgramError(f"cannot run {command[0]}: {error.strerror}") from error
+        finished = watch(process, begin)
+        if process.returncode != 0:
+            errors.seek(0)
+            lines = errors.read().decode("utf-8", "replace").strip().splitlines() or ["(silent)"]
+            raise ProgramError(f"{shown(command)}: ended with {process.returncode}: {lines[-1]}")
+    return finished
+
+
+def watch(process, begin):
+    """Reads the output of `process` and waits for it. It does not outlive us or the time limit."""
+    limit = threading.Timer(TIME_LIMIT_S, process.kill)
+    limit.start()
+    try:
         with process.stdout as pipe:
             first = os.read(pipe.fileno(), 1 << 16)
             first_byte_s = time.perf_counter() - begin if first else None
             output = first + pipe.read()
         _, status, usage = os.wait4(process.pid, 0)
-        wall_s = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            errors.seek(0)
-            lines = errors.read().decode("utf-8", "replace").strip().splitlines() or ["(silent)"]
-            shown = " ".join(command)
-            shown = shown if len(shown) < 300 else shown[:300] + "..."
-            raise ProgramError(f"{shown}: ended with {process.returncode}: {lines[-1]}")
-    return Run(output, wall_s, first_byte_s, usage.ru_maxrss * 1024)
+    finally:
+        limit.cancel()
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+    return Run(output, time.perf_counter() - begin, first_byte_s, usage.ru_maxrss * 1024)
+
+
+def shown(command):
+    text = " ".join(command)
+    return text if len(text) < 300 else text[:300] + "..."

@@ -1,10 +1,11 @@
-"""Tests of the measuring itself: `python3 -m unittest discover -s bench/tests`. They need no peer."""
+"""Tests of the measuring itself, without peers: `python3 -m unittest discover -s bench/tests`."""
 
 import dataclasses
 import json
 import pathlib
 import stat
 import struct
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -20,7 +21,9 @@ from measure.samples import Samples  # noqa: E402
 STAND_IN = '''#!{python}
 import json, sys, time
 arguments = sys.argv[1:]
-if arguments[0] == "bench":
+if arguments[0] == "--version":
+    print("offshoot 0")
+elif arguments[0] == "bench":
     print(json.dumps({bench}))
 else:
     n_tokens = int(arguments[arguments.index("--max-tokens") + 1])
@@ -109,8 +112,8 @@ class ModelFiles(InFolder):
 
 class Programs(InFolder):
     def test_the_first_byte_comes_before_the_end(self):
-        finished = run([sys.executable, "-uc", "import time; print(1); time.sleep(0.5)"])
-        self.assertLess(finished.first_byte_s, finished.wall_s - 0.4)
+        finished = run([sys.executable, "-uc", "import time; print(1); time.sleep(1)"])
+        self.assertLess(finished.first_byte_s, finished.wall_s - 0.5)
 
     def test_the_peak_is_that_of_the_child(self):
         finished = run([sys.executable, "-c", "x = b'1' * 200_000_000"])
@@ -121,10 +124,10 @@ class Programs(InFolder):
         with self.assertRaisesRegex(ProgramError, "ended with 1: no such model"):
             run([sys.executable, "-c", "import sys; sys.exit('no such model')"])
 
-    def test_decode_by_the_wall_leaves_the_start_out(self):
+    def test_decode_by_the_wall_is_128_tokens_over_their_time(self):
         tokens_per_s = self.stand_in().decode_wall(self.model())
-        self.assertGreater(tokens_per_s, 40)
-        self.assertLess(tokens_per_s, 101)
+        self.assertGreater(tokens_per_s, 5)  # on a busy machine
+        self.assertLess(tokens_per_s, 101)  # a sleep is never shorter than asked for
 
     def test_an_answer_that_ends_early_is_not_timed(self):
         with self.assertRaisesRegex(ProgramError, "stops before 129 tokens"):
@@ -137,6 +140,70 @@ class Programs(InFolder):
 
     def test_steps_are_keyed_by_number(self):
         self.assertEqual(self.stand_in().bench(self.model())["step_ms"][16], 10.0)
+
+
+LLAMA_BENCH = """#!{python}
+import json, sys
+arguments = sys.argv[1:]
+prompts = arguments[arguments.index("-p") + 1].split(",")
+tests = [{{"n_prompt": int(k), "flash_attn": flash, "avg_ts": 500 + flash,
+           "samples_ns": [int(k) * 1_000_000] * 3}} for k in prompts for flash in (0, 1)]
+if arguments[arguments.index("-n") + 1] != "0":
+    tests += [{{**test, "n_prompt": 0, "avg_ts": 100 - test["flash_attn"]}} for test in tests]
+print(json.dumps(tests))
+"""
+LLAMA_COMPLETION = """#!{python}
+import sys, time
+time.sleep(0.1 + 0.003 * int(sys.argv[sys.argv.index("-n") + 1]))
+print("text")
+"""
+LLAMA_QUANTIZE = """#!{python}
+import pathlib, sys
+pathlib.Path(sys.argv[-3]).touch()
+"""
+READ_BANDWIDTH = """#!{python}
+print(30.0)
+"""
+
+
+class WholeRun(InFolder):
+    """The command from its arguments to its table, with stand-ins for all programs."""
+
+    def speed(self, *arguments):
+        (self.folder / "bin").mkdir()
+        for name, source in (("llama-bench", LLAMA_BENCH), ("llama-completion", LLAMA_COMPLETION),
+                             ("llama-quantize", LLAMA_QUANTIZE),
+                             ("read-bandwidth", READ_BANDWIDTH)):
+            path = self.folder / "bin" / name
+            path.write_text(source.format(python=sys.executable))
+            path.chmod(0o755)
+        llama_cpp = {"package": "p", "commit": "c", "flags": [], "compiler": "cc"}
+        record = {"llama_cpp": llama_cpp, "pytorch": None}
+        (self.folder / "peers.json").write_text(json.dumps(record))
+        command = [sys.executable, pathlib.Path(__file__).parents[1] / "speed", "--allow-noise",
+                   "--work", self.folder, "--json", self.folder / "result.json", "--rounds", "2",
+                   *arguments, self.model().path]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+    def test_a_row_without_its_peer_fails_the_run_and_the_rest_are_judged(self):
+        ended = self.speed("--offshoot", self.stand_in().path)
+        verdicts = {row["what"]: row["passed"] for row in self.result()["rows"]}
+        self.assertEqual(ended.returncode, 1, ended.stderr)
+        failed = {what for what, passed in verdicts.items() if not passed}
+        # These two hang on the clock of a machine that may be busy.
+        failed -= {"first token, empty cache", "first token, packed cache"}
+        self.assertEqual(failed, {"prompt of 512", "step of 8 over one", "decode, by the wall"})
+        self.assertIn("first token, empty cache", verdicts)
+        self.assertIn("| PASS |", ended.stdout)
+
+    def test_peers_alone_make_no_rows(self):
+        ended = self.speed("--peers-only")
+        self.assertEqual((ended.returncode, self.result()["rows"]), (0, []), ended.stderr)
+        steps = self.result()["samples"]["135M / llama.cpp / step_ms / 16 / with flash attention"]
+        self.assertEqual(steps, [16.0, 16.0])
+
+    def result(self):
+        return json.loads((self.folder / "result.json").read_text())
 
 
 class Figures(InFolder):
