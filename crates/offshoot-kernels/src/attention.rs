@@ -119,11 +119,9 @@ pub fn attend<S: SequenceRows>(
 ) {
     let Some(first) = sequences.first() else { return };
     let (kv_heads, head_dim) = (first.cache().kv_heads(), first.cache().head_dim());
+    let stored = first.cache().width();
     let rows: usize = sequences.iter().map(|s| s.parents().len()).sum();
-    assert!(
-        heads.heads.is_multiple_of(kv_heads) && head_dim % KEYS == 0,
-        "heads that the cache can serve"
-    );
+    assert!(heads.heads.is_multiple_of(kv_heads), "heads that the cache can serve");
     assert_eq!(heads.q.len(), rows * heads.heads * head_dim, "queries");
     assert_eq!(heads.k.len(), rows * kv_heads * head_dim, "keys");
     assert_eq!(heads.v.len(), heads.k.len(), "values");
@@ -148,13 +146,14 @@ pub fn attend<S: SequenceRows>(
     let whole_items = rows > BATCH || scratch.items.len() >= 4 * cpu.team().threads();
     let longest = sequences.iter().map(|s| s.cache().len() + s.parents().len()).max();
     let chunks = longest.unwrap_or(0).div_ceil(CHUNK);
-    let width = partial_width(head_dim);
-    scratch.reserve(cpu.team().threads(), rows, group, head_dim);
+    let width = partial_width(stored);
+    scratch.reserve(cpu.team().threads(), rows, group, stored);
     if !whole_items {
         scratch.reserve_partials(chunks * group * width);
     }
     let AttentionScratch { members, tails, partials, items, ancestors, firsts } = scratch;
-    let job = Job { sequences, firsts, heads, layer, group, head_dim, width };
+    let job =
+        Job { sequences, firsts, heads, layer, group, head_dim: stored, out_dim: head_dim, width };
     let members: Vec1<'_, f32> = Vec1::new(members);
     let tails: Vec1<'_, u16> = Vec1::new(tails);
     let out = Disjoint::new(out);
@@ -198,6 +197,7 @@ fn append(
     heads: Heads<'_>,
 ) {
     let (kv_heads, head_dim) = (cache.kv_heads(), cache.head_dim());
+    let stored = cache.width();
     let (base, stride, first) = (cache.len(), cache.stride(), rows.start);
     let rows = rows.len();
     let start = cache.head_start(layer, 0);
@@ -212,13 +212,19 @@ fn append(
         for row in 0..rows {
             let from = (first + row) * width + kv_head * head_dim;
             let position = base + row;
-            narrow(isa, &heads.v[from..from + head_dim], &mut v[position * head_dim..]);
-            let block = &mut k[key_offset(position, 0, head_dim)..];
-            for (d, x) in heads.k[from..from + head_dim].chunks_exact(KEYS).enumerate() {
-                let mut key = [0u16; KEYS];
-                narrow(isa, x, &mut key);
-                for (i, key) in key.into_iter().enumerate() {
-                    block[(d * KEYS + i) * KEYS] = key;
+            let v = &mut v[position * stored..(position + 1) * stored];
+            let block = &mut k[key_offset(position, 0, stored)..];
+            for at in (0..head_dim).step_by(KEYS) {
+                // A head that is no whole number of registers is filled up with zeroes.
+                let n = KEYS.min(head_dim - at);
+                let (mut key, mut value) = ([0f32; KEYS], [0f32; KEYS]);
+                key[..n].copy_from_slice(&heads.k[from + at..from + at + n]);
+                value[..n].copy_from_slice(&heads.v[from + at..from + at + n]);
+                narrow(isa, &value, &mut v[at..at + KEYS]);
+                let mut halves = [0u16; KEYS];
+                narrow(isa, &key, &mut halves);
+                for (i, half) in halves.into_iter().enumerate() {
+                    block[(at + i) * KEYS] = half;
                 }
             }
         }
@@ -288,7 +294,10 @@ struct Job<'a, S> {
     heads: Heads<'a>,
     layer: usize,
     group: usize,
+    /// Elements of a head as the cache stores it: whole registers.
     head_dim: usize,
+    /// Elements of a head as the step has it.
+    out_dim: usize,
     width: usize,
 }
 
@@ -399,13 +408,17 @@ impl<S: SequenceRows> Job<'_, S> {
 
     /// Writes the scaled queries of an item.
     fn load_queries(&self, item: &Item, q: &mut [f32]) {
-        let (hd, group) = (self.head_dim, self.group);
+        let (hd, group) = (self.out_dim, self.group);
         let first = self.firsts[item.sequence] + item.row;
         for row in 0..item.rows {
             let from = (first + row) * self.heads.heads * hd + item.kv_head * group * hd;
             let from = &self.heads.q[from..from + group * hd];
-            for (to, from) in q[row * group * hd..(row + 1) * group * hd].iter_mut().zip(from) {
-                *to = from * self.heads.scale;
+            let to = &mut q[row * group * self.head_dim..(row + 1) * group * self.head_dim];
+            for (to, from) in to.chunks_exact_mut(self.head_dim).zip(from.chunks_exact(hd)) {
+                to[hd..].fill(0.0);
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = from * self.heads.scale;
+                }
             }
         }
     }
@@ -510,7 +523,7 @@ impl<S: SequenceRows> Job<'_, S> {
 
     /// Writes `O / L`.
     fn finish(&self, item: &Item, state: &[f32], out: &Disjoint<'_, f32>) {
-        let (hd, group) = (self.head_dim, self.group);
+        let (hd, group) = (self.out_dim, self.group);
         let first = self.firsts[item.sequence] + item.row;
         for (j, state) in state.chunks_exact(self.width).enumerate() {
             let (row, head) = (j / group, item.kv_head * group + j % group);

@@ -9,17 +9,20 @@ pub(crate) const KEYS: usize = 16;
 /// The cache of one sequence: every layer's keys and values for the positions decided so far, and
 /// room behind them for a step's tentative rows.
 ///
-/// Keys of 16 positions stand together, `[block][head_dim][16]`, so that a register holds one
-/// element of 16 keys; values stand by position, `[position][head_dim]`. A step writes its rows
+/// Keys of 16 positions stand together, `[block][width][16]`, so that a register holds one
+/// element of 16 keys; values stand by position, `[position][width]`; `width` is
+/// `head_dim` rounded up to whole registers. A step writes its rows
 /// behind [`KvCache::len`]; [`KvCache::commit`] keeps a path of them.
 #[derive(Debug)]
 pub struct KvCache {
     layers: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// `head_dim` rounded up to whole registers; elements beyond it are zero.
+    width: usize,
     capacity: usize,
     len: usize,
-    /// `[layer][kv head][capacity * head_dim]`
+    /// `[layer][kv head][capacity * width]`
     k: Buffer<u16>,
     v: Buffer<u16>,
 }
@@ -28,9 +31,10 @@ impl KvCache {
     /// An empty cache with room for at least `capacity` positions. Memory is taken as it is filled.
     pub fn new(layers: usize, kv_heads: usize, head_dim: usize, capacity: usize) -> Self {
         let capacity = capacity.next_multiple_of(KEYS);
-        let total = layers * kv_heads * capacity * head_dim;
+        let width = head_dim.next_multiple_of(KEYS);
+        let total = layers * kv_heads * capacity * width;
         let (k, v) = (Buffer::reserved(total), Buffer::reserved(total));
-        Self { layers, kv_heads, head_dim, capacity, len: 0, k, v }
+        Self { layers, kv_heads, head_dim, width, capacity, len: 0, k, v }
     }
 
     /// Positions decided.
@@ -65,7 +69,7 @@ impl KvCache {
 
     /// Bytes that one position takes.
     pub fn bytes_per_position(&self) -> usize {
-        2 * 2 * self.layers * self.kv_heads * self.head_dim
+        2 * 2 * self.layers * self.kv_heads * self.width
     }
 
     /// Forgets all positions from `len` on. More than there are: nothing changes.
@@ -118,7 +122,7 @@ impl KvCache {
         let shape = |c: &KvCache| (c.layers, c.kv_heads, c.head_dim);
         assert_eq!(shape(self), shape(other), "caches of one model");
         assert!(len <= other.len && len <= self.capacity, "positions that exist and fit");
-        let filled = len.next_multiple_of(KEYS) * self.head_dim;
+        let filled = len.next_multiple_of(KEYS) * self.width;
         for head in 0..self.layers * self.kv_heads {
             let (to, from) = (head * self.stride(), head * other.stride());
             self.k[to..to + filled].copy_from_slice(&other.k[from..from + filled]);
@@ -136,8 +140,8 @@ impl KvCache {
         let head = self.head_start(layer, kv_head);
         (0..self.head_dim)
             .map(|d| {
-                let k = self.k[head + key_offset(position, d, self.head_dim)];
-                let v = self.v[head + position * self.head_dim + d];
+                let k = self.k[head + key_offset(position, d, self.width)];
+                let v = self.v[head + position * self.width + d];
                 (f16::from_bits(k).to_f32(), f16::from_bits(v).to_f32())
             })
             .unzip()
@@ -149,18 +153,23 @@ impl KvCache {
         }
         for head in 0..self.layers * self.kv_heads {
             let start = head * self.stride();
-            for d in 0..self.head_dim {
-                self.k[start + key_offset(to, d, self.head_dim)] =
-                    self.k[start + key_offset(from, d, self.head_dim)];
+            for d in 0..self.width {
+                self.k[start + key_offset(to, d, self.width)] =
+                    self.k[start + key_offset(from, d, self.width)];
             }
-            let v = start + from * self.head_dim;
-            self.v.copy_within(v..v + self.head_dim, start + to * self.head_dim);
+            let v = start + from * self.width;
+            self.v.copy_within(v..v + self.width, start + to * self.width);
         }
+    }
+
+    /// Elements of a key or value as it is stored.
+    pub(crate) fn width(&self) -> usize {
+        self.width
     }
 
     /// Elements of one head of one layer.
     pub(crate) fn stride(&self) -> usize {
-        self.capacity * self.head_dim
+        self.capacity * self.width
     }
 
     pub(crate) fn head_start(&self, layer: usize, kv_head: usize) -> usize {

@@ -126,7 +126,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
-    (1usize..4, 1usize..8, prop::sample::select(vec![16, 32, 48, 64, 80, 128])).prop_map(
+    (1usize..4, 1usize..8, prop::sample::select(vec![12, 16, 24, 32, 48, 64, 80, 128])).prop_map(
         |(kv_heads, group, head_dim)| Shape { heads: kv_heads * group, kv_heads, head_dim },
     )
 }

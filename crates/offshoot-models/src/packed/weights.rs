@@ -12,6 +12,8 @@ use crate::{
     Architecture, Blueprint, Checkpoint, Error, LinearId, LinearSpec, ModelConfig, VectorId,
 };
 
+/// Query heads that the kernels let share a head of keys.
+const MAX_GROUP: usize = 64;
 /// First bytes of a file of packed tiles.
 const MAGIC: &[u8; 8] = b"OFFSPACK";
 /// Rises whenever tiles change their layout.
@@ -68,6 +70,12 @@ impl PackedModel {
     ) -> Result<Self, Error> {
         let config = checkpoint.config();
         config.validate()?;
+        if config.num_attention_heads / config.num_key_value_heads > MAX_GROUP {
+            return Err(Error::Config(format!(
+                "{} query heads for {} heads of keys: at most {MAX_GROUP} may share one",
+                config.num_attention_heads, config.num_key_value_heads
+            )));
+        }
         let (architecture, blueprint) = Architecture::new(config);
         let layout = Layout::new(&checkpoint, &blueprint)?;
         let cached = cache.and_then(|cache| open_cache(cache, layout.total));
