@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
-use offshoot_models::{Message, RenderOptions};
+use offshoot_models::Message;
 use serde_json::json;
 
 use crate::args::{AnswerArgs, SamplingArgs};
@@ -59,12 +59,11 @@ fn no_prompt() -> Failure {
 
 /// The ids of a conversation that the assistant is to continue.
 pub(crate) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32>, Failure> {
-    let Some(template) = model.template() else {
-        let text: Vec<&str> = messages.iter().filter_map(|m| m.content.as_deref()).collect();
-        return Ok(model.encode_text(&text.join("\n"))?);
-    };
-    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-    Ok(model.encode_chat(&template.render(messages, &options)?)?)
+    if let Some(tokens) = model.encode_chat(messages)? {
+        return Ok(tokens);
+    }
+    let text: Vec<&str> = messages.iter().filter_map(|m| m.content.as_deref()).collect();
+    Ok(model.encode_text(&text.join("\n"))?)
 }
 
 fn prompt_text(args: &AnswerArgs) -> Result<Option<String>, Failure> {
