@@ -3,14 +3,14 @@
     python scripts/oracles/model_logits.py smollm2=FILE.gguf qwen2_5_coder=FILE.gguf
 
 writes `crates/offshoot-engine/tests/data/logits_NAME.json` for each. Needs `gguf` (0.19),
-`tokenizers` (0.23), `torch` (2.15), `transformers` (5.23) and `accelerate`. transformers dequantises
-the file's weights and computes in float32 throughout; `weights_sha256` is over all of them, sorted by
-name, each as its name, a zero byte and its little-endian f32 bits.
+`tokenizers` (0.23), `torch` (2.15), `transformers` (5.23) and `accelerate`. transformers
+dequantises the file's weights and computes in float32 throughout; `weights_sha256` is over all of
+them, sorted by name, each as its name, a zero byte and its little-endian f32 bits.
 
-Of each prompt's last 8 positions the file has the logits of the 10 likeliest tokens and of 32 fixed
-pseudo-random ones, and the logarithm of the sum of exp(logit). The text is `text.txt` beside it, cut
-into windows of 512 tokens that are run apart; every token but a window's first is scored given those
-before it in the window.
+Of each prompt's last 8 positions the file has the logits of the 10 likeliest tokens and of 32
+fixed pseudo-random ones, and the logarithm of the sum of exp(logit). The text is `text.txt` beside
+it, cut into windows of 512 tokens that are run apart; every token but a window's first is scored
+given those before it in the window.
 """
 
 import hashlib
