@@ -6,6 +6,9 @@ use crate::isa::by_isa;
 use crate::lanes::Lanes;
 use crate::{Buffer, Cpu};
 
+/// How far ahead of the reading memory is asked for: its latency times one core's bandwidth.
+const AHEAD: usize = 4096;
+
 /// Reads all of `buffer` once, each team member its share, and gives a sum that depends on every
 /// byte. The time this takes bounds the time of a decode step.
 pub fn stream_read(cpu: &Cpu, buffer: &Buffer<u8>) -> u64 {
@@ -43,6 +46,7 @@ unsafe fn add_up_lanes<L: Lanes>(bytes: &[u8]) -> u64 {
         let ones = [1i8; 4];
         for chunk in bytes.chunks_exact(512) {
             for (i, acc) in acc.iter_mut().enumerate() {
+                L::prefetch(chunk.as_ptr().wrapping_add(AHEAD + 64 * i));
                 *acc = L::dot(*acc, L::bytes_load(chunk.as_ptr().add(64 * i)), ones.as_ptr());
             }
         }

@@ -112,8 +112,7 @@ fn run_products<'p, 'a: 'p>(
         })
         .collect();
     let total: usize = tasks.iter().map(|t| t.weights.tiles()).sum();
-    let grain = (total / (4 * cpu.team().threads())).max(1);
-    cpu.team().for_pieces(total, grain, |_, piece| {
+    cpu.team().for_pieces(total, 1, |_, piece| {
         let mut start = 0;
         for task in tasks.iter() {
             let end = start + task.weights.tiles();
@@ -196,30 +195,44 @@ unsafe fn quantized<L: Lanes, F: Format>(t: &Task<'_>, from: usize, to: usize) {
         let weights = t.weights.tile(tile);
         for panel in 0..t.acts.tokens().div_ceil(PANEL) {
             let (lines, width, count) = t.acts.panel(panel);
-            let (w, x) = (weights.as_ptr(), lines.as_ptr());
+            let (w, x, stride) = (weights.as_ptr(), lines.as_ptr(), width * LINE);
             let at = Place { tile, token: panel * PANEL, count };
             // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines, and the
             // caller runs where the instructions of `L` exist.
             unsafe {
+                if !L::WIDE {
+                    for token in 0..count {
+                        let at = Place { tile, token: panel * PANEL + token, count: 1 };
+                        let x = x.add(token * LINE);
+                        store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x, stride));
+                    }
+                    continue;
+                }
                 match width {
-                    1 => store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x)),
-                    2 => store::<L, 2>(t, at, panel_product::<L, F, 2>(w, nblk, x)),
-                    3 => store::<L, 3>(t, at, panel_product::<L, F, 3>(w, nblk, x)),
-                    4 => store::<L, 4>(t, at, panel_product::<L, F, 4>(w, nblk, x)),
-                    6 => store::<L, 6>(t, at, panel_product::<L, F, 6>(w, nblk, x)),
-                    _ => store::<L, 8>(t, at, panel_product::<L, F, 8>(w, nblk, x)),
+                    1 => store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x, stride)),
+                    2 => store::<L, 2>(t, at, panel_product::<L, F, 2>(w, nblk, x, stride)),
+                    3 => store::<L, 3>(t, at, panel_product::<L, F, 3>(w, nblk, x, stride)),
+                    4 => store::<L, 4>(t, at, panel_product::<L, F, 4>(w, nblk, x, stride)),
+                    6 => store::<L, 6>(t, at, panel_product::<L, F, 6>(w, nblk, x, stride)),
+                    _ => store::<L, 8>(t, at, panel_product::<L, F, 8>(w, nblk, x, stride)),
                 }
             }
         }
     }
 }
 
-/// The products of one tile row with the `T` tokens of a panel.
+/// The products of one tile row with `T` tokens of a panel, whose lines for a block stand `stride`
+/// bytes apart from the next block's.
+///
+/// The tile row that follows in memory is asked for meanwhile, block for block: memory then works
+/// while the dot units do, across the borders of pages that the processor's own prefetching stops
+/// at.
 #[inline(always)]
 unsafe fn panel_product<L: Lanes, F: Format, const T: usize>(
     tile: *const u8,
     nblk: usize,
     lines: *const u8,
+    stride: usize,
 ) -> [L::F; T] {
     // SAFETY: see the caller; every offset below stays inside the tile row and the panel.
     unsafe {
@@ -234,7 +247,13 @@ unsafe fn panel_product<L: Lanes, F: Format, const T: usize>(
         let mut d = L::splat(0.0);
         let mut dmin = L::splat(0.0);
         let mut factors = scales;
+        let block_bytes = quant_bytes + if F::SUPER { super_bytes / 8 } else { halves };
+        let mut next = tile.wrapping_add(nblk * block_bytes);
         for b in 0..nblk {
+            for line in 0..block_bytes.div_ceil(64) {
+                L::prefetch(next.wrapping_add(64 * line));
+            }
+            next = next.wrapping_add(block_bytes);
             let w = unpack::<L, F>(quants);
             quants = quants.add(quant_bytes);
             if F::SUPER && b % 8 == 0 {
@@ -299,7 +318,7 @@ unsafe fn panel_product<L: Lanes, F: Format, const T: usize>(
                     }
                 }
             }
-            x = x.add(T * LINE);
+            x = x.add(stride);
         }
         acc
     }

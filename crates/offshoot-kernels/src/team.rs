@@ -5,8 +5,8 @@
 //! came for longer. The caller is member 0 and works too.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Looks at the next-job counter before a waiting member begins to yield.
@@ -42,10 +42,46 @@ struct Shared {
     panicked: AtomicBool,
     /// The team is being dropped.
     closing: AtomicBool,
+    /// What each member has left of its share of [`Team::for_pieces`].
+    shares: Vec<Share>,
     /// Members asleep; guarded by `lock`.
     asleep: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
+}
+
+/// The items that a member has not begun: from the low 32 bits to the high 32 bits. On a cache line
+/// of its own, as members look at each other's rarely.
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn put(&self, items: std::ops::Range<u32>) {
+        self.0.store(u64::from(items.end) << 32 | u64::from(items.start), Ordering::Relaxed);
+    }
+
+    /// Takes half of what is left, and at least `grain`: the owner from the front, others from the
+    /// back, so that the owner's items stay consecutive.
+    fn take(&self, grain: u32, owner: bool) -> Option<std::ops::Range<usize>> {
+        let mut now = self.0.load(Ordering::Relaxed);
+        loop {
+            let (start, end) = (now as u32, (now >> 32) as u32);
+            if start >= end {
+                return None;
+            }
+            let n = grain.max((end - start) / 2).min(end - start);
+            let (taken, left) = if owner {
+                (start..start + n, start + n..end)
+            } else {
+                (end - n..end, start..end - n)
+            };
+            let new = u64::from(left.end) << 32 | u64::from(left.start);
+            match self.0.compare_exchange_weak(now, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(taken.start as usize..taken.end as usize),
+                Err(other) => now = other,
+            }
+        }
+    }
 }
 
 /// Threads that work together on one job at a time.
@@ -73,6 +109,7 @@ impl Team {
             running: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            shares: (0..threads.max(1)).map(|_| Share(AtomicU64::new(0))).collect(),
             asleep: AtomicUsize::new(0),
             lock: Mutex::new(()),
             wake: Condvar::new(),
@@ -109,11 +146,16 @@ impl Team {
         if self.members.is_empty() {
             return job(0);
         }
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.run_now(&turn, job);
+    }
+
+    /// As [`Team::run`], for whoever has the turn.
+    fn run_now<F: Fn(usize) + Sync>(&self, _turn: &MutexGuard<'_, ()>, job: F) {
         unsafe fn call<F: Fn(usize)>(data: *const (), member: usize) {
             // SAFETY: `data` is the `F` that `run` was given, alive until all members are done.
             unsafe { (*data.cast::<F>())(member) }
         }
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut erased = Job { call: call::<F>, data: (&raw const job).cast() };
         let shared = &*self.shared;
         shared.running.store(self.members.len(), Ordering::Relaxed);
@@ -137,27 +179,40 @@ impl Team {
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a team member's job panicked");
     }
 
-    /// Cuts `0..items` into pieces of `grain` and runs `job(member, piece)` on each, members taking
-    /// the next piece as they get free. Which member runs a piece must not matter to the result.
+    /// Cuts `0..items` into pieces and runs `job(member, piece)` on each. Which member runs a piece
+    /// must not matter to the result.
+    ///
+    /// Each member begins with an equal share of consecutive items, the same whenever as many are
+    /// asked for, so that what it wrote in one job is close to it in the next. It takes them in
+    /// pieces of half of what is left, at least `grain`; who is done takes from the others.
+    ///
+    /// # Panics
+    /// As [`Team::run`]; or if there are more than 2^32 items.
     pub fn for_pieces<F>(&self, items: usize, grain: usize, job: F)
     where
         F: Fn(usize, std::ops::Range<usize>) + Sync,
     {
-        let grain = grain.max(1);
-        if items <= grain || self.members.is_empty() {
+        if items <= grain.max(1) || self.members.is_empty() {
             if items > 0 {
                 job(0, 0..items);
             }
             return;
         }
-        let next = AtomicUsize::new(0);
-        self.run(|member| {
-            loop {
-                let start = next.fetch_add(grain, Ordering::Relaxed);
-                if start >= items {
-                    break;
+        let total = u32::try_from(items).expect("fewer than 2^32 items");
+        let grain = u32::try_from(grain.max(1)).unwrap_or(u32::MAX);
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let threads = self.threads();
+        let shares = &self.shared.shares[..threads];
+        let border = |member: usize| (u64::from(total) * member as u64 / threads as u64) as u32;
+        for (member, share) in shares.iter().enumerate() {
+            share.put(border(member)..border(member + 1));
+        }
+        self.run_now(&turn, |member| {
+            for other in 0..threads {
+                let share = &shares[(member + other) % threads];
+                while let Some(piece) = share.take(grain, other == 0) {
+                    job(member, piece);
                 }
-                job(member, start..items.min(start + grain));
             }
         });
     }
@@ -256,7 +311,6 @@ pub fn available_threads() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn every_member_runs_every_job_once() {

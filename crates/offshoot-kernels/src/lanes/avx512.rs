@@ -34,6 +34,7 @@ fn as_bf16(x: __m512i) -> __m512bh {
 // 16 elements (or 64 bytes) behind each pointer; all loads and stores are the unaligned forms.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const BF16: bool> Lanes for Avx512<BF16> {
+    const WIDE: bool = true;
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
@@ -161,6 +162,10 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
             let pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
             _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
         }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn bytes_load(p: *const u8) -> Self::B {

@@ -22,6 +22,10 @@ pub(crate) use portable::Portable;
 /// All functions may only be called where the implementation's instructions exist; those that take
 /// pointers read or write 16 elements (64 bytes for `bytes_load`) there, with no alignment asked.
 pub(crate) trait Lanes: Copy {
+    /// Whether registers are wide enough that several tokens are worth taking at once. What is
+    /// computed does not depend on it.
+    const WIDE: bool;
+
     /// 16 x `f32`.
     type F: Copy;
     /// 16 x `i32`.
@@ -77,6 +81,10 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_i8(p: *mut i8, x: Self::I);
     /// `x * 2^n` for a result in the normal range, by adding to the exponent bits.
     unsafe fn scale_by_power(x: Self::F, n: Self::I) -> Self::F;
+
+    /// Asks for the cache line at `p`, which may lie anywhere.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
 
     /// Reads 64 bytes.
     unsafe fn bytes_load(p: *const u8) -> Self::B;

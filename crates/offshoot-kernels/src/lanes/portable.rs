@@ -25,6 +25,7 @@ fn flush(x: f32) -> f32 {
 // SAFETY of the pointer reads below: the trait asks its callers for 16 elements (or 64 bytes).
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Portable {
+    const WIDE: bool = false;
     type F = [f32; 16];
     type I = [i32; 16];
     type B = [u8; 64];
