@@ -17,7 +17,7 @@
 use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
 use crate::lanes::Lanes;
-use crate::{Buffer, Cpu};
+use crate::{Buffer, Cpu, Isa};
 
 /// Tokens of a panel at most.
 pub(crate) const PANEL: usize = 8;
@@ -106,42 +106,38 @@ impl Activations {
         forms: Forms,
         produce: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        assert!(!forms.q8 || cols % 32 == 0, "8-bit blocks of 32 inputs");
-        self.reserve((tokens, cols), forms);
-        let isa = cpu.isa();
-        let x = Disjoint::new(&mut self.x);
-        let lines = Disjoint::new(&mut self.lines);
-        let bf16 = Disjoint::new(&mut self.bf16);
-        let panel_bytes = PANEL * LINE * (cols / 32);
-        let bf16_cols = cols.next_multiple_of(2);
-        let panel = |panel: usize| {
-            let first = panel * PANEL;
-            let count = PANEL.min(tokens - first);
-            let width = panel_width(count);
-            for token in 0..count {
-                let row = first + token;
-                // SAFETY: panels do not overlap, and one member works on a panel.
-                let x = unsafe { x.slice(row * cols, cols) };
-                produce(row, x);
-                if forms.q8 {
-                    // SAFETY: as above; a panel's lines are its own.
-                    let lines = unsafe { lines.slice(panel * panel_bytes, panel_bytes) };
-                    quantize_row(isa, x, &mut lines[token * LINE..], width * LINE);
-                }
-                if forms.bf16 {
-                    // SAFETY: as above.
-                    let out = unsafe { bf16.slice(row * bf16_cols, bf16_cols) };
-                    for (out, x) in out.iter_mut().zip(x.iter()) {
-                        *out = half::bf16::from_f32(*x).to_bits();
-                    }
+        let rows = self.begin(cpu, (tokens, cols), forms);
+        cpu.team().for_pieces(tokens, 1, |_, piece| {
+            for row in piece {
+                // SAFETY: pieces do not overlap, so a member alone has this row.
+                unsafe {
+                    produce(row, rows.part(row, 0, cols));
+                    rows.encode(row, 0, cols);
                 }
             }
-        };
-        let panels = tokens.div_ceil(PANEL);
-        if panels == 1 {
-            panel(0);
-        } else {
-            cpu.team().for_pieces(panels, 1, |_, piece| piece.for_each(&panel));
+        });
+    }
+
+    /// Makes room for new rows, which the caller then writes.
+    ///
+    /// # Panics
+    /// If the 8-bit form is asked for and `cols` is no multiple of 32.
+    pub(crate) fn begin(
+        &mut self,
+        cpu: &Cpu,
+        (tokens, cols): (usize, usize),
+        forms: Forms,
+    ) -> NewRows<'_> {
+        assert!(!forms.q8 || cols % 32 == 0, "8-bit blocks of 32 inputs");
+        self.reserve((tokens, cols), forms);
+        NewRows {
+            isa: cpu.isa(),
+            tokens,
+            cols,
+            forms,
+            x: Disjoint::new(&mut self.x),
+            lines: Disjoint::new(&mut self.lines),
+            bf16: Disjoint::new(&mut self.bf16),
         }
     }
 
@@ -178,17 +174,75 @@ impl Activations {
     }
 }
 
-by_isa! {
-    fn quantize_row(x: &[f32], lines: &mut [u8], stride: usize) = quantize_row_lanes
+/// Rows that are being written, by several threads.
+pub(crate) struct NewRows<'a> {
+    isa: Isa,
+    tokens: usize,
+    cols: usize,
+    forms: Forms,
+    x: Disjoint<'a, f32>,
+    lines: Disjoint<'a, u8>,
+    bf16: Disjoint<'a, u16>,
 }
 
-/// Quantises a row of whole blocks; block `b` goes to `lines[b * stride..][..64]`.
+impl NewRows<'_> {
+    /// Inputs `col..col + n` of row `row`.
+    ///
+    /// # Safety
+    /// No one else may use them meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn part(&self, row: usize, col: usize, n: usize) -> &mut [f32] {
+        assert!(row < self.tokens && col + n <= self.cols, "inputs of a row");
+        // SAFETY: the caller's promise.
+        unsafe { self.x.slice(row * self.cols + col, n) }
+    }
+
+    /// Makes the other forms of inputs `col..col + n` of row `row`, which are written; `col` and,
+    /// unless the row ends there, `n` are multiples of 32.
+    ///
+    /// # Safety
+    /// No one else may use these inputs, in any form, meanwhile.
+    pub(crate) unsafe fn encode(&self, row: usize, col: usize, n: usize) {
+        // SAFETY: the caller's promise.
+        let x = &*unsafe { self.part(row, col, n) };
+        if self.forms.q8 {
+            let (panel, token) = (row / PANEL, row % PANEL);
+            let width = panel_width(PANEL.min(self.tokens - panel * PANEL));
+            let start = panel * PANEL * LINE * (self.cols / 32);
+            let first = start + (col / 32 * width + token) * LINE;
+            // The lines of these inputs, a line for each block, belong to them alone.
+            quantize_blocks(self.isa, x, &self.lines, first, width * LINE);
+        }
+        if self.forms.bf16 {
+            let at = row * self.cols.next_multiple_of(2) + col;
+            // SAFETY: as above.
+            let out = unsafe { self.bf16.slice(at, n) };
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = half::bf16::from_f32(*x).to_bits();
+            }
+        }
+    }
+}
+
+by_isa! {
+    fn quantize_blocks(x: &[f32], lines: &Disjoint<'_, u8>, first: usize, stride: usize)
+        = quantize_blocks_lanes
+}
+
+/// Quantises whole blocks of inputs; block `b` goes to the line at `first + b * stride`, which no one
+/// else uses meanwhile.
 #[inline(always)]
-unsafe fn quantize_row_lanes<L: Lanes>(x: &[f32], lines: &mut [u8], stride: usize) {
+unsafe fn quantize_blocks_lanes<L: Lanes>(
+    x: &[f32],
+    lines: &Disjoint<'_, u8>,
+    first: usize,
+    stride: usize,
+) {
     for (b, x) in x.chunks_exact(32).enumerate() {
-        let line = &mut lines[b * stride..b * stride + LINE];
-        // SAFETY: `x` holds 32 floats and `line` 64 bytes, of which 60 are written.
+        // SAFETY: `x` holds 32 floats and `line` 64 bytes, of which 60 are written; nobody else uses
+        // the line.
         unsafe {
+            let line = lines.slice(first + b * stride, LINE);
             let (x0, x1) = (L::load(x.as_ptr()), L::load(x.as_ptr().add(16)));
             let greatest = L::greatest(L::max(L::abs(x0), L::abs(x1)));
             // Written so that a NaN is kept: it must reach the logits, where it is an error.

@@ -37,7 +37,9 @@ pub use cpu::Cpu;
 pub use file_map::FileMap;
 pub use isa::Isa;
 pub use kv_cache::KvCache;
-pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed};
+pub use product::{
+    GatedPair, Perturbation, Product, form_for, multiply, multiply_gated, multiply_perturbed,
+};
 pub use rope::RopeTable;
 pub use rows::{add_assign, argmax, rms_norm, rotate, silu_gate};
 pub use team::{Pinning, Team, available_threads, pin_current_thread};

@@ -21,7 +21,8 @@ use crate::isa::by_isa;
 use crate::lanes::Lanes;
 use crate::tile::TILE_ROWS;
 use crate::tile::format::{self, Format};
-use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix};
+use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix, silu_gate};
+use std::ops::Range;
 
 /// One matrix to multiply and where its product goes.
 #[derive(Debug)]
@@ -51,7 +52,41 @@ struct Task<'a> {
     acts: &'a Activations,
     bias: Option<&'a [f32]>,
     accumulate: bool,
+    /// The tokens to take: from the first of a panel to the last of one.
+    tokens: Range<usize>,
     out: Disjoint<'a, f32>,
+    /// Where the product of the first of `tokens` with row 0 would stand in `out`, and how far apart
+    /// tokens are there.
+    origin: usize,
+    stride: usize,
+}
+
+impl<'a> Task<'a> {
+    /// The whole product.
+    fn new(acts: &'a Activations, p: &'a mut Product<'_>, floats: bool) -> Self {
+        let rows = p.weights.rows();
+        assert_eq!(p.out.len(), acts.tokens() * rows, "the product's output");
+        check(acts, p.weights, p.bias, floats);
+        Task {
+            weights: p.weights,
+            acts,
+            bias: p.bias,
+            accumulate: p.accumulate,
+            tokens: 0..acts.tokens(),
+            out: Disjoint::new(p.out),
+            origin: 0,
+            stride: rows,
+        }
+    }
+}
+
+/// Checks that `weights` can be multiplied with `acts`, as floats or in their own form.
+fn check(acts: &Activations, weights: &PackedMatrix, bias: Option<&[f32]>, floats: bool) {
+    assert_eq!(weights.cols(), acts.cols(), "the product's inner width");
+    assert!(bias.is_none_or(|b| b.len() == weights.rows()), "a bias per row");
+    let need = form_for(weights.block());
+    assert!(floats || !need.q8 || acts.forms().q8, "8-bit activations");
+    assert!(floats || !need.bf16 || acts.forms().bf16, "bfloat16 activations");
 }
 
 /// Multiplies all `products` with the same inputs, as one job of the team.
@@ -91,26 +126,8 @@ fn run_products<'p, 'a: 'p>(
     products: impl IntoIterator<Item = &'p mut Product<'a>>,
     perturbation: Option<&dyn Perturbation>,
 ) {
-    let tasks: Vec1<Task<'_>> = products
-        .into_iter()
-        .map(|p| {
-            let rows = p.weights.rows();
-            assert_eq!(p.weights.cols(), acts.cols(), "the product's inner width");
-            assert_eq!(p.out.len(), acts.tokens() * rows, "the product's output");
-            assert!(p.bias.is_none_or(|b| b.len() == rows), "a bias per row");
-            let need = form_for(p.weights.block());
-            let floats = perturbation.is_some();
-            assert!(floats || !need.q8 || acts.forms().q8, "8-bit activations");
-            assert!(floats || !need.bf16 || acts.forms().bf16, "bfloat16 activations");
-            Task {
-                weights: p.weights,
-                acts,
-                bias: p.bias,
-                accumulate: p.accumulate,
-                out: Disjoint::new(p.out),
-            }
-        })
-        .collect();
+    let floats = perturbation.is_some();
+    let tasks: Vec1<Task<'_>> = products.into_iter().map(|p| Task::new(acts, p, floats)).collect();
     let total: usize = tasks.iter().map(|t| t.weights.tiles()).sum();
     cpu.team().for_pieces(total, 1, |_, piece| {
         let mut start = 0;
@@ -124,6 +141,77 @@ fn run_products<'p, 'a: 'p>(
                 }
             }
             start = end;
+        }
+    });
+}
+
+/// Two matrices of one shape and what makes a gated activation of their products.
+#[derive(Debug, Clone, Copy)]
+pub struct GatedPair<'a> {
+    /// The gate's weights and bias.
+    pub gate: (&'a PackedMatrix, Option<&'a [f32]>),
+    /// The weights and bias of what the gate multiplies.
+    pub up: (&'a PackedMatrix, Option<&'a [f32]>),
+}
+
+/// Outputs of a gated pair that go together: two tile rows, a block of the next product.
+const BLOCK: usize = 2 * TILE_ROWS;
+/// Outputs of a gated pair that are computed before they are gated: enough that weights are read in
+/// long runs, few enough that they and their products stay in the cache.
+const GATED: usize = 4 * BLOCK;
+
+/// `out = silu(gate * acts) * (up * acts)` in `forms`, as one job: a member computes a block of both
+/// products, gates it and brings it into its forms before it takes the next, so that neither product
+/// is written anywhere. The bits are those of the steps one by one.
+///
+/// # Panics
+/// As [`multiply`]; if the two matrices differ in shape; or as [`Activations::fill`].
+pub fn multiply_gated(
+    cpu: &Cpu,
+    acts: &Activations,
+    pair: GatedPair<'_>,
+    forms: Forms,
+    out: &mut Activations,
+) {
+    let (rows, tokens) = (pair.gate.0.rows(), acts.tokens());
+    assert_eq!(pair.up.0.rows(), rows, "two matrices of one shape");
+    for (weights, bias) in [pair.gate, pair.up] {
+        check(acts, weights, bias, false);
+    }
+    let new = out.begin(cpu, (tokens, rows), forms);
+    cpu.team().for_pieces(rows.div_ceil(BLOCK), 1, |_, piece| {
+        let mut products = [[0f32; PANEL * GATED]; 2];
+        let end = rows.min(piece.end * BLOCK);
+        for row in (piece.start * BLOCK..end).step_by(GATED) {
+            let n = GATED.min(end - row);
+            for first in (0..tokens).step_by(PANEL) {
+                let count = PANEL.min(tokens - first);
+                for ((weights, bias), product) in
+                    [pair.gate, pair.up].into_iter().zip(&mut products)
+                {
+                    let task = Task {
+                        weights,
+                        acts,
+                        bias,
+                        accumulate: false,
+                        tokens: first..first + count,
+                        out: Disjoint::new(product),
+                        origin: 0usize.wrapping_sub(row),
+                        stride: GATED,
+                    };
+                    run_tiles(cpu.isa(), &task, row / TILE_ROWS, (row + n).div_ceil(TILE_ROWS));
+                }
+                let [gate, up] = &products;
+                for i in 0..count {
+                    let at = i * GATED..i * GATED + n;
+                    // SAFETY: units do not overlap, so a member alone has these outputs.
+                    unsafe {
+                        let x = new.part(first + i, row, n);
+                        silu_gate(cpu.isa(), &gate[at.clone()], &up[at], x);
+                        new.encode(first + i, row, n);
+                    }
+                }
+            }
         }
     });
 }
@@ -193,7 +281,7 @@ unsafe fn quantized<L: Lanes, F: Format>(t: &Task<'_>, from: usize, to: usize) {
     let nblk = t.acts.cols() / 32;
     for tile in from..to {
         let weights = t.weights.tile(tile);
-        for panel in 0..t.acts.tokens().div_ceil(PANEL) {
+        for panel in t.tokens.start / PANEL..t.tokens.end.div_ceil(PANEL) {
             let (lines, width, count) = t.acts.panel(panel);
             let (w, x, stride) = (weights.as_ptr(), lines.as_ptr(), width * LINE);
             let at = Place { tile, token: panel * PANEL, count };
@@ -446,11 +534,11 @@ impl FloatFormat for Half {
 /// Tile rows of a single- or half-precision matrix.
 #[inline(always)]
 unsafe fn float<L: Lanes, W: FloatFormat>(t: &Task<'_>, from: usize, to: usize) {
-    let (cols, tokens) = (t.acts.cols(), t.acts.tokens());
+    let (cols, tokens) = (t.acts.cols(), t.tokens.end);
     let x = t.acts.x().as_ptr();
     for tile in from..to {
         let w = t.weights.tile(tile).as_ptr();
-        let mut token = 0;
+        let mut token = t.tokens.start;
         while token < tokens {
             let count = PANEL.min(tokens - token);
             let at = Place { tile, token, count };
@@ -505,11 +593,11 @@ unsafe fn float_rows<L: Lanes, W: FloatFormat, const T: usize>(
 /// Tile rows of a bfloat16 matrix.
 #[inline(always)]
 unsafe fn bfloat<L: Lanes>(t: &Task<'_>, from: usize, to: usize) {
-    let (cols, tokens) = (t.acts.cols().next_multiple_of(2), t.acts.tokens());
+    let (cols, tokens) = (t.acts.cols().next_multiple_of(2), t.tokens.end);
     let x = t.acts.bf16().as_ptr();
     for tile in from..to {
         let w = t.weights.tile(tile).as_ptr().cast::<u16>();
-        let mut token = 0;
+        let mut token = t.tokens.start;
         while token < tokens {
             let count = PANEL.min(tokens - token);
             let at = Place { tile, token, count };
@@ -564,10 +652,10 @@ unsafe fn bfloat_rows<L: Lanes, const T: usize>(
 /// Tile rows whose weights are dequantised block by block, perturbed, and multiplied as floats.
 #[inline(always)]
 unsafe fn perturbed<L: Lanes>(t: &Task<'_>, p: &dyn Perturbation, from: usize, to: usize) {
-    let (cols, tokens) = (t.acts.cols(), t.acts.tokens());
+    let (cols, tokens) = (t.acts.cols(), t.tokens.end);
     let x = t.acts.x();
     for tile in from..to {
-        let mut token = 0;
+        let mut token = t.tokens.start;
         while token < tokens {
             let count = PANEL.min(tokens - token);
             // SAFETY: the caller runs where the instructions of `L` exist.
@@ -611,8 +699,9 @@ unsafe fn store<L: Lanes, const T: usize>(t: &Task<'_>, at: Place, acc: [L::F; T
     let row = at.tile * TILE_ROWS;
     let height = TILE_ROWS.min(rows - row);
     for (i, acc) in acc.into_iter().enumerate().take(at.count) {
+        let start = ((at.token + i - t.tokens.start) * t.stride + row).wrapping_add(t.origin);
         // SAFETY: this member alone runs this tile, so these outputs are its own.
-        let out = unsafe { t.out.slice((at.token + i) * rows + row, height) };
+        let out = unsafe { t.out.slice(start, height) };
         let mut y = acc;
         if height == TILE_ROWS {
             // SAFETY: `out` and the bias hold 16 floats here.

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)] // test code
 
 use half::f16;
-use offshoot_kernels::{AttentionScratch, Cpu, Heads, Isa, KvCache, SequenceRows, attend};
+use offshoot_kernels::{
+    Activations, AttentionScratch, Cpu, Forms, Heads, Isa, KvCache, SequenceRows, attend, rotate,
+};
 use proptest::prelude::*;
 
 struct Random(u64);
@@ -69,11 +71,15 @@ impl SequenceRows for Step<'_> {
 fn run(cpu: &Cpu, shape: Shape, steps: &mut [Step<'_>]) -> Vec<Vec<f32>> {
     let tokens: Vec<u64> = steps.iter().flat_map(|s| s.tokens.iter().copied()).collect();
     let r = rows(shape, &tokens);
-    let mut out = vec![f32::NAN; r.q.len()];
     let scale = (shape.head_dim as f32).powf(-0.5);
-    let heads = Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale };
-    attend(cpu, 1, steps, heads, &mut out, &mut AttentionScratch::new());
-    out.chunks_exact(shape.heads * shape.head_dim).map(<[f32]>::to_vec).collect()
+    let half = tokens.len() * (shape.head_dim / 2);
+    let (cos, sin) = (vec![1.0; half], vec![0.0; half]);
+    let heads =
+        Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale, cos: &cos, sin: &sin };
+    let mut out = Activations::new();
+    let to = (Forms::default(), &mut out);
+    attend(cpu, 1, steps, heads, &mut AttentionScratch::new(), to);
+    out.x().chunks_exact(shape.heads * shape.head_dim).map(<[f32]>::to_vec).collect()
 }
 
 /// One sequence's step.
@@ -263,4 +269,34 @@ fn gathered_and_truncated_rows_are_the_same_rows() {
     assert_eq!(c.len(), 10);
     c.truncate(20);
     assert_eq!(c.len(), 10);
+}
+
+#[test]
+fn rotating_on_the_way_in_equals_rotating_before() {
+    let shape = Shape { heads: 6, kv_heads: 2, head_dim: 48 };
+    let tokens: Vec<u64> = (0..37).collect();
+    let parents = chain(tokens.len());
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 2);
+        let mut r = rows(shape, &tokens);
+        let angles = Random(3).floats(tokens.len() * 24);
+        let turn: (Vec<f32>, Vec<f32>) = angles.iter().map(|x| (x.cos(), x.sin())).unzip();
+        let still = (vec![1.0; angles.len()], vec![0.0; angles.len()]);
+        let run = |r: &Rows, (cos, sin): &(Vec<f32>, Vec<f32>)| {
+            let mut c = cache(shape, tokens.len());
+            let mut steps = [Step { cache: &mut c, tokens: &tokens, parents: &parents }];
+            let heads =
+                Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale: 0.2, cos, sin };
+            let mut out = Activations::new();
+            let to = (Forms { q8: true, ..Forms::default() }, &mut out);
+            attend(&cpu, 1, &mut steps, heads, &mut AttentionScratch::new(), to);
+            bits(out.x())
+        };
+        let fused = run(&r, &turn);
+        for (row, (cos, sin)) in turn.0.chunks(24).zip(turn.1.chunks(24)).enumerate() {
+            rotate(isa, &mut r.q[row * 6 * 48..(row + 1) * 6 * 48], cos, sin);
+            rotate(isa, &mut r.k[row * 2 * 48..(row + 1) * 2 * 48], cos, sin);
+        }
+        assert_eq!(run(&r, &still), fused, "{isa}");
+    }
 }

@@ -116,10 +116,6 @@ pub enum Output {
     Key,
     /// Values, `[rows, kv_heads * head_dim]`.
     Value,
-    /// The gate before its activation, `[rows, intermediate_size]`.
-    Gate,
-    /// What the gate multiplies, `[rows, intermediate_size]`.
-    Up,
 }
 
 /// The non-linear function of a gated feed-forward layer.
@@ -155,15 +151,19 @@ pub trait Executor {
     /// `Residual += matrix * x + bias`.
     fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Self::Error>;
 
-    /// Rotates each head of a register by its row's position.
-    fn rotate(&mut self, x: Output, head_dim: usize) -> Result<(), Self::Error>;
-
-    /// Appends `Key` and `Value` to the caches of `layer` and writes the attention of `Query` over
-    /// them to `Attended`; scores are multiplied by `scale`.
+    /// Rotates each head of `Query` and `Key` by its row's position, appends `Key` and `Value` to the
+    /// caches of `layer` and writes the attention of `Query` over them to `Attended`; scores are
+    /// multiplied by `scale`.
     fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Self::Error>;
 
-    /// `Gated = activation(Gate) * Up`.
-    fn gate(&mut self, activation: Activation) -> Result<(), Self::Error>;
+    /// `Gated = activation(gate * x) * (up * x)`, each product with its bias.
+    fn gated(
+        &mut self,
+        x: Input,
+        gate: LinearId,
+        up: LinearId,
+        activation: Activation,
+    ) -> Result<(), Self::Error>;
 
     /// Shows `Residual` ([`Site::Block`]) or `Normed` ([`Site::Final`]) to whoever watches `site`.
     fn tap(&mut self, site: Site) -> Result<(), Self::Error>;

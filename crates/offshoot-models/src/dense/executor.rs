@@ -194,22 +194,16 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn rotate(&mut self, x: Output, head_dim: usize) -> Result<(), Error> {
-        let flat = self.output(x)?;
-        let (rows, width) = flat.dims2()?;
-        let heads = flat.reshape((rows, width / head_dim, head_dim))?;
-        let turned = primitives::rotate(&heads, &self.rows.cos, &self.rows.sin)?;
-        self.outputs.insert(x, turned.reshape((rows, width))?);
-        Ok(())
-    }
-
     fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Error> {
         let (mut attended, mut first) = (Vec::with_capacity(self.segments.len()), 0);
         for index in 0..self.segments.len() {
             let rows = self.segments[index].tokens.len();
             let by_head = |x: Tensor| x.transpose(0, 1)?.contiguous();
-            let q = self.heads(Output::Query, first, rows)?;
-            let k = by_head(self.heads(Output::Key, first, rows)?)?;
+            let (cos, sin) =
+                (self.rows.cos.narrow(0, first, rows)?, self.rows.sin.narrow(0, first, rows)?);
+            let q = primitives::rotate(&self.heads(Output::Query, first, rows)?, &cos, &sin)?;
+            let k = primitives::rotate(&self.heads(Output::Key, first, rows)?, &cos, &sin)?;
+            let k = by_head(k)?;
             let v = by_head(self.heads(Output::Value, first, rows)?)?;
             let (k, v) = self.segments[index].cache.append(layer, k, v)?;
             attended.push(primitives::attend(&q, &k, &v, &self.rows.masks[index], scale)?);
@@ -219,9 +213,15 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn gate(&mut self, activation: Activation) -> Result<(), Error> {
+    fn gated(
+        &mut self,
+        x: Input,
+        gate: LinearId,
+        up: LinearId,
+        activation: Activation,
+    ) -> Result<(), Error> {
         let Activation::Silu = activation;
-        let gated = (self.output(Output::Gate)?.silu()? * self.output(Output::Up)?)?;
+        let gated = (self.product(x, gate)?.silu()? * self.product(x, up)?)?;
         self.inputs.insert(Input::Gated, gated);
         Ok(())
     }

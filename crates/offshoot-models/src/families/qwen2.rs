@@ -60,16 +60,10 @@ impl Qwen2 {
                     (block.v_proj, Output::Value),
                 ],
             )?;
-            e.rotate(Output::Query, self.head_dim)?;
-            e.rotate(Output::Key, self.head_dim)?;
             e.attend(layer, scale)?;
             e.linear_residual(Input::Attended, block.o_proj)?;
             e.norm(block.post_attention_layernorm, self.eps)?;
-            e.linear(
-                Input::Normed,
-                &[(block.gate_proj, Output::Gate), (block.up_proj, Output::Up)],
-            )?;
-            e.gate(Activation::Silu)?;
+            e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::Silu)?;
             e.linear_residual(Input::Gated, block.down_proj)?;
             e.tap(Site::Block(layer))?;
         }

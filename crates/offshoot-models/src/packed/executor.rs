@@ -1,9 +1,9 @@
 //! One step of a packed model, register by register.
 
 use offshoot_kernels::{
-    Activations, AttentionScratch, Buffer, Cpu, Forms, Heads, KvCache, Perturbation, Product,
-    RopeTable, SequenceRows, add_assign, attend, multiply, multiply_perturbed, rms_norm, rotate,
-    silu_gate,
+    Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Heads, KvCache, Perturbation,
+    Product, RopeTable, SequenceRows, add_assign, attend, multiply, multiply_gated,
+    multiply_perturbed, rms_norm, silu_gate,
 };
 
 use super::hooks::{Hooks, SegmentRows};
@@ -63,9 +63,10 @@ pub struct PackedExecutor {
     query: Rows,
     key: Rows,
     value: Rows,
+    /// The two products of a gated layer, where someone adds to them or perturbs them.
     gate: Rows,
     up: Rows,
-    /// The attention's result before it is quantised, and products that addends go into.
+    /// Products that addends go into before the residual stream.
     spare: Rows,
     logits: Rows,
     normed: Activations,
@@ -76,7 +77,9 @@ pub struct PackedExecutor {
     /// The step's rows whose logits are asked for.
     logit_rows: Vec<usize>,
     tokens: Vec<u32>,
-    positions: Vec<(usize, u32)>,
+    /// Cosines and sines of each row's position.
+    cos: Rows,
+    sin: Rows,
 }
 
 impl PackedExecutor {
@@ -94,7 +97,7 @@ impl PackedExecutor {
             value: Rows::new(kv),
             gate: Rows::new(inner),
             up: Rows::new(inner),
-            spare: Rows::new(q.max(inner).max(config.hidden_size)),
+            spare: Rows::new(config.hidden_size),
             logits: Rows::new(config.vocab_size),
             normed: Activations::new(),
             attended: Activations::new(),
@@ -103,7 +106,8 @@ impl PackedExecutor {
             scratch: AttentionScratch::new(),
             logit_rows: Vec::new(),
             tokens: Vec::new(),
-            positions: Vec::new(),
+            cos: Rows::new(config.head_dim / 2),
+            sin: Rows::new(config.head_dim / 2),
         }
     }
 
@@ -126,7 +130,6 @@ impl PackedExecutor {
     ) -> Result<&mut [f32], Error> {
         let config = model.config();
         self.tokens.clear();
-        self.positions.clear();
         self.logit_rows.clear();
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
@@ -143,9 +146,8 @@ impl PackedExecutor {
             };
             let first = self.tokens.len();
             self.tokens.extend_from_slice(s.tokens);
-            for &position in s.positions {
-                rope.extend_to(position as usize + 1);
-                self.positions.push((s.rope.0, position));
+            if let Some(&last) = s.positions.iter().max() {
+                rope.extend_to(last as usize + 1);
             }
             let logit_rows = &mut self.logit_rows;
             s.for_logit_rows(|row| logit_rows.push(first + row));
@@ -156,11 +158,18 @@ impl PackedExecutor {
             &mut self.query,
             &mut self.key,
             &mut self.value,
-            &mut self.gate,
-            &mut self.up,
             &mut self.spare,
+            &mut self.cos,
+            &mut self.sin,
         ] {
             register.reserve(rows);
+        }
+        let half = config.head_dim / 2;
+        let positions = segments.iter().flat_map(|s| s.positions.iter().map(|p| (s.rope.0, *p)));
+        for (row, (rope, position)) in positions.enumerate() {
+            let (cos, sin) = self.ropes[rope].row(position as usize);
+            self.cos.data[row * half..(row + 1) * half].copy_from_slice(cos);
+            self.sin.data[row * half..(row + 1) * half].copy_from_slice(sin);
         }
         self.logits.reserve(self.logit_rows.len());
         model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows })?;
@@ -247,8 +256,6 @@ fn output(out: Output) -> fn(&mut PackedExecutor) -> &mut Rows {
         Output::Query => |r| &mut r.query,
         Output::Key => |r| &mut r.key,
         Output::Value => |r| &mut r.value,
-        Output::Gate => |r| &mut r.gate,
-        Output::Up => |r| &mut r.up,
     }
 }
 
@@ -284,19 +291,8 @@ impl Executor for Run<'_, '_> {
             }
             return Ok(());
         }
-        let PackedExecutor {
-            cpu,
-            residual,
-            query,
-            key,
-            value,
-            gate,
-            up,
-            normed,
-            attended,
-            gated,
-            ..
-        } = &mut *self.registers;
+        let PackedExecutor { cpu, residual, query, key, value, normed, attended, gated, .. } =
+            &mut *self.registers;
         let acts = match x {
             Input::Normed => normed,
             Input::Attended => attended,
@@ -308,8 +304,6 @@ impl Executor for Run<'_, '_> {
             (Output::Query, Some(query)),
             (Output::Key, Some(key)),
             (Output::Value, Some(value)),
-            (Output::Gate, Some(gate)),
-            (Output::Up, Some(up)),
         ];
         let mut products: [Option<Product<'_>>; 4] = [const { None }; 4];
         for (&(linear, out), product) in outs.iter().zip(&mut products) {
@@ -343,51 +337,61 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn rotate(&mut self, x: Output, head_dim: usize) -> Result<(), Error> {
-        let rows = self.rows;
-        let mut x_rows = std::mem::replace(output(x)(self.registers), Rows::new(0));
-        let r = &mut *self.registers;
-        let width = x_rows.width;
-        let isa = r.cpu.isa();
-        for (x, &(rope, position)) in x_rows.get_mut(rows).chunks_exact_mut(width).zip(&r.positions)
-        {
-            let (cos, sin) = r.ropes[rope].row(position as usize);
-            debug_assert_eq!(2 * cos.len(), head_dim);
-            rotate(isa, x, cos, sin);
-        }
-        *output(x)(self.registers) = x_rows;
-        Ok(())
-    }
-
     fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Error> {
         let rows = self.rows;
-        let PackedExecutor { cpu, query, key, value, spare, attended, scratch, .. } =
+        let PackedExecutor { cpu, query, key, value, cos, sin, attended, scratch, .. } =
             &mut *self.registers;
         let width = query.width;
-        let head_dim = self.model.config().head_dim;
-        let out = &mut spare.data[..rows * width];
         let heads = Heads {
             q: query.get(rows),
             k: key.get(rows),
             v: value.get(rows),
-            heads: width / head_dim,
+            heads: width / self.model.config().head_dim,
             scale,
+            cos: cos.get(rows),
+            sin: sin.get(rows),
         };
-        attend(cpu, layer, self.segments, heads, out, scratch);
-        let out = &*out;
-        attended.fill(cpu, (rows, width), forms_for(self.model.forms, width), |row, to| {
-            to.copy_from_slice(&out[row * width..(row + 1) * width]);
-        });
+        let forms = forms_for(self.model.forms, width);
+        attend(cpu, layer, self.segments, heads, scratch, (forms, attended));
         Ok(())
     }
 
-    fn gate(&mut self, activation: Activation) -> Result<(), Error> {
+    fn gated(
+        &mut self,
+        x: Input,
+        gate: LinearId,
+        up: LinearId,
+        activation: Activation,
+    ) -> Result<(), Error> {
+        let Activation::Silu = activation;
+        let width = self.registers.gate.width;
+        let forms = forms_for(self.model.forms, width);
+        if !self.hooked(gate) && !self.hooked(up) {
+            let part = |linear| {
+                let linear = self.model.linear(linear);
+                (&linear.matrix, linear.bias.as_deref())
+            };
+            let pair = GatedPair { gate: part(gate), up: part(up) };
+            let PackedExecutor { cpu, normed, attended, gated, .. } = &mut *self.registers;
+            let acts = match x {
+                Input::Normed => normed,
+                Input::Attended => attended,
+                Input::Gated => {
+                    return Err(Error::Step("a gated register is not gated again".to_owned()));
+                }
+            };
+            multiply_gated(cpu, acts, pair, forms, gated);
+            return Ok(());
+        }
+        for register in [&mut self.registers.gate, &mut self.registers.up] {
+            register.reserve(self.rows);
+        }
+        self.product(x, gate, |r| &mut r.gate, false);
+        self.product(x, up, |r| &mut r.up, false);
         let PackedExecutor { cpu, gate, up, gated, .. } = &mut *self.registers;
-        let width = gate.width;
         let (gate, up) = (gate.get(self.rows), up.get(self.rows));
         let isa = cpu.isa();
-        let Activation::Silu = activation;
-        gated.fill(cpu, (self.rows, width), forms_for(self.model.forms, width), |row, out| {
+        gated.fill(cpu, (self.rows, width), forms, |row, out| {
             let row = row * width..(row + 1) * width;
             silu_gate(isa, &gate[row.clone()], &up[row], out);
         });

@@ -1,0 +1,550 @@
+//! Attention of a step's rows over a cache and, behind it, over their ancestors in the step.
+//!
+//! Arithmetic, the same whatever rows, sequences and threads share a step. A row sees logical
+//! positions `0..n`: the cache's, then its ancestors in order of depth, then itself. They are cut
+//! into chunks of [`CHUNK`] and blocks of 16 at absolute positions. In a chunk:
+//!
+//! ```text
+//! s[p] = sum over d in order of fma(scale * q[d], k[p][d])         16 positions in 16 lanes
+//! m    = max s,  e[p] = exp(s[p] - m),  l = sum e by lanes, then by the fixed tree
+//! o[d] = sum over p in order of fma(e[p], v[p][d])                 16 elements in 16 lanes
+//! ```
+//!
+//! Chunks are merged in order (M, L, O being the state so far, empty at first):
+//!
+//! ```text
+//! M' = max(M, m),  a = exp(M - M'),  b = exp(m - M'),  L' = L a + l b,  O' = O a + o b
+//! ```
+//!
+//! and the result is `O / L`. This is the running softmax of Milakov & Gimelshein 2018,
+//! <https://arxiv.org/abs/1805.02867>, with fixed cuts.
+//!
+//! Queries and keys are rotated by their positions on the way in, and the result is brought into the
+//! forms that the next product reads on the way out, so that neither takes a pass of its own.
+
+mod chunk;
+
+use std::ops::Range;
+
+use crate::disjoint::Disjoint;
+use crate::kv_cache::{KEYS, key_offset};
+use crate::{Activations, Buffer, Cpu, Forms, KvCache, rotate};
+use chunk::{CHUNK, Pass, Source, chunk_pass, clear, merge, narrow};
+
+/// Query vectors of an item at most.
+const ITEM_VECTORS: usize = 64;
+/// Steps of no more rows share out their chunks too.
+const FEW_ROWS: usize = 16;
+
+/// The rows that one sequence has in a step. Rows of a step are those of its sequences, in order.
+pub trait SequenceRows: Sync {
+    /// Its cache; the rows' keys and values are written behind [`KvCache::len`].
+    fn cache(&self) -> &KvCache;
+    /// The same cache, to be written.
+    fn cache_mut(&mut self) -> &mut KvCache;
+    /// For each row the row of the sequence that it follows; `None` for rows that follow the
+    /// cache's last position. Parents stand before their children.
+    fn parents(&self) -> &[Option<u32>];
+}
+
+/// Room that attention works in; grows to the largest step seen.
+#[derive(Debug, Default)]
+pub struct AttentionScratch {
+    members: Vec<Buffer<f32>>,
+    tails: Vec<Buffer<u16>>,
+    /// Results of chunks, `[kv head][chunk][row][vector of the group][width]`.
+    partials: Buffer<f32>,
+    /// Rotated and scaled queries, `[kv head][row][vector of the group][stored width]`.
+    queries: Buffer<f32>,
+    /// Rotated keys, `[kv head][row][head_dim]`.
+    keys: Buffer<f32>,
+    items: Vec<Item>,
+    ancestors: Vec<u32>,
+    /// First row of each sequence.
+    firsts: Vec<usize>,
+    /// Positions that each row of the step sees.
+    visible: Vec<usize>,
+}
+
+impl AttentionScratch {
+    /// No room.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// The rows of a step as attention takes them, `[rows, heads * head_dim]` each.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// Queries, `heads` heads.
+    pub q: &'a [f32],
+    /// Keys, as many heads as the caches have.
+    pub k: &'a [f32],
+    /// Values, as many heads as the caches have.
+    pub v: &'a [f32],
+    /// Query heads: a multiple of the caches' heads.
+    pub heads: usize,
+    /// Factor of the scores, commonly `head_dim^-1/2`.
+    pub scale: f32,
+    /// Cosines of each row's position, `[rows, head_dim / 2]`, by which queries and keys are rotated.
+    pub cos: &'a [f32],
+    /// Sines of each row's position.
+    pub sin: &'a [f32],
+}
+
+/// Rows of one sequence that are computed together for one head of keys, over some chunks.
+#[derive(Debug, Clone)]
+struct Item {
+    sequence: usize,
+    kv_head: usize,
+    /// First row, counted in the step, and how many.
+    row: usize,
+    rows: usize,
+    /// Where the ancestors of a row that is no plain continuation stand, and how many.
+    ancestors: Option<(usize, usize)>,
+    chunks: Range<usize>,
+    /// Chunks of the items before it.
+    first_unit: usize,
+}
+
+/// Rotates queries and keys, appends keys and values of all `sequences` in `layer`, and writes the
+/// attention's result, `[rows, heads * head_dim]` in `forms`, to `out`.
+///
+/// # Panics
+/// If shapes disagree, a cache has too little room, or a parent stands behind its child; or as
+/// [`Activations::fill`].
+pub fn attend<S: SequenceRows>(
+    cpu: &Cpu,
+    layer: usize,
+    sequences: &mut [S],
+    heads: Heads<'_>,
+    scratch: &mut AttentionScratch,
+    (forms, out): (Forms, &mut Activations),
+) {
+    let Some(shape) = Shape::new(layer, sequences, heads) else {
+        out.begin(cpu, (0, 0), Forms::default());
+        return;
+    };
+    scratch.firsts.clear();
+    let mut next = 0;
+    for s in sequences.iter() {
+        scratch.firsts.push(next);
+        next += s.parents().len();
+    }
+    scratch.reserve_inputs(shape);
+    for (s, &first) in sequences.iter_mut().zip(&scratch.firsts) {
+        let (queries, keys) = (&mut scratch.queries, &mut scratch.keys);
+        enter(cpu, layer, shape, s, first, heads, (queries, keys));
+    }
+    let few = shape.rows <= FEW_ROWS;
+    plan(sequences, shape, cpu.team().threads(), few, scratch);
+    let chunks = scratch.visible.iter().max().map_or(0, |&most| most.div_ceil(CHUNK));
+    scratch.reserve(cpu.team().threads(), shape, if few { chunks } else { 0 });
+    let AttentionScratch { members, tails, partials, queries, items, ancestors, visible, .. } =
+        scratch;
+    let job = Job { sequences, layer, shape, visible, queries, items, ancestors };
+    let members: Rooms<'_, f32> = Rooms::new(members);
+    let tails: Rooms<'_, u16> = Rooms::new(tails);
+    let width = heads.heads * shape.head_dim;
+    let new = out.begin(cpu, (shape.rows, width), forms);
+    // SAFETY: heads of a row are written by one member each, and rows are encoded by one, later.
+    let result =
+        |row: usize, head: usize| unsafe { new.part(row, head * shape.head_dim, shape.head_dim) };
+    if !few {
+        cpu.team().for_pieces(items.len(), 1, |member, piece| {
+            // SAFETY: a member's room is its own.
+            let (room, tail) = unsafe { (members.of(member), tails.of(member)) };
+            for item in &job.items[piece] {
+                job.whole(cpu, item, room, tail, result);
+            }
+        });
+        cpu.team().for_pieces(shape.rows, 1, |_, piece| {
+            // SAFETY: the job above is done, and pieces do not overlap.
+            piece.for_each(|row| unsafe { new.encode(row, 0, width) });
+        });
+        return;
+    }
+    // Few rows: chunks are shared out too, and merged by a second, small job.
+    let each = shape.group * shape.width();
+    let shared = Disjoint::new(partials);
+    let units = items.last().map_or(0, |item| item.first_unit + item.chunks.len());
+    cpu.team().for_pieces(units, 1, |member, piece| {
+        // SAFETY: a member's room is its own, and so is each unit's part of the partials.
+        let (room, tail) = unsafe { (members.of(member), tails.of(member)) };
+        for unit in piece {
+            let item = &job.items[job.items.partition_point(|item| item.first_unit <= unit) - 1];
+            let chunk = item.chunks.start + unit - item.first_unit;
+            let at = (item.kv_head * chunks + chunk) * shape.rows + item.row;
+            // SAFETY: as above.
+            let partial = unsafe { shared.slice(at * each, item.rows * each) };
+            let source = job.source(item, tail);
+            job.pass(cpu, item, chunk, &mut room[..ITEM_VECTORS * CHUNK], partial, source);
+        }
+    });
+    cpu.team().for_pieces(shape.rows, 1, |member, piece| {
+        // SAFETY: as above; the partials are only read from here on.
+        let state = unsafe { &mut members.of(member)[..each] };
+        for row in piece {
+            for kv_head in 0..shape.kv_heads {
+                clear(state, shape.width());
+                for chunk in 0..job.visible[row].div_ceil(CHUNK) {
+                    let at = (kv_head * chunks + chunk) * shape.rows + row;
+                    // SAFETY: as above.
+                    merge(
+                        cpu.isa(),
+                        state,
+                        unsafe { shared.slice(at * each, each) },
+                        shape.width(),
+                    );
+                }
+                job.finish(row, kv_head, state, result);
+            }
+            // SAFETY: pieces do not overlap.
+            unsafe { new.encode(row, 0, width) };
+        }
+    });
+}
+
+/// The numbers that all parts of a step share.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// Rows of the step.
+    rows: usize,
+    kv_heads: usize,
+    /// Query heads for each head of keys.
+    group: usize,
+    /// Elements of a head as the step has it.
+    head_dim: usize,
+    /// Elements of a head as the cache has it: whole registers.
+    stored: usize,
+    scale: f32,
+}
+
+impl Shape {
+    /// Checks that all parts fit; `None` without sequences.
+    fn new<S: SequenceRows>(layer: usize, sequences: &[S], heads: Heads<'_>) -> Option<Self> {
+        let first = sequences.first()?.cache();
+        let (kv_heads, head_dim) = (first.kv_heads(), first.head_dim());
+        let rows: usize = sequences.iter().map(|s| s.parents().len()).sum();
+        assert!(heads.heads.is_multiple_of(kv_heads), "heads that the cache can serve");
+        assert_eq!(heads.q.len(), rows * heads.heads * head_dim, "queries");
+        assert_eq!(heads.k.len(), rows * kv_heads * head_dim, "keys");
+        assert_eq!(heads.v.len(), heads.k.len(), "values");
+        assert_eq!(heads.cos.len(), rows * (head_dim / 2), "cosines");
+        assert_eq!(heads.sin.len(), heads.cos.len(), "sines");
+        let group = heads.heads / kv_heads;
+        assert!(group <= ITEM_VECTORS, "at most {ITEM_VECTORS} query heads a head of keys");
+        for s in sequences {
+            let (cache, rows) = (s.cache(), s.parents().len());
+            assert!(cache.len() + rows <= cache.capacity(), "room in the cache");
+            assert!(cache.kv_heads() == kv_heads && cache.head_dim() == head_dim, "one shape");
+            assert!(layer < cache.layers(), "a layer of the cache");
+        }
+        let (stored, scale) = (first.width(), heads.scale);
+        Some(Self { rows, kv_heads, group, head_dim, stored, scale })
+    }
+
+    /// Floats of a chunk's result for one query vector: m, l, then o from the second register on.
+    fn width(self) -> usize {
+        16 + self.stored
+    }
+}
+
+/// Rotates the rows of one sequence, its first being row `first` of the step; writes keys and values
+/// behind the decided positions of its cache, and scaled queries where they are read.
+fn enter<S: SequenceRows>(
+    cpu: &Cpu,
+    layer: usize,
+    shape: Shape,
+    sequence: &mut S,
+    first: usize,
+    heads: Heads<'_>,
+    (queries, keys): (&mut [f32], &mut [f32]),
+) {
+    let rows = sequence.parents().len();
+    let cache = sequence.cache_mut();
+    let (base, stride, start) = (cache.len(), cache.stride(), cache.head_start(layer, 0));
+    let (k, v) = cache.parts_mut();
+    let (k, v) = (Disjoint::new(k), Disjoint::new(v));
+    let (queries, keys) = (Disjoint::new(queries), Disjoint::new(keys));
+    let Shape { kv_heads, group, head_dim, stored, .. } = shape;
+    let (isa, half) = (cpu.isa(), head_dim / 2);
+    // A unit is one head and the rows in one block of positions: it alone writes the block's lines.
+    let first_block = base / KEYS;
+    let blocks = (base + rows).div_ceil(KEYS) - first_block;
+    let run = |unit: usize| {
+        let (kv_head, block) = (unit / blocks, first_block + unit % blocks);
+        let at = start + kv_head * stride + block * KEYS * stored;
+        // SAFETY: units write blocks, keys and queries that do not overlap.
+        let (k, v) = unsafe { (k.slice(at, KEYS * stored), v.slice(at, KEYS * stored)) };
+        for position in base.max(block * KEYS)..(base + rows).min((block + 1) * KEYS) {
+            let row = first + position - base;
+            let turn = (&heads.cos[row * half..][..half], &heads.sin[row * half..][..half]);
+            // SAFETY: as above.
+            let (key, queries) = unsafe {
+                let at = kv_head * shape.rows + row;
+                let each = group * stored;
+                (keys.slice(at * head_dim, head_dim), queries.slice(at * each, each))
+            };
+            let from = (row * kv_heads + kv_head) * head_dim;
+            key.copy_from_slice(&heads.k[from..from + head_dim]);
+            rotate(isa, key, turn.0, turn.1);
+            let value = &heads.v[from..from + head_dim];
+            let slot = position % KEYS;
+            for at in (0..head_dim).step_by(KEYS) {
+                // A head that is no whole number of registers is filled up with zeroes.
+                let n = KEYS.min(head_dim - at);
+                let (mut wide, mut halves) = ([0f32; KEYS], [0u16; KEYS]);
+                wide[..n].copy_from_slice(&value[at..at + n]);
+                narrow(isa, &wide, &mut v[slot * stored + at..][..KEYS]);
+                wide[..n].copy_from_slice(&key[at..at + n]);
+                narrow(isa, &wide, &mut halves);
+                for (i, half) in halves.into_iter().enumerate() {
+                    k[(at + i) * KEYS + slot] = half;
+                }
+            }
+            let from = (row * kv_heads + kv_head) * group * head_dim;
+            let from = heads.q[from..from + group * head_dim].chunks_exact(head_dim);
+            for (query, from) in queries.chunks_exact_mut(stored).zip(from) {
+                let (query, rest) = query.split_at_mut(head_dim);
+                query.copy_from_slice(from);
+                rest.fill(0.0);
+                rotate(isa, query, turn.0, turn.1);
+                query.iter_mut().for_each(|x| *x *= shape.scale);
+            }
+        }
+    };
+    if rows < 4 {
+        (0..kv_heads * blocks).for_each(run);
+    } else {
+        cpu.team().for_pieces(kv_heads * blocks, 1, |_, piece| piece.for_each(&run));
+    }
+}
+
+/// Cuts the step into items, and counts what each row sees.
+fn plan<S: SequenceRows>(
+    sequences: &[S],
+    shape: Shape,
+    threads: usize,
+    few: bool,
+    scratch: &mut AttentionScratch,
+) {
+    let AttentionScratch { items, ancestors, firsts, visible, .. } = scratch;
+    items.clear();
+    ancestors.clear();
+    visible.clear();
+    let most = ITEM_VECTORS / shape.group;
+    // Where only items are shared out, there must be some for every member.
+    let share = (shape.rows * shape.kv_heads).div_ceil(4 * threads).max(1);
+    let most = if few { most } else { most.min(share) };
+    let mut first_unit = 0;
+    let mut push = |mut item: Item| {
+        item.first_unit = first_unit;
+        first_unit += item.chunks.len();
+        if !item.chunks.is_empty() {
+            items.push(item);
+        }
+    };
+    for (sequence, (s, &first)) in sequences.iter().zip(firsts.iter()).enumerate() {
+        let (base, parents) = (s.cache().len(), s.parents());
+        let follows = |i: usize| if i == 0 { None } else { Some(i as u32 - 1) };
+        let chain = parents.iter().enumerate().take_while(|&(i, p)| *p == follows(i)).count();
+        // Rows `rows` of the sequence together, in about equal parts, over what `chunks` gives for
+        // the last row of a part.
+        let mut together = |rows: Range<usize>, chunks: &dyn Fn(usize) -> usize| {
+            let n = rows.len();
+            for part in 0..n.div_ceil(most) {
+                let border = |part: usize| rows.start + n * part / n.div_ceil(most);
+                let (from, to) = (border(part), border(part + 1));
+                for kv_head in 0..shape.kv_heads {
+                    let chunks = 0..chunks(to - 1);
+                    let (row, rows) = (first + from, to - from);
+                    let ancestors = None;
+                    push(Item { sequence, kv_head, row, rows, ancestors, chunks, first_unit: 0 });
+                }
+            }
+        };
+        visible.extend((0..chain).map(|i| base + i + 1));
+        together(0..chain, &|last| (base + last + 1).div_ceil(CHUNK));
+        // Rows of a tree share what is decided; behind it each has its own path.
+        let decided = if few { base / CHUNK } else { 0 };
+        together(chain..parents.len(), &|_| decided);
+        for row in chain..parents.len() {
+            let start = ancestors.len();
+            let mut at = Some(row as u32);
+            while let Some(ancestor) = at {
+                ancestors.push(ancestor);
+                at = parents[ancestor as usize];
+                assert!(at.is_none_or(|parent| parent < ancestor), "parents before children");
+            }
+            ancestors[start..].reverse();
+            let n = ancestors.len() - start;
+            visible.push(base + n);
+            for kv_head in 0..shape.kv_heads {
+                let chunks = decided..(base + n).div_ceil(CHUNK);
+                let ancestors = Some((start, n));
+                let row = first + row;
+                push(Item { sequence, kv_head, row, rows: 1, ancestors, chunks, first_unit: 0 });
+            }
+        }
+    }
+}
+
+/// What all items share.
+struct Job<'a, S> {
+    sequences: &'a [S],
+    layer: usize,
+    shape: Shape,
+    visible: &'a [usize],
+    queries: &'a [f32],
+    items: &'a [Item],
+    ancestors: &'a [u32],
+}
+
+fn grow<T: crate::buffer::Plain>(buffer: &mut Buffer<T>, len: usize) {
+    if buffer.len() < len {
+        *buffer = Buffer::zeroed(len);
+    }
+}
+
+impl AttentionScratch {
+    fn reserve_inputs(&mut self, shape: Shape) {
+        let rows = shape.rows * shape.kv_heads;
+        grow(&mut self.queries, rows * shape.group * shape.stored);
+        grow(&mut self.keys, rows * shape.head_dim);
+    }
+
+    /// Room for the partial results of `chunks` chunks and for what each member works in.
+    fn reserve(&mut self, threads: usize, shape: Shape, chunks: usize) {
+        let room = ITEM_VECTORS * (CHUNK + 2 * shape.width());
+        let tail = 2 * (shape.rows + 2 * KEYS) * shape.stored;
+        while self.members.len() < threads {
+            self.members.push(Buffer::zeroed(0));
+            self.tails.push(Buffer::zeroed(0));
+        }
+        self.members.iter_mut().for_each(|member| grow(member, room));
+        self.tails.iter_mut().for_each(|tails| grow(tails, tail));
+        let partials = shape.kv_heads * chunks * shape.rows * shape.group * shape.width();
+        if self.partials.len() < partials {
+            // Twice the need, so that a growing context does not ask at every chunk.
+            self.partials = Buffer::zeroed(2 * partials);
+        }
+    }
+}
+
+/// Buffers of which each team member uses its own.
+struct Rooms<'a, T: crate::buffer::Plain>(Disjoint<'a, Buffer<T>>);
+
+impl<'a, T: crate::buffer::Plain> Rooms<'a, T> {
+    fn new(buffers: &'a mut [Buffer<T>]) -> Self {
+        Self(Disjoint::new(buffers))
+    }
+
+    /// # Safety
+    /// Only member `member` may ask for this buffer, and not twice at a time.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn of(&self, member: usize) -> &mut [T] {
+        // SAFETY: the caller's promise.
+        let one = unsafe { self.0.slice(member, 1) };
+        &mut one[0]
+    }
+}
+
+impl<S: SequenceRows> Job<'_, S> {
+    /// Where an item's keys and values stand. What a tree's row sees behind the last whole block of
+    /// decided positions is copied, so that it stands together.
+    fn source<'b>(&'b self, item: &Item, tail: &'b mut [u16]) -> Source<'b> {
+        let cache = self.sequences[item.sequence].cache();
+        let (k, v) = cache.head(self.layer, item.kv_head);
+        let Some((start, n)) = item.ancestors else {
+            return Source { k, v, split: usize::MAX, tail_k: &[], tail_v: &[] };
+        };
+        let (base, hd) = (cache.len(), self.shape.stored);
+        let split = base / KEYS;
+        let kept = base - split * KEYS;
+        let blocks = (kept + n).div_ceil(KEYS);
+        let (tail_k, rest) = tail.split_at_mut(blocks * KEYS * hd);
+        let tail_v = &mut rest[..blocks * KEYS * hd];
+        for i in 0..kept + n {
+            let slot = match i.checked_sub(kept) {
+                None => split * KEYS + i,
+                Some(a) => base + self.ancestors[start + a] as usize,
+            };
+            for d in 0..hd {
+                tail_k[key_offset(i, d, hd)] = k[key_offset(slot, d, hd)];
+            }
+            tail_v[i * hd..(i + 1) * hd].copy_from_slice(&v[slot * hd..(slot + 1) * hd]);
+        }
+        Source { k, v, split, tail_k, tail_v }
+    }
+
+    /// One chunk of an item: its results to `results`, scores in `scores`.
+    fn pass(
+        &self,
+        cpu: &Cpu,
+        item: &Item,
+        chunk: usize,
+        scores: &mut [f32],
+        results: &mut [f32],
+        source: Source<'_>,
+    ) {
+        let Shape { group, stored, .. } = self.shape;
+        let (n, start) = (item.rows * group, chunk * CHUNK);
+        let mut counts = [0; ITEM_VECTORS];
+        for (j, count) in counts[..n].iter_mut().enumerate() {
+            *count = self.visible[item.row + j / group].saturating_sub(start).min(CHUNK);
+        }
+        let at = (item.kv_head * self.shape.rows + item.row) * group * stored;
+        let mut pass = Pass {
+            q: &self.queries[at..at + n * stored],
+            scores,
+            results,
+            counts: &counts[..n],
+            head_dim: stored,
+            width: self.shape.width(),
+            start,
+        };
+        chunk_pass(cpu.isa(), &mut pass, source);
+    }
+
+    /// All of an item: its chunks in order, merged as they come.
+    fn whole<'o>(
+        &self,
+        cpu: &Cpu,
+        item: &Item,
+        room: &mut [f32],
+        tail: &mut [u16],
+        result: impl Fn(usize, usize) -> &'o mut [f32],
+    ) {
+        let (group, width) = (self.shape.group, self.shape.width());
+        let n = item.rows * group;
+        let (scores, room) = room.split_at_mut(n * CHUNK);
+        let (results, state) = room.split_at_mut(n * width);
+        let state = &mut state[..n * width];
+        clear(state, width);
+        let source = self.source(item, tail);
+        for chunk in item.chunks.clone() {
+            self.pass(cpu, item, chunk, scores, results, source);
+            merge(cpu.isa(), state, results, width);
+        }
+        for (row, state) in state.chunks_exact(group * width).enumerate() {
+            self.finish(item.row + row, item.kv_head, state, &result);
+        }
+    }
+
+    /// Writes `O / L` for the vectors of one row and one head of keys.
+    fn finish<'o>(
+        &self,
+        row: usize,
+        kv_head: usize,
+        state: &[f32],
+        result: impl Fn(usize, usize) -> &'o mut [f32],
+    ) {
+        for (j, state) in state.chunks_exact(self.shape.width()).enumerate() {
+            let out = result(row, kv_head * self.shape.group + j);
+            for (out, o) in out.iter_mut().zip(&state[16..]) {
+                *out = o / state[1];
+            }
+        }
+    }
+}
