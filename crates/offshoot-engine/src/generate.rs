@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use offshoot_kernels::{Cpu, KvCache};
+use offshoot_kernels::{Cpu, Greatest, KvCache};
 use offshoot_methods::{LogProbabilities, Sampler, SamplingOptions, StopMatcher, TokenLogprob};
 use offshoot_models::{
     Controls, Detokenizer, LogitRows, NoHooks, PackedExecutor, RopeId, Segment, VariantId,
@@ -161,6 +161,39 @@ impl Session {
         tokens: &[u32],
         logits: LogitRows<'_>,
     ) -> Result<&mut [f32], Error> {
+        self.advance(tokens, logits, |executor, segment| {
+            executor.step(model.packed(), &mut [segment], &mut NoHooks).map(drop)
+        })?;
+        Ok(self.executor.logits_mut())
+    }
+
+    /// As [`Session::feed`], but gives the token with the greatest logit in each row asked for, or
+    /// the token whose logit is no number.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn feed_greatest(
+        &mut self,
+        model: &Model,
+        tokens: &[u32],
+        logits: LogitRows<'_>,
+    ) -> Result<&[Result<Greatest, u32>], Error> {
+        self.advance(tokens, logits, |executor, segment| {
+            executor.step_greatest(model.packed(), &mut [segment], &mut NoHooks).map(drop)
+        })?;
+        Ok(self.executor.greatest())
+    }
+
+    /// Steps with `tokens` behind what is cached, and keeps them.
+    fn advance(
+        &mut self,
+        tokens: &[u32],
+        logits: LogitRows<'_>,
+        step: impl FnOnce(
+            &mut PackedExecutor,
+            Segment<'_, KvCache>,
+        ) -> Result<(), offshoot_models::Error>,
+    ) -> Result<(), Error> {
         let base = self.cached.len();
         if base + tokens.len() > self.context {
             return Err(Error::PromptTooLong {
@@ -182,10 +215,10 @@ impl Session {
             variant: VariantId::default(),
             logits,
         };
-        let out = self.executor.step(model.packed(), &mut [segment], &mut NoHooks)?;
+        step(&mut self.executor, segment)?;
         self.cache.commit_chain(tokens.len());
         self.cached.extend_from_slice(tokens);
-        Ok(out)
+        Ok(())
     }
 
     /// Continues `prompt`, telling `listen` each token as it comes.
@@ -229,16 +262,23 @@ impl Session {
         let mut next = [prompt[prompt.len() - 1]];
         let mut decoding: Option<Instant> = None;
         answer.finish = loop {
-            let logits = self.feed(model, &next, LogitRows::Last)?;
             let position = answer.tokens.len() as u64;
-            // Penalties and biases are written into the logits; probabilities are of the raw ones.
-            let raw = options.logprobs.map(|n| (n, logits.to_vec()));
-            let sampled = sampler.sample(logits, &context, options.choice, position)?;
             let (mut logprob, mut top) = (None, Vec::new());
-            if let Some((n, raw)) = raw {
-                let all = LogProbabilities::of(&raw)?;
-                (logprob, top) = (all.get(sampled.token), all.top(n));
-            }
+            let token = if options.logprobs.is_none() && options.sampling.takes_greatest() {
+                let found = self.feed_greatest(model, &next, LogitRows::Last)?;
+                greatest_token(found[0], model)?
+            } else {
+                let logits = self.feed(model, &next, LogitRows::Last)?;
+                // Penalties and biases are written into the logits; probabilities are of the raw
+                // ones.
+                let raw = options.logprobs.map(|n| (n, logits.to_vec()));
+                let sampled = sampler.sample(logits, &context, options.choice, position)?;
+                if let Some((n, raw)) = raw {
+                    let all = LogProbabilities::of(&raw)?;
+                    (logprob, top) = (all.get(sampled.token), all.top(n));
+                }
+                sampled.token
+            };
             match decoding {
                 None => {
                     answer.timings.prompt = start.elapsed();
@@ -246,7 +286,6 @@ impl Session {
                 }
                 Some(since) => answer.timings.decode = since.elapsed(),
             }
-            let token = sampled.token;
             if !options.ignore_eos && model.stop_tokens().contains(&token) {
                 break FinishReason::EndToken(token);
             }
@@ -299,5 +338,20 @@ impl Session {
             self.feed(model, chunk, LogitRows::None)?;
         }
         Ok(())
+    }
+}
+
+/// The token found, by the rules of [`Sampler::sample`].
+fn greatest_token(found: Result<Greatest, u32>, model: &Model) -> Result<u32, Error> {
+    match found {
+        Ok(found) if found.value == f32::INFINITY => {
+            Err(offshoot_methods::Error::Logit { token: found.index, got: found.value }.into())
+        }
+        Ok(found) if found.value == f32::NEG_INFINITY => {
+            let n_vocab = model.packed().config().vocab_size;
+            Err(offshoot_methods::Error::NoTokenAllowed { n_vocab }.into())
+        }
+        Ok(found) => Ok(found.index),
+        Err(token) => Err(offshoot_methods::Error::Logit { token, got: f32::NAN }.into()),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use offshoot_engine::store::{PullPolicy, Quiet, Store};
 use offshoot_engine::{Control, FinishReason, GenerateOptions, LoadOptions, Model, Session};
-use offshoot_kernels::{Cpu, Isa, KvCache, Perturbation};
+use offshoot_kernels::{Cpu, Greatest, Isa, KvCache, Perturbation, argmax};
 use offshoot_methods::SamplingOptions;
 use offshoot_models::{
     Checkpoint, Hooks, LinearId, LogitRows, Message, NoHooks, PackedExecutor, PackedModel, RopeId,
@@ -229,6 +229,46 @@ fn packed_weights_come_back_the_same_and_damage_is_noticed() {
     assert!(load(2).from_cache(), "it was written anew");
     std::fs::write(&file, &bytes[..1000]).unwrap();
     assert!(!load(2).from_cache(), "a cut cache");
+}
+
+/// Adds to the output head of one variant.
+struct OnHead;
+
+impl Hooks for OnHead {
+    fn adds(&self, id: LinearId, variant: VariantId) -> bool {
+        variant == VariantId(7) && id == linear("model.embed_tokens")
+    }
+
+    fn addend(&mut self, _: LinearId, rows: SegmentRows, x: &[f32], y: &mut [f32]) {
+        assert_eq!((rows.segment, rows.rows), (1, 2));
+        assert_eq!((x.len(), y.len()), (2 * 576, 2 * 49152));
+        y.chunks_exact_mut(49152).for_each(|row| row[4242] += 1000.0);
+    }
+}
+
+#[test]
+fn the_greatest_logit_is_that_of_all_logits_with_and_without_an_addend_on_the_head() {
+    for variant in [0, 7] {
+        let mut sequences = [Sequence::new(1, 3), Sequence::new(2, 4), Sequence::new(3, 1)];
+        let [a, b, c] = &mut sequences;
+        let mut second = b.segment(LogitRows::These(&[1, 3]));
+        second.variant = VariantId(variant);
+        let mut segments = [a.segment(LogitRows::All), second, c.segment(LogitRows::None)];
+        let mut executor = executor(2);
+        let logits = executor.step(model(), &mut segments, &mut OnHead).unwrap();
+        let expected: Vec<_> = logits
+            .chunks_exact(49152)
+            .map(|row| {
+                let index = argmax(row).unwrap();
+                Ok(Greatest { index: index as u32, value: row[index] })
+            })
+            .collect();
+        assert_eq!(expected.len(), 5);
+        let found = executor.step_greatest(model(), &mut segments, &mut OnHead).unwrap();
+        assert_eq!(found, expected);
+        let added = found.iter().filter(|found| found.unwrap().index == 4242).count();
+        assert_eq!(added, if variant == 7 { 2 } else { 0 });
+    }
 }
 
 fn session(threads: usize) -> (Model, Session) {

@@ -17,6 +17,8 @@ mod ceilings;
 mod cpu;
 mod disjoint;
 mod file_map;
+mod gated;
+mod greatest;
 mod isa;
 mod kv_cache;
 mod lanes;
@@ -35,11 +37,11 @@ pub use bytes::SharedBytes;
 pub use ceilings::{dot_rate, stream_read};
 pub use cpu::Cpu;
 pub use file_map::FileMap;
+pub use gated::{GatedPair, multiply_gated};
+pub use greatest::{Greatest, GreatestScratch, multiply_greatest};
 pub use isa::Isa;
 pub use kv_cache::KvCache;
-pub use product::{
-    GatedPair, Perturbation, Product, form_for, multiply, multiply_gated, multiply_perturbed,
-};
+pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed};
 pub use rope::RopeTable;
 pub use rows::{add_assign, argmax, rms_norm, rotate, silu_gate};
 pub use team::{Pinning, Team, available_threads, pin_current_thread};

@@ -15,14 +15,15 @@
 //!
 //! Lanes are 16 output rows; nothing is ever reduced across lanes.
 
+use std::ops::Range;
+
 use crate::activations::{LINE, PANEL};
 use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
 use crate::lanes::Lanes;
 use crate::tile::TILE_ROWS;
 use crate::tile::format::{self, Format};
-use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix, silu_gate};
-use std::ops::Range;
+use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix};
 
 /// One matrix to multiply and where its product goes.
 #[derive(Debug)]
@@ -81,7 +82,12 @@ impl<'a> Task<'a> {
 }
 
 /// Checks that `weights` can be multiplied with `acts`, as floats or in their own form.
-fn check(acts: &Activations, weights: &PackedMatrix, bias: Option<&[f32]>, floats: bool) {
+pub(crate) fn check(
+    acts: &Activations,
+    weights: &PackedMatrix,
+    bias: Option<&[f32]>,
+    floats: bool,
+) {
     assert_eq!(weights.cols(), acts.cols(), "the product's inner width");
     assert!(bias.is_none_or(|b| b.len() == weights.rows()), "a bias per row");
     let need = form_for(weights.block());
@@ -145,75 +151,32 @@ fn run_products<'p, 'a: 'p>(
     });
 }
 
-/// Two matrices of one shape and what makes a gated activation of their products.
-#[derive(Debug, Clone, Copy)]
-pub struct GatedPair<'a> {
-    /// The gate's weights and bias.
-    pub gate: (&'a PackedMatrix, Option<&'a [f32]>),
-    /// The weights and bias of what the gate multiplies.
-    pub up: (&'a PackedMatrix, Option<&'a [f32]>),
-}
+/// Outputs of a matrix that a member computes into its own room before something is made of them:
+/// enough that weights are read in long runs, few enough that all stays in the cache.
+pub(crate) const RUN: usize = 8 * TILE_ROWS;
 
-/// Outputs of a gated pair that go together: two tile rows, a block of the next product.
-const BLOCK: usize = 2 * TILE_ROWS;
-/// Outputs of a gated pair that are computed before they are gated: enough that weights are read in
-/// long runs, few enough that they and their products stay in the cache.
-const GATED: usize = 4 * BLOCK;
-
-/// `out = silu(gate * acts) * (up * acts)` in `forms`, as one job: a member computes a block of both
-/// products, gates it and brings it into its forms before it takes the next, so that neither product
-/// is written anywhere. The bits are those of the steps one by one.
-///
-/// # Panics
-/// As [`multiply`]; if the two matrices differ in shape; or as [`Activations::fill`].
-pub fn multiply_gated(
-    cpu: &Cpu,
+/// Computes the outputs `rows`, at most [`RUN`] from a whole tile row on, for the tokens of panel
+/// `panel`; output `rows.start + i` of the panel's token `t` goes to `out[t * RUN + i]`.
+pub(crate) fn panel_rows(
+    isa: Isa,
     acts: &Activations,
-    pair: GatedPair<'_>,
-    forms: Forms,
-    out: &mut Activations,
+    (weights, bias): (&PackedMatrix, Option<&[f32]>),
+    panel: usize,
+    rows: Range<usize>,
+    out: &mut [f32; PANEL * RUN],
 ) {
-    let (rows, tokens) = (pair.gate.0.rows(), acts.tokens());
-    assert_eq!(pair.up.0.rows(), rows, "two matrices of one shape");
-    for (weights, bias) in [pair.gate, pair.up] {
-        check(acts, weights, bias, false);
-    }
-    let new = out.begin(cpu, (tokens, rows), forms);
-    cpu.team().for_pieces(rows.div_ceil(BLOCK), 1, |_, piece| {
-        let mut products = [[0f32; PANEL * GATED]; 2];
-        let end = rows.min(piece.end * BLOCK);
-        for row in (piece.start * BLOCK..end).step_by(GATED) {
-            let n = GATED.min(end - row);
-            for first in (0..tokens).step_by(PANEL) {
-                let count = PANEL.min(tokens - first);
-                for ((weights, bias), product) in
-                    [pair.gate, pair.up].into_iter().zip(&mut products)
-                {
-                    let task = Task {
-                        weights,
-                        acts,
-                        bias,
-                        accumulate: false,
-                        tokens: first..first + count,
-                        out: Disjoint::new(product),
-                        origin: 0usize.wrapping_sub(row),
-                        stride: GATED,
-                    };
-                    run_tiles(cpu.isa(), &task, row / TILE_ROWS, (row + n).div_ceil(TILE_ROWS));
-                }
-                let [gate, up] = &products;
-                for i in 0..count {
-                    let at = i * GATED..i * GATED + n;
-                    // SAFETY: units do not overlap, so a member alone has these outputs.
-                    unsafe {
-                        let x = new.part(first + i, row, n);
-                        silu_gate(cpu.isa(), &gate[at.clone()], &up[at], x);
-                        new.encode(first + i, row, n);
-                    }
-                }
-            }
-        }
-    });
+    let first = panel * PANEL;
+    let task = Task {
+        weights,
+        acts,
+        bias,
+        accumulate: false,
+        tokens: first..acts.tokens().min(first + PANEL),
+        out: Disjoint::new(out),
+        origin: 0usize.wrapping_sub(rows.start),
+        stride: RUN,
+    };
+    run_tiles(isa, &task, rows.start / TILE_ROWS, rows.end.div_ceil(TILE_ROWS));
 }
 
 /// Up to four items in place: a step multiplies no more matrices with one input.

@@ -4,8 +4,9 @@
 
 use half::f16;
 use offshoot_kernels::{
-    Activations, BlockType, Buffer, Cpu, Isa, PackedMatrix, Product, SharedBytes, form_for,
-    multiply,
+    Activations, BlockType, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch, Isa,
+    PackedMatrix, Product, SharedBytes, argmax, form_for, multiply, multiply_gated,
+    multiply_greatest, silu_gate,
 };
 use proptest::prelude::*;
 
@@ -232,4 +233,102 @@ fn shapes_that_cannot_be_packed_are_errors() {
     assert!(PackedMatrix::packed_bytes(BlockType::F32, usize::MAX, 1 << 40).is_err());
     let bytes = SharedBytes::from(Buffer::zeroed(100));
     assert!(PackedMatrix::from_packed(BlockType::Q8_0, 16, 32, bytes).is_err());
+}
+
+/// Inputs in every form that any weights need.
+fn inputs(cpu: &Cpu, tokens: usize, cols: usize, x: &[f32]) -> Activations {
+    let mut acts = Activations::new();
+    let forms = Forms { q8: cols.is_multiple_of(32), bf16: true };
+    acts.fill(cpu, (tokens, cols), forms, |row, out| {
+        out.copy_from_slice(&x[row * cols..(row + 1) * cols]);
+    });
+    acts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    /// A gated pair gives the bits of its steps one by one, also of two formats, and the quantised
+    /// form that the next product reads.
+    #[test]
+    fn a_gated_pair_equals_its_steps(
+        seed in any::<u64>(),
+        blocks in (0usize..BlockType::ALL.len(), 0usize..BlockType::ALL.len()),
+        tokens in 1usize..20,
+        outputs in prop::sample::select(vec![7usize, 32, 96, 130, 320]),
+        threads in 1usize..4,
+    ) {
+        let mut random = Random(seed);
+        let (cols, cpu) = (256, Cpu::new(Isa::best(), threads));
+        let blocks = [BlockType::ALL[blocks.0], BlockType::ALL[blocks.1]];
+        let [gate, up] = blocks.map(|block| {
+            pack(&cpu, block, outputs, cols, &random_rows(block, outputs, cols, &mut random))
+        });
+        let bias: Vec<f32> = (0..outputs).map(|_| random.unit()).collect();
+        let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
+        let acts = inputs(&cpu, tokens, cols, &x);
+        let mut steps = [vec![0.0; tokens * outputs], vec![0.0; tokens * outputs]];
+        let [a, b] = &mut steps;
+        multiply(&cpu, &acts, &mut [
+            Product { weights: &gate, bias: Some(&bias), accumulate: false, out: a },
+            Product { weights: &up, bias: None, accumulate: false, out: b },
+        ]);
+        let mut expected = vec![0.0; tokens * outputs];
+        silu_gate(cpu.isa(), &steps[0], &steps[1], &mut expected);
+        let forms = Forms { q8: outputs.is_multiple_of(32), bf16: true };
+        let pair = GatedPair { gate: (&gate, Some(&bias)), up: (&up, None) };
+        let mut gated = Activations::new();
+        multiply_gated(&cpu, &acts, pair, forms, &mut gated);
+        prop_assert_eq!(bits(gated.x()), bits(&expected));
+        // The forms are equal if products with them are.
+        let block = if forms.q8 { BlockType::Q8_0 } else { BlockType::Bf16 };
+        let w = pack(&cpu, block, 40, outputs, &random_rows(block, 40, outputs, &mut random));
+        let mut out = vec![0.0; tokens * 40];
+        let one = Product { weights: &w, bias: None, accumulate: false, out: &mut out };
+        multiply(&cpu, &gated, &mut [one]);
+        prop_assert_eq!(bits(&out), bits(&product(&cpu, &w, &expected, tokens)));
+    }
+
+    /// The greatest product is found where it is, the lowest index of equals, on every instruction
+    /// set; a product that is no number is reported.
+    #[test]
+    fn the_greatest_product_is_that_of_all_products(
+        seed in any::<u64>(),
+        block in 0usize..BlockType::ALL.len(),
+        tokens in 1usize..20,
+        half in 1usize..170,
+        threads in 1usize..4,
+        nan in 0usize..40,
+    ) {
+        let (block, cols, mut random) = (BlockType::ALL[block], 256, Random(seed));
+        // Every row stands twice, so that there are always equals.
+        let rows = random_rows(block, half, cols, &mut random);
+        let bytes = [rows.as_slice(), rows.as_slice()].concat();
+        let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
+        for isa in Isa::available() {
+            let cpu = Cpu::new(isa, threads);
+            let w = pack(&cpu, block, 2 * half, cols, &bytes);
+            let acts = inputs(&cpu, tokens, cols, &x);
+            let mut bias = vec![0.0; 2 * half];
+            if let Some(bias) = bias.get_mut(nan) {
+                *bias = f32::NAN;
+            }
+            for bias in [None, Some(bias.as_slice())] {
+                let mut all = vec![0.0; tokens * 2 * half];
+                let one = Product { weights: &w, bias, accumulate: false, out: &mut all };
+                multiply(&cpu, &acts, &mut [one]);
+                let expected: Vec<_> = all
+                    .chunks_exact(2 * half)
+                    .map(|row| match argmax(row) {
+                        Some(i) => Ok(Greatest { index: i as u32, value: row[i] }),
+                        None => Err(row.iter().position(|x| x.is_nan()).unwrap() as u32),
+                    })
+                    .collect();
+                let mut found = Vec::new();
+                let scratch = &mut GreatestScratch::default();
+                multiply_greatest(&cpu, &acts, (&w, bias), scratch, &mut found);
+                prop_assert_eq!(&found, &expected, "{} {}", isa, block);
+            }
+        }
+    }
 }

@@ -93,6 +93,12 @@ impl SamplingOptions {
         })
     }
 
+    /// Whether the choice is the greatest of the model's own logits, so that the others need not be
+    /// known.
+    pub fn takes_greatest(&self) -> bool {
+        self.temperature == 0.0 && !self.penalizes() && self.logit_bias.is_empty()
+    }
+
     /// Whether any penalty would change a logit.
     pub(crate) fn penalizes(&self) -> bool {
         self.repetition_penalty != 1.0

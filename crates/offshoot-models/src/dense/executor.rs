@@ -49,15 +49,16 @@ struct Rows {
     /// For each segment what is added to its scores, `[rows of it, cached + rows of it]`: nothing for
     /// what a row sees, minus infinity for the rest.
     masks: Vec<Tensor>,
-    /// The step's rows whose logits are asked for.
+    /// The step's rows whose logits are asked for, and how many of them each segment has.
     logits: Vec<u32>,
+    logit_counts: Vec<usize>,
 }
 
 impl Rows {
     fn of(model: &DenseModel, segments: &[Segment<'_, DenseCache>]) -> Result<Self, Error> {
         let (config, device) = (model.config(), model.device());
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
-        let (mut masks, mut logits) = (Vec::new(), Vec::new());
+        let (mut masks, mut logits, mut logit_counts) = (Vec::new(), Vec::new(), Vec::new());
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
             if s.rope != RopeId::default() {
@@ -74,11 +75,13 @@ impl Rows {
             tokens.extend_from_slice(s.tokens);
             positions.extend_from_slice(s.positions);
             masks.push(mask(s, device)?.to_dtype(wide(model.dtype()))?);
+            let before = logits.len();
             s.for_logit_rows(|row| logits.push((first + row) as u32));
+            logit_counts.push(logits.len() - before);
         }
         let tokens = Tensor::new(tokens, device)?;
         let (cos, sin) = rotations(model, &positions)?;
-        Ok(Self { tokens, cos, sin, masks, logits })
+        Ok(Self { tokens, cos, sin, masks, logits, logit_counts })
     }
 }
 
@@ -135,11 +138,24 @@ impl Run<'_, '_> {
     /// `matrix * x + bias`, and what the hooks add to each segment's rows.
     fn product(&mut self, x: Input, linear: LinearId) -> Result<Tensor, Error> {
         let x = self.input(x)?;
-        let product = self.model.multiply(linear, &x)?;
+        self.with_addends(linear, &x, |run, segment| run.segments[segment].tokens.len())
+    }
+
+    /// The product with `x`, of which each segment has as many rows as `rows_of` says.
+    fn with_addends(
+        &mut self,
+        linear: LinearId,
+        x: &Tensor,
+        rows_of: impl Fn(&Self, usize) -> usize,
+    ) -> Result<Tensor, Error> {
+        let product = self.model.multiply(linear, x)?;
         let (mut parts, mut added, mut first) = (Vec::new(), false, 0);
-        for (segment, s) in self.segments.iter().enumerate() {
-            let rows = s.tokens.len();
-            let which = SegmentRows { segment, variant: s.variant, rows };
+        for segment in 0..self.segments.len() {
+            let (rows, variant) = (rows_of(self, segment), self.segments[segment].variant);
+            if rows == 0 {
+                continue;
+            }
+            let which = SegmentRows { segment, variant, rows };
             let part = product.narrow(0, first, rows)?;
             let addend = self.hooks.addend(linear, which, &x.narrow(0, first, rows)?)?;
             added |= addend.is_some();
@@ -240,7 +256,8 @@ impl Executor for Run<'_, '_> {
         }
         let rows = Tensor::new(self.rows.logits.as_slice(), self.model.device())?;
         let x = self.input(Input::Normed)?.index_select(&rows, 0)?;
-        self.logits = self.model.multiply(head, &x)?.to_dtype(wide(self.model.dtype()))?;
+        let logits = self.with_addends(head, &x, |run, s| run.rows.logit_counts[s])?;
+        self.logits = logits.to_dtype(wide(self.model.dtype()))?;
         Ok(())
     }
 }

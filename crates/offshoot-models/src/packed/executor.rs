@@ -1,9 +1,9 @@
 //! One step of a packed model, register by register.
 
 use offshoot_kernels::{
-    Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Heads, KvCache, Perturbation,
-    Product, RopeTable, SequenceRows, add_assign, attend, multiply, multiply_gated,
-    multiply_perturbed, rms_norm, silu_gate,
+    Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch, Heads,
+    KvCache, Product, RopeTable, SequenceRows, add_assign, argmax, attend, multiply,
+    multiply_gated, multiply_greatest, multiply_perturbed, rms_norm, silu_gate,
 };
 
 use super::hooks::{Hooks, SegmentRows};
@@ -74,8 +74,11 @@ pub struct PackedExecutor {
     gated: Activations,
     head_input: Activations,
     scratch: AttentionScratch,
-    /// The step's rows whose logits are asked for.
+    /// The step's rows whose logits are asked for, and how many of them each segment has.
     logit_rows: Vec<usize>,
+    logit_counts: Vec<usize>,
+    greatest: Vec<Result<Greatest, u32>>,
+    greatest_scratch: GreatestScratch,
     tokens: Vec<u32>,
     /// Cosines and sines of each row's position.
     cos: Rows,
@@ -105,6 +108,9 @@ impl PackedExecutor {
             head_input: Activations::new(),
             scratch: AttentionScratch::new(),
             logit_rows: Vec::new(),
+            logit_counts: Vec::new(),
+            greatest: Vec::new(),
+            greatest_scratch: GreatestScratch::default(),
             tokens: Vec::new(),
             cos: Rows::new(config.head_dim / 2),
             sin: Rows::new(config.head_dim / 2),
@@ -128,9 +134,48 @@ impl PackedExecutor {
         segments: &mut [Segment<'_, KvCache>],
         hooks: &mut dyn Hooks,
     ) -> Result<&mut [f32], Error> {
+        self.run(model, segments, hooks, Head::Logits)?;
+        Ok(self.logits_mut())
+    }
+
+    /// As [`PackedExecutor::step`], but gives only the greatest logit of each row that was asked for
+    /// and its token, the lowest of equals; `Err` names a token whose logit is no number. Unless
+    /// someone adds to the output head, no logit is written to memory.
+    ///
+    /// # Errors
+    /// As [`PackedExecutor::step`].
+    pub fn step_greatest(
+        &mut self,
+        model: &PackedModel,
+        segments: &mut [Segment<'_, KvCache>],
+        hooks: &mut dyn Hooks,
+    ) -> Result<&[Result<Greatest, u32>], Error> {
+        self.run(model, segments, hooks, Head::Greatest)?;
+        Ok(&self.greatest)
+    }
+
+    /// What the last [`PackedExecutor::step`] gave.
+    pub fn logits_mut(&mut self) -> &mut [f32] {
+        self.logits.get_mut(self.logit_rows.len())
+    }
+
+    /// What the last [`PackedExecutor::step_greatest`] gave.
+    pub fn greatest(&self) -> &[Result<Greatest, u32>] {
+        &self.greatest
+    }
+
+    fn run(
+        &mut self,
+        model: &PackedModel,
+        segments: &mut [Segment<'_, KvCache>],
+        hooks: &mut dyn Hooks,
+        want: Head,
+    ) -> Result<(), Error> {
         let config = model.config();
         self.tokens.clear();
         self.logit_rows.clear();
+        self.logit_counts.clear();
+        self.greatest.clear();
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
             if s.cache.len() + s.tokens.len() > s.cache.capacity() {
@@ -149,8 +194,10 @@ impl PackedExecutor {
             if let Some(&last) = s.positions.iter().max() {
                 rope.extend_to(last as usize + 1);
             }
+            let before = self.logit_rows.len();
             let logit_rows = &mut self.logit_rows;
             s.for_logit_rows(|row| logit_rows.push(first + row));
+            self.logit_counts.push(logit_rows.len() - before);
         }
         let rows = self.tokens.len();
         for register in [
@@ -171,9 +218,7 @@ impl PackedExecutor {
             self.cos.data[row * half..(row + 1) * half].copy_from_slice(cos);
             self.sin.data[row * half..(row + 1) * half].copy_from_slice(sin);
         }
-        self.logits.reserve(self.logit_rows.len());
-        model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows })?;
-        Ok(self.logits.get_mut(self.logit_rows.len()))
+        model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows, want })
     }
 }
 
@@ -185,6 +230,13 @@ fn rope_table(config: &ModelConfig) -> RopeTable {
     })
 }
 
+/// What a step gives of its rows' logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Head {
+    Logits,
+    Greatest,
+}
+
 /// A step in progress.
 struct Run<'a, 's> {
     model: &'a PackedModel,
@@ -192,6 +244,7 @@ struct Run<'a, 's> {
     segments: &'a mut [Segment<'s, KvCache>],
     hooks: &'a mut dyn Hooks,
     rows: usize,
+    want: Head,
 }
 
 /// The forms that a register of `width` inputs can be brought into.
@@ -412,9 +465,18 @@ impl Executor for Run<'_, '_> {
     }
 
     fn logits(&mut self, head: LinearId) -> Result<(), Error> {
-        let perturbation: Option<&dyn Perturbation> = self.hooks.perturbation(head);
-        let PackedExecutor { cpu, normed, head_input, logits, logit_rows, .. } =
-            &mut *self.registers;
+        let hooked = self.hooked(head);
+        let PackedExecutor {
+            cpu,
+            normed,
+            head_input,
+            logits,
+            logit_rows,
+            logit_counts,
+            greatest,
+            greatest_scratch,
+            ..
+        } = &mut *self.registers;
         if logit_rows.is_empty() {
             return Ok(());
         }
@@ -425,15 +487,37 @@ impl Executor for Run<'_, '_> {
             out.copy_from_slice(&x[row * width..(row + 1) * width]);
         });
         let weights = self.model.linear(head);
+        if self.want == Head::Greatest && !hooked {
+            let weights = (&weights.matrix, weights.bias.as_deref());
+            multiply_greatest(cpu, head_input, weights, greatest_scratch, greatest);
+            return Ok(());
+        }
+        logits.reserve(n);
         let mut products = [Product {
             weights: &weights.matrix,
             bias: weights.bias.as_deref(),
             accumulate: false,
             out: logits.get_mut(n),
         }];
-        match perturbation {
+        match self.hooks.perturbation(head) {
             Some(perturbation) => multiply_perturbed(cpu, head_input, &mut products, perturbation),
             None => multiply(cpu, head_input, &mut products),
+        }
+        let (mut first, vocab) = (0, logits.width);
+        for (segment, (s, &rows)) in self.segments.iter().zip(&*logit_counts).enumerate() {
+            if rows > 0 && self.hooks.adds(head, s.variant) {
+                let which = SegmentRows { segment, variant: s.variant, rows };
+                let x = &head_input.x()[first * width..(first + rows) * width];
+                let y = &mut logits.data[first * vocab..(first + rows) * vocab];
+                self.hooks.addend(head, which, x, y);
+            }
+            first += rows;
+        }
+        if self.want == Head::Greatest {
+            greatest.extend(logits.get(n).chunks_exact(vocab).map(|row| match argmax(row) {
+                Some(index) => Ok(Greatest { index: index as u32, value: row[index] }),
+                None => Err(row.iter().position(|x| x.is_nan()).unwrap_or(0) as u32),
+            }));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ pub struct SegmentRows {
     pub segment: usize,
     /// Its variant.
     pub variant: VariantId,
-    /// Its number of rows.
+    /// Its number of rows; of the output head, the rows whose logits are asked for.
     pub rows: usize,
 }
 

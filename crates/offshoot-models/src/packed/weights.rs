@@ -1,11 +1,11 @@
-//! A model's weights in tiles, packed from a checkpoint or mapped from a file of packed tiles.
+//! A model's weights in tiles, packed from a checkpoint or read from a file of packed tiles.
 
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    BlockType, Buffer, Cpu, FileMap, Forms, KvCache, PackedMatrix, SharedBytes, TileError, form_for,
+    BlockType, Buffer, Cpu, Forms, KvCache, PackedMatrix, SharedBytes, TileError, form_for,
 };
 
 use crate::{
@@ -57,7 +57,7 @@ struct Layout {
 }
 
 impl PackedModel {
-    /// Packs the weights of `checkpoint`, or maps them from `cache` if it holds them whole. A cache
+    /// Packs the weights of `checkpoint`, or reads them from `cache` if it holds them whole. A cache
     /// that is missing, damaged or of other weights is written anew; that it cannot be written is
     /// no error.
     ///
@@ -78,7 +78,7 @@ impl PackedModel {
         }
         let (architecture, blueprint) = Architecture::new(config);
         let layout = Layout::new(&checkpoint, &blueprint)?;
-        let cached = cache.and_then(|cache| open_cache(cache, layout.total));
+        let cached = cache.and_then(|cache| open_cache(cache, cpu, layout.total));
         let from_cache = cached.is_some();
         let tiles = match cached {
             Some(tiles) => tiles,
@@ -88,9 +88,10 @@ impl PackedModel {
                     // The next start packs again; this one has its weights.
                     let _ = write_cache(cache, &tiles);
                 }
-                SharedBytes::from(tiles)
+                tiles
             }
         };
+        let tiles = SharedBytes::from(tiles);
         let mut linears = Vec::with_capacity(blueprint.linears.len());
         let mut forms = Forms::default();
         for (spec, &(block, start, len)) in blueprint.linears.iter().zip(&layout.places) {
@@ -213,18 +214,37 @@ fn pack_all(
 }
 
 /// The tiles in `cache`, if it holds those of its key, whole and undamaged.
-fn open_cache(cache: WeightCache<'_>, total: usize) -> Option<SharedBytes> {
-    let map = FileMap::open(cache.path).ok()?;
-    if map.len() != HEADER + total || map[..HEADER - 48] != header(cache.key, total)[..HEADER - 48]
-    {
+///
+/// They are read rather than mapped: memory of large pages streams faster than the pages of a file
+/// (a fifth for one thread), and every byte has to be looked at for the digest anyway.
+fn open_cache(cache: WeightCache<'_>, cpu: &Cpu, total: usize) -> Option<Buffer<u8>> {
+    let mut file = std::fs::File::open(cache.path).ok()?;
+    let length = u64::try_from(HEADER + total).ok()?;
+    let mut head = [0; HEADER];
+    if file.metadata().ok()?.len() != length || file.read_exact(&mut head).is_err() {
         return None;
     }
-    map.will_need(0..map.len());
-    if map[HEADER - 48..HEADER - 16] != *digest(&map[HEADER..]).as_bytes() {
+    if head[..HEADER - 48] != header(cache.key, total)[..HEADER - 48] {
         return None;
     }
-    let len = map.len();
-    SharedBytes::from(map).slice(HEADER..len)
+    let mut tiles = Buffer::zeroed(total);
+    let share = total.div_ceil(cpu.team().threads()).max(1);
+    let read = std::thread::scope(|scope| {
+        let readers: Vec<_> = tiles
+            .chunks_mut(share)
+            .enumerate()
+            .map(|(i, part)| {
+                scope.spawn(move || {
+                    let mut file = std::fs::File::open(cache.path)?;
+                    file.seek(SeekFrom::Start((HEADER + i * share) as u64))?;
+                    file.read_exact(part)
+                })
+            })
+            .collect();
+        readers.into_iter().all(|reader| matches!(reader.join(), Ok(Ok(()))))
+    });
+    let whole = read && head[HEADER - 48..HEADER - 16] == *digest(&tiles).as_bytes();
+    whole.then_some(tiles)
 }
 
 /// A digest of the tiles, taken in pieces by several threads.
