@@ -1,7 +1,9 @@
 //! The gated activation of a feed-forward layer, made where its two products are computed.
 
+use std::mem::MaybeUninit;
+
 use crate::activations::PANEL;
-use crate::product::{RUN, check, panel_rows};
+use crate::product::{RUN, check, panel_rows, room_for, zeroed};
 use crate::tile::TILE_ROWS;
 use crate::{Activations, Cpu, Forms, PackedMatrix, silu_gate};
 
@@ -36,13 +38,14 @@ pub fn multiply_gated(
     check(acts, pair.up.0, pair.up.1, false);
     let new = out.begin(cpu, (tokens, outputs), forms);
     cpu.team().for_pieces(outputs.div_ceil(BLOCK), 1, |_, piece| {
-        let (mut gate, mut up) = ([0f32; PANEL * RUN], [0f32; PANEL * RUN]);
+        let mut room = [const { MaybeUninit::<f32>::uninit() }; 2 * PANEL * RUN];
+        let (gate, up) = zeroed(&mut room, 2 * room_for(tokens)).split_at_mut(room_for(tokens));
         let end = outputs.min(piece.end * BLOCK);
         for row in (piece.start * BLOCK..end).step_by(RUN) {
             let rows = row..end.min(row + RUN);
             for panel in 0..tokens.div_ceil(PANEL) {
-                panel_rows(cpu.isa(), acts, pair.gate, panel, rows.clone(), &mut gate);
-                panel_rows(cpu.isa(), acts, pair.up, panel, rows.clone(), &mut up);
+                panel_rows(cpu.isa(), acts, pair.gate, panel, rows.clone(), gate);
+                panel_rows(cpu.isa(), acts, pair.up, panel, rows.clone(), up);
                 let first = panel * PANEL;
                 for token in first..tokens.min(first + PANEL) {
                     let at = (token - first) * RUN..(token - first) * RUN + rows.len();

@@ -2,10 +2,11 @@
 //! of an output head.
 
 use std::cmp::Ordering;
+use std::mem::MaybeUninit;
 
 use crate::activations::PANEL;
 use crate::disjoint::Disjoint;
-use crate::product::{RUN, check, panel_rows};
+use crate::product::{RUN, check, panel_rows, room_for, zeroed};
 use crate::tile::TILE_ROWS;
 use crate::{Activations, Cpu, PackedMatrix, argmax};
 
@@ -66,12 +67,13 @@ pub fn multiply_greatest(
     cpu.team().for_pieces(outputs.div_ceil(TILE_ROWS), 1, |member, piece| {
         // SAFETY: a member's findings are its own.
         let found = unsafe { found.slice(member * tokens, tokens) };
-        let mut products = [0f32; PANEL * RUN];
+        let mut room = [const { MaybeUninit::<f32>::uninit() }; PANEL * RUN];
+        let products = zeroed(&mut room, room_for(tokens));
         let end = outputs.min(piece.end * TILE_ROWS);
         for row in (piece.start * TILE_ROWS..end).step_by(RUN) {
             let rows = row..end.min(row + RUN);
             for panel in 0..tokens.div_ceil(PANEL) {
-                panel_rows(cpu.isa(), acts, weights, panel, rows.clone(), &mut products);
+                panel_rows(cpu.isa(), acts, weights, panel, rows.clone(), products);
                 let found = found[panel * PANEL..].iter_mut().take(PANEL);
                 for (found, products) in found.zip(products.chunks_exact(RUN)) {
                     found.look(row, &products[..rows.len()]);

@@ -15,6 +15,7 @@
 //!
 //! Lanes are 16 output rows; nothing is ever reduced across lanes.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::activations::{LINE, PANEL};
@@ -155,6 +156,21 @@ fn run_products<'p, 'a: 'p>(
 /// enough that weights are read in long runs, few enough that all stays in the cache.
 pub(crate) const RUN: usize = 8 * TILE_ROWS;
 
+/// Floats that [`panel_rows`] writes for `tokens` tokens.
+pub(crate) const fn room_for(tokens: usize) -> usize {
+    if tokens < PANEL { tokens * RUN } else { PANEL * RUN }
+}
+
+/// The first `n` floats of `room`, zeroed; the rest of a large room on the stack is never touched.
+pub(crate) fn zeroed(room: &mut [MaybeUninit<f32>], n: usize) -> &mut [f32] {
+    let room = &mut room[..n];
+    for x in room.iter_mut() {
+        x.write(0.0);
+    }
+    // SAFETY: all `n` floats were just written.
+    unsafe { &mut *(std::ptr::from_mut(room) as *mut [f32]) }
+}
+
 /// Computes the outputs `rows`, at most [`RUN`] from a whole tile row on, for the tokens of panel
 /// `panel`; output `rows.start + i` of the panel's token `t` goes to `out[t * RUN + i]`.
 pub(crate) fn panel_rows(
@@ -163,7 +179,7 @@ pub(crate) fn panel_rows(
     (weights, bias): (&PackedMatrix, Option<&[f32]>),
     panel: usize,
     rows: Range<usize>,
-    out: &mut [f32; PANEL * RUN],
+    out: &mut [f32],
 ) {
     let first = panel * PANEL;
     let task = Task {
@@ -238,36 +254,49 @@ by_isa! {
 }
 by_isa! { bf16 fn run_bf16(t: &Task<'_>, from: usize, to: usize) = bfloat }
 
+/// Bytes of tile rows that take turns on a panel of tokens, so that a long prompt's inputs come from
+/// far only once for all of them.
+const TURN_BYTES: usize = 1 << 18;
+
 /// Tile rows of a quantised matrix.
 #[inline(always)]
 unsafe fn quantized<L: Lanes, F: Format>(t: &Task<'_>, from: usize, to: usize) {
-    let nblk = t.acts.cols() / 32;
-    for tile in from..to {
-        let weights = t.weights.tile(tile);
+    let turn = (TURN_BYTES / t.weights.tile(from).len()).clamp(1, to - from);
+    for from in (from..to).step_by(turn) {
         for panel in t.tokens.start / PANEL..t.tokens.end.div_ceil(PANEL) {
-            let (lines, width, count) = t.acts.panel(panel);
-            let (w, x, stride) = (weights.as_ptr(), lines.as_ptr(), width * LINE);
-            let at = Place { tile, token: panel * PANEL, count };
-            // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines, and the
-            // caller runs where the instructions of `L` exist.
-            unsafe {
-                if !L::WIDE {
-                    for token in 0..count {
-                        let at = Place { tile, token: panel * PANEL + token, count: 1 };
-                        let x = x.add(token * LINE);
-                        store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x, stride));
-                    }
-                    continue;
-                }
-                match width {
-                    1 => store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x, stride)),
-                    2 => store::<L, 2>(t, at, panel_product::<L, F, 2>(w, nblk, x, stride)),
-                    3 => store::<L, 3>(t, at, panel_product::<L, F, 3>(w, nblk, x, stride)),
-                    4 => store::<L, 4>(t, at, panel_product::<L, F, 4>(w, nblk, x, stride)),
-                    6 => store::<L, 6>(t, at, panel_product::<L, F, 6>(w, nblk, x, stride)),
-                    _ => store::<L, 8>(t, at, panel_product::<L, F, 8>(w, nblk, x, stride)),
-                }
+            for tile in from..to.min(from + turn) {
+                // SAFETY: the caller runs where the instructions of `L` exist.
+                unsafe { tile_panel::<L, F>(t, tile, panel) };
             }
+        }
+    }
+}
+
+/// One tile row and one panel.
+#[inline(always)]
+unsafe fn tile_panel<L: Lanes, F: Format>(t: &Task<'_>, tile: usize, panel: usize) {
+    let nblk = t.acts.cols() / 32;
+    let (lines, width, count) = t.acts.panel(panel);
+    let (w, x, stride) = (t.weights.tile(tile).as_ptr(), lines.as_ptr(), width * LINE);
+    let at = Place { tile, token: panel * PANEL, count };
+    // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines, and the caller
+    // runs where the instructions of `L` exist.
+    unsafe {
+        if !L::WIDE {
+            for token in 0..count {
+                let at = Place { tile, token: panel * PANEL + token, count: 1 };
+                let x = x.add(token * LINE);
+                store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x, stride));
+            }
+            return;
+        }
+        match width {
+            1 => store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x, stride)),
+            2 => store::<L, 2>(t, at, panel_product::<L, F, 2>(w, nblk, x, stride)),
+            3 => store::<L, 3>(t, at, panel_product::<L, F, 3>(w, nblk, x, stride)),
+            4 => store::<L, 4>(t, at, panel_product::<L, F, 4>(w, nblk, x, stride)),
+            6 => store::<L, 6>(t, at, panel_product::<L, F, 6>(w, nblk, x, stride)),
+            _ => store::<L, 8>(t, at, panel_product::<L, F, 8>(w, nblk, x, stride)),
         }
     }
 }

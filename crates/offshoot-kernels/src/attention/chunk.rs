@@ -113,14 +113,18 @@ unsafe fn batch_pass<L: Lanes, const J: usize>(
         let first_block = pass.start / KEYS;
         let blocks = longest.div_ceil(KEYS);
         let mut b = 0;
+        // The values of the positions whose keys are read; those of a tree's tail are close already.
+        let values = source.v.as_ptr();
         while b + 2 <= blocks {
             let k = [keys(source, first_block + b, hd), keys(source, first_block + b + 1, hd)];
-            score::<L, J, 2>(q.as_ptr(), hd, k, scores.as_mut_ptr().add(b * KEYS));
+            let v = values.wrapping_add((first_block + b) * KEYS * hd);
+            score::<L, J, 2>(q.as_ptr(), hd, k, v, scores.as_mut_ptr().add(b * KEYS));
             b += 2;
         }
         if b < blocks {
             let k = [keys(source, first_block + b, hd)];
-            score::<L, J, 1>(q.as_ptr(), hd, k, scores.as_mut_ptr().add(b * KEYS));
+            let v = values.wrapping_add((first_block + b) * KEYS * hd);
+            score::<L, J, 1>(q.as_ptr(), hd, k, v, scores.as_mut_ptr().add(b * KEYS));
         }
         for (j, count) in counts.into_iter().enumerate() {
             let scores = scores.as_mut_ptr().add(j * CHUNK);
@@ -151,19 +155,27 @@ fn keys(source: Source<'_>, block: usize, hd: usize) -> *const u16 {
     }
 }
 
-/// Scores of `J` vectors against `B` blocks of 16 keys.
+/// Scores of `J` vectors against `B` blocks of 16 keys. As many bytes behind the keys, and the values
+/// at `v`, are asked for meanwhile.
 #[inline(always)]
 unsafe fn score<L: Lanes, const J: usize, const B: usize>(
     q: *const f32,
     hd: usize,
     k: [*const u16; B],
+    v: *const u16,
     out: *mut f32,
 ) {
     // SAFETY: see the caller: `q` holds `J * hd` floats, each of `k` `hd * 16` halves, and each of
     // `J` rows of `out` has room for `B * 16` floats.
     unsafe {
         let mut acc = [[L::splat(0.0); B]; J];
+        let after = k[B - 1].wrapping_add(hd * KEYS);
         for d in 0..hd {
+            // `B` blocks of 16 halves for each element are `B / 2` cache lines.
+            if B == 2 || d % 2 == 0 {
+                L::prefetch(after.wrapping_add(B * KEYS * d).cast());
+                L::prefetch(v.wrapping_add(B * KEYS * d).cast());
+            }
             let mut key = [L::splat(0.0); B];
             for (key, k) in key.iter_mut().zip(k) {
                 *key = L::load_f16(k.add(d * KEYS));
