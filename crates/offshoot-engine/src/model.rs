@@ -9,8 +9,8 @@ use offshoot_models::{
     ChatTemplate, Checkpoint, Message, PackedModel, RenderOptions, Tokenizer, WeightCache,
 };
 
-use crate::Error;
 use crate::store::FileDigests;
+use crate::{Error, MemoryNeed, available_memory};
 
 /// Private characters that mark text of a message which spells out a control token.
 const OPEN: char = '\u{F0000}';
@@ -27,11 +27,20 @@ pub struct LoadOptions {
     pub cache: Option<PathBuf>,
     /// Bytes that the packed weights of all models together may take; the longest unused go first.
     pub cache_limit: u64,
+    /// Tokens of context that must fit into memory beside the weights, else loading is refused;
+    /// at most what the model was trained for. `None` checks nothing.
+    pub context: Option<usize>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { threads: available_threads(), isa: Isa::best(), cache: None, cache_limit: 20 << 30 }
+        Self {
+            threads: available_threads(),
+            isa: Isa::best(),
+            cache: None,
+            cache_limit: 20 << 30,
+            context: None,
+        }
     }
 }
 
@@ -63,6 +72,10 @@ impl Model {
     pub fn load(path: &Path, options: &LoadOptions) -> Result<(Self, Cpu), Error> {
         let start = Instant::now();
         let checkpoint = Arc::new(Checkpoint::open(path)?);
+        if let (Some(context), Some(available)) = (options.context, available_memory()) {
+            let context = context.min(checkpoint.config().max_position_embeddings);
+            MemoryNeed::of(&checkpoint).check(context as u64, available)?;
+        }
         let open = start.elapsed();
         let cpu = Cpu::new(options.isa, options.threads);
         let cached = options.cache.as_deref().and_then(|dir| cache_file(dir, path));
