@@ -27,6 +27,10 @@ pub struct CatalogueModel {
     pub size: u64,
     /// The file's SHA-256.
     pub sha256: Sha256Digest,
+    /// Tokens of context that the model was trained for.
+    pub context: u64,
+    /// Bytes of keys and values that one token of context takes.
+    pub bytes_per_token: u64,
     /// Where it can be had; the first that answers is used.
     pub sources: Vec<Source>,
 }
@@ -174,7 +178,7 @@ mod tests {
 
     const ONE: &str = r#"{"models":[{"name":"m","title":"M","licence":"MIT","file":"m.gguf",
         "size":3,"sha256":"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-        "sources":[{"hub":{"repo":"o/r","file":"m.gguf","revision":"main"}}]}]}"#;
+        "context":64,"bytes_per_token":128,"sources":[{"hub":{"repo":"o/r","file":"m.gguf","revision":"main"}}]}]}"#;
 
     #[test]
     fn the_built_in_catalogue_is_sound_and_every_model_has_two_sources() {
