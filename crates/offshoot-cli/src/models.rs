@@ -14,11 +14,11 @@ use offshoot_models::{BaseId, Checkpoint, TemplateId, TokenizerId};
 use serde_json::json;
 
 use crate::args::{EngineArgs, ListArgs, ModelArgs, RmArgs};
-use crate::failure::{Failure, say, say_json};
+use crate::failure::{Failure, note, say, say_json};
 use crate::interrupt;
 
 /// Context when none is asked for.
-const DEFAULT_CONTEXT: usize = 4096;
+pub(crate) const DEFAULT_CONTEXT: usize = 4096;
 
 /// A bar on standard error if that is a terminal, else a line for each event worth one.
 struct Bar {
@@ -35,7 +35,7 @@ impl Bar {
         let bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => note(line),
         }
     }
 
@@ -90,13 +90,16 @@ impl Progress for Bar {
 
 /// The model's file, fetched if need be.
 pub(crate) fn resolve(args: &ModelArgs) -> Result<ResolvedModel, Failure> {
-    interrupt::listen();
     let policy = if args.offline { PullPolicy::Offline } else { PullPolicy::Allow };
     let reference: ModelRef = args.model.parse()?;
+    let listener = interrupt::listen();
     let bar = Bar::new();
     let resolved = Store::from_env()?.resolve(&reference, policy, &bar);
     bar.finish();
-    Ok(resolved?)
+    drop(listener);
+    let resolved = resolved?;
+    // Asked for when there was nothing left to stop.
+    if interrupt::asked() { Err(Failure::Interrupted) } else { Ok(resolved) }
 }
 
 /// Where packed weights are kept.
@@ -128,7 +131,8 @@ pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Sess
 
 fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
     let resolved = resolve(args)?;
-    let mut options = LoadOptions { isa: isa()?, ..LoadOptions::default() };
+    let context = engine.ctx_size.map_or(DEFAULT_CONTEXT, |n| n as usize);
+    let mut options = LoadOptions { isa: isa()?, context: Some(context), ..LoadOptions::default() };
     if let Some(threads) = engine.threads {
         options.threads = usize::from(threads);
     }
@@ -140,12 +144,12 @@ fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Fai
 
 pub(crate) fn pull(args: &ModelArgs) -> Result<(), Failure> {
     let resolved = resolve(args)?;
-    if args.json {
+    if args.output.json {
         return say_json(&json!({
             "name": resolved.name, "path": resolved.path, "licence": resolved.licence,
         }));
     }
-    eprintln!("{} is at {}", resolved.name, resolved.path.display());
+    note(format_args!("{} is at {}", resolved.name, resolved.path.display()));
     Ok(())
 }
 
@@ -158,7 +162,7 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
         .iter()
         .filter(|m| !entries.iter().any(|e| e.name == m.name && is_ready(&e.state)))
         .collect();
-    if args.json {
+    if args.output.json {
         let models: Vec<_> = entries
             .iter()
             .map(|e| match &e.state {
@@ -232,7 +236,7 @@ pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
         "tokenizer_id": tokenizer.ok().map(|id| id.to_string()),
         "template_id": template.map(|id| id.to_string()),
     });
-    if args.json {
+    if args.output.json {
         return say_json(&value);
     }
     let lines = value.as_object().into_iter().flatten();
@@ -245,6 +249,6 @@ pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
 
 pub(crate) fn remove(args: &RmArgs) -> Result<(), Failure> {
     Store::from_env()?.remove(&args.model)?;
-    eprintln!("removed {}", args.model);
+    note(format_args!("removed {}", args.model));
     Ok(())
 }
