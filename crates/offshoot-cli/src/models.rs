@@ -160,7 +160,7 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
         .catalogue()
         .models()
         .iter()
-        .filter(|m| !entries.iter().any(|e| e.name == m.name && is_ready(&e.state)))
+        .filter(|m| !entries.iter().any(|e| e.name == m.name))
         .collect();
     if args.output.json {
         let models: Vec<_> = entries
@@ -186,8 +186,12 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
     for e in &entries {
         let state = match &e.state {
             EntryState::Ready { manifest, .. } => format!("{:>6} MB", manifest.size / 1_000_000),
-            EntryState::Partial { bytes } => format!("{:>6} MB so far", bytes / 1_000_000),
-            EntryState::Damaged { why } => format!("damaged: {why}"),
+            EntryState::Partial { bytes } => {
+                format!("{:>6} MB so far: offshoot pull {} goes on", bytes / 1_000_000, e.name)
+            }
+            EntryState::Damaged { why } => {
+                format!("damaged ({why}): offshoot pull {} mends it", e.name)
+            }
         };
         say(format_args!("{:<24} {state}", e.name))?;
     }
@@ -196,10 +200,6 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
         say(format_args!("{:<24} {size:>6} MB, not here: offshoot pull {}", m.name, m.name))?;
     }
     Ok(())
-}
-
-fn is_ready(state: &EntryState) -> bool {
-    matches!(state, EntryState::Ready { .. })
 }
 
 pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {

@@ -244,7 +244,10 @@ const LIMIT: &str = "trap '' XFSZ; ulimit -f 2048";
 #[cfg(target_os = "linux")]
 #[test]
 fn a_file_that_may_not_grow_is_a_full_disk() {
-    assert_explained(pull_within(&Home::new(), &[], LIMIT));
+    let home = Home::new();
+    assert_explained(pull_within(&home, &[], LIMIT));
+    let list = run(home.offshoot(["list"])).ended_with(0).stdout;
+    assert!(list.contains(&format!(" 1 MB so far: offshoot pull {NAME} goes on")), "{list}");
 }
 
 #[test]
