@@ -10,7 +10,6 @@ use clap::{Args, Parser, Subcommand};
 #[command(
     name = "offshoot",
     version,
-    about,
     after_help = "Examples:\n  \
         offshoot run smollm2 \"Why is the sky blue?\"\n  \
         offshoot run ./model.gguf          a chat in the terminal\n  \
@@ -69,7 +68,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  offshoot tokenize smollm2 --prompt \"Hello, world\"")]
     Tokenize(TokenizeArgs),
     /// Say what this machine offers and what fits on it.
-    #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf")]
+    #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf\n\n\
+        OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.")]
     Doctor(DoctorArgs),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  offshoot completions bash > offshoot.bash")]

@@ -7,6 +7,7 @@ use crate::models::hostile;
 #[test]
 fn the_help_explains_every_code() {
     let help = run(Home::new().offshoot(["--help"])).ended_with(0).stdout;
+    assert!(help.starts_with("Grow many language models"), "{help}");
     for code in ["0  done", "1  failure", "2  usage", "3  data", "4  model", "5  out of", "130  "] {
         assert!(help.contains(code), "{code}: {help}");
     }
