@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use offshoot_engine::{FinishReason, GenerateOptions, Model, Session};
+use offshoot_engine::{Answer, FinishReason, GenerateOptions, Model, Session};
 use offshoot_models::Message;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -10,6 +10,7 @@ use rustyline::error::ReadlineError;
 use crate::answer::{chat_tokens, generate_options, print_stats, stream};
 use crate::args::AnswerArgs;
 use crate::failure::{Failure, note, write_out};
+use crate::wrap::Wrap;
 use crate::{interrupt, models};
 
 const HELP: &str = "\
@@ -57,9 +58,12 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
             Input::Message(text) if text.trim().is_empty() => {}
             Input::Message(text) => {
                 messages.push(Message::new("user", text));
-                let done = answer(&model, &mut session, &mut messages, &options, args.stats);
+                // Asked each time, as windows change.
+                let wrap = Wrap::new(editor.dimensions().map(|(columns, _)| columns.into()));
+                let done = answer(&model, &mut session, &mut messages, &options, wrap);
                 match done {
-                    Ok(()) => {}
+                    Ok(answer) if args.stats => print_stats(&model, &answer),
+                    Ok(_) => {}
                     Err(failure @ (Failure::Output(_) | Failure::BrokenPipe)) => {
                         return Err(failure);
                     }
@@ -84,14 +88,15 @@ fn answer(
     session: &mut Session,
     messages: &mut Vec<Message>,
     options: &GenerateOptions,
-    stats: bool,
-) -> Result<(), Failure> {
+    mut wrap: Wrap,
+) -> Result<Answer, Failure> {
     let tokens = chat_tokens(model, messages)?;
     // What was pressed before the answer began is not meant for it.
     interrupt::take();
-    let answer =
-        stream(model, session, &tokens, options, |piece| write_out(piece.text.as_bytes()))?;
-    write_out(b"\n")?;
+    let answer = stream(model, session, &tokens, options, |piece| {
+        write_out(wrap.push(piece.text).as_bytes())
+    })?;
+    write_out(format!("{}\n", wrap.finish()).as_bytes())?;
     match answer.finish {
         FinishReason::Stopped => note("(stopped)"),
         FinishReason::ContextFull => note(format_args!(
@@ -100,11 +105,8 @@ fn answer(
         )),
         _ => {}
     }
-    if stats {
-        print_stats(model, &answer);
-    }
-    messages.push(Message::new("assistant", answer.text));
-    Ok(())
+    messages.push(Message::new("assistant", answer.text.as_str()));
+    Ok(answer)
 }
 
 /// What the user writes next; `None` at the end of input.

@@ -11,6 +11,7 @@ mod failure;
 mod interrupt;
 mod models;
 mod score;
+mod wrap;
 
 use std::process::ExitCode;
 
