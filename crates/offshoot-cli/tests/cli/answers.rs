@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use offshoot_engine::MemoryNeed;
-use offshoot_engine::store::{Catalogue, ModelRef, PullPolicy, Quiet, Store};
+use offshoot_engine::store::Catalogue;
 use offshoot_models::Checkpoint;
 
 use crate::home::{Home, run};
@@ -142,16 +142,9 @@ fn completions_know_every_command() {
 #[test]
 fn smollm2_answers_and_the_catalogue_tells_its_memory_truly() {
     let home = Home::new();
-    let store = Store::from_env().unwrap();
-    let name: ModelRef = "smollm2".parse().unwrap();
-    let path = store.resolve(&name, PullPolicy::Allow, &Quiet).unwrap().path;
     let mut command = home.offshoot(["run", "smollm2", "Name three rivers.", "--max-tokens", "8"]);
     command.args(["--temperature", "0", "--offline", "--json"]);
-    // The store that the model was pulled into.
-    match std::env::var_os("OFFSHOOT_HOME") {
-        Some(own) => command.env("OFFSHOOT_HOME", own),
-        None => command.env_remove("OFFSHOOT_HOME"),
-    };
+    let path = home.use_users_store(&mut command);
     let value = run(command).ended_with(0).json();
     assert!(value["text"].as_str().unwrap().contains("River"), "{value}");
     let checkpoint = Checkpoint::open(&path).unwrap();

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use offshoot_engine::store::{ModelRef, PullPolicy, Quiet, Store};
 use serde_json::Value;
 
 use crate::models::tiny::Tiny;
@@ -50,6 +51,17 @@ impl Home {
             .env("HF_ENDPOINT", "http://127.0.0.1:1")
             .current_dir(self.path())
             .stdin(Stdio::null());
+    }
+
+    /// Lets a command find `smollm2` in the user's store, pulled if it is not there; gives its path.
+    pub(crate) fn use_users_store(&self, command: &mut Command) -> PathBuf {
+        match std::env::var_os("OFFSHOOT_HOME") {
+            Some(own) => command.env("OFFSHOOT_HOME", own),
+            None => command.env_remove("OFFSHOOT_HOME"),
+        };
+        let name: ModelRef = "smollm2".parse().unwrap();
+        let store = Store::from_env().unwrap();
+        store.resolve(&name, PullPolicy::Allow, &Quiet).unwrap().path
     }
 
     /// Writes a file; gives its path.

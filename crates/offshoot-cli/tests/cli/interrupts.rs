@@ -88,6 +88,9 @@ fn an_interrupted_pull_ends_with_130_and_is_continued_by_the_next() {
     assert_eq!(std::fs::read(left.json()["path"].as_str().unwrap()).unwrap(), bytes);
 }
 
+/// What the program writes when it has given the terminal back to Ctrl-C: pastes are plain again.
+const LINE_TAKEN: &str = "\x1b[?2004l";
+
 /// A terminal with a program in it, made by Python's `pty`.
 struct Terminal {
     child: Child,
@@ -103,6 +106,9 @@ impl Terminal {
                      sys.exit(os.waitstatus_to_exitcode(status))";
         command.args(["-c", spawn, env!("CARGO_BIN_EXE_offshoot")]).args(args);
         home.settle(&mut command);
+        if args.contains(&"smollm2") {
+            home.use_users_store(&mut command);
+        }
         command.env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (keys, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -156,11 +162,10 @@ fn in_a_chat_an_interrupt_stops_the_answer_and_not_the_program() {
     chat.wait_for(">>> ");
     for _ in 0..2 {
         chat.press("ab\r");
-        chat.wait_for("\n");
+        chat.wait_for(LINE_TAKEN);
         // Some of the answer is there, and no one waits for the rest.
         chat.wait_for("b");
-        // The second key comes while the first is obeyed, or after.
-        chat.press("\x03\x03");
+        chat.press("\x03");
         chat.wait_for("(stopped)");
         chat.wait_for("tokens/s");
         chat.wait_for(">>> ");
@@ -179,4 +184,22 @@ fn in_a_chat_an_interrupt_stops_the_answer_and_not_the_program() {
         serde_json::from_str(&std::fs::read_to_string(saved).unwrap()).unwrap();
     let asked: Vec<_> = talk.as_array().unwrap().iter().step_by(2).map(|m| &m["content"]).collect();
     assert_eq!(asked, ["ab", "ab", "one\ntwo"]);
+}
+
+/// A step that is under way cannot be stopped, and who sees nothing happen presses again.
+#[test]
+fn in_a_chat_two_interrupts_of_one_long_step_do_not_end_the_program() {
+    let home = Home::new();
+    let mut chat = Terminal::open(&home, &["run", "smollm2", "--threads", "1"]);
+    chat.wait_for(">>> ");
+    chat.press(&"word ".repeat(400));
+    chat.press("\r");
+    chat.wait_for(LINE_TAKEN);
+    std::thread::sleep(Duration::from_millis(20));
+    chat.press("\x03");
+    std::thread::sleep(Duration::from_millis(20));
+    chat.press("\x03");
+    chat.wait_for("(stopped)");
+    chat.press("/exit\r");
+    assert_eq!(chat.end(), Some(0));
 }
