@@ -155,3 +155,19 @@ fn smollm2_answers_and_the_catalogue_tells_its_memory_truly() {
     let ratio = need.weights as f64 / promised.size as f64;
     assert!((0.9..1.1).contains(&ratio), "{ratio}");
 }
+
+/// What is refused before loading rests on this estimate.
+#[cfg(target_os = "linux")]
+#[test]
+fn smollm2_takes_the_memory_that_was_estimated_and_not_more() {
+    let home = Home::new();
+    let options = ["--ctx-size", "1024", "-n", "2", "--no-cache", "--stats"];
+    let mut command = home.offshoot(["run", "smollm2", &"word ".repeat(900)]);
+    command.args(options);
+    let path = home.use_users_store(&mut command);
+    let left = run(command).ended_with(0);
+    let line = left.stderr.lines().find(|line| line.starts_with("memory")).unwrap();
+    let peak_mb: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let estimate_mb = MemoryNeed::of(&Checkpoint::open(&path).unwrap()).total(1024) / 1_000_000;
+    assert!((estimate_mb / 2..=estimate_mb).contains(&peak_mb), "{peak_mb} of {estimate_mb}");
+}
