@@ -45,6 +45,20 @@ fn an_interrupt_ends_an_answer_and_the_program() {
 }
 
 #[test]
+fn an_interrupt_ends_the_reading_of_a_prompt() {
+    let home = Home::new();
+    home.tiny_with_context(1 << 20);
+    let prompt = std::fs::File::open(home.file("prompt.txt", "ab ".repeat(200_000))).unwrap();
+    let mut command = home.offshoot(["run", "long.gguf", "--ctx-size", "1000000", "--json"]);
+    command.stdin(prompt).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    interrupt(&child);
+    let left = Left::of(child.wait_with_output().unwrap()).ended_with(130);
+    assert_eq!(left.json()["tokens"], serde_json::json!([]));
+}
+
+#[test]
 fn an_interrupt_ends_a_measurement_at_once() {
     let home = Home::new();
     home.tiny_with_context(2048);
