@@ -74,24 +74,27 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
 fn fits(model: Option<&str>, available: Option<u64>) -> Result<Vec<Fit>, Failure> {
     let store = Store::from_env()?;
     let Some(model) = model else {
-        return store.catalogue().models().iter().map(|m| Ok(promised(m, available))).collect();
+        let known = store.catalogue().models().iter();
+        return Ok(known.filter_map(|m| promised(m, available)).collect());
     };
     let resolved = match store.resolve(&model.parse::<ModelRef>()?, PullPolicy::Offline, &Quiet) {
         Ok(resolved) => resolved,
         // What is not here yet can still be judged by what the catalogue knows of it.
-        Err(error) => match store.catalogue().get(model) {
-            Some(known) => return Ok(vec![promised(known, available)]),
-            None => return Err(error.into()),
-        },
+        Err(error) => {
+            let known = store.catalogue().get(model).and_then(|m| promised(m, available));
+            return known.map(|fit| vec![fit]).ok_or(error.into());
+        }
     };
     let checkpoint = Checkpoint::open(&resolved.path)?;
     let trained = checkpoint.config().max_position_embeddings as u64;
     Ok(vec![Fit::of(resolved.name, MemoryNeed::of(&checkpoint), trained, available)])
 }
 
-fn promised(model: &CatalogueModel, available: Option<u64>) -> Fit {
-    let need = MemoryNeed { weights: model.size, per_token: model.bytes_per_token };
-    Fit::of(model.name.clone(), need, model.context, available)
+/// What the catalogue lets expect of a model.
+fn promised(model: &CatalogueModel, available: Option<u64>) -> Option<Fit> {
+    let context = model.context?;
+    let need = MemoryNeed { weights: model.size, per_token: context.bytes_per_token };
+    Some(Fit::of(model.name.clone(), need, context.tokens, available))
 }
 
 impl Fit {

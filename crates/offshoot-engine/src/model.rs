@@ -9,8 +9,8 @@ use offshoot_models::{
     ChatTemplate, Checkpoint, Message, PackedModel, RenderOptions, Tokenizer, WeightCache,
 };
 
+use crate::Error;
 use crate::store::FileDigests;
-use crate::{Error, MemoryNeed, available_memory};
 
 /// Private characters that mark text of a message which spells out a control token.
 const OPEN: char = '\u{F0000}';
@@ -72,9 +72,9 @@ impl Model {
     pub fn load(path: &Path, options: &LoadOptions) -> Result<(Self, Cpu), Error> {
         let start = Instant::now();
         let checkpoint = Arc::new(Checkpoint::open(path)?);
-        if let (Some(context), Some(available)) = (options.context, available_memory()) {
+        if let (Some(context), Some(available)) = (options.context, crate::available_memory()) {
             let context = context.min(checkpoint.config().max_position_embeddings);
-            MemoryNeed::of(&checkpoint).check(context as u64, available)?;
+            crate::MemoryNeed::of(&checkpoint).check(context as u64, available)?;
         }
         let open = start.elapsed();
         let cpu = Cpu::new(options.isa, options.threads);

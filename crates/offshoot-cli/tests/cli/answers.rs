@@ -150,8 +150,9 @@ fn smollm2_answers_and_the_catalogue_tells_its_memory_truly() {
     let checkpoint = Checkpoint::open(&path).unwrap();
     let promised = Catalogue::built_in().unwrap().get("smollm2").unwrap().clone();
     let need = MemoryNeed::of(&checkpoint);
-    assert_eq!(need.per_token, promised.bytes_per_token);
-    assert_eq!(checkpoint.config().max_position_embeddings as u64, promised.context);
+    let context = promised.context.unwrap();
+    assert_eq!(need.per_token, context.bytes_per_token);
+    assert_eq!(checkpoint.config().max_position_embeddings as u64, context.tokens);
     let ratio = need.weights as f64 / promised.size as f64;
     assert!((0.9..1.1).contains(&ratio), "{ratio}");
 }

@@ -30,7 +30,7 @@ mod pypi;
 mod reference;
 mod sha256;
 
-pub use catalogue::{Catalogue, CatalogueModel, PypiPart, Source};
+pub use catalogue::{Catalogue, CatalogueModel, ModelContext, PypiPart, Source};
 pub use config::{HttpLimits, Network, ProxyChoice, StoreConfig, Token};
 pub use digests::FileDigests;
 pub use error::{StoreError, StoreErrorKind};

@@ -67,7 +67,7 @@ impl Bench {
     pub(crate) fn store_of(&self, bytes: &[u8], sources: &str) -> Store {
         let json = format!(
             r#"{{"models":[{{"name":"tiny","title":"Tiny","licence":"MIT","file":"{FILE}",
-            "size":{},"sha256":"{}","context":64,"bytes_per_token":128,"sources":[{sources}]}}]}}"#,
+            "size":{},"sha256":"{}","sources":[{sources}]}}]}}"#,
             bytes.len(),
             sha256(bytes)
         );
