@@ -24,6 +24,10 @@ const HELP: &str = "\
 A line that ends in \\ goes on in the next. Up and Down recall what was written before.
 Ctrl-C stops an answer.";
 
+const COMMANDS: [&str; 5] = ["help", "set", "clear", "save", "exit"];
+const SETTINGS: [&str; 7] =
+    ["temperature", "top-k", "top-p", "min-p", "seed", "max-tokens", "system"];
+
 /// What the user wrote.
 #[derive(Debug, PartialEq)]
 enum Input {
@@ -197,8 +201,16 @@ fn obey(
         },
         ("save", "") => Err("/save where? as in /save talk.json".to_owned()),
         ("save", path) => save(path, messages),
-        _ => Err(format!("/{name}: unknown; /help lists commands")),
+        _ => Err(format!("/{name}: unknown; {}/help lists commands", nearest(name, &COMMANDS))),
     }
+}
+
+/// What an unknown word was probably meant to be, as a question.
+fn nearest(word: &str, known: &[&str]) -> String {
+    let score = |known: &&&str| strsim::jaro_winkler(word, known);
+    let nearest = known.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
+    let nearest = nearest.filter(|known| score(known) > 0.7);
+    nearest.map_or(String::new(), |known| format!("did you mean {known}? "))
 }
 
 fn settings(messages: &[Message], options: &GenerateOptions) -> String {
@@ -226,7 +238,10 @@ fn set(name: &str, value: &str, options: &mut GenerateOptions) -> Result<String,
         "min-p" => next.sampling.min_p = parse(name, value)?,
         "seed" => next.sampling.seed = Some(parse(name, value)?),
         "max-tokens" => next.max_tokens = Some(parse(name, value)?),
-        _ => return Err(format!("{name}: unknown; /set lists what can be set")),
+        _ => {
+            let nearest = nearest(name, &SETTINGS);
+            return Err(format!("{name}: unknown; {nearest}/set lists what can be set"));
+        }
     }
     next.sampling.validate().map_err(|e| e.to_string())?;
     *options = next;
@@ -286,6 +301,8 @@ mod tests {
         assert!(say("set temperature -1").unwrap_err().contains("temperature is -1"));
         assert!(say("set temperature warm").unwrap_err().contains("warm is no value"));
         assert!(say("set colour blue").unwrap_err().contains("colour: unknown"));
+        assert!(say("set temprature 1").unwrap_err().contains("did you mean temperature?"));
+        assert!(say("halp").unwrap_err().contains("did you mean help?"));
         assert!(say("set seed").unwrap_err().contains("as in /set"));
         assert!(say("set system Be brief.").is_ok());
         assert!(say("set").unwrap().contains("system       Be brief."));
