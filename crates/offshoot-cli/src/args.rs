@@ -23,8 +23,8 @@ use clap::{Args, Parser, Subcommand};
         5  out of memory: told before loading, with what would fit\n  \
         130  interrupted\n\n\
         Environment: each flag is also read from OFFSHOOT_ and its name in capitals, as in\n\
-        OFFSHOOT_CTX_SIZE=8192. Models are kept in OFFSHOOT_HOME. HF_HOME, HF_HUB_CACHE, HF_TOKEN,\n\
-        HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to the hub's own tools."
+        OFFSHOOT_CTX_SIZE=8192. Models are kept in OFFSHOOT_HOME. HF_HOME, HF_HUB_CACHE,\n\
+        HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to the hub's own tools."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -71,7 +71,7 @@ impl Progress for Bar {
         match event {
             Event::Waiting { name } => self.line(&format!("waiting for another pull of {name}")),
             Event::Source { source } => self.line(&format!("fetching from {source}")),
-            // A source that gives wrong bytes is worth knowing of, whoever else gives the right ones.
+            // Worth knowing, whoever else gives the right bytes.
             Event::SourceFailed { source, error }
                 if error.kind() == StoreErrorKind::Verification =>
             {

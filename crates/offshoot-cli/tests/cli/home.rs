@@ -53,7 +53,7 @@ impl Home {
             .stdin(Stdio::null());
     }
 
-    /// Lets a command find `smollm2` in the user's store, pulled if it is not there; gives its path.
+    /// Lets a command find `smollm2` in the user's store; pulls it if need be, and gives its path.
     pub(crate) fn use_users_store(&self, command: &mut Command) -> PathBuf {
         match std::env::var_os("OFFSHOOT_HOME") {
             Some(own) => command.env("OFFSHOOT_HOME", own),

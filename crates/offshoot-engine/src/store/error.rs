@@ -24,7 +24,10 @@ pub enum StoreError {
         why: String,
     },
     /// A short name is neither in the catalogue nor in the store.
-    #[error("there is no model `{name}`; {}known names: {}", nearest_hint(nearest.as_deref()), known.join(", "))]
+    #[error(
+        "there is no model `{name}`; {}known names: {}",
+        nearest_hint(nearest.as_deref()), known.join(", ")
+    )]
     UnknownName {
         /// What was given.
         name: String,
