@@ -186,7 +186,8 @@ mod tests {
 
     const ONE: &str = r#"{"models":[{"name":"m","title":"M","licence":"MIT","file":"m.gguf",
         "size":3,"sha256":"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-        "context":{"tokens":64,"bytes_per_token":128},"sources":[{"hub":{"repo":"o/r","file":"m.gguf","revision":"main"}}]}]}"#;
+        "context":{"tokens":64,"bytes_per_token":128},
+        "sources":[{"hub":{"repo":"o/r","file":"m.gguf","revision":"main"}}]}]}"#;
 
     #[test]
     fn the_built_in_catalogue_is_sound_and_every_model_has_two_sources() {
