@@ -1,7 +1,7 @@
 //! `run` and `generate`: one answer, streamed.
 
 use std::fs;
-use std::io::{IsTerminal, Read};
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,28 +10,28 @@ use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
 use serde_json::json;
 
-use crate::args::{AnswerArgs, SamplingArgs};
-use crate::failure::{Failure, say_json, write_out};
+use crate::args::{AnswerArgs, RunArgs, SamplingArgs};
+use crate::failure::{Failure, note, say_json, write_out};
 use crate::{chat, interrupt, models};
 
-pub(crate) fn run(args: &AnswerArgs) -> Result<(), Failure> {
-    let prompt = prompt_text(args)?;
-    let (model, mut session) = models::load(&args.model, &args.engine)?;
-    let options = generate_options(args)?;
-    let Some(prompt) = prompt else {
-        if std::io::stdin().is_terminal() {
-            return chat::run(&model, &mut session, args, options);
+pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
+    let RunArgs { answer: args, system } = args;
+    let Some(prompt) = prompt_text(args)? else {
+        if args.model.output.json || args.output.is_some() {
+            return Err(Failure::Usage("--json and --output need a prompt".to_owned()));
         }
-        return Err(no_prompt());
+        return chat::run(args, system.as_deref());
     };
+    let options = generate_options(args)?;
+    let (model, mut session) = models::load(&args.model, &args.engine)?;
     let tokens = match model.template() {
         None => {
-            eprintln!("this model has no chat template: its raw text goes on from the prompt");
+            note("this model has no chat template: its raw text goes on from the prompt");
             model.encode_text(&prompt)?
         }
         Some(_) => {
             let mut messages: Vec<Message> =
-                args.system.iter().map(|text| Message::new("system", text)).collect();
+                system.iter().map(|text| Message::new("system", text)).collect();
             messages.push(Message::new("user", prompt));
             chat_tokens(&model, &messages)?
         }
@@ -40,20 +40,16 @@ pub(crate) fn run(args: &AnswerArgs) -> Result<(), Failure> {
 }
 
 pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
-    let prompt = match prompt_text(args)? {
-        Some(prompt) => prompt,
-        None if !std::io::stdin().is_terminal() => read_stdin()?,
-        None => return Err(no_prompt()),
-    };
-    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let prompt = prompt_text(args)?.ok_or_else(no_prompt)?;
     let options = generate_options(args)?;
+    let (model, mut session) = models::load(&args.model, &args.engine)?;
     let tokens = model.encode_text(&prompt)?;
     one(&model, &mut session, &tokens, args, &options)
 }
 
 fn no_prompt() -> Failure {
     Failure::Usage(
-        "no prompt: give one behind the model, with --prompt, or - to read it".to_owned(),
+        "no prompt: give one behind the model, with --prompt, or through a pipe".to_owned(),
     )
 }
 
@@ -66,22 +62,30 @@ pub(crate) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32
     Ok(model.encode_text(&text.join("\n"))?)
 }
 
+/// The prompt given or piped in; `None` on a terminal.
 fn prompt_text(args: &AnswerArgs) -> Result<Option<String>, Failure> {
     match args.text.as_deref().or(args.prompt.as_deref()) {
         Some("-") => read_stdin().map(Some),
-        text => Ok(text.map(str::to_owned)),
+        Some(text) => Ok(Some(text.to_owned())),
+        None if std::io::stdin().is_terminal() => Ok(None),
+        None => match read_stdin()? {
+            empty if empty.is_empty() => Err(no_prompt()),
+            text => Ok(Some(text)),
+        },
     }
 }
 
-fn read_stdin() -> Result<String, Failure> {
+/// All of standard input, which must be text.
+pub(crate) fn read_stdin() -> Result<String, Failure> {
     let mut text = String::new();
-    std::io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|e| Failure::Data(format!("standard input: {e}")))?;
+    std::io::stdin().read_to_string(&mut text).map_err(|e| match e.kind() {
+        ErrorKind::InvalidData => Failure::Data("standard input is not UTF-8 text".to_owned()),
+        _ => Failure::File { path: "standard input".into(), source: e },
+    })?;
     Ok(text)
 }
 
-fn generate_options(args: &AnswerArgs) -> Result<GenerateOptions, Failure> {
+pub(crate) fn generate_options(args: &AnswerArgs) -> Result<GenerateOptions, Failure> {
     let options = GenerateOptions {
         sampling: sampling_options(&args.sampling),
         choice: 0,
@@ -125,7 +129,7 @@ fn one(
     args: &AnswerArgs,
     options: &GenerateOptions,
 ) -> Result<(), Failure> {
-    let quiet = args.model.json || args.output.is_some();
+    let quiet = args.model.output.json || args.output.is_some();
     let mut logprobs = Vec::new();
     let answer = stream(model, session, tokens, options, |piece| {
         if let (Some(token), Some(logprob)) = (piece.token, piece.logprob) {
@@ -135,7 +139,7 @@ fn one(
         }
         if quiet { Ok(()) } else { write_out(piece.text.as_bytes()) }
     })?;
-    let text = if args.model.json {
+    let text = if args.model.output.json {
         let value = answer_json(&answer, options, &logprobs);
         match &args.output {
             None => {
@@ -158,10 +162,10 @@ fn one(
     match answer.finish {
         FinishReason::Stopped => Err(Failure::Interrupted),
         FinishReason::ContextFull => {
-            eprintln!(
+            note(format_args!(
                 "the context of {} tokens is full: raise --ctx-size to go on",
                 session.context()
-            );
+            ));
             Ok(())
         }
         _ => Ok(()),
@@ -176,6 +180,7 @@ pub(crate) fn stream(
     options: &GenerateOptions,
     mut show: impl FnMut(&Piece<'_>) -> Result<(), Failure>,
 ) -> Result<Answer, Failure> {
+    let _listener = interrupt::listen();
     let mut failed = None;
     let answer = session.generate(model, tokens, options, |piece| {
         failed = show(&piece).err();
@@ -228,7 +233,7 @@ pub(crate) fn print_stats(model: &Model, answer: &Answer) {
     let made = answer.tokens.len();
     let (prompt, decode) =
         (answer.timings.prompt.as_secs_f64(), answer.timings.decode.as_secs_f64());
-    eprintln!(
+    note(format_args!(
         "\nload    {:7.0} ms ({})",
         (load.open + load.weights + load.text).as_secs_f64() * 1e3,
         if model.packed().from_cache() {
@@ -236,8 +241,8 @@ pub(crate) fn print_stats(model: &Model, answer: &Answer) {
         } else {
             "weights packed"
         }
-    );
-    eprintln!(
+    ));
+    note(format_args!(
         "prompt  {:7.0} ms, {read} tokens, {:.1} tokens/s{}",
         prompt * 1e3,
         read as f64 / prompt,
@@ -245,12 +250,12 @@ pub(crate) fn print_stats(model: &Model, answer: &Answer) {
             0 => String::new(),
             n => format!(", {n} more from the cache"),
         }
-    );
+    ));
     if made > 1 {
         let rate = (made - 1) as f64 / decode;
-        eprintln!("answer  {:7.0} ms, {made} tokens, {rate:.1} tokens/s", decode * 1e3);
+        note(format_args!("answer  {:7.0} ms, {made} tokens, {rate:.1} tokens/s", decode * 1e3));
     }
     if let Some(peak) = offshoot_engine::peak_rss_bytes() {
-        eprintln!("memory  {:7} MB at most", peak / 1_000_000);
+        note(format_args!("memory  {:7} MB at most", peak / 1_000_000));
     }
 }

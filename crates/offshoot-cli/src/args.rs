@@ -1,7 +1,8 @@
-//! The command line as types. Every option is also an `OFFSHOOT_*` variable.
+//! The command line as types. Every flag is also an `OFFSHOOT_*` variable.
 
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
 
 /// Grow many language models from one base, on the machine you have.
@@ -9,13 +10,21 @@ use clap::{Args, Parser, Subcommand};
 #[command(
     name = "offshoot",
     version,
-    about,
     after_help = "Examples:\n  \
         offshoot run smollm2 \"Why is the sky blue?\"\n  \
         offshoot run ./model.gguf          a chat in the terminal\n  \
         offshoot bench smollm2 --json\n\n\
-        Exit codes: 0 done, 1 failure, 2 usage, 3 data invalid, 4 model invalid, \
-        5 out of memory, 130 interrupted."
+        Exit codes:\n    \
+        0  done\n    \
+        1  failure: a file, the network, the package client\n    \
+        2  usage: a wrong command line, setting or model name\n    \
+        3  data invalid: a prompt or a text that cannot be used\n    \
+        4  model invalid: a broken file, or not the promised one\n    \
+        5  out of memory: told before loading, with what would fit\n  \
+        130  interrupted\n\n\
+        Environment: each flag is also read from OFFSHOOT_ and its name in capitals, as in\n\
+        OFFSHOOT_CTX_SIZE=8192. Models are kept in OFFSHOOT_HOME. HF_HOME, HF_HUB_CACHE,\n\
+        HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to the hub's own tools."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -27,8 +36,10 @@ pub(crate) enum Command {
     /// Answer a prompt through the model's chat template, or chat if there is none.
     #[command(after_help = "Examples:\n  \
         offshoot run smollm2 \"Name three rivers.\" --max-tokens 60\n  \
-        offshoot run qwen2.5-coder --temperature 0 --stats \"Write a haiku in Rust.\"")]
-    Run(AnswerArgs),
+        offshoot run qwen2.5-coder --temperature 0 --stats \"Write a haiku in Rust.\"\n  \
+        git diff | offshoot run qwen2.5-coder --system \"Summarise this change.\"\n  \
+        offshoot run smollm2               a chat; /help lists what it understands")]
+    Run(RunArgs),
     /// Continue raw text, without a template.
     #[command(after_help = "Example:\n  \
         offshoot generate smollm2 --prompt \"Once upon a time\" --max-tokens 40")]
@@ -38,22 +49,27 @@ pub(crate) enum Command {
         offshoot pull hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q8_0.gguf")]
     Pull(ModelArgs),
     /// List the models of the store and of the catalogue.
-    #[command(visible_alias = "ls")]
+    #[command(visible_alias = "ls", after_help = "Example:\n  offshoot list --json")]
     List(ListArgs),
     /// Show what a model is.
+    #[command(after_help = "Examples:\n  offshoot show smollm2\n  \
+        offshoot show ./model.gguf --json")]
     Show(ModelArgs),
-    /// Remove a model from the store.
+    /// Remove a model, or what an unfinished pull of it left, from the store.
+    #[command(after_help = "Example:\n  offshoot rm smollm2")]
     Rm(RmArgs),
     /// Measure a model's speed beside what this machine could do.
     #[command(after_help = "Example:\n  offshoot bench smollm2 --threads 2 --json")]
     Bench(BenchArgs),
     /// Measure how well a model predicts a text.
     #[command(after_help = "Example:\n  offshoot perplexity smollm2 --file book.txt")]
-    Perplexity(TextArgs),
+    Perplexity(PerplexityArgs),
     /// Show how a text is cut into tokens.
     #[command(after_help = "Example:\n  offshoot tokenize smollm2 --prompt \"Hello, world\"")]
-    Tokenize(TextArgs),
+    Tokenize(TokenizeArgs),
     /// Say what this machine offers and what fits on it.
+    #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf\n\n\
+        OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.")]
     Doctor(DoctorArgs),
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  offshoot completions bash > offshoot.bash")]
@@ -70,10 +86,16 @@ pub(crate) struct ModelArgs {
     #[arg(env = "OFFSHOOT_MODEL")]
     pub(crate) model: String,
     /// Use only what is on this machine.
-    #[arg(long, env = "OFFSHOOT_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "OFFSHOOT_OFFLINE", value_parser = FalseyValueParser::new())]
     pub(crate) offline: bool,
+    #[command(flatten)]
+    pub(crate) output: JsonArgs,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct JsonArgs {
     /// Print data as JSON.
-    #[arg(long, env = "OFFSHOOT_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "OFFSHOOT_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
 }
 
@@ -81,44 +103,56 @@ pub(crate) struct ModelArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
     /// Threads of a step [default: all that the process may use]
-    #[arg(long, short = 't', env = "OFFSHOOT_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(
+        long, short = 't', env = "OFFSHOOT_THREADS",
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
     pub(crate) threads: Option<u16>,
     /// Tokens of context [default: 4096, or the model's own limit if that is lower]
     #[arg(long, env = "OFFSHOOT_CTX_SIZE", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ctx_size: Option<u32>,
     /// Pack the weights anew and keep no packed copy.
-    #[arg(long, env = "OFFSHOOT_NO_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "OFFSHOOT_NO_CACHE", value_parser = FalseyValueParser::new())]
     pub(crate) no_cache: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+    /// What the system message says.
+    #[arg(long, env = "OFFSHOOT_SYSTEM")]
+    pub(crate) system: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AnswerArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The prompt; `-` reads standard input.
+    /// The prompt; `-`, or no prompt where input is piped, reads standard input.
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     pub(crate) text: Option<String>,
     /// The prompt, as an option.
     #[arg(long, short = 'p', env = "OFFSHOOT_PROMPT")]
     pub(crate) prompt: Option<String>,
-    /// What the system message says (run only).
-    #[arg(long, env = "OFFSHOOT_SYSTEM")]
-    pub(crate) system: Option<String>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
-    /// The most tokens to make.
+    /// The most tokens to make [default: as many as the context holds]
     #[arg(long, short = 'n', env = "OFFSHOOT_MAX_TOKENS")]
     pub(crate) max_tokens: Option<usize>,
     /// End the answer before this text; may be given several times.
     #[arg(long, env = "OFFSHOOT_STOP")]
     pub(crate) stop: Vec<String>,
-    /// Give the log-probabilities of this many alternatives a token (with --json).
-    #[arg(long, env = "OFFSHOOT_LOGPROBS", value_parser = clap::value_parser!(u8).range(0..=20))]
+    /// Give the log-probabilities of this many alternatives a token; they are part of the JSON.
+    #[arg(
+        long, env = "OFFSHOOT_LOGPROBS", requires = "json",
+        value_parser = clap::value_parser!(u8).range(0..=20)
+    )]
     pub(crate) logprobs: Option<u8>,
     /// Print speeds on standard error when done.
-    #[arg(long, env = "OFFSHOOT_STATS", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "OFFSHOOT_STATS", value_parser = FalseyValueParser::new())]
     pub(crate) stats: bool,
     /// Write the answer to this file.
     #[arg(long, short = 'o', env = "OFFSHOOT_OUTPUT")]
@@ -127,29 +161,32 @@ pub(crate) struct AnswerArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SamplingArgs {
-    /// Divides the logits; 0 takes the likeliest token.
-    #[arg(long, env = "OFFSHOOT_TEMPERATURE")]
+    /// Divides the logits; 0 takes the likeliest token [default: 0.8]
+    #[arg(long, env = "OFFSHOOT_TEMPERATURE", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f32>,
-    /// Keep this many of the likeliest tokens; 0 keeps all.
+    /// Keep this many of the likeliest tokens; 0 keeps all [default: 40]
     #[arg(long, env = "OFFSHOOT_TOP_K")]
     pub(crate) top_k: Option<u32>,
-    /// Keep the likeliest tokens that sum to this probability.
-    #[arg(long, env = "OFFSHOOT_TOP_P")]
+    /// Keep the likeliest tokens that sum to this probability [default: 0.95]
+    #[arg(long, env = "OFFSHOOT_TOP_P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
-    /// Keep tokens at least this probable relative to the likeliest.
-    #[arg(long, env = "OFFSHOOT_MIN_P")]
+    /// Keep tokens at least this probable relative to the likeliest [default: 0.05]
+    #[arg(long, env = "OFFSHOOT_MIN_P", allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
-    /// Make tokens seen before less likely; 1 is off.
-    #[arg(long, env = "OFFSHOOT_REPETITION_PENALTY")]
+    /// Make tokens seen before less likely; 1 is off [default: 1]
+    #[arg(long, env = "OFFSHOOT_REPETITION_PENALTY", allow_negative_numbers = true)]
     pub(crate) repetition_penalty: Option<f32>,
-    /// Taken once from the logit of every token seen before.
+    /// Taken once from the logit of every token seen before [default: 0]
     #[arg(long, env = "OFFSHOOT_PRESENCE_PENALTY", allow_negative_numbers = true)]
     pub(crate) presence_penalty: Option<f32>,
-    /// Taken from a token's logit for each time it was seen.
+    /// Taken from a token's logit for each time it was seen [default: 0]
     #[arg(long, env = "OFFSHOOT_FREQUENCY_PENALTY", allow_negative_numbers = true)]
     pub(crate) frequency_penalty: Option<f32>,
-    /// Add to a token's logit, as TOKEN=VALUE; may be given several times.
-    #[arg(long, value_parser = logit_bias)]
+    /// Add to a token's logit, as TOKEN=VALUE; may be given several times, or with commas.
+    #[arg(
+        long, env = "OFFSHOOT_LOGIT_BIAS", value_name = "TOKEN=VALUE", value_delimiter = ',',
+        value_parser = logit_bias
+    )]
     pub(crate) logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same text [default: a new one each time]
     #[arg(long, env = "OFFSHOOT_SEED")]
@@ -165,9 +202,8 @@ fn logit_bias(text: &str) -> Result<(u32, f32), String> {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ListArgs {
-    /// Print data as JSON.
-    #[arg(long, env = "OFFSHOOT_JSON", value_parser = clap::builder::FalseyValueParser::new())]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: JsonArgs,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -183,29 +219,143 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     /// Repetitions; medians are given.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(
+        long, env = "OFFSHOOT_ROUNDS", default_value_t = 5,
+        value_parser = clap::value_parser!(u16).range(1..=1000)
+    )]
     pub(crate) rounds: u16,
 }
 
 #[derive(Debug, Clone, Args)]
-pub(crate) struct TextArgs {
+pub(crate) struct PerplexityArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The text.
-    #[arg(long, short = 'p', env = "OFFSHOOT_PROMPT", conflicts_with = "file")]
-    pub(crate) prompt: Option<String>,
-    /// A file of text; `-` is standard input.
-    #[arg(long, short = 'f')]
-    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }
 
 #[derive(Debug, Clone, Args)]
+pub(crate) struct TokenizeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+}
+
+/// A text to look at.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TextArgs {
+    /// The text.
+    #[arg(long, short = 'p', env = "OFFSHOOT_PROMPT", conflicts_with = "file")]
+    pub(crate) prompt: Option<String>,
+    /// A file of text; `-`, or no text where input is piped, is standard input.
+    #[arg(long, short = 'f', env = "OFFSHOOT_FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct DoctorArgs {
-    /// Also say whether this model would fit.
+    /// Say whether this model fits, instead of those of the catalogue.
     pub(crate) model: Option<String>,
-    /// Print data as JSON.
-    #[arg(long, env = "OFFSHOOT_JSON", value_parser = clap::builder::FalseyValueParser::new())]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: JsonArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use offshoot_methods::SamplingOptions;
+
+    /// Every command, the program itself first.
+    fn commands() -> Vec<clap::Command> {
+        fn walk(command: &clap::Command, all: &mut Vec<clap::Command>) {
+            all.push(command.clone());
+            let own = command.get_subcommands().filter(|c| c.get_name() != "help");
+            own.for_each(|c| walk(c, all));
+        }
+        let mut all = Vec::new();
+        let mut cli = Cli::command();
+        cli.build();
+        walk(&cli, &mut all);
+        all
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        assert!(commands().len() > 11);
+    }
+
+    #[test]
+    fn every_flag_has_the_variable_of_its_name() {
+        for command in commands() {
+            for arg in command.get_arguments().filter(|a| !a.is_positional()) {
+                let flag = arg.get_long().expect("no flag is short alone");
+                if matches!(flag, "help" | "version") {
+                    continue;
+                }
+                let expected = format!("OFFSHOOT_{}", flag.to_uppercase().replace('-', "_"));
+                let got = arg.get_env().and_then(|v| v.to_str());
+                assert_eq!(got, Some(expected.as_str()), "{} --{flag}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn every_help_has_an_example_that_parses() {
+        for mut command in commands() {
+            let help = command.render_long_help().to_string();
+            let begin = match command.get_name() {
+                "offshoot" => "offshoot ".to_owned(),
+                name => format!("offshoot {name}"),
+            };
+            let behind = help.split("Example").nth(1).unwrap_or("");
+            let shown: Vec<&str> = behind
+                .lines()
+                .map(str::trim)
+                .filter_map(|line| Some(&line[line.find("offshoot ")?..]))
+                .collect();
+            assert!(shown.iter().any(|line| line.starts_with(&begin)), "{help}");
+            for line in shown {
+                let words = words(line);
+                let parsed = Cli::try_parse_from(&words);
+                assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+            }
+        }
+    }
+
+    /// A shell's words, for the quoting and redirection that the examples have.
+    fn words(line: &str) -> Vec<String> {
+        let line = line.split(" > ").next().unwrap().split("    ").next().unwrap();
+        let quoted = line.split('"').enumerate();
+        quoted
+            .flat_map(|(i, part)| match i % 2 {
+                0 => part.split_whitespace().map(str::to_owned).collect(),
+                _ => vec![part.to_owned()],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_defaults_that_the_help_names_are_those_of_the_methods() {
+        let options = SamplingOptions::default();
+        let named = [
+            ("temperature", options.temperature.to_string()),
+            ("top-k", options.top_k.to_string()),
+            ("top-p", options.top_p.to_string()),
+            ("min-p", options.min_p.to_string()),
+            ("repetition-penalty", options.repetition_penalty.to_string()),
+            ("presence-penalty", options.presence_penalty.to_string()),
+            ("frequency-penalty", options.frequency_penalty.to_string()),
+        ];
+        let run = commands().into_iter().find(|c| c.get_name() == "run").unwrap();
+        for (flag, default) in named {
+            let arg = run.get_arguments().find(|a| a.get_long() == Some(flag)).unwrap();
+            let help = arg.get_help().unwrap().to_string();
+            assert!(help.ends_with(&format!("[default: {default}]")), "--{flag}: {help}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use offshoot_engine::{BenchOptions, measure};
 
 use crate::args::{BenchArgs, EngineArgs};
-use crate::failure::{Failure, say, say_json};
+use crate::failure::{Failure, note, say, say_json};
 use crate::models;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
@@ -11,8 +11,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         EngineArgs { ctx_size: args.engine.ctx_size.or(Some(1024)), ..args.engine.clone() };
     let (model, mut session) = models::load(&args.model, &engine)?;
     let options = BenchOptions { rounds: usize::from(args.rounds), ..BenchOptions::default() };
-    let bench = measure(&model, &mut session, &options, |part| eprintln!("measuring {part}"))?;
-    if args.model.json {
+    let bench = measure(&model, &mut session, &options, |part| {
+        note(format_args!("measuring {part}"));
+    })?;
+    if args.model.output.json {
         let value = serde_json::to_value(&bench).map_err(|e| Failure::Data(e.to_string()))?;
         return say_json(&value);
     }

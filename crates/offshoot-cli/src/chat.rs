@@ -2,62 +2,89 @@
 
 use std::io::Write;
 
-use offshoot_engine::{FinishReason, GenerateOptions, Model, Session};
+use offshoot_engine::{Answer, FinishReason, GenerateOptions, Model, Session};
 use offshoot_models::Message;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::answer::{chat_tokens, print_stats, stream};
+use crate::answer::{chat_tokens, generate_options, print_stats, stream};
 use crate::args::AnswerArgs;
-use crate::failure::{Failure, write_out};
-use crate::interrupt;
+use crate::failure::{Failure, note, write_out};
+use crate::wrap::Wrap;
+use crate::{interrupt, models};
 
 const HELP: &str = "\
-/help                 this list
-/set NAME VALUE       temperature, top-k, top-p, min-p, seed, max-tokens, or system
-/clear                forget the conversation
-/save FILE            write the conversation as JSON
-/exit                 leave (also Ctrl-D)
-\"\"\"                   begin and end a message of several lines
-A line that ends in \\ goes on in the next. Ctrl-C stops an answer.";
+/help              this list
+/set               what is set; /set NAME VALUE sets it, as in /set temperature 0.2
+/set system TEXT   what the system message says
+/clear             forget the conversation
+/save FILE         write the conversation as JSON
+/exit              leave (also Ctrl-D)
+\"\"\"                begins and ends a message of several lines
+A line that ends in \\ goes on in the next. Up and Down recall what was written before.
+Ctrl-C stops an answer.";
 
-pub(crate) fn run(
-    model: &Model,
-    session: &mut Session,
-    args: &AnswerArgs,
-    mut options: GenerateOptions,
-) -> Result<(), Failure> {
-    let mut editor = DefaultEditor::new().map_err(|e| Failure::Usage(e.to_string()))?;
+const COMMANDS: [&str; 5] = ["help", "set", "clear", "save", "exit"];
+const SETTINGS: [&str; 7] =
+    ["temperature", "top-k", "top-p", "min-p", "seed", "max-tokens", "system"];
+
+/// What the user wrote.
+#[derive(Debug, PartialEq)]
+enum Input {
+    Message(String),
+    /// A line that begins with `/`, without it.
+    Command(String),
+}
+
+/// A message that may take several lines.
+#[derive(Debug, Default)]
+struct Draft {
+    text: String,
+    /// Whether it began with three quotation marks, and so ends with them.
+    quoted: bool,
+}
+
+pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure> {
+    let mut options = generate_options(args)?;
+    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let _listener = interrupt::listen_in_chat();
+    let mut editor = DefaultEditor::new().map_err(terminal)?;
     let mut messages: Vec<Message> =
-        args.system.iter().map(|text| Message::new("system", text)).collect();
-    eprintln!("/help lists commands, Ctrl-D leaves.");
-    while let Some(line) = read_message(&mut editor)? {
-        let line = line.trim();
-        if let Some(command) = line.strip_prefix('/') {
-            if command == "exit" || command == "bye" {
-                break;
-            }
-            match obey(command, &mut messages, &mut options) {
-                Ok(said) => eprintln!("{said}"),
-                Err(wrong) => eprintln!("{wrong}"),
-            }
-            continue;
-        }
-        if line.is_empty() {
-            continue;
-        }
-        // What cannot be entered into history is only missing from it.
-        let _ = editor.add_history_entry(line);
-        messages.push(Message::new("user", line));
-        if let Err(failure) = answer(model, session, &mut messages, &options, args.stats) {
-            messages.pop();
-            match failure {
-                Failure::Output(_) | Failure::BrokenPipe => return Err(failure),
-                other => eprintln!("error: {other} (/clear starts anew)"),
+        system.iter().map(|text| Message::new("system", *text)).collect();
+    note("/help lists commands, Ctrl-D leaves.");
+    while let Some(input) = read_input(&mut editor)? {
+        match input {
+            Input::Command(command) if matches!(command.as_str(), "exit" | "quit" | "bye") => break,
+            Input::Command(command) => match obey(&command, &mut messages, &mut options) {
+                Ok(said) => note(said),
+                Err(wrong) => note(wrong),
+            },
+            Input::Message(text) if text.trim().is_empty() => {}
+            Input::Message(text) => {
+                messages.push(Message::new("user", text));
+                // Asked each time, as windows change.
+                let wrap = Wrap::new(editor.dimensions().map(|(columns, _)| columns.into()));
+                let done = answer(&model, &mut session, &mut messages, &options, wrap);
+                match done {
+                    Ok(answer) if args.stats => print_stats(&model, &answer),
+                    Ok(_) => {}
+                    Err(failure @ (Failure::Output(_) | Failure::BrokenPipe)) => {
+                        return Err(failure);
+                    }
+                    Err(other) => {
+                        messages.pop();
+                        note(format_args!("error: {other} (/clear starts anew)"));
+                    }
+                }
             }
         }
     }
     Ok(())
+}
+
+fn terminal(error: ReadlineError) -> Failure {
+    let source = std::io::Error::other(error);
+    Failure::File { path: "the terminal".into(), source }
 }
 
 fn answer(
@@ -65,58 +92,86 @@ fn answer(
     session: &mut Session,
     messages: &mut Vec<Message>,
     options: &GenerateOptions,
-    stats: bool,
-) -> Result<(), Failure> {
+    mut wrap: Wrap,
+) -> Result<Answer, Failure> {
     let tokens = chat_tokens(model, messages)?;
+    // What was pressed before the answer began is not meant for it.
     interrupt::take();
-    let answer =
-        stream(model, session, &tokens, options, |piece| write_out(piece.text.as_bytes()))?;
-    write_out(b"\n")?;
-    if interrupt::take() {
-        eprintln!("(stopped)");
-    }
-    if answer.finish == FinishReason::ContextFull {
-        eprintln!(
+    let answer = stream(model, session, &tokens, options, |piece| {
+        write_out(wrap.push(piece.text).as_bytes())
+    })?;
+    write_out(format!("{}\n", wrap.finish()).as_bytes())?;
+    match answer.finish {
+        FinishReason::Stopped => note("(stopped)"),
+        FinishReason::ContextFull => note(format_args!(
             "the context of {} tokens is full: /clear, or raise --ctx-size",
             session.context()
-        );
+        )),
+        _ => {}
     }
-    if stats {
-        print_stats(model, &answer);
-    }
-    messages.push(Message::new("assistant", answer.text));
-    Ok(())
+    messages.push(Message::new("assistant", answer.text.as_str()));
+    Ok(answer)
 }
 
-/// The next message; `None` at the end of input.
-fn read_message(editor: &mut DefaultEditor) -> Result<Option<String>, Failure> {
-    let mut text = String::new();
-    let mut quoted = false;
+/// What the user writes next; `None` at the end of input.
+fn read_input(editor: &mut DefaultEditor) -> Result<Option<Input>, Failure> {
+    let mut draft = Draft::default();
     loop {
-        let prompt = if text.is_empty() && !quoted { ">>> " } else { "... " };
+        let prompt = if draft.is_begun() { "... " } else { ">>> " };
         let line = match editor.readline(prompt) {
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => {
-                (text, quoted) = (String::new(), false);
-                eprintln!("Ctrl-D or /exit leaves.");
+                draft = Draft::default();
+                note("Ctrl-D or /exit leaves.");
                 continue;
             }
             Err(ReadlineError::Eof) => return Ok(None),
-            Err(error) => return Err(Failure::Data(format!("the terminal: {error}"))),
+            Err(error) => return Err(terminal(error)),
         };
-        if line.trim() == "\"\"\"" {
-            if quoted {
-                return Ok(Some(text));
+        if !line.trim().is_empty() {
+            // What cannot be entered into history is only missing from it.
+            let _ = editor.add_history_entry(line.as_str());
+        }
+        if let Some(input) = draft.add(&line) {
+            return Ok(Some(input));
+        }
+    }
+}
+
+impl Draft {
+    fn is_begun(&self) -> bool {
+        self.quoted || !self.text.is_empty()
+    }
+
+    /// Takes a line; gives what was written once it is whole.
+    fn add(&mut self, line: &str) -> Option<Input> {
+        let mut line = line;
+        if !self.is_begun() {
+            // A pasted text of several lines is one message, whatever it begins with.
+            if let (Some(command), false) = (line.trim().strip_prefix('/'), line.contains('\n')) {
+                return Some(Input::Command(command.to_owned()));
             }
-            quoted = true;
-            continue;
+            if let Some(rest) = line.trim_start().strip_prefix("\"\"\"") {
+                self.quoted = true;
+                if rest.trim().is_empty() {
+                    return None;
+                }
+                line = rest;
+            }
         }
-        if !quoted && !line.ends_with('\\') {
-            text.push_str(&line);
-            return Ok(Some(text));
+        let (part, whole) = if self.quoted {
+            let end = line.trim_end().strip_suffix("\"\"\"");
+            (end.unwrap_or(line), end.is_some())
+        } else {
+            let goes_on = line.strip_suffix('\\');
+            (goes_on.unwrap_or(line), goes_on.is_none())
+        };
+        self.text.push_str(part);
+        if whole {
+            return Some(Input::Message(self.text.trim().to_owned()));
         }
-        text.push_str(line.strip_suffix('\\').filter(|_| !quoted).unwrap_or(&line));
-        text.push('\n');
+        self.text.push('\n');
+        None
     }
 }
 
@@ -126,23 +181,49 @@ fn obey(
     messages: &mut Vec<Message>,
     options: &mut GenerateOptions,
 ) -> Result<String, String> {
-    let mut words = command.splitn(3, ' ');
-    let (name, first, rest) = (words.next().unwrap_or(""), words.next(), words.next());
-    match (name, first, rest) {
-        ("help" | "?", ..) => Ok(HELP.to_owned()),
-        ("clear", ..) => {
+    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    let rest = rest.trim();
+    match (name, rest) {
+        ("help" | "?", _) => Ok(HELP.to_owned()),
+        ("clear", _) => {
             messages.retain(|message| message.role == "system");
             Ok("forgotten".to_owned())
         }
-        ("set", Some("system"), Some(text)) => {
-            messages.retain(|message| message.role != "system");
-            messages.insert(0, Message::new("system", text));
-            Ok("set".to_owned())
-        }
-        ("set", Some(name), Some(value)) => set(name, value.trim(), options),
-        ("save", Some(path), _) => save(path, messages),
-        _ => Err(format!("/{command}: unknown; /help lists commands")),
+        ("set", "") => Ok(settings(messages, options)),
+        ("set", _) => match rest.split_once(char::is_whitespace) {
+            None => Err(format!("/set {rest} what? as in /set temperature 0.2")),
+            Some(("system", text)) => {
+                messages.retain(|message| message.role != "system");
+                messages.insert(0, Message::new("system", text.trim()));
+                Ok("set".to_owned())
+            }
+            Some((name, value)) => set(name, value.trim(), options),
+        },
+        ("save", "") => Err("/save where? as in /save talk.json".to_owned()),
+        ("save", path) => save(path, messages),
+        _ => Err(format!("/{name}: unknown; {}/help lists commands", nearest(name, &COMMANDS))),
     }
+}
+
+/// What an unknown word was probably meant to be, as a question.
+fn nearest(word: &str, known: &[&str]) -> String {
+    let score = |known: &&&str| strsim::jaro_winkler(word, known);
+    let nearest = known.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
+    let nearest = nearest.filter(|known| score(known) > 0.7);
+    nearest.map_or(String::new(), |known| format!("did you mean {known}? "))
+}
+
+fn settings(messages: &[Message], options: &GenerateOptions) -> String {
+    let sampling = &options.sampling;
+    let most = options.max_tokens.map_or("what the context holds".to_owned(), |n| n.to_string());
+    let seed = sampling.seed.map_or("none".to_owned(), |seed| seed.to_string());
+    let system = messages.iter().find(|m| m.role == "system");
+    let system = system.and_then(|m| m.content.as_deref()).unwrap_or("the model's own");
+    format!(
+        "temperature  {}\ntop-k        {}\ntop-p        {}\nmin-p        {}\n\
+         seed         {seed}\nmax-tokens   {most}\nsystem       {system}",
+        sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+    )
 }
 
 fn set(name: &str, value: &str, options: &mut GenerateOptions) -> Result<String, String> {
@@ -157,7 +238,10 @@ fn set(name: &str, value: &str, options: &mut GenerateOptions) -> Result<String,
         "min-p" => next.sampling.min_p = parse(name, value)?,
         "seed" => next.sampling.seed = Some(parse(name, value)?),
         "max-tokens" => next.max_tokens = Some(parse(name, value)?),
-        _ => return Err(format!("{name}: unknown; /help lists what can be set")),
+        _ => {
+            let nearest = nearest(name, &SETTINGS);
+            return Err(format!("{name}: unknown; {nearest}/set lists what can be set"));
+        }
     }
     next.sampling.validate().map_err(|e| e.to_string())?;
     *options = next;
@@ -170,4 +254,74 @@ fn save(path: &str, messages: &[Message]) -> Result<String, String> {
     let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
     file.and_then(|mut file| writeln!(file, "{json}")).map_err(|e| format!("{path}: {e}"))?;
     Ok(format!("saved to {path}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &[&str]) -> Option<Input> {
+        let mut draft = Draft::default();
+        let (last, before) = lines.split_last().unwrap();
+        for line in before {
+            assert_eq!(draft.add(line), None, "{line}");
+        }
+        draft.add(last)
+    }
+
+    fn message(text: &str) -> Option<Input> {
+        Some(Input::Message(text.to_owned()))
+    }
+
+    #[test]
+    fn lines_make_messages() {
+        assert_eq!(read(&["Hello."]), message("Hello."));
+        assert_eq!(read(&["one \\", "two"]), message("one \ntwo"));
+        assert_eq!(read(&["\"\"\"", "one", "", "two", "\"\"\""]), message("one\n\ntwo"));
+        assert_eq!(read(&["\"\"\"one", "/two", "three\"\"\""]), message("one\n/two\nthree"));
+        assert_eq!(read(&["\"\"\"one\"\"\""]), message("one"));
+        assert_eq!(read(&["\"\"\"", "ends in \\", "\"\"\""]), message("ends in \\"));
+        assert_eq!(read(&["\"\"\"", "open"]), None);
+    }
+
+    #[test]
+    fn a_slash_commands_only_at_the_beginning_of_a_line_alone() {
+        assert_eq!(read(&["/help"]), Some(Input::Command("help".to_owned())));
+        assert_eq!(read(&["/bin/sh\nis a shell"]), message("/bin/sh\nis a shell"));
+        assert_eq!(read(&["one\\", "/help"]), message("one\n/help"));
+    }
+
+    #[test]
+    fn commands_do_what_they_say_or_say_what_is_wrong() {
+        let (mut messages, mut options) = (Vec::new(), GenerateOptions::default());
+        let mut say = |command: &str| obey(command, &mut messages, &mut options);
+        assert!(say("help").unwrap().contains("/save FILE"));
+        assert_eq!(say("set temperature 0.2").unwrap(), "temperature is 0.2");
+        assert!(say("set").unwrap().contains("temperature  0.2\n"));
+        assert!(say("set temperature -1").unwrap_err().contains("temperature is -1"));
+        assert!(say("set temperature warm").unwrap_err().contains("warm is no value"));
+        assert!(say("set colour blue").unwrap_err().contains("colour: unknown"));
+        assert!(say("set temprature 1").unwrap_err().contains("did you mean temperature?"));
+        assert!(say("halp").unwrap_err().contains("did you mean help?"));
+        assert!(say("set seed").unwrap_err().contains("as in /set"));
+        assert!(say("set system Be brief.").is_ok());
+        assert!(say("set").unwrap().contains("system       Be brief."));
+        assert!(say("save").unwrap_err().contains("/save where?"));
+        assert!(say("nonsense").unwrap_err().contains("/help lists"));
+        assert!(say("clear").is_ok());
+        assert_eq!(messages.len(), 1, "the system message stays");
+    }
+
+    #[test]
+    fn a_conversation_is_saved_once_and_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("talk.json");
+        let path = path.to_str().unwrap();
+        let messages = [Message::new("user", "Hi"), Message::new("assistant", "Hello")];
+        save(path, &messages).unwrap();
+        let saved: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(saved[1]["content"], "Hello");
+        assert!(save(path, &messages).unwrap_err().contains(path));
+    }
 }

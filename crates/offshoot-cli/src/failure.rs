@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use offshoot_engine::store::{StoreError, StoreErrorKind};
 
+use crate::interrupt;
+
 /// Exit code of a wrong command line or setting.
 pub(crate) const USAGE: u8 = 2;
 
@@ -36,14 +38,14 @@ impl From<offshoot_models::Error> for Failure {
 }
 
 impl Failure {
-    /// 1 failure, 2 usage, 3 data invalid, 4 model invalid, 130 interrupted.
+    /// The code that the program's help explains.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Failure::Usage(_) => USAGE,
             Failure::Data(_) => 3,
             Failure::Engine(error) => engine_code(error),
             Failure::Store(error) => store_code(error),
-            Failure::Interrupted => 130,
+            Failure::Interrupted => interrupt::CODE,
             Failure::BrokenPipe => 0,
             Failure::File { .. } | Failure::Output(_) => 1,
         }
@@ -53,12 +55,18 @@ impl Failure {
 fn engine_code(error: &offshoot_engine::Error) -> u8 {
     use offshoot_engine::Error;
     match error {
-        Error::Model(offshoot_models::Error::Io { .. }) => 1,
+        // A file that can be read and holds nothing is a broken model.
+        Error::Model(offshoot_models::Error::Io { source, .. })
+            if source.kind() != std::io::ErrorKind::InvalidData =>
+        {
+            1
+        }
         Error::Model(offshoot_models::Error::Template(_)) => 3,
         Error::Model(_) => 4,
         Error::Method(_) | Error::Context { .. } => USAGE,
         Error::Store(error) => store_code(error),
         Error::PromptTooLong { .. } | Error::EmptyPrompt => 3,
+        Error::Memory { .. } => 5,
         _ => 1,
     }
 }
@@ -66,8 +74,10 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
 fn store_code(error: &StoreError) -> u8 {
     match error.kind() {
         StoreErrorKind::Usage => USAGE,
+        // As wrong as a name that the catalogue does not have.
+        _ if matches!(error, StoreError::NotInstalled { .. }) => USAGE,
         StoreErrorKind::Verification => 4,
-        StoreErrorKind::Cancelled => 130,
+        StoreErrorKind::Cancelled => interrupt::CODE,
         _ => 1,
     }
 }
@@ -79,6 +89,11 @@ pub(crate) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
         std::io::ErrorKind::BrokenPipe => Failure::BrokenPipe,
         _ => Failure::Output(e),
     })
+}
+
+/// Writes a line to standard error. Who closed it does not want to hear, and is no reason to stop.
+pub(crate) fn note(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Writes a line to standard output.

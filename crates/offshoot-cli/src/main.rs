@@ -11,6 +11,7 @@ mod failure;
 mod interrupt;
 mod models;
 mod score;
+mod wrap;
 
 use std::process::ExitCode;
 
@@ -20,7 +21,6 @@ use args::{Cli, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    // A reader that goes away (`offshoot ... | head`) is no error.
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -28,11 +28,13 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
         }
     };
+    interrupt::install();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        // A reader that goes away (`offshoot ... | head`) is no error.
         Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            failure::note(format_args!("error: {failure}"));
             ExitCode::from(failure.code())
         }
     }

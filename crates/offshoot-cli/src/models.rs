@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_engine::store::{
-    EntryState, Event, ModelRef, Progress, PullPolicy, ResolvedModel, Store,
+    EntryState, Event, ModelRef, Progress, PullPolicy, ResolvedModel, Store, StoreErrorKind,
 };
 use offshoot_engine::{LoadOptions, Model, Session};
 use offshoot_kernels::{Cpu, Isa};
@@ -14,11 +14,11 @@ use offshoot_models::{BaseId, Checkpoint, TemplateId, TokenizerId};
 use serde_json::json;
 
 use crate::args::{EngineArgs, ListArgs, ModelArgs, RmArgs};
-use crate::failure::{Failure, say, say_json};
+use crate::failure::{Failure, note, say, say_json};
 use crate::interrupt;
 
 /// Context when none is asked for.
-const DEFAULT_CONTEXT: usize = 4096;
+pub(crate) const DEFAULT_CONTEXT: usize = 4096;
 
 /// A bar on standard error if that is a terminal, else a line for each event worth one.
 struct Bar {
@@ -35,7 +35,7 @@ impl Bar {
         let bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => note(line),
         }
     }
 
@@ -71,7 +71,14 @@ impl Progress for Bar {
         match event {
             Event::Waiting { name } => self.line(&format!("waiting for another pull of {name}")),
             Event::Source { source } => self.line(&format!("fetching from {source}")),
-            Event::SourceFailed { source, error } => self.line(&format!("{source}: {error}")),
+            // Worth knowing, whoever else gives the right bytes.
+            Event::SourceFailed { source, error }
+                if error.kind() == StoreErrorKind::Verification =>
+            {
+                self.line(&format!("{source}: {error}"));
+            }
+            // Other reasons are told at the end, if no source succeeds.
+            Event::SourceFailed { source, .. } => self.line(&format!("{source} failed")),
             Event::Bytes { done, total } => self.bytes(*done, *total),
             Event::PackageBytes { done, .. } => self.bytes(*done, None),
             Event::Retry { error, pause } => {
@@ -90,13 +97,16 @@ impl Progress for Bar {
 
 /// The model's file, fetched if need be.
 pub(crate) fn resolve(args: &ModelArgs) -> Result<ResolvedModel, Failure> {
-    interrupt::listen();
     let policy = if args.offline { PullPolicy::Offline } else { PullPolicy::Allow };
     let reference: ModelRef = args.model.parse()?;
+    let listener = interrupt::listen();
     let bar = Bar::new();
     let resolved = Store::from_env()?.resolve(&reference, policy, &bar);
     bar.finish();
-    Ok(resolved?)
+    drop(listener);
+    let resolved = resolved?;
+    // Asked for when there was nothing left to stop.
+    if interrupt::asked() { Err(Failure::Interrupted) } else { Ok(resolved) }
 }
 
 /// Where packed weights are kept.
@@ -128,7 +138,8 @@ pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Sess
 
 fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
     let resolved = resolve(args)?;
-    let mut options = LoadOptions { isa: isa()?, ..LoadOptions::default() };
+    let context = engine.ctx_size.map_or(DEFAULT_CONTEXT, |n| n as usize);
+    let mut options = LoadOptions { isa: isa()?, context: Some(context), ..LoadOptions::default() };
     if let Some(threads) = engine.threads {
         options.threads = usize::from(threads);
     }
@@ -140,12 +151,12 @@ fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Fai
 
 pub(crate) fn pull(args: &ModelArgs) -> Result<(), Failure> {
     let resolved = resolve(args)?;
-    if args.json {
+    if args.output.json {
         return say_json(&json!({
             "name": resolved.name, "path": resolved.path, "licence": resolved.licence,
         }));
     }
-    eprintln!("{} is at {}", resolved.name, resolved.path.display());
+    note(format_args!("{} is at {}", resolved.name, resolved.path.display()));
     Ok(())
 }
 
@@ -156,9 +167,9 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
         .catalogue()
         .models()
         .iter()
-        .filter(|m| !entries.iter().any(|e| e.name == m.name && is_ready(&e.state)))
+        .filter(|m| !entries.iter().any(|e| e.name == m.name))
         .collect();
-    if args.json {
+    if args.output.json {
         let models: Vec<_> = entries
             .iter()
             .map(|e| match &e.state {
@@ -182,8 +193,12 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
     for e in &entries {
         let state = match &e.state {
             EntryState::Ready { manifest, .. } => format!("{:>6} MB", manifest.size / 1_000_000),
-            EntryState::Partial { bytes } => format!("{:>6} MB so far", bytes / 1_000_000),
-            EntryState::Damaged { why } => format!("damaged: {why}"),
+            EntryState::Partial { bytes } => {
+                format!("{:>6} MB so far: offshoot pull {} goes on", bytes / 1_000_000, e.name)
+            }
+            EntryState::Damaged { why } => {
+                format!("damaged ({why}): offshoot pull {} mends it", e.name)
+            }
         };
         say(format_args!("{:<24} {state}", e.name))?;
     }
@@ -192,10 +207,6 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
         say(format_args!("{:<24} {size:>6} MB, not here: offshoot pull {}", m.name, m.name))?;
     }
     Ok(())
-}
-
-fn is_ready(state: &EntryState) -> bool {
-    matches!(state, EntryState::Ready { .. })
 }
 
 pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
@@ -232,7 +243,7 @@ pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
         "tokenizer_id": tokenizer.ok().map(|id| id.to_string()),
         "template_id": template.map(|id| id.to_string()),
     });
-    if args.json {
+    if args.output.json {
         return say_json(&value);
     }
     let lines = value.as_object().into_iter().flatten();
@@ -245,6 +256,6 @@ pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
 
 pub(crate) fn remove(args: &RmArgs) -> Result<(), Failure> {
     Store::from_env()?.remove(&args.model)?;
-    eprintln!("removed {}", args.model);
+    note(format_args!("removed {}", args.model));
     Ok(())
 }

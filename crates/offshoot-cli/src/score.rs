@@ -1,26 +1,33 @@
 //! `perplexity` and `tokenize`: what a model makes of a text.
 
 use std::fs;
-use std::io::Read;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use offshoot_models::{Checkpoint, Special, Tokenizer};
 use serde_json::json;
 
-use crate::args::TextArgs;
-use crate::failure::{Failure, say, say_json};
+use crate::answer::read_stdin;
+use crate::args::{PerplexityArgs, TextArgs, TokenizeArgs};
+use crate::failure::{Failure, note, say, say_json};
 use crate::models;
 
-pub(crate) fn perplexity(args: &TextArgs) -> Result<(), Failure> {
-    let text = text_of(args)?;
+pub(crate) fn perplexity(args: &PerplexityArgs) -> Result<(), Failure> {
+    let text = text_of(&args.text)?;
     let (model, mut session) = models::load(&args.model, &args.engine)?;
     let tokens = model.tokenizer().encode(&text, Special::Text)?;
+    let mut stderr = std::io::stderr();
+    let shown = stderr.is_terminal();
     let result = offshoot_engine::perplexity(&model, &mut session, &tokens, |done| {
-        eprint!("\r{done} of {} tokens", tokens.len());
+        if shown {
+            let _ = write!(stderr, "\r{done} of {} tokens", tokens.len());
+        }
     });
-    eprintln!();
+    if shown {
+        note("");
+    }
     let result = result?;
-    if args.model.json {
+    if args.model.output.json {
         return say_json(&json!({
             "tokens": result.tokens, "loss": result.loss, "perplexity": result.perplexity(),
         }));
@@ -33,15 +40,15 @@ pub(crate) fn perplexity(args: &TextArgs) -> Result<(), Failure> {
     ))
 }
 
-pub(crate) fn tokenize(args: &TextArgs) -> Result<(), Failure> {
-    let text = text_of(args)?;
+pub(crate) fn tokenize(args: &TokenizeArgs) -> Result<(), Failure> {
+    let text = text_of(&args.text)?;
     let resolved = models::resolve(&args.model)?;
     let checkpoint = Checkpoint::open(&resolved.path)?;
     let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
     let ids = tokenizer.encode(&text, Special::Parse)?;
     let piece =
         |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or(&[])).into_owned();
-    if args.model.json {
+    if args.model.output.json {
         let pieces: Vec<_> = ids.iter().map(|&id| json!({ "id": id, "text": piece(id) })).collect();
         return say_json(&pieces.into());
     }
@@ -62,15 +69,9 @@ fn text_of(args: &TextArgs) -> Result<String, Failure> {
                 Failure::Data(format!("{}: byte {at} is not UTF-8", path.display()))
             })
         }
-        (None, Some(_)) => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .map_err(|e| Failure::Data(format!("standard input: {e}")))?;
-            Ok(text)
+        (None, None) if std::io::stdin().is_terminal() => {
+            Err(Failure::Usage("no text: give --prompt TEXT, --file FILE, or a pipe".to_owned()))
         }
-        (None, None) => {
-            Err(Failure::Usage("no text: give --prompt TEXT or --file FILE".to_owned()))
-        }
+        (None, _) => read_stdin(),
     }
 }

@@ -39,4 +39,41 @@ pub enum Error {
         /// The longest that can be had.
         limit: usize,
     },
+    /// The memory that this process may take does not hold the model.
+    #[error(
+        "running it takes {} ({} of weights, the rest for {context} tokens of context) and {} are \
+         free: {}",
+        amount(*need), amount(*weights), amount(*available), memory_hint(*longest)
+    )]
+    Memory {
+        /// Bytes needed in all.
+        need: u64,
+        /// Bytes of the weights.
+        weights: u64,
+        /// Tokens of context asked for.
+        context: u64,
+        /// Bytes that may be taken.
+        available: u64,
+        /// Tokens of context that fit; 0 if none do.
+        longest: u64,
+    },
+}
+
+fn amount(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{} MB", bytes.div_ceil(1_000_000)),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+/// Contexts shorter than this are of no use to a conversation, and are not offered.
+const USEFUL_CONTEXT: u64 = 128;
+
+fn memory_hint(longest: u64) -> String {
+    match longest {
+        0..USEFUL_CONTEXT => {
+            "end other programs, or take a smaller model or one of fewer bits a weight".to_owned()
+        }
+        _ => format!("give --ctx-size {longest} or less, or end other programs"),
+    }
 }

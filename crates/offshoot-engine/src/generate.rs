@@ -42,10 +42,11 @@ pub enum Control {
     Stop,
 }
 
-/// A token of an answer, or the text that was held back at its end.
+/// A token of an answer, or the text that was held back at its end. While the prompt is read there
+/// are pieces with neither, so that a listener can stop that too.
 #[derive(Debug)]
 pub struct Piece<'a> {
-    /// The token; `None` for the last held-back text.
+    /// The token; `None` for the last held-back text and within the prompt.
     pub token: Option<u32>,
     /// Text that became certain with it, often empty.
     pub text: &'a str,
@@ -258,7 +259,15 @@ impl Session {
             return Ok(answer);
         }
         let mut context: Vec<u32> = prompt.to_vec();
-        self.read(model, &prompt[reused_tokens..prompt.len() - 1])?;
+        for chunk in prompt[reused_tokens..prompt.len() - 1].chunks(PROMPT_CHUNK) {
+            self.feed(model, chunk, LogitRows::None)?;
+            let said = listen(Piece { token: None, text: "", logprob: None, top: &[] });
+            if said == Control::Stop {
+                answer.finish = FinishReason::Stopped;
+                answer.timings.prompt = start.elapsed();
+                return Ok(answer);
+            }
+        }
         let mut next = [prompt[prompt.len() - 1]];
         let mut decoding: Option<Instant> = None;
         answer.finish = loop {

@@ -3,6 +3,7 @@
 mod bench;
 mod error;
 mod generate;
+mod memory;
 mod model;
 mod perplexity;
 pub mod store;
@@ -10,5 +11,6 @@ pub mod store;
 pub use bench::{Bench, BenchOptions, StepTime, measure, peak_rss_bytes};
 pub use error::Error;
 pub use generate::{Answer, Control, FinishReason, GenerateOptions, Piece, Session, Timings};
+pub use memory::{MemoryNeed, available_memory};
 pub use model::{LoadOptions, LoadTimings, Model};
 pub use perplexity::{Perplexity, perplexity};

@@ -27,11 +27,20 @@ pub struct LoadOptions {
     pub cache: Option<PathBuf>,
     /// Bytes that the packed weights of all models together may take; the longest unused go first.
     pub cache_limit: u64,
+    /// Tokens of context that must fit into memory beside the weights, else loading is refused;
+    /// at most what the model was trained for. `None` checks nothing.
+    pub context: Option<usize>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { threads: available_threads(), isa: Isa::best(), cache: None, cache_limit: 20 << 30 }
+        Self {
+            threads: available_threads(),
+            isa: Isa::best(),
+            cache: None,
+            cache_limit: 20 << 30,
+            context: None,
+        }
     }
 }
 
@@ -63,6 +72,10 @@ impl Model {
     pub fn load(path: &Path, options: &LoadOptions) -> Result<(Self, Cpu), Error> {
         let start = Instant::now();
         let checkpoint = Arc::new(Checkpoint::open(path)?);
+        if let (Some(context), Some(available)) = (options.context, crate::available_memory()) {
+            let context = context.min(checkpoint.config().max_position_embeddings);
+            crate::MemoryNeed::of(&checkpoint).check(context as u64, available)?;
+        }
         let open = start.elapsed();
         let cpu = Cpu::new(options.isa, options.threads);
         let cached = options.cache.as_deref().and_then(|dir| cache_file(dir, path));
@@ -204,14 +217,25 @@ fn cache_file(dir: &Path, path: &Path) -> Option<(PathBuf, [u8; 32])> {
     Some((folder.join(format!("{name}.pack")), key))
 }
 
-/// Removes the longest unused files of packed weights until the rest, `keep` among them, take at
-/// most `limit` bytes.
+/// After this long an unfinished file of packed weights is taken to be that of a program that was
+/// ended while it wrote.
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
+
+/// Removes abandoned files, then the longest unused files of packed weights until the rest, `keep`
+/// among them, take at most `limit` bytes.
 fn trim_cache(dir: &Path, limit: u64, keep: Option<&Path>) {
     let Ok(entries) = std::fs::read_dir(dir.join("packed")) else { return };
     let mut files: Vec<_> = entries
         .flatten()
         .filter_map(|entry| {
             let metadata = entry.metadata().ok()?;
+            if entry.path().extension().is_some_and(|e| e == "partial") {
+                let age = metadata.modified().ok()?.elapsed().unwrap_or_default();
+                if age > ABANDONED_AFTER {
+                    let _ = std::fs::remove_file(entry.path());
+                }
+                return None;
+            }
             let used = metadata.accessed().or_else(|_| metadata.modified()).ok()?;
             Some((used, metadata.len(), entry.path()))
         })
@@ -225,5 +249,33 @@ fn trim_cache(dir: &Path, limit: u64, keep: Option<&Path>) {
         if Some(path.as_path()) != keep && std::fs::remove_file(&path).is_ok() {
             total -= len;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trimmed_cache_keeps_what_is_in_use_and_nothing_that_was_abandoned() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, age_s: u64| {
+            let path = dir.path().join("packed").join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let file = std::fs::File::create(&path).unwrap();
+            file.set_len(100).unwrap();
+            let then = std::time::SystemTime::now() - Duration::from_secs(age_s);
+            file.set_times(std::fs::FileTimes::new().set_modified(then).set_accessed(then))
+                .unwrap();
+            path
+        };
+        let (old, new, kept) = (file("a.pack", 500), file("b.pack", 100), file("c.pack", 900));
+        let (writing, left) = (file("d.1.partial", 60), file("e.2.partial", 7200));
+        trim_cache(dir.path(), 200, Some(&kept));
+        let there = |path: &PathBuf| path.exists();
+        assert_eq!(
+            [&old, &new, &kept, &writing, &left].map(there),
+            [false, true, true, true, false]
+        );
     }
 }

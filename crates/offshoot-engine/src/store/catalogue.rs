@@ -27,8 +27,20 @@ pub struct CatalogueModel {
     pub size: u64,
     /// The file's SHA-256.
     pub sha256: Sha256Digest,
+    /// What its context takes, so that a model that is not here yet can be judged.
+    pub context: Option<ModelContext>,
     /// Where it can be had; the first that answers is used.
     pub sources: Vec<Source>,
+}
+
+/// How long a model's context is, and what it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelContext {
+    /// Tokens that the model was trained for.
+    pub tokens: u64,
+    /// Bytes of keys and values that one token takes.
+    pub bytes_per_token: u64,
 }
 
 /// A place that holds a model of the catalogue.
@@ -174,6 +186,7 @@ mod tests {
 
     const ONE: &str = r#"{"models":[{"name":"m","title":"M","licence":"MIT","file":"m.gguf",
         "size":3,"sha256":"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "context":{"tokens":64,"bytes_per_token":128},
         "sources":[{"hub":{"repo":"o/r","file":"m.gguf","revision":"main"}}]}]}"#;
 
     #[test]
@@ -184,6 +197,7 @@ mod tests {
         for model in catalogue.models() {
             assert!(model.sources.len() >= 2, "{} rests on one source", model.name);
             assert_eq!(model.licence, "Apache-2.0");
+            assert!(model.context.is_some(), "{} cannot be judged", model.name);
         }
         assert_eq!(catalogue.get("SmolLM2").unwrap().size, 98_362_432);
     }
@@ -195,6 +209,7 @@ mod tests {
             ("\"title\"", "\"titel\"", "titel"),
             ("\"hub\"", "\"ftp\"", "ftp"),
             ("\"revision\"", "\"extra\":1,\"revision\"", "extra"),
+            ("\"tokens\"", "\"tokns\"", "tokns"),
             ("\"size\":3", "\"size\":0", "size is zero"),
             ("\"size\":3", "\"size\":-3", "-3"),
             ("\"name\":\"m\"", "\"name\":\"../m\"", "name"),

@@ -24,7 +24,10 @@ pub enum StoreError {
         why: String,
     },
     /// A short name is neither in the catalogue nor in the store.
-    #[error("there is no model `{name}`; {}known names: {}", nearest_hint(nearest.as_deref()), known.join(", "))]
+    #[error(
+        "there is no model `{name}`; {}known names: {}",
+        nearest_hint(nearest.as_deref()), known.join(", ")
+    )]
     UnknownName {
         /// What was given.
         name: String,
@@ -44,7 +47,7 @@ pub enum StoreError {
     /// The network may not be used and the model is not on this machine.
     #[error(
         "{name} is not on this machine and the network is switched off; looked in {}; pull it \
-         once with the network on, or unset OFFSHOOT_OFFLINE and HF_HUB_OFFLINE",
+         once with the network on: leave out --offline, unset OFFSHOOT_OFFLINE and HF_HUB_OFFLINE",
         paths(looked)
     )]
     Offline {
@@ -54,10 +57,15 @@ pub enum StoreError {
         looked: Vec<PathBuf>,
     },
     /// The store holds nothing of this name.
-    #[error("{name} is not in the store at {}; `list` shows what is", store.display())]
+    #[error(
+        "{name} is not in the store at {}; {}`offshoot list` shows what is",
+        store.display(), nearest_hint(nearest.as_deref())
+    )]
     NotInstalled {
         /// The model.
         name: String,
+        /// The closest name in the store, if one is close.
+        nearest: Option<String>,
         /// The folder of models.
         store: PathBuf,
     },
@@ -248,9 +256,10 @@ impl StoreError {
     /// An I/O failure, told apart from a full disk.
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { path: path.to_owned(), needed: None }
-            }
+            // A file that may not grow any more is helped by another disk as well.
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => Self::DiskFull { path: path.to_owned(), needed: None },
             _ => Self::Io { action, path: path.to_owned(), source },
         }
     }

@@ -185,8 +185,8 @@ impl Layout {
     }
 }
 
-/// The folder of a model: its name with `/` as `+`, `:` as `=`, and all but plain characters percent-encoded,
-/// so that names and folders correspond one to one.
+/// The folder of a model: its name with `/` as `+`, `:` as `=`, and all but plain characters
+/// percent-encoded, so that names and folders correspond one to one.
 fn folder_of(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for (i, byte) in name.bytes().enumerate() {

@@ -30,7 +30,7 @@ mod pypi;
 mod reference;
 mod sha256;
 
-pub use catalogue::{Catalogue, CatalogueModel, PypiPart, Source};
+pub use catalogue::{Catalogue, CatalogueModel, ModelContext, PypiPart, Source};
 pub use config::{HttpLimits, Network, ProxyChoice, StoreConfig, Token};
 pub use digests::FileDigests;
 pub use error::{StoreError, StoreErrorKind};
@@ -200,7 +200,8 @@ impl Store {
 
     fn not_installed(&self, name: &str) -> StoreError {
         let store = self.layout.root().to_owned();
-        StoreError::NotInstalled { name: name.to_owned(), store }
+        let here = self.layout.list().unwrap_or_default().into_iter().map(|entry| entry.name);
+        StoreError::NotInstalled { name: name.to_owned(), nearest: nearest(name, here), store }
     }
 
     fn may_pull(&self, policy: PullPolicy) -> bool {
@@ -261,10 +262,7 @@ impl Store {
 
     fn unknown(&self, name: &str) -> StoreError {
         let known: Vec<String> = self.catalogue.models().iter().map(|m| m.name.clone()).collect();
-        let lower = name.to_ascii_lowercase();
-        let score = |k: &String| strsim::jaro_winkler(&lower, &k.to_ascii_lowercase());
-        let nearest = known.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
-        let nearest = nearest.filter(|k| score(k) > 0.7).cloned();
+        let nearest = nearest(name, known.iter().cloned());
         StoreError::UnknownName { name: name.to_owned(), nearest, known }
     }
 
@@ -316,6 +314,14 @@ impl Store {
         let file = hub::choose(&hub.repo, files.iter().map(String::as_str)).ok()?;
         self.hub_file_here(&hub.with_file(file))
     }
+}
+
+/// The one of `names` that `name` was probably meant to be.
+fn nearest(name: &str, names: impl Iterator<Item = String>) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let score = |name: &String| strsim::jaro_winkler(&lower, &name.to_ascii_lowercase());
+    let nearest = names.max_by(|a, b| score(a).total_cmp(&score(b)));
+    nearest.filter(|name| score(name) > 0.7)
 }
 
 fn resolve_file(path: &Path) -> Result<ResolvedModel, StoreError> {

@@ -33,7 +33,7 @@ pub enum Event<'a> {
         /// The source in words.
         source: &'a str,
     },
-    /// A source failed; the next one, if any, is tried.
+    /// A source failed; the next one is tried.
     SourceFailed {
         /// The source in words.
         source: &'a str,

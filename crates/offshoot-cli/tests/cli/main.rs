@@ -1,0 +1,17 @@
+//! The program as its users meet it: the real binary, its exit codes, what it prints where.
+
+#![expect(clippy::unwrap_used, reason = "what the tests stand on may fail like a test does")]
+
+mod answers;
+mod exit_codes;
+mod home;
+#[cfg(unix)]
+mod interrupts;
+mod pulls;
+
+#[path = "../../../offshoot-models/tests/support/mod.rs"]
+#[allow(dead_code)] // that crate's own tests use the rest
+mod models;
+#[path = "../../../offshoot-engine/tests/store/server.rs"]
+#[allow(dead_code)] // that crate's own tests use the rest
+mod server;

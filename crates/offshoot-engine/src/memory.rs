@@ -1,0 +1,198 @@
+//! What a model takes of memory, told before it is loaded, and how much this process may take.
+
+use offshoot_kernels::PackedMatrix;
+use offshoot_models::{Checkpoint, ModelConfig};
+
+use crate::Error;
+
+/// Registers of a step, tokenizer and program, with room to spare: models of 135 and 494 million
+/// weights stay below the sum.
+const OVERHEAD: u64 = 96 << 20;
+/// Keys are as wide as whole vectors of the kernels.
+const KEY_LANES: usize = 16;
+const HALF_BYTES: usize = 2;
+
+/// The memory that a model takes while it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// Bytes of the packed weights.
+    pub weights: u64,
+    /// Bytes of keys and values that one token of context takes.
+    pub per_token: u64,
+}
+
+impl MemoryNeed {
+    /// What the model of `checkpoint` takes.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let packed = |info: &offshoot_models::TensorInfo, bytes: usize| match info.shape[..] {
+            [rows, cols] => PackedMatrix::packed_bytes(info.block, rows, cols).unwrap_or(bytes),
+            _ => bytes,
+        };
+        let weights = checkpoint.tensors().map(|t| packed(t.info, t.bytes().len()) as u64).sum();
+        Self { weights, per_token: per_token(checkpoint.config()) }
+    }
+
+    /// Bytes in all, with `context` tokens.
+    pub fn total(&self, context: u64) -> u64 {
+        let cache = self.per_token.saturating_mul(context);
+        self.weights.saturating_add(OVERHEAD).saturating_add(cache)
+    }
+
+    /// The most tokens of context that `available` bytes have room for; 0 if not even the weights
+    /// fit.
+    pub fn longest_context(&self, available: u64) -> u64 {
+        available.saturating_sub(self.total(0)) / self.per_token.max(1)
+    }
+
+    /// Refuses `context` tokens if they do not fit into `available` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], with what would fit.
+    pub fn check(&self, context: u64, available: u64) -> Result<(), Error> {
+        let need = self.total(context);
+        if need <= available {
+            return Ok(());
+        }
+        let longest = self.longest_context(available);
+        Err(Error::Memory { need, weights: self.weights, context, available, longest })
+    }
+}
+
+/// Bytes of the keys and values of one token: half precision, for each layer.
+fn per_token(config: &ModelConfig) -> u64 {
+    let width = config.head_dim.next_multiple_of(KEY_LANES);
+    let rows = 2 * config.num_hidden_layers * config.num_key_value_heads;
+    (rows * width * HALF_BYTES) as u64
+}
+
+/// Bytes that this process may still take: the least of what the system has free, what its control
+/// groups leave and its limit of address space. `None` where the system tells none of them.
+pub fn available_memory() -> Option<u64> {
+    available(&|path| std::fs::read_to_string(path).ok())
+}
+
+type Read<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+fn available(read: Read<'_>) -> Option<u64> {
+    let free = field(&read("/proc/meminfo").unwrap_or_default(), "MemAvailable:");
+    [free.map(|kib| kib * 1024), control_groups(read), address_space(read)]
+        .into_iter()
+        .flatten()
+        .min()
+}
+
+/// What the process's control groups, of either version, and all groups above them leave.
+fn control_groups(read: Read<'_>) -> Option<u64> {
+    let groups = read("/proc/self/cgroup")?;
+    groups.lines().filter_map(|line| group_left(line, read)).min()
+}
+
+fn group_left(line: &str, read: Read<'_>) -> Option<u64> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (fields.next()?, fields.next()?);
+    let (root, limit, usage) = match controllers {
+        "" => ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        _ => return None,
+    };
+    let left = |path: &str| {
+        let number = |file: &str| -> Option<u64> {
+            read(&format!("{root}{path}/{file}"))?.trim().parse().ok()
+        };
+        // File pages that nobody used lately go as soon as they are in the way.
+        let stat = read(&format!("{root}{path}/memory.stat")).unwrap_or_default();
+        let idle = field(&stat, "inactive_file").unwrap_or(0);
+        Some(number(limit)?.saturating_sub(number(usage)?.saturating_sub(idle)))
+    };
+    // Inside a container the path is the host's, and only the root of the tree is there.
+    let mut path = path.trim_end_matches('/');
+    let mut least = left("");
+    while !path.is_empty() {
+        least = least.into_iter().chain(left(path)).min();
+        path = &path[..path.rfind('/').unwrap_or(0)];
+    }
+    least
+}
+
+/// What the limit of address space leaves.
+fn address_space(read: Read<'_>) -> Option<u64> {
+    let limit = field(&read("/proc/self/limits")?, "Max address space")?;
+    let taken = field(&read("/proc/self/status")?, "VmSize:")? * 1024;
+    Some(limit.saturating_sub(taken))
+}
+
+/// The first number behind `name` at the beginning of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_context_that_fits_fits_and_one_more_token_does_not() {
+        let need = MemoryNeed { weights: 100 << 20, per_token: 23_040 };
+        let available = 1 << 30;
+        let longest = need.longest_context(available);
+        assert!(longest > 30_000, "{longest}");
+        need.check(longest, available).unwrap();
+        let error = need.check(longest + 1, available).unwrap_err().to_string();
+        assert!(error.contains(&format!("--ctx-size {longest} or less")), "{error}");
+    }
+
+    #[test]
+    fn where_the_weights_alone_do_not_fit_no_context_is_offered() {
+        let need = MemoryNeed { weights: 8 << 30, per_token: 1 << 17 };
+        let error = need.check(1, 1 << 30).unwrap_err().to_string();
+        assert!(!error.contains("--ctx-size") && error.contains("smaller model"), "{error}");
+    }
+
+    #[test]
+    fn a_context_beyond_all_numbers_does_not_overflow() {
+        let need = MemoryNeed { weights: u64::MAX / 2, per_token: u64::MAX / 2 };
+        assert!(need.check(u64::MAX, u64::MAX - 1).is_err());
+    }
+
+    /// A system of these files.
+    fn of(files: &[(&str, &str)]) -> Option<u64> {
+        available(&|path| {
+            files.iter().find(|(name, _)| *name == path).map(|(_, text)| (*text).to_owned())
+        })
+    }
+
+    const MEMINFO: (&str, &str) =
+        ("/proc/meminfo", "MemTotal:  2000 kB\nMemAvailable:   1000 kB\n");
+
+    #[test]
+    fn the_least_of_all_limits_counts() {
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[MEMINFO]), Some(1_024_000));
+        let status = ("/proc/self/status", "VmPeak: 9 kB\nVmSize:\t 100 kB\n");
+        let limits = |limit| ("/proc/self/limits", limit);
+        let tight = limits("Max address space         200000               unlimited   bytes\n");
+        assert_eq!(of(&[MEMINFO, status, tight]), Some(200_000 - 102_400));
+        let none = limits("Max address space         unlimited            unlimited   bytes\n");
+        assert_eq!(of(&[MEMINFO, status, none]), Some(1_024_000));
+    }
+
+    #[test]
+    fn control_groups_of_both_versions_and_those_above_count() {
+        let two = ("/proc/self/cgroup", "0::/a/b\n");
+        let used = ("/sys/fs/cgroup/a/memory.current", "300000\n");
+        let most = ("/sys/fs/cgroup/a/memory.max", "500000\n");
+        let idle = ("/sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 100000\n");
+        let below = ("/sys/fs/cgroup/a/b/memory.max", "max\n");
+        assert_eq!(of(&[MEMINFO, two, used, most, below]), Some(200_000));
+        assert_eq!(of(&[MEMINFO, two, used, most, idle, below]), Some(300_000));
+        let one = ("/proc/self/cgroup", "5:cpu:/x\n4:memory:/x\n0::/\n");
+        let limit = ("/sys/fs/cgroup/memory/x/memory.limit_in_bytes", "400000\n");
+        let usage = ("/sys/fs/cgroup/memory/x/memory.usage_in_bytes", "150000\n");
+        assert_eq!(of(&[MEMINFO, one, limit, usage]), Some(250_000));
+        // A container sees only the root of its tree.
+        let root = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "90000\n");
+        let taken = ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "50000\n");
+        assert_eq!(of(&[MEMINFO, one, root, taken]), Some(40_000));
+    }
+}
