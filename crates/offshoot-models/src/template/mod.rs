@@ -12,6 +12,7 @@
 mod generation;
 mod json;
 mod limits;
+mod namespaces;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,6 +25,7 @@ use limits::{Broken, Printed};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
+use namespaces::Namespaces;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -162,23 +164,34 @@ impl ChatTemplate {
         let fuel = FUEL + FUEL_PER_MESSAGE * turns + size / BYTES_PER_FUEL;
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel.min(FUEL_LIMIT) as u64));
-        let context = self.context(&messages, options);
+        let namespaces = Namespaces::default();
+        let context = self.context(&messages, options, &namespaces);
         let limit = OUTPUT_LIMIT + OUTPUT_PER_BYTE * size;
         if self.late.load(Ordering::Relaxed) {
             return Err(Broken::Late.into());
         }
-        let printed = limits::run(move || print(&environment, context, limit));
+        let printed = limits::run(move || {
+            let printed = print(&environment, context, limit);
+            namespaces.empty();
+            printed
+        });
         self.late.fetch_or(matches!(printed, Err(Broken::Late)), Ordering::Relaxed);
         printed?
     }
 
     /// The variables that transformers gives a template.
-    fn context(&self, messages: &serde_json::Value, options: &RenderOptions<'_>) -> Value {
+    fn context(
+        &self,
+        messages: &serde_json::Value,
+        options: &RenderOptions<'_>,
+        namespaces: &Namespaces,
+    ) -> Value {
         let now = options.now;
         let mut variables = vec![
             ("messages", value_of(messages)),
             ("tools", options.tools.map_or(Value::from(()), value_of)),
             ("documents", Value::from(())),
+            ("namespace", namespaces.function()),
             ("add_generation_prompt", Value::from(options.add_generation_prompt)),
             ("strftime_now", Value::from_function(move |format: &str| strftime(now, format))),
         ];

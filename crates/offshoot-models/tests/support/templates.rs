@@ -133,6 +133,10 @@ pub(crate) fn deep(len: usize) -> Vec<Hostile> {
         ("comparisons", fill("{{ 1", "<1", " }}")),
         ("elifs", fill("{% if 0 %}", "{%elif 0%}", "{%endif%}")),
         ("lists-deep", grown("[]", 100_000, "[ns.s]", "")),
+        (
+            "namespace-in-itself",
+            "{% set ns = namespace() %}{% set ns.s = ns %}{% set ns.t = 'x' * 10000 %}".into(),
+        ),
         ("maps-deep", grown("{}", 100_000, "{'a': ns.s}", "{{ ns.s }}")),
     ])
 }
