@@ -4,7 +4,6 @@
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../crates/offshoot-models/tests/support/mod.rs"]
-#[allow(dead_code)] // the crate's own tests use the rest
 mod support;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -31,6 +31,10 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty and the model has no begin-of-text token: give it some text")]
     EmptyPrompt,
+    /// The conversation spells out control tokens and has every character that could stand for one
+    /// while the chat template runs.
+    #[error("the conversation has all characters of the last private plane: remove some of them")]
+    NoPrivateCharacterLeft,
     /// A context cannot be as long as asked.
     #[error("a context of {asked} tokens: expected 1 to {limit}")]
     Context {

@@ -13,6 +13,8 @@ use crate::{Error, Model};
 /// Prompt tokens of one step: enough to keep the dot units busy, few enough to stay in the cache
 /// and to be interrupted.
 const PROMPT_CHUNK: usize = 256;
+/// Bytes of text that an answer has room for, per token of it; English takes between 4 and 5.
+const TEXT_PER_TOKEN: usize = 8;
 /// Room behind the context for tentative rows of a step.
 const SLACK: usize = 64;
 
@@ -119,7 +121,7 @@ impl Session {
         Ok(Self {
             executor: PackedExecutor::new(cpu, model.packed().config()),
             cache: model.packed().new_cache(context + SLACK),
-            cached: Vec::new(),
+            cached: Vec::with_capacity(context),
             context,
             parents: offshoot_models::chain(PROMPT_CHUNK),
             positions: Vec::with_capacity(PROMPT_CHUNK),
@@ -247,9 +249,11 @@ impl Session {
         let mut detokenizer = Detokenizer::new(model.tokenizer().clone(), Controls::Skip);
         let start = Instant::now();
         let reused_tokens = self.reuse(prompt);
+        // Room for the whole answer, so that making a token allocates nothing.
+        let room = options.max_tokens.unwrap_or(usize::MAX).min(self.context - prompt.len() + 1);
         let mut answer = Answer {
-            text: String::new(),
-            tokens: Vec::new(),
+            text: String::with_capacity(room * TEXT_PER_TOKEN),
+            tokens: Vec::with_capacity(room),
             finish: FinishReason::MaxTokens,
             prompt_tokens: prompt.len(),
             reused_tokens,
@@ -258,7 +262,9 @@ impl Session {
         if options.max_tokens == Some(0) {
             return Ok(answer);
         }
-        let mut context: Vec<u32> = prompt.to_vec();
+        let mut context = Vec::with_capacity(prompt.len() + room);
+        context.extend_from_slice(prompt);
+        let mut raw = Vec::new();
         for chunk in prompt[reused_tokens..prompt.len() - 1].chunks(PROMPT_CHUNK) {
             self.feed(model, chunk, LogitRows::None)?;
             let said = listen(Piece { token: None, text: "", logprob: None, top: &[] });
@@ -280,9 +286,12 @@ impl Session {
                 let logits = self.feed(model, &next, LogitRows::Last)?;
                 // Penalties and biases are written into the logits; probabilities are of the raw
                 // ones.
-                let raw = options.logprobs.map(|n| (n, logits.to_vec()));
+                if options.logprobs.is_some() {
+                    raw.clear();
+                    raw.extend_from_slice(logits);
+                }
                 let sampled = sampler.sample(logits, &context, options.choice, position)?;
-                if let Some((n, raw)) = raw {
+                if let Some(n) = options.logprobs {
                     let all = LogProbabilities::of(&raw)?;
                     (logprob, top) = (all.get(sampled.token), all.top(n));
                 }
@@ -300,8 +309,7 @@ impl Session {
             }
             answer.tokens.push(token);
             context.push(token);
-            let text = detokenizer.push(token);
-            let emit = stop.push(&text);
+            let emit = stop.push(detokenizer.push(token));
             answer.text.push_str(emit.text);
             let said = listen(Piece { token: Some(token), text: emit.text, logprob, top: &top });
             if let Some(index) = emit.stop {

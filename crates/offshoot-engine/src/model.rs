@@ -10,11 +10,8 @@ use offshoot_models::{
 };
 
 use crate::Error;
+use crate::disguise::Disguise;
 use crate::store::FileDigests;
-
-/// Private characters that mark text of a message which spells out a control token.
-const OPEN: char = '\u{F0000}';
-const CLOSE: char = '\u{F0001}';
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -95,10 +92,7 @@ impl Model {
         }
         let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
-        let controls = (0..tokenizer.vocab_size() as u32)
-            .filter(|&id| tokenizer.is_control(id))
-            .filter_map(|id| String::from_utf8(tokenizer.token_bytes(id)?.to_vec()).ok())
-            .collect();
+        let controls = tokenizer.control_texts().map(str::to_owned).collect();
         Ok((Self { packed, tokenizer, template, stop_tokens, controls, timings }, cpu))
     }
 
@@ -146,26 +140,20 @@ impl Model {
     /// The ids of a conversation that the assistant is to continue, or `None` if the model has no
     /// chat template.
     ///
-    /// Control tokens are those of the template alone: where a message's content spells one out, it
-    /// stays text. Templates write the begin-of-text token themselves; it is added only where the
-    /// model expects one and the text does not begin with it.
+    /// Control tokens are those of the template alone: where a message spells one out, in whatever
+    /// field, it stays text. Templates write the begin-of-text token themselves; it is added only
+    /// where the model expects one and the text does not begin with it.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Option<Vec<u32>>, Error> {
         use offshoot_models::Special;
         let Some(template) = &self.template else { return Ok(None) };
-        let marked: Vec<Message> = messages.iter().map(|m| self.mark_controls(m)).collect();
+        let disguise =
+            Disguise::of(messages, &self.controls).ok_or(Error::NoPrivateCharacterLeft)?;
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        let rendered = template.render(&marked, &options)?;
+        let rendered = template.render(&disguise.put_on(messages), &options)?;
         let mut ids = Vec::new();
-        // Inside marks stand a message's own words; one control token's text may hold another's.
-        let mut depth = 0usize;
-        for piece in rendered.split_inclusive([OPEN, CLOSE]) {
-            let special = if depth == 0 { Special::Parse } else { Special::Text };
-            ids.extend(self.tokenizer.encode(piece.trim_end_matches([OPEN, CLOSE]), special)?);
-            if piece.ends_with(OPEN) {
-                depth += 1;
-            } else if piece.ends_with(CLOSE) {
-                depth = depth.saturating_sub(1);
-            }
+        for (text, control) in self.tokenizer.cut_at_controls(&rendered) {
+            ids.extend(self.tokenizer.encode(&disguise.take_off(text), Special::Text)?);
+            ids.extend(control);
         }
         if let (true, Some(bos)) = (self.tokenizer.add_bos(), self.tokenizer.bos())
             && ids.first() != Some(&bos)
@@ -173,23 +161,6 @@ impl Model {
             ids.insert(0, bos);
         }
         Ok(Some(ids))
-    }
-
-    /// The message with marks around every control token that its content spells out. Marks of its
-    /// own would open such a place too, or close one, and are replaced.
-    fn mark_controls(&self, message: &Message) -> Message {
-        let mut message = message.clone();
-        if let Some(content) = &mut message.content {
-            if content.contains([OPEN, CLOSE]) {
-                *content = content.replace([OPEN, CLOSE], "\u{FFFD}");
-            }
-            for control in self.controls.iter().filter(|c| !c.is_empty()) {
-                if content.contains(control.as_str()) {
-                    *content = content.replace(control, &format!("{OPEN}{control}{CLOSE}"));
-                }
-            }
-        }
-        message
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use offshoot_kernels::{BlockType, FileMap};
 
-use crate::{Error, ModelConfig, TokenizerSpec, gguf};
+use crate::{Error, ModelConfig, TokenizerSpec, generation_config, gguf};
 
 /// How the rows of a stored matrix map to the canonical, Hugging Face order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,13 +196,20 @@ impl Checkpoint {
     }
 
     fn from_gguf(path: &Path, file: FileMap) -> Result<Self, Error> {
-        let contents = gguf::parse(&file).and_then(|parsed| parsed.contents()).map_err(|e| {
-            let what = match e {
-                Error::Gguf(what) => what,
-                other => other.to_string(),
-            };
-            Error::File { path: path.to_owned(), what }
-        })?;
+        let mut contents =
+            gguf::parse(&file).and_then(|parsed| parsed.contents()).map_err(|e| {
+                let what = match e {
+                    Error::Gguf(what) => what,
+                    other => other.to_string(),
+                };
+                Error::File { path: path.to_owned(), what }
+            })?;
+        if let Ok(tokenizer) = &contents.tokenizer {
+            let ends = generation_config::end_ids(path, &tokenizer.kinds)?;
+            contents.stop_tokens.extend(ends);
+            contents.stop_tokens.sort_unstable();
+            contents.stop_tokens.dedup();
+        }
         Ok(Self { path: path.to_owned(), files: vec![Arc::new(file)], contents })
     }
 
@@ -239,7 +246,8 @@ impl Checkpoint {
     }
 
     /// Ids at which an answer ends, ascending: what the file names as end of text, turn or message,
-    /// and control tokens whose text is a known end marker.
+    /// control tokens whose text is a known end marker, and what a `generation_config.json` beside
+    /// the file adds.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.contents.stop_tokens
     }

@@ -5,6 +5,9 @@ use std::mem;
 
 use crate::{Controls, Tokenizer};
 
+/// Room for the text of a token; few vocabularies have longer ones.
+const TOKEN_BYTES: usize = 256;
+
 /// Turns ids into text one at a time, never splitting a character.
 ///
 /// What all calls return, joined, is [`Tokenizer::decode`] of all ids. Bytes that may yet become a
@@ -16,18 +19,26 @@ pub struct Detokenizer<T> {
     tokenizer: T,
     controls: Controls,
     waiting: Vec<u8>,
+    /// What the last push gave; kept so that a push allocates nothing.
+    certain: String,
 }
 
 impl<T: Borrow<Tokenizer>> Detokenizer<T> {
     /// A detokenizer at the start of a text.
     pub fn new(tokenizer: T, controls: Controls) -> Self {
-        Self { tokenizer, controls, waiting: Vec::new() }
+        Self {
+            tokenizer,
+            controls,
+            waiting: Vec::with_capacity(TOKEN_BYTES),
+            certain: String::with_capacity(TOKEN_BYTES),
+        }
     }
 
     /// Takes the next id and returns the text that is certain now, often empty.
-    pub fn push(&mut self, id: u32) -> String {
+    pub fn push(&mut self, id: u32) -> &str {
         self.waiting.extend_from_slice(self.tokenizer.borrow().shown_bytes(id, self.controls));
-        let mut text = String::new();
+        let text = &mut self.certain;
+        text.clear();
         let mut rest = 0;
         for chunk in self.waiting.utf8_chunks() {
             text.push_str(chunk.valid());

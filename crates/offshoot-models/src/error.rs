@@ -44,9 +44,12 @@ pub enum Error {
     /// The tokenizer cannot be built or cannot encode.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// The chat template is wrong, refuses the conversation, or runs past its limits.
+    /// The chat template refuses the conversation, in its own words.
     #[error("chat template: {0}")]
     Template(String),
+    /// The chat template is wrong or runs past its limits: the fault is the model file's.
+    #[error("chat template: {0}")]
+    BrokenTemplate(String),
     /// A step was asked for that the model or its caches cannot take.
     #[error("step: {0}")]
     Step(String),

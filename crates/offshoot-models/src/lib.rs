@@ -8,6 +8,7 @@ mod dense;
 mod detokenizer;
 mod error;
 mod families;
+mod generation_config;
 pub mod gguf;
 mod identity;
 mod packed;

@@ -267,6 +267,19 @@ fn stop_tokens_are_the_union_of_ids_and_end_markers() {
 }
 
 #[test]
+fn a_generation_config_beside_the_file_adds_its_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, Tiny::llama().bytes()).unwrap();
+    let json = r#"{"eos_token_id": [2, 1, 99], "temperature": 0.7}"#;
+    std::fs::write(dir.path().join("generation_config.json"), json).unwrap();
+    assert_eq!(Checkpoint::open(&path).unwrap().stop_tokens(), [1, 2]);
+    std::fs::write(dir.path().join("generation_config.json"), "{").unwrap();
+    let error = Checkpoint::open(&path).unwrap_err().to_string();
+    assert!(error.contains("generation_config.json: "), "{error}");
+}
+
+#[test]
 fn what_is_no_gguf_file_is_called_by_its_name() {
     let dir = tempfile::tempdir().unwrap();
     for (bytes, expected) in [

@@ -5,11 +5,16 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use offshoot_models::{ChatTemplate, Message, RenderOptions};
 use proptest::prelude::*;
 use serde::Deserialize;
+
+mod support;
+use support::assert_one_line;
+use support::templates::{self, Hostile};
 
 #[derive(Deserialize)]
 struct Reference {
@@ -119,96 +124,46 @@ fn error_of(source: &str) -> String {
 
 #[test]
 fn hostile_templates_end_soon_with_one_line() {
-    let nested = |open: &str, close: &str, n: usize| open.repeat(n) + "1" + &close.repeat(n);
-    let lazy = |then: &str| {
-        format!(
-            "{{% set ns = namespace(s=[1]) %}}{{% for i in range(100000) %}}\
-             {{% set ns.s = ns.s{then} %}}{{% endfor %}}{{{{ ns.s | list }}}}"
-        )
-    };
-    let sources = [
-        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".to_owned(),
-        "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}".into(),
-        "{% include 'chat' %}".into(),
-        "{% extends 'chat' %}".into(),
-        "{% include '/etc/passwd' %}".into(),
-        "{% import 'chat' as c %}{{ c.x() }}".into(),
-        "{% for i in range(1000000000) %}{{ i }}{% endfor %}".into(),
-        "{% for i in range(10000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}".into(),
-        "{% for i in range(90000) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' }}{% endfor %}".into(),
-        "{{ 'x' * 100000000000 }}".into(),
-        "{{ [0] * 100000000000 }}".into(),
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}".into(),
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('x', 'xx') %}{% endfor %}".into(),
-        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}".into(),
-        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}".into(),
-        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s == [[ns.s[0], ns.s[0]], 1] or ns.s | string }}".into(),
-        "{% set ns = namespace(s=[]) %}{% for i in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s | tojson }}".into(),
-        "{{ '%999999999999d' | format(1) }}".into(),
-        "{{ '{:>99999999999}'.format(1) }}".into(),
-        "{{ [1] | tojson(indent=1000000000) | length / 0 }}".into(),
-        "{{ 2 ** 1000000000 }}".into(),
-        "{{ messages | tojson(bogus=1) }}".into(),
-        "{{ missing | tojson }}".into(),
-        "{{ raise_exception }}{{ messages.x.y }}".into(),
-        format!("{{{{ {} }}}}", nested("(", ")", 30_000)),
-        format!("{{{{ {} }}}}", nested("[", "]", 30_000)),
-        format!("{}{}", "{% if 1 %}".repeat(3_000), "{% endif %}".repeat(3_000)),
-        "{%".repeat(30_000),
-        "{% generation ".repeat(4_000),
-        "{% raw %}".repeat(6_000),
-        "x".repeat(1 << 20),
-        lazy("[::1]"),
-        lazy("|zip([1])"),
-        lazy("|chain([1])"),
-        format!("{{{{ 'a'{} }}}}", "~'a'".repeat(16_000)),
-        "{% generation %}".into(),
-        "{{ 1".into(),
-        "\u{0}{{ \u{0} }}".into(),
-    ];
-    for source in sources {
+    for Hostile { name, source } in templates::hostile(30_000).into_iter().chain(templates::late())
+    {
         let start = Instant::now();
         let error = error_of(&source);
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "{source:.80} took {:?}",
-            start.elapsed()
-        );
-        assert!(!error.contains('\n'), "{source:.80}: {error}");
-        assert!(error.starts_with("chat template: ") && error.len() < 400, "{source:.80}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(10), "{name} took {:?}", start.elapsed());
+        assert!(!error.contains('\n'), "{name}: {error}");
+        assert!(error.starts_with("chat template: ") && error.len() < 400, "{name}: {error}");
     }
 }
 
 /// Long chains are legal, but make deep trees; dropped values may be deep, too.
 #[test]
 fn long_chains_and_deep_values_do_not_use_up_the_stack() {
-    let fill = |open: &str, link: &str, close: &str| {
-        format!("{open}{}{close}", link.repeat((65_000 - open.len()) / link.len()))
-    };
-    let chains = [
-        fill("{{ ", "not ", "1 }}"),
-        fill("{{ ", "-", "1 }}"),
-        fill("{{ 1", "+1", " }}"),
-        fill("{{ 1", "|int", " }}"),
-        fill("{{ messages", ".a", " }}"),
-        fill("{{ messages", "[0]", " }}"),
-        fill("{{ messages", "()", " }}"),
-        fill("{{ 1", " if 1 else 1", " }}"),
-        fill("{{ 1", " and 1", " }}"),
-        fill("{{ 1", "<1", " }}"),
-        fill("{% if 0 %}", "{%elif 0%}", "{%endif%}"),
-        "{% set ns = namespace(s=[]) %}{% for i in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}".into(),
-        "{% set ns = namespace(s={}) %}{% for i in range(100000) %}{% set ns.s = {'a': ns.s} %}{% endfor %}{{ ns.s }}".into(),
-    ];
-    for source in chains {
+    for Hostile { name, source } in templates::deep(65_000) {
         let rendered = ChatTemplate::new(&source, None, None)
             .and_then(|template| template.render(&user("hi"), &RenderOptions::default()));
         // Some are refused for their depth, others print: either is right.
         match rendered {
-            Ok(text) => assert!(text.len() < 1 << 20),
-            Err(error) => assert!(!error.to_string().contains('\n')),
+            Ok(text) => assert!(text.len() < 1 << 20, "{name}"),
+            Err(error) => assert!(!error.to_string().contains('\n'), "{name}: {error}"),
         }
     }
+}
+
+#[test]
+fn the_committed_fuzz_corpus_still_passes() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/template");
+    let (mut printed, mut refused) = (0, 0);
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(source) = String::from_utf8(std::fs::read(&path).unwrap()) else { continue };
+        match templates::run(&source) {
+            Ok(_) => printed += 1,
+            Err(error) => {
+                assert_one_line(&error, &path.display().to_string());
+                refused += 1;
+            }
+        }
+    }
+    assert!(printed >= 8 && refused >= 30, "{printed} printed, {refused} refused");
 }
 
 #[test]

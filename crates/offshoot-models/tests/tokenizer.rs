@@ -320,7 +320,8 @@ proptest! {
         let tokenizer = Tokenizer::new(&rich(PreTokenizer::Gpt2)).unwrap();
         let controls = if keep { Controls::Keep } else { Controls::Skip };
         let mut detokenizer = Detokenizer::new(&tokenizer, controls);
-        let mut pushed: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+        let mut pushed = String::new();
+        ids.iter().for_each(|id| pushed.push_str(detokenizer.push(*id)));
         pushed += &detokenizer.finish();
         prop_assert_eq!(pushed, tokenizer.decode(&ids, controls));
         prop_assert_eq!(detokenizer.finish(), "");
@@ -332,7 +333,7 @@ fn characters_come_whole_and_as_soon_as_they_can() {
     let tokenizer = Tokenizer::new(&spec(PreTokenizer::Gpt2, &[])).unwrap();
     let mut detokenizer = Detokenizer::new(&tokenizer, Controls::Skip);
     let mut push = |bytes: &[u8]| -> Vec<String> {
-        bytes.iter().map(|byte| detokenizer.push(u32::from(*byte))).collect()
+        bytes.iter().map(|byte| detokenizer.push(u32::from(*byte)).to_owned()).collect()
     };
     assert_eq!(push("é😀".as_bytes()), ["", "é", "", "", "", "😀"]);
     // A byte that cannot go on ends what waits; a byte that can start nothing does not wait.

@@ -1,7 +1,6 @@
 //! What transformers computes from real models (`scripts/oracles/model_logits.py`), and how far an
 //! executor of ours is from it.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
-#![allow(dead_code)] // each test takes what it needs
 
 use std::path::Path;
 
@@ -18,8 +17,6 @@ pub(crate) type Run<'a> = &'a mut dyn FnMut(&[u32], usize) -> Vec<f32>;
 /// The numbers of one model.
 #[derive(Deserialize)]
 pub(crate) struct Reference {
-    /// Of the model file.
-    pub(crate) sha256: String,
     /// Of all weights, dequantised; see [`weights_sha256`].
     pub(crate) weights_sha256: String,
     prompts: Vec<Prompt>,
@@ -45,7 +42,6 @@ struct Position {
 #[derive(Deserialize)]
 struct Text {
     window: usize,
-    tokens: usize,
     tokens_sha256: String,
     scored: usize,
     nats_of_windows: Vec<f64>,
@@ -67,21 +63,20 @@ pub(crate) struct Distance {
     pub(crate) other_choice: usize,
 }
 
-/// How surprised a model is by the text, beside the reference.
-#[derive(Debug)]
-pub(crate) struct Surprise {
-    /// exp of the mean surprise.
-    pub(crate) perplexity: f64,
-    /// What it is in the reference.
-    pub(crate) reference: f64,
-    /// The greatest difference of a window's mean surprise, in nats a token.
-    pub(crate) window: f64,
-}
-
 impl Reference {
     /// The numbers of `logits_{name}.json`.
     pub(crate) fn read(name: &str) -> Self {
         serde_json::from_str(&data(&format!("logits_{name}.json"))).unwrap()
+    }
+
+    /// Tokens of the text that are predicted.
+    pub(crate) fn scored(&self) -> usize {
+        self.text.scored
+    }
+
+    /// exp of the mean surprise at the text.
+    pub(crate) fn perplexity(&self) -> f64 {
+        self.text.perplexity
     }
 
     /// Runs each prompt and compares the logits of its last positions.
@@ -108,28 +103,24 @@ impl Reference {
         distance
     }
 
-    /// Runs the text, `tokens` of [`text`], in the reference's windows.
-    pub(crate) fn surprise(&self, tokens: &[u32], run: Run<'_>) -> Surprise {
+    /// Runs the first `windows` of the text, `tokens` of [`text`], and gives the greatest difference
+    /// of a window's mean surprise, in nats a token.
+    pub(crate) fn surprise(&self, tokens: &[u32], windows: usize, run: Run<'_>) -> f64 {
         let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         assert_eq!(sha256(&bytes), self.text.tokens_sha256, "the reference's tokens");
-        let (mut total, mut greatest) = (0.0, 0.0f64);
-        let windows = tokens.chunks(self.text.window);
-        assert_eq!(windows.len(), self.text.nats_of_windows.len());
-        for (window, reference) in windows.zip(&self.text.nats_of_windows) {
+        let mut greatest = 0.0f64;
+        let all = tokens.chunks(self.text.window);
+        assert_eq!(all.len(), self.text.nats_of_windows.len());
+        for (window, reference) in all.zip(&self.text.nats_of_windows).take(windows) {
             let logits = run(window, window.len());
             let rows = logits.chunks(logits.len() / window.len());
             let surprises = rows
                 .zip(&window[1..])
                 .map(|(row, &next)| log_sum_exp(row) - f64::from(row[next as usize]));
             let nats: f64 = surprises.sum();
-            total += nats;
             greatest = greatest.max((nats - reference).abs() / window.len() as f64);
         }
-        Surprise {
-            perplexity: (total / self.text.scored as f64).exp(),
-            reference: self.text.perplexity,
-            window: greatest,
-        }
+        greatest
     }
 }
 
@@ -151,8 +142,7 @@ fn data(file: &str) -> String {
     std::fs::read_to_string(folder.join(file)).unwrap()
 }
 
-/// In hexadecimal.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
+fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

@@ -13,6 +13,9 @@
 
 use crate::Error;
 
+/// Room for the newest piece, so that most texts take one allocation.
+const PIECE_BYTES: usize = 256;
+
 /// What a push lets out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Emit<'a> {
@@ -41,7 +44,9 @@ impl StopMatcher {
         if let Some(index) = stops.iter().position(String::is_empty) {
             return Err(Error::EmptyStop { index });
         }
-        Ok(Self { stops, buffer: String::new(), n_emitted: 0, stopped: None })
+        let longest = stops.iter().map(String::len).max().unwrap_or(0);
+        let buffer = String::with_capacity(longest + PIECE_BYTES);
+        Ok(Self { stops, buffer, n_emitted: 0, stopped: None })
     }
 
     /// Takes the next piece of text and returns what may be shown.

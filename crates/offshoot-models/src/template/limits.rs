@@ -26,7 +26,7 @@ pub(super) enum Broken {
 
 impl From<Broken> for Error {
     fn from(broken: Broken) -> Self {
-        Error::Template(match broken {
+        Error::BrokenTemplate(match broken {
             Broken::Late => format!("it does not end within {} s", TIME_LIMIT.as_secs()),
             Broken::Panicked => "the template engine failed on it".to_owned(),
             Broken::NoThread => "no thread to run it can be started".to_owned(),

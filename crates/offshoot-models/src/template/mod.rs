@@ -12,6 +12,7 @@
 mod generation;
 mod json;
 mod limits;
+mod namespaces;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,6 +25,7 @@ use limits::{Broken, Printed};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
+use namespaces::Namespaces;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -121,10 +123,11 @@ impl ChatTemplate {
     /// Compiles `source`; `bos` and `eos` are what it sees as `bos_token` and `eos_token`.
     ///
     /// # Errors
-    /// Fails on a source that is no template, is too long, or is nested too deeply.
+    /// [`Error::BrokenTemplate`] on a source that is no template, is too long, or is nested too
+    /// deeply.
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self, Error> {
         if source.len() > SOURCE_LIMIT {
-            return Err(Error::Template(format!(
+            return Err(Error::BrokenTemplate(format!(
                 "the source has {} bytes, at most {SOURCE_LIMIT} are taken",
                 source.len()
             )));
@@ -136,7 +139,7 @@ impl ChatTemplate {
             Ok(environment)
         })?;
         Ok(Self {
-            environment: environment.map_err(|e: minijinja::Error| Error::Template(reason(&e)))?,
+            environment: environment.map_err(|e: minijinja::Error| reason(&e))?,
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
             late: AtomicBool::new(false),
@@ -146,8 +149,9 @@ impl ChatTemplate {
     /// The text of `messages`.
     ///
     /// # Errors
-    /// Fails with the template's own words if it refuses the conversation, with place and reason
-    /// if it is wrong, and when it has used up its fuel or printed too much.
+    /// [`Error::Template`] with the template's own words if it refuses the conversation;
+    /// [`Error::BrokenTemplate`] with place and reason if it is wrong, and when it has used up its
+    /// fuel or printed too much.
     pub fn render(
         &self,
         messages: &[Message],
@@ -160,23 +164,34 @@ impl ChatTemplate {
         let fuel = FUEL + FUEL_PER_MESSAGE * turns + size / BYTES_PER_FUEL;
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel.min(FUEL_LIMIT) as u64));
-        let context = self.context(&messages, options);
+        let namespaces = Namespaces::default();
+        let context = self.context(&messages, options, &namespaces);
         let limit = OUTPUT_LIMIT + OUTPUT_PER_BYTE * size;
         if self.late.load(Ordering::Relaxed) {
             return Err(Broken::Late.into());
         }
-        let printed = limits::run(move || print(&environment, context, limit));
+        let printed = limits::run(move || {
+            let printed = print(&environment, context, limit);
+            namespaces.empty();
+            printed
+        });
         self.late.fetch_or(matches!(printed, Err(Broken::Late)), Ordering::Relaxed);
-        printed?.map_err(Error::Template)
+        printed?
     }
 
     /// The variables that transformers gives a template.
-    fn context(&self, messages: &serde_json::Value, options: &RenderOptions<'_>) -> Value {
+    fn context(
+        &self,
+        messages: &serde_json::Value,
+        options: &RenderOptions<'_>,
+        namespaces: &Namespaces,
+    ) -> Value {
         let now = options.now;
         let mut variables = vec![
             ("messages", value_of(messages)),
             ("tools", options.tools.map_or(Value::from(()), value_of)),
             ("documents", Value::from(())),
+            ("namespace", namespaces.function()),
             ("add_generation_prompt", Value::from(options.add_generation_prompt)),
             ("strftime_now", Value::from_function(move |format: &str| strftime(now, format))),
         ];
@@ -188,14 +203,17 @@ impl ChatTemplate {
 }
 
 /// Renders the template, or says in one line why not.
-fn print(environment: &Environment<'_>, context: Value, limit: usize) -> Result<String, String> {
+fn print(environment: &Environment<'_>, context: Value, limit: usize) -> Result<String, Error> {
     let mut printed = Printed { text: Vec::new(), limit };
     let template = environment.get_template(NAME);
     let done = template.and_then(|it| it.render_captured_to(context, &mut printed).map(drop));
     match done {
-        Err(_) if printed.is_full() => Err(format!("it prints more than {limit} bytes")),
+        Err(_) if printed.is_full() => {
+            Err(Error::BrokenTemplate(format!("it prints more than {limit} bytes")))
+        }
         Err(error) => Err(reason(&error)),
-        Ok(()) => String::from_utf8(printed.text).map_err(|e| format!("it printed no text: {e}")),
+        Ok(()) => String::from_utf8(printed.text)
+            .map_err(|e| Error::BrokenTemplate(format!("it printed no text: {e}"))),
     }
 }
 
@@ -239,22 +257,23 @@ fn python_method(
 #[error("{0}")]
 struct Raised(String);
 
-/// One line on what went wrong: the template's own words, or the engine's.
-fn reason(error: &minijinja::Error) -> String {
+/// One line on what went wrong: the template's own words as it refuses, or the engine's.
+fn reason(error: &minijinja::Error) -> Error {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut out_of_fuel = false;
     while let Some(cause) = source {
         if let Some(raised) = cause.downcast_ref::<Raised>() {
-            return raised.0.clone();
+            return Error::Template(raised.0.replace(['\n', '\r'], " "));
         }
         let engine = cause.downcast_ref::<minijinja::Error>();
         out_of_fuel |= engine.is_some_and(|engine| engine.kind() == ErrorKind::OutOfFuel);
         source = cause.source();
     }
     if out_of_fuel {
-        return "it runs longer or makes more data than a template may".to_owned();
+        let what = "it runs longer or makes more data than a template may";
+        return Error::BrokenTemplate(what.to_owned());
     }
-    error.to_string().replace(['\n', '\r'], " ")
+    Error::BrokenTemplate(error.to_string().replace(['\n', '\r'], " "))
 }
 
 /// Python's `datetime.now().strftime(format)`.

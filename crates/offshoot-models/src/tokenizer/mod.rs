@@ -101,6 +101,30 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Cuts `text` at the control tokens that it spells out: each piece of plain text with the
+    /// control token behind it, and last the text behind all of them.
+    ///
+    /// Pieces encoded with [`Special::Text`], and the tokens between them, are what
+    /// [`Tokenizer::encode`] gives with [`Special::Parse`].
+    pub fn cut_at_controls<'t>(&self, text: &'t str) -> Vec<(&'t str, Option<u32>)> {
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        for (start, end, id) in self.added.find(text) {
+            if self.is_control(id) {
+                pieces.push((&text[done..start], Some(id)));
+                done = end;
+            }
+        }
+        pieces.push((&text[done..], None));
+        pieces
+    }
+
+    /// The texts of all control tokens.
+    pub fn control_texts(&self) -> impl Iterator<Item = &str> {
+        let added = self.added_ids.iter().filter(|(_, id)| self.is_control(**id));
+        added.map(|(text, _)| text.as_str()).filter(|text| !text.is_empty())
+    }
+
     /// Appends the ids of text that has no added tokens.
     fn encode_plain(
         &self,

@@ -1,7 +1,9 @@
-//! What several tests of this crate share: small models and hostile files.
+//! What several tests of this crate share: small models, hostile files and templates.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
+#![allow(dead_code)] // each test takes what it needs
 
 pub(crate) mod hostile;
+pub(crate) mod templates;
 pub(crate) mod tiny;
 
 /// Walks everything that a file's bytes give, as a program that trusts the reader would: every
