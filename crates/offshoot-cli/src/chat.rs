@@ -51,6 +51,9 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
     let mut editor = DefaultEditor::new().map_err(terminal)?;
     let mut messages: Vec<Message> =
         system.iter().map(|text| Message::new("system", *text)).collect();
+    if model.template().is_none() {
+        note("this model has no chat template: the raw text of the messages is continued");
+    }
     note("/help lists commands, Ctrl-D leaves.");
     while let Some(input) = read_input(&mut editor)? {
         match input {

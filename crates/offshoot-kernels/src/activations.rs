@@ -142,18 +142,13 @@ impl Activations {
     }
 
     fn reserve(&mut self, (tokens, cols): (usize, usize), forms: Forms) {
-        fn grow<T: crate::buffer::Plain>(buffer: &mut Buffer<T>, len: usize) {
-            if buffer.len() < len {
-                *buffer = Buffer::zeroed(len);
-            }
-        }
         let panels = tokens.div_ceil(PANEL);
-        grow(&mut self.x, tokens * cols);
+        self.x.grow(tokens * cols);
         if forms.q8 {
-            grow(&mut self.lines, panels * PANEL * LINE * (cols / 32));
+            self.lines.grow(panels * PANEL * LINE * (cols / 32));
         }
         if forms.bf16 {
-            grow(&mut self.bf16, tokens * cols.next_multiple_of(2));
+            self.bf16.grow(tokens * cols.next_multiple_of(2));
             if cols % 2 == 1 {
                 self.bf16.fill(0);
             }
@@ -245,9 +240,12 @@ unsafe fn quantize_blocks_lanes<L: Lanes>(
             let line = lines.slice(first + b * stride, LINE);
             let (x0, x1) = (L::load(x.as_ptr()), L::load(x.as_ptr().add(16)));
             let greatest = L::greatest(L::max(L::abs(x0), L::abs(x1)));
-            // Written so that a NaN is kept: it must reach the logits, where it is an error.
             let (d, inverse) =
                 if greatest <= 1e-30 { (0.0, 0.0) } else { (greatest / 127.0, 127.0 / greatest) };
+            // Zero, or a NaN where an input is none of the finite numbers: it must reach the logits,
+            // where it is an error.
+            let zero = L::splat(0.0);
+            let d = d + L::sum(L::fma(x0, zero, L::mul(x1, zero)));
             let q0 = L::to_i32(L::mul(x0, L::splat(inverse)));
             let q1 = L::to_i32(L::mul(x1, L::splat(inverse)));
             let p = line.as_mut_ptr();
@@ -258,11 +256,11 @@ unsafe fn quantize_blocks_lanes<L: Lanes>(
             let floats = p.cast::<f32>();
             floats.add(8).write_unaligned(d);
             floats.add(9).write_unaligned(d * (s0 + s1));
-            floats.add(10).cast::<i32>().write_unaligned(-((s0 + s1) as i32));
+            floats.add(10).cast::<i32>().write_unaligned(((s0 + s1) as i32).wrapping_neg());
             floats.add(11).write_unaligned(d * s0);
             floats.add(12).write_unaligned(d * s1);
-            floats.add(13).cast::<i32>().write_unaligned(-(s0 as i32));
-            floats.add(14).cast::<i32>().write_unaligned(-(s1 as i32));
+            floats.add(13).cast::<i32>().write_unaligned((s0 as i32).wrapping_neg());
+            floats.add(14).cast::<i32>().write_unaligned((s1 as i32).wrapping_neg());
         }
     }
 }

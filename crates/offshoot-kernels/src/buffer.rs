@@ -59,6 +59,16 @@ impl<T: Plain> Buffer<T> {
         Self { ptr, len, map: None }
     }
 
+    /// Makes the slice at least `len` long. Where it was shorter, all of it is zero afterwards.
+    ///
+    /// # Panics
+    /// As [`Buffer::zeroed`].
+    pub fn grow(&mut self, len: usize) {
+        if self.len < len {
+            *self = Self::zeroed(len);
+        }
+    }
+
     /// `len` zeroes, mapped page by page as they are touched, whatever their number: for room that
     /// is reserved early and filled late.
     ///

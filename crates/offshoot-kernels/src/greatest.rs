@@ -20,6 +20,14 @@ pub struct Greatest {
 }
 
 impl Greatest {
+    /// The greatest of `row`; `Err` is the first place that holds no number, or 0 of an empty row.
+    pub fn of(row: &[f32]) -> Result<Self, u32> {
+        match argmax(row) {
+            Some(index) => Ok(Self { index: index as u32, value: row[index] }),
+            None => Err(row.iter().position(|x| x.is_nan()).unwrap_or(0) as u32),
+        }
+    }
+
     /// Whether `self` comes before `other`.
     fn beats(self, other: Self) -> bool {
         match self.value.partial_cmp(&other.value) {
@@ -94,16 +102,15 @@ pub fn multiply_greatest(
 impl Found {
     /// Takes note of outputs `products` from index `first` on.
     fn look(&mut self, first: usize, products: &[f32]) {
-        match argmax(products) {
-            Some(at) => {
-                let new = Greatest { index: (first + at) as u32, value: products[at] };
+        match Greatest::of(products) {
+            Ok(found) => {
+                let new = Greatest { index: first as u32 + found.index, ..found };
                 if self.best.is_none_or(|best| new.beats(best)) {
                     self.best = Some(new);
                 }
             }
-            None => {
-                let at = products.iter().position(|x| x.is_nan()).unwrap_or(0);
-                let place = (first + at) as u32;
+            Err(at) => {
+                let place = first as u32 + at;
                 self.nan = Some(self.nan.map_or(place, |nan| nan.min(place)));
             }
         }

@@ -187,7 +187,7 @@ impl Team {
     /// pieces of half of what is left, at least `grain`; who is done takes from the others.
     ///
     /// # Panics
-    /// As [`Team::run`]; or if there are more than 2^32 items.
+    /// As [`Team::run`]; or if there are 2^32 items or more. Must not be called from inside a job.
     pub fn for_pieces<F>(&self, items: usize, grain: usize, job: F)
     where
         F: Fn(usize, std::ops::Range<usize>) + Sync,

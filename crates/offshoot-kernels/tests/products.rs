@@ -5,8 +5,8 @@
 use half::f16;
 use offshoot_kernels::{
     Activations, BlockType, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch, Isa,
-    PackedMatrix, Product, SharedBytes, argmax, form_for, multiply, multiply_gated,
-    multiply_greatest, silu_gate,
+    PackedMatrix, Product, SharedBytes, form_for, multiply, multiply_gated, multiply_greatest,
+    silu_gate,
 };
 use proptest::prelude::*;
 
@@ -319,16 +319,31 @@ proptest! {
                 multiply(&cpu, &acts, &mut [one]);
                 let expected: Vec<_> = all
                     .chunks_exact(2 * half)
-                    .map(|row| match argmax(row) {
-                        Some(i) => Ok(Greatest { index: i as u32, value: row[i] }),
-                        None => Err(row.iter().position(|x| x.is_nan()).unwrap() as u32),
-                    })
+                    .map(Greatest::of)
                     .collect();
                 let mut found = Vec::new();
                 let scratch = &mut GreatestScratch::default();
                 multiply_greatest(&cpu, &acts, (&w, bias), scratch, &mut found);
                 prop_assert_eq!(&found, &expected, "{} {}", isa, block);
             }
+        }
+    }
+}
+
+#[test]
+fn an_input_that_is_no_number_reaches_every_output() {
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 1);
+        for block in BlockType::ALL {
+            let (cols, mut random) = (256, Random(5));
+            let w = pack(&cpu, block, 16, cols, &random_rows(block, 16, cols, &mut random));
+            for at in 0..64 {
+                let mut x: Vec<f32> = (0..cols).map(|_| random.unit()).collect();
+                x[at] = f32::NAN;
+                let out = product(&cpu, &w, &x, 1);
+                assert!(out.iter().all(|y| y.is_nan()), "{isa} {block} input {at}");
+            }
+            assert!(product(&cpu, &w, &vec![f32::NAN; cols], 1).iter().all(|y| y.is_nan()));
         }
     }
 }

@@ -63,3 +63,24 @@ fn bits_do_not_depend_on_instructions_threads_or_chunks() {
         }
     }
 }
+
+#[test]
+fn nothing_asked_is_nothing_given() {
+    let cpu = Cpu::new(Isa::best(), 2);
+    let model = PackedModel::load(Arc::new(checkpoint(MODELS[0])), &cpu, None).unwrap();
+    let mut executor = PackedExecutor::new(cpu, model.config());
+    assert!(executor.step(&model, &mut [], &mut NoHooks).unwrap().is_empty());
+    assert!(executor.step_greatest(&model, &mut [], &mut NoHooks).unwrap().is_empty());
+    let mut cache = model.new_cache(4);
+    let segment = Segment {
+        cache: &mut cache,
+        tokens: &[1],
+        parents: &chain(1),
+        positions: &[0],
+        rope: RopeId::default(),
+        variant: VariantId::default(),
+        logits: LogitRows::Last,
+    };
+    assert_eq!(executor.step_greatest(&model, &mut [segment], &mut NoHooks).unwrap().len(), 1);
+    assert!(executor.logits_mut().is_empty(), "logits that no step gave");
+}

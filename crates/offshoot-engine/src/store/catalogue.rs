@@ -111,14 +111,12 @@ impl Catalogue {
     /// # Errors
     /// [`StoreError::Catalogue`], with the model and the field.
     pub fn parse(json: &str) -> Result<Self, StoreError> {
-        let catalogue: Self =
-            serde_json::from_str(json).map_err(|e| StoreError::Catalogue(e.to_string()))?;
+        let catalogue: Self = serde_json::from_str(json).map_err(|e| malformed(&e.to_string()))?;
         let mut names = std::collections::HashSet::new();
         for model in &catalogue.models {
-            check_model(model)
-                .map_err(|why| StoreError::Catalogue(format!("{:?}: {why}", model.name)))?;
+            check_model(model).map_err(|why| malformed(&format!("{:?}: {why}", model.name)))?;
             if !names.insert(model.name.to_ascii_lowercase()) {
-                return Err(StoreError::Catalogue(format!("{} is listed twice", model.name)));
+                return Err(malformed(&format!("{:?} is listed twice", model.name)));
             }
         }
         Ok(catalogue)
@@ -133,6 +131,11 @@ impl Catalogue {
     pub fn get(&self, name: &str) -> Option<&CatalogueModel> {
         self.models.iter().find(|m| m.name.eq_ignore_ascii_case(name))
     }
+}
+
+/// The error of one line: what the file says may hold line breaks.
+fn malformed(what: &str) -> StoreError {
+    StoreError::Catalogue(what.replace(|c: char| c.is_control() || c == '\u{2028}', " "))
 }
 
 fn check_model(model: &CatalogueModel) -> Result<(), String> {

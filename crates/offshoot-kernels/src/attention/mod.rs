@@ -19,6 +19,9 @@
 //! and the result is `O / L`. This is the running softmax of Milakov & Gimelshein 2018,
 //! <https://arxiv.org/abs/1805.02867>, with fixed cuts.
 //!
+//! What a row does not see has weight zero, which hides everything but a NaN: one in a row's values
+//! may reach the results of rows before it in the step. It is an error wherever it goes.
+//!
 //! Queries and keys are rotated by their positions on the way in, and the result is brought into the
 //! forms that the next product reads on the way out, so that neither takes a pass of its own.
 
@@ -31,10 +34,12 @@ use crate::kv_cache::{KEYS, key_offset};
 use crate::{Activations, Buffer, Cpu, Forms, KvCache, rotate};
 use chunk::{CHUNK, Pass, Source, chunk_pass, clear, merge, narrow};
 
-/// Query vectors of an item at most.
-const ITEM_VECTORS: usize = 64;
+/// Query vectors of an item at most, and so the query heads that may share a head of keys.
+pub const ITEM_VECTORS: usize = 64;
 /// Steps of no more rows share out their chunks too.
 const FEW_ROWS: usize = 16;
+/// But not where that would keep the results of more chunks than this, over all rows.
+const FEW_ROW_CHUNKS: usize = 2048;
 
 /// The rows that one sequence has in a step. Rows of a step are those of its sequences, in order.
 pub trait SequenceRows: Sync {
@@ -136,9 +141,10 @@ pub fn attend<S: SequenceRows>(
         let (queries, keys) = (&mut scratch.queries, &mut scratch.keys);
         enter(cpu, layer, shape, s, first, heads, (queries, keys));
     }
-    let few = shape.rows <= FEW_ROWS;
+    let longest = sequences.iter().map(|s| s.cache().len() + s.parents().len()).max();
+    let chunks = longest.unwrap_or(0).div_ceil(CHUNK);
+    let few = shape.rows <= FEW_ROWS && shape.rows * chunks <= FEW_ROW_CHUNKS;
     plan(sequences, shape, cpu.team().threads(), few, scratch);
-    let chunks = scratch.visible.iter().max().map_or(0, |&most| most.div_ceil(CHUNK));
     scratch.reserve(cpu.team().threads(), shape, if few { chunks } else { 0 });
     let AttentionScratch { members, tails, partials, queries, items, ancestors, visible, .. } =
         scratch;
@@ -401,17 +407,11 @@ struct Job<'a, S> {
     ancestors: &'a [u32],
 }
 
-fn grow<T: crate::buffer::Plain>(buffer: &mut Buffer<T>, len: usize) {
-    if buffer.len() < len {
-        *buffer = Buffer::zeroed(len);
-    }
-}
-
 impl AttentionScratch {
     fn reserve_inputs(&mut self, shape: Shape) {
         let rows = shape.rows * shape.kv_heads;
-        grow(&mut self.queries, rows * shape.group * shape.stored);
-        grow(&mut self.keys, rows * shape.head_dim);
+        self.queries.grow(rows * shape.group * shape.stored);
+        self.keys.grow(rows * shape.head_dim);
     }
 
     /// Room for the partial results of `chunks` chunks and for what each member works in.
@@ -422,8 +422,8 @@ impl AttentionScratch {
             self.members.push(Buffer::zeroed(0));
             self.tails.push(Buffer::zeroed(0));
         }
-        self.members.iter_mut().for_each(|member| grow(member, room));
-        self.tails.iter_mut().for_each(|tails| grow(tails, tail));
+        self.members.iter_mut().for_each(|member| member.grow(room));
+        self.tails.iter_mut().for_each(|tails| tails.grow(tail));
         let partials = shape.kv_heads * chunks * shape.rows * shape.group * shape.width();
         if self.partials.len() < partials {
             // Twice the need, so that a growing context does not ask at every chunk.

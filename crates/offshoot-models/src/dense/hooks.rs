@@ -16,7 +16,8 @@ pub trait DenseHooks {
     }
 
     /// What to add to a matrix's product for one segment, if anything: `x` is the input
-    /// `[rows, cols]`, the answer is `[rows, width]`. Asked of every matrix but the output head.
+    /// `[rows, cols]`, the answer is `[rows, width]`. Asked of every matrix; of the
+    /// output head for the rows whose logits are asked for.
     ///
     /// # Errors
     /// Its own, which end the step.

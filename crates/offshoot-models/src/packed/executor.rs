@@ -2,8 +2,8 @@
 
 use offshoot_kernels::{
     Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch, Heads,
-    KvCache, Product, RopeTable, SequenceRows, add_assign, argmax, attend, multiply,
-    multiply_gated, multiply_greatest, multiply_perturbed, rms_norm, silu_gate,
+    KvCache, Product, RopeTable, SequenceRows, add_assign, attend, multiply, multiply_gated,
+    multiply_greatest, multiply_perturbed, rms_norm, silu_gate,
 };
 
 use super::hooks::{Hooks, SegmentRows};
@@ -40,9 +40,7 @@ impl Rows {
     }
 
     fn reserve(&mut self, rows: usize) {
-        if self.data.len() < rows * self.width {
-            self.data = Buffer::zeroed(rows * self.width);
-        }
+        self.data.grow(rows * self.width);
     }
 
     fn get(&self, rows: usize) -> &[f32] {
@@ -77,6 +75,8 @@ pub struct PackedExecutor {
     /// The step's rows whose logits are asked for, and how many of them each segment has.
     logit_rows: Vec<usize>,
     logit_counts: Vec<usize>,
+    /// Rows of logits that the last step wrote.
+    logits_given: usize,
     greatest: Vec<Result<Greatest, u32>>,
     greatest_scratch: GreatestScratch,
     tokens: Vec<u32>,
@@ -109,6 +109,7 @@ impl PackedExecutor {
             scratch: AttentionScratch::new(),
             logit_rows: Vec::new(),
             logit_counts: Vec::new(),
+            logits_given: 0,
             greatest: Vec::new(),
             greatest_scratch: GreatestScratch::default(),
             tokens: Vec::new(),
@@ -154,9 +155,9 @@ impl PackedExecutor {
         Ok(&self.greatest)
     }
 
-    /// What the last [`PackedExecutor::step`] gave.
+    /// What the last [`PackedExecutor::step`] gave; nothing if it failed or gave something else.
     pub fn logits_mut(&mut self) -> &mut [f32] {
-        self.logits.get_mut(self.logit_rows.len())
+        self.logits.get_mut(self.logits_given)
     }
 
     /// What the last [`PackedExecutor::step_greatest`] gave.
@@ -176,6 +177,7 @@ impl PackedExecutor {
         self.logit_rows.clear();
         self.logit_counts.clear();
         self.greatest.clear();
+        self.logits_given = 0;
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
             if s.cache.len() + s.tokens.len() > s.cache.capacity() {
@@ -200,6 +202,9 @@ impl PackedExecutor {
             self.logit_counts.push(logit_rows.len() - before);
         }
         let rows = self.tokens.len();
+        if rows == 0 {
+            return Ok(());
+        }
         for register in [
             &mut self.residual,
             &mut self.query,
@@ -473,6 +478,7 @@ impl Executor for Run<'_, '_> {
             logits,
             logit_rows,
             logit_counts,
+            logits_given,
             greatest,
             greatest_scratch,
             ..
@@ -513,11 +519,11 @@ impl Executor for Run<'_, '_> {
             }
             first += rows;
         }
-        if self.want == Head::Greatest {
-            greatest.extend(logits.get(n).chunks_exact(vocab).map(|row| match argmax(row) {
-                Some(index) => Ok(Greatest { index: index as u32, value: row[index] }),
-                None => Err(row.iter().position(|x| x.is_nan()).unwrap_or(0) as u32),
-            }));
+        match self.want {
+            Head::Logits => *logits_given = n,
+            Head::Greatest => {
+                greatest.extend(logits.get(n).chunks_exact(vocab).map(Greatest::of));
+            }
         }
         Ok(())
     }

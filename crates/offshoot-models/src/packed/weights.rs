@@ -5,15 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    BlockType, Buffer, Cpu, Forms, KvCache, PackedMatrix, SharedBytes, TileError, form_for,
+    BlockType, Buffer, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, SharedBytes, TileError,
+    form_for,
 };
 
 use crate::{
     Architecture, Blueprint, Checkpoint, Error, LinearId, LinearSpec, ModelConfig, VectorId,
 };
 
-/// Query heads that the kernels let share a head of keys.
-const MAX_GROUP: usize = 64;
 /// First bytes of a file of packed tiles.
 const MAGIC: &[u8; 8] = b"OFFSPACK";
 /// Rises whenever tiles change their layout.
@@ -219,7 +218,7 @@ fn pack_all(
 /// (a fifth for one thread), and every byte has to be looked at for the digest anyway.
 fn open_cache(cache: WeightCache<'_>, cpu: &Cpu, total: usize) -> Option<Buffer<u8>> {
     let mut file = std::fs::File::open(cache.path).ok()?;
-    let length = u64::try_from(HEADER + total).ok()?;
+    let length = u64::try_from(HEADER.checked_add(total)?).ok()?;
     let mut head = [0; HEADER];
     if file.metadata().ok()?.len() != length || file.read_exact(&mut head).is_err() {
         return None;
@@ -234,14 +233,15 @@ fn open_cache(cache: WeightCache<'_>, cpu: &Cpu, total: usize) -> Option<Buffer<
             .chunks_mut(share)
             .enumerate()
             .map(|(i, part)| {
-                scope.spawn(move || {
+                let read = move || {
                     let mut file = std::fs::File::open(cache.path)?;
                     file.seek(SeekFrom::Start((HEADER + i * share) as u64))?;
                     file.read_exact(part)
-                })
+                };
+                std::thread::Builder::new().spawn_scoped(scope, read)
             })
             .collect();
-        readers.into_iter().all(|reader| matches!(reader.join(), Ok(Ok(()))))
+        readers.into_iter().all(|reader| matches!(reader.map(|r| r.join()), Ok(Ok(Ok(())))))
     });
     let whole = read && head[HEADER - 48..HEADER - 16] == *digest(&tiles).as_bytes();
     whole.then_some(tiles)
