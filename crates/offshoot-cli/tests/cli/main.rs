@@ -10,8 +10,6 @@ mod interrupts;
 mod pulls;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]
-#[allow(dead_code)] // that crate's own tests use the rest
 mod models;
 #[path = "../../../offshoot-engine/tests/store/server.rs"]
-#[allow(dead_code)] // that crate's own tests use the rest
 mod server;
