@@ -12,4 +12,5 @@ mod pulls;
 #[path = "../../../offshoot-models/tests/support/mod.rs"]
 mod models;
 #[path = "../../../offshoot-engine/tests/store/server.rs"]
+#[allow(dead_code)] // that crate's own tests use the rest
 mod server;
