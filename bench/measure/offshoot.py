@@ -8,7 +8,7 @@ import tempfile
 from measure.process import ProgramError, run
 from measure.prompts import LONG_PROMPT, N_CONTEXT, N_DECODED, PROMPT
 
-FIELDS = ("prompt_tokens_per_s", "decode_tokens_per_s", "step_ms", "step_bytes", "kv_bytes",
+FIELDS = ("prompt_tokens_per_s", "decode_tokens_per_s", "steps", "step_bytes", "kv_bytes",
           "read_bandwidth_gb_s")
 
 
@@ -42,13 +42,14 @@ class Offshoot:
             raise ProgramError("offshoot bench --json printed something else than JSON") from error
         if missing:
             raise ProgramError(f"offshoot bench --json lacks {', '.join(missing)}")
-        figures["step_ms"] = {int(k): ms for k, ms in figures["step_ms"].items()}
+        figures["step_ms"] = {step["tokens"]: step["ms"] for step in figures["steps"]}
         return figures
 
     def complete(self, model, prompt, n_tokens, cache=None):
         """One run of `offshoot run`, greedy, on a context of 2048."""
         command = [self.path, "run", model.path, prompt, "--max-tokens", n_tokens,
-                   "--temperature", 0, "--threads", self.threads, "--ctx-size", N_CONTEXT]
+                   "--temperature", 0, "--ignore-eos", "--threads", self.threads,
+                   "--ctx-size", N_CONTEXT]
         return run(command, self.environment(cache or self.home.name))
 
     def first_token_s(self, model, is_packed):

@@ -34,7 +34,7 @@ else:
 '''
 BENCH = {"prompt_tokens_per_s": 3000, "decode_tokens_per_s": 300, "step_bytes": 100_000_000,
          "kv_bytes": 1_000_000, "read_bandwidth_gb_s": 30.0,
-         "step_ms": {"1": 4.0, "4": 5.0, "8": 8.0, "16": 10.0}}
+         "steps": [{"tokens": k, "ms": ms} for k, ms in ((1, 4.0), (4, 5.0), (8, 8.0), (16, 10.0))]}
 
 
 def text(string):

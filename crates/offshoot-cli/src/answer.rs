@@ -91,7 +91,7 @@ pub(crate) fn generate_options(args: &AnswerArgs) -> Result<GenerateOptions, Fai
         choice: 0,
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
-        ignore_eos: false,
+        ignore_eos: args.ignore_eos,
         logprobs: args.logprobs.map(usize::from),
     };
     options.sampling.validate().map_err(offshoot_engine::Error::from)?;

@@ -145,6 +145,9 @@ pub(crate) struct AnswerArgs {
     /// End the answer before this text; may be given several times.
     #[arg(long, env = "OFFSHOOT_STOP")]
     pub(crate) stop: Vec<String>,
+    /// Go on behind the model's own end tokens, for measuring.
+    #[arg(long, env = "OFFSHOOT_IGNORE_EOS", value_parser = FalseyValueParser::new())]
+    pub(crate) ignore_eos: bool,
     /// Give the log-probabilities of this many alternatives a token; they are part of the JSON.
     #[arg(
         long, env = "OFFSHOOT_LOGPROBS", requires = "json",
