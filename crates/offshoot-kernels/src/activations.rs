@@ -242,17 +242,18 @@ unsafe fn quantize_blocks_lanes<L: Lanes>(
             let greatest = L::greatest(L::max(L::abs(x0), L::abs(x1)));
             let (d, inverse) =
                 if greatest <= 1e-30 { (0.0, 0.0) } else { (greatest / 127.0, 127.0 / greatest) };
-            // Zero, or a NaN where an input is none of the finite numbers: it must reach the logits,
-            // where it is an error.
-            let zero = L::splat(0.0);
-            let d = d + L::sum(L::fma(x0, zero, L::mul(x1, zero)));
             let q0 = L::to_i32(L::mul(x0, L::splat(inverse)));
             let q1 = L::to_i32(L::mul(x1, L::splat(inverse)));
             let p = line.as_mut_ptr();
             L::store_i8(p.cast(), q0);
             L::store_i8(p.cast::<i8>().add(16), q1);
-            // Sums of at most 32 x 127 are exact in f32, so their order is free.
-            let (s0, s1) = (L::sum(L::to_f32(q0)), L::sum(L::to_f32(q1)));
+            // Sums of at most 32 x 127 are exact in f32, so their order is free. What is added to
+            // them is zero, or a NaN where an input is none of the finite numbers: it must reach the
+            // logits, where it is an error.
+            let zero = L::splat(0.0);
+            let s0 = L::sum(L::fma(x0, zero, L::to_f32(q0)));
+            let s1 = L::sum(L::fma(x1, zero, L::to_f32(q1)));
+            let d = d + 0.0 * (s0 + s1);
             let floats = p.cast::<f32>();
             floats.add(8).write_unaligned(d);
             floats.add(9).write_unaligned(d * (s0 + s1));

@@ -286,17 +286,21 @@ unsafe fn tile_panel<L: Lanes, F: Format>(t: &Task<'_>, tile: usize, panel: usiz
             for token in 0..count {
                 let at = Place { tile, token: panel * PANEL + token, count: 1 };
                 let x = x.add(token * LINE);
-                store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x, stride));
+                store::<L, 1>(t, at, panel_product::<L, F, 1, true>(w, nblk, x, stride));
             }
             return;
         }
         match width {
-            1 => store::<L, 1>(t, at, panel_product::<L, F, 1>(w, nblk, x, stride)),
-            2 => store::<L, 2>(t, at, panel_product::<L, F, 2>(w, nblk, x, stride)),
-            3 => store::<L, 3>(t, at, panel_product::<L, F, 3>(w, nblk, x, stride)),
-            4 => store::<L, 4>(t, at, panel_product::<L, F, 4>(w, nblk, x, stride)),
-            6 => store::<L, 6>(t, at, panel_product::<L, F, 6>(w, nblk, x, stride)),
-            _ => store::<L, 8>(t, at, panel_product::<L, F, 8>(w, nblk, x, stride)),
+            1 => store::<L, 1>(t, at, panel_product::<L, F, 1, true>(w, nblk, x, stride)),
+            2 => store::<L, 2>(t, at, panel_product::<L, F, 2, true>(w, nblk, x, stride)),
+            3 => store::<L, 3>(t, at, panel_product::<L, F, 3, true>(w, nblk, x, stride)),
+            4 => store::<L, 4>(t, at, panel_product::<L, F, 4, true>(w, nblk, x, stride)),
+            6 => store::<L, 6>(t, at, panel_product::<L, F, 6, true>(w, nblk, x, stride)),
+            // Panels after the first find the next tile row close already.
+            _ if panel > t.tokens.start / PANEL => {
+                store::<L, 8>(t, at, panel_product::<L, F, 8, false>(w, nblk, x, stride));
+            }
+            _ => store::<L, 8>(t, at, panel_product::<L, F, 8, true>(w, nblk, x, stride)),
         }
     }
 }
@@ -308,7 +312,7 @@ unsafe fn tile_panel<L: Lanes, F: Format>(t: &Task<'_>, tile: usize, panel: usiz
 /// while the dot units do, across the borders of pages that the processor's own prefetching stops
 /// at.
 #[inline(always)]
-unsafe fn panel_product<L: Lanes, F: Format, const T: usize>(
+unsafe fn panel_product<L: Lanes, F: Format, const T: usize, const AHEAD: bool>(
     tile: *const u8,
     nblk: usize,
     lines: *const u8,
@@ -330,10 +334,12 @@ unsafe fn panel_product<L: Lanes, F: Format, const T: usize>(
         let block_bytes = quant_bytes + if F::SUPER { super_bytes / 8 } else { halves };
         let mut next = tile.wrapping_add(nblk * block_bytes);
         for b in 0..nblk {
-            for line in 0..block_bytes.div_ceil(64) {
-                L::prefetch(next.wrapping_add(64 * line));
+            if AHEAD {
+                for line in 0..block_bytes.div_ceil(64) {
+                    L::prefetch(next.wrapping_add(64 * line));
+                }
+                next = next.wrapping_add(block_bytes);
             }
-            next = next.wrapping_add(block_bytes);
             let w = unpack::<L, F>(quants);
             quants = quants.add(quant_bytes);
             if F::SUPER && b % 8 == 0 {
