@@ -334,9 +334,10 @@ unsafe fn panel_product<L: Lanes, F: Format, const T: usize, const AHEAD: bool>(
         let block_bytes = quant_bytes + if F::SUPER { super_bytes / 8 } else { halves };
         let mut next = tile.wrapping_add(nblk * block_bytes);
         for b in 0..nblk {
+            // Not into the first cache: with the inputs of eight tokens two tile rows seldom fit there.
             if AHEAD {
                 for line in 0..block_bytes.div_ceil(64) {
-                    L::prefetch(next.wrapping_add(64 * line));
+                    L::prefetch_second(next.wrapping_add(64 * line));
                 }
                 next = next.wrapping_add(block_bytes);
             }

@@ -168,6 +168,10 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_second(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn bytes_load(p: *const u8) -> Self::B {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }

@@ -86,6 +86,10 @@ pub(crate) trait Lanes: Copy {
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
 
+    /// The same, into the second cache: for what is read later than the first one holds it.
+    #[inline(always)]
+    unsafe fn prefetch_second(_p: *const u8) {}
+
     /// Reads 64 bytes.
     unsafe fn bytes_load(p: *const u8) -> Self::B;
     /// The low four bits of each byte.
