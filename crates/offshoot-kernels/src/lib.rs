@@ -45,4 +45,4 @@ pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed}
 pub use rope::RopeTable;
 pub use rows::{add_assign, argmax, rms_norm, rotate, silu_gate};
 pub use team::{Pinning, Team, available_threads, pin_current_thread};
-pub use tile::{PackedMatrix, TileError};
+pub use tile::{PackedMatrix, TILE_KIND, TileError};

@@ -29,6 +29,10 @@ use half::f16;
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
 
+/// Names the shape of these tiles, 16 rows by 32 inputs, in files of packed weights. Tiles of another
+/// shape, for other instruction sets, will have another number.
+pub const TILE_KIND: u32 = 1;
+
 /// A matrix could not be packed.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]

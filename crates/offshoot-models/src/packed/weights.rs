@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    BlockType, Buffer, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, SharedBytes, TileError,
-    form_for,
+    BlockType, Buffer, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, SharedBytes, TILE_KIND,
+    TileError, form_for,
 };
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 const MAGIC: &[u8; 8] = b"OFFSPACK";
 /// Rises whenever tiles change their layout.
 const VERSION: u32 = 1;
-/// Bytes before the tiles: magic, version, key, length and digest of the tiles, padding.
+/// Bytes before the tiles: magic, version, tile kind, key, length and digest of the tiles, padding.
 const HEADER: usize = 128;
 
 /// A place where packed tiles are kept between runs.
@@ -259,6 +259,7 @@ fn header(key: [u8; 32], total: usize) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[12..16].copy_from_slice(&TILE_KIND.to_le_bytes());
     header[16..48].copy_from_slice(&key);
     header[48..56].copy_from_slice(&(total as u64).to_le_bytes());
     header
