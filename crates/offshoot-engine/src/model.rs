@@ -46,7 +46,7 @@ impl Default for LoadOptions {
 pub struct LoadTimings {
     /// Opening and checking the file.
     pub open: Duration,
-    /// Packing the weights, or mapping them from the cache.
+    /// Packing the weights, or reading them from the cache.
     pub weights: Duration,
     /// What the tokenizer and template took beyond that.
     pub text: Duration,

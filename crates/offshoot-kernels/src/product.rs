@@ -308,7 +308,7 @@ unsafe fn tile_panel<L: Lanes, F: Format>(t: &Task<'_>, tile: usize, panel: usiz
 /// The products of one tile row with `T` tokens of a panel, whose lines for a block stand `stride`
 /// bytes apart from the next block's.
 ///
-/// The tile row that follows in memory is asked for meanwhile, block for block: memory then works
+/// If `AHEAD`, the tile row that follows in memory is asked for, block for block: memory then works
 /// while the dot units do, across the borders of pages that the processor's own prefetching stops
 /// at.
 #[inline(always)]
