@@ -1,0 +1,469 @@
+//! One tree from all drafters, as large as pays.
+//!
+//! Chen et al. 2024, Sequoia, section 3, <https://arxiv.org/abs/2402.12374>, grow the tree that
+//! promises most tokens for a given size; Li et al. 2024, EAGLE-2, section 4,
+//! <https://arxiv.org/abs/2406.16858>, found that drafters know their chances. So:
+//! ```text
+//! chance(v) = max over drafters of the calibrated chance that v follows its parent
+//! reach(v)  = reach(parent) * chance(v)         that v is reached and right; 1 of the root
+//! grow:  take the open guess of the greatest reach, ask every drafter what follows it, repeat
+//! E(n)   = 1 + sum of the n greatest reaches     tokens that a step of n guesses makes
+//! n*     = argmax E(n) / T(n + 1)                T = step times
+//! ```
+//! As no guess reaches further than its parent, the n guesses taken first are the best n, and a
+//! tree. Every drafter is asked behind every node, whoever guessed it: a head's guess may lead into
+//! a passage that the text had before. Siblings are given at most the whole chance between them, the
+//! likelier first.
+//!
+//! Departs from both papers: chances are learned while decoding, for each drafter; the size follows
+//! measured step times, n* = 0 among them, which is plain decoding. Cost: the drafters' own, and
+//! O(n log n).
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::ops::Range;
+
+use super::calibration::{Calibration, CellId};
+use super::step_times::StepTimes;
+use super::tree::TokenTree;
+
+/// The least reach that a guess is worth a row for: a row costs a thirtieth of a step at least.
+const LEAST_REACH: f32 = 0.02;
+/// What siblings may have together.
+const WHOLE: f32 = 0.995;
+/// How much faster than plain decoding a tree must promise to be.
+const MARGIN: f64 = 1.02;
+
+/// A guess at the token behind a node.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guess {
+    /// The token.
+    pub token: u32,
+    /// The drafter's score, between 0 and 1.
+    pub score: f32,
+    /// Which of its kinds of guess this is, below [`super::CLASSES`].
+    pub class: u8,
+}
+
+/// How far a tree may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Guesses.
+    pub guesses: usize,
+    /// Guesses that follow one another.
+    pub depth: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Node {
+    token: u32,
+    reach: f32,
+    /// Its own guesses, once it was taken.
+    children: Range<u32>,
+    votes: Range<u32>,
+    /// Its row in the step, if it has one.
+    row: Option<u32>,
+}
+
+/// A drafter's opinion of a guess.
+#[derive(Debug, Clone, Copy)]
+struct Vote {
+    token: u32,
+    drafter: u32,
+    chance: f32,
+    cell: CellId,
+}
+
+/// A guess not taken yet.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Open {
+    reach: f32,
+    node: u32,
+    /// Its parent's place in the tree.
+    parent: u32,
+}
+
+impl Eq for Open {}
+
+impl Ord for Open {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.reach.total_cmp(&other.reach).then(other.node.cmp(&self.node))
+    }
+}
+
+impl PartialOrd for Open {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// What a drafter contributed to a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Contribution {
+    /// Its guesses among those that were checked.
+    pub proposed: u32,
+    /// Those that were right.
+    pub accepted: u32,
+    /// Of each right guess its share with those who guessed it too.
+    pub credit: f32,
+}
+
+/// Grows and sizes trees, and learns what the drafters' guesses are worth.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    calibrations: Vec<Calibration>,
+    nodes: Vec<Node>,
+    votes: Vec<Vote>,
+    open: BinaryHeap<Open>,
+    /// The guesses in the order in which they were taken, the root first.
+    taken: Vec<u32>,
+    grown: TokenTree,
+    guesses: Vec<Guess>,
+    room: Vec<Vote>,
+    contributions: Vec<Contribution>,
+}
+
+impl Planner {
+    /// A planner for drafters whose scores are worth `calibrations`.
+    pub fn new(calibrations: Vec<Calibration>) -> Self {
+        Self {
+            contributions: vec![Contribution::default(); calibrations.len()],
+            calibrations,
+            nodes: Vec::new(),
+            votes: Vec::new(),
+            open: BinaryHeap::new(),
+            taken: Vec::new(),
+            grown: TokenTree::default(),
+            guesses: Vec::new(),
+            room: Vec::new(),
+        }
+    }
+
+    /// What each drafter's scores are worth.
+    pub fn calibrations(&self) -> &[Calibration] {
+        &self.calibrations
+    }
+
+    /// Grows a tree of guesses below `root`.
+    ///
+    /// `ask(drafter, tree, node, guesses)` appends what the drafter guesses behind the newest `node`
+    /// of `tree`; nodes come once each, the root first, parents before their children.
+    pub fn grow(
+        &mut self,
+        root: u32,
+        limits: Limits,
+        mut ask: impl FnMut(usize, &TokenTree, usize, &mut Vec<Guess>),
+    ) {
+        self.nodes.clear();
+        self.votes.clear();
+        self.open.clear();
+        self.taken.clear();
+        self.grown.reset(root);
+        self.nodes.push(Node { token: root, reach: 1.0, children: 0..0, votes: 0..0, row: Some(0) });
+        self.taken.push(0);
+        self.expand(0, 0, limits, &mut ask);
+        while self.grown.guesses() < limits.guesses {
+            let Some(Open { reach, node, parent }) = self.open.pop() else { break };
+            if reach < LEAST_REACH {
+                break;
+            }
+            let place = self.grown.push(parent as usize, self.nodes[node as usize].token);
+            self.taken.push(node);
+            self.expand(node, place, limits, &mut ask);
+        }
+    }
+
+    /// Collects the guesses behind `node`, which stands at `place` in the tree.
+    fn expand(
+        &mut self,
+        node: u32,
+        place: usize,
+        limits: Limits,
+        ask: &mut impl FnMut(usize, &TokenTree, usize, &mut Vec<Guess>),
+    ) {
+        if self.grown.depths()[place] as usize >= limits.depth {
+            return;
+        }
+        self.room.clear();
+        for (drafter, calibration) in self.calibrations.iter().enumerate() {
+            self.guesses.clear();
+            ask(drafter, &self.grown, place, &mut self.guesses);
+            for guess in &self.guesses {
+                let (chance, cell) = calibration.chance(guess.class, guess.score);
+                let drafter = drafter as u32;
+                self.room.push(Vote { token: guess.token, drafter, chance, cell });
+            }
+        }
+        // Votes for one token side by side, the most hopeful first, and one of each drafter.
+        self.room.sort_unstable_by(|a, b| {
+            let chances = b.chance.total_cmp(&a.chance);
+            a.token.cmp(&b.token).then(chances).then(a.drafter.cmp(&b.drafter))
+        });
+        let first = self.nodes.len() as u32;
+        let reach = self.nodes[node as usize].reach;
+        for votes in self.room.chunk_by(|a, b| a.token == b.token) {
+            let begin = self.votes.len();
+            for vote in votes {
+                if !self.votes[begin..].iter().any(|v| v.drafter == vote.drafter) {
+                    self.votes.push(*vote);
+                }
+            }
+            self.nodes.push(Node {
+                token: votes[0].token,
+                reach: votes[0].chance,
+                children: 0..0,
+                votes: begin as u32..self.votes.len() as u32,
+                row: None,
+            });
+        }
+        let children = &mut self.nodes[first as usize..];
+        children.sort_by(|a, b| b.reach.total_cmp(&a.reach).then(a.token.cmp(&b.token)));
+        let mut left = WHOLE;
+        for (i, child) in children.iter_mut().enumerate() {
+            let chance = child.reach.min(left);
+            left -= chance;
+            child.reach = reach * chance;
+            let node = first + i as u32;
+            self.open.push(Open { reach: child.reach, node, parent: place as u32 });
+        }
+        self.nodes[node as usize].children = first..self.nodes.len() as u32;
+    }
+
+    /// Writes into `tree` the part of what was grown that promises most tokens a second, and gives
+    /// the tokens that it promises, at least 1.
+    ///
+    /// The likeliest path comes first, so that its rows need not be moved when it is right.
+    pub fn cut(&mut self, times: &StepTimes, tree: &mut TokenTree) -> f64 {
+        let reaches = self.taken[1..].iter().map(|&node| self.nodes[node as usize].reach);
+        let (size, promised) = best_size(reaches, |rows| times.ratio(rows));
+        self.taken.truncate(size + 1);
+        tree.reset(self.nodes[0].token);
+        let mut at = 0;
+        loop {
+            // Children stand in the order of their reach.
+            let children = self.nodes[at].children.clone();
+            let Some(next) = children.into_iter().find(|child| self.taken.contains(child)) else {
+                break;
+            };
+            self.add(tree, at, next);
+            at = next as usize;
+        }
+        for i in 1..self.taken.len() {
+            let node = self.taken[i];
+            if self.nodes[node as usize].row.is_none() {
+                let parent = (0..i).map(|j| self.taken[j] as usize);
+                let mut parent = parent.filter(|&p| self.nodes[p].children.contains(&node));
+                let parent = parent.next().expect("a guess is taken after its parent");
+                self.add(tree, parent, node);
+            }
+        }
+        promised
+    }
+
+    fn add(&mut self, tree: &mut TokenTree, parent: usize, node: u32) {
+        let parent = self.nodes[parent].row.expect("a parent has a row before its children");
+        let node = &mut self.nodes[node as usize];
+        node.row = Some(tree.push(parent as usize, node.token) as u32);
+    }
+
+    /// Learns from what followed the root: `text` are the tokens that this step decided, in order.
+    /// Gives each drafter's contribution.
+    pub fn learn(&mut self, text: &[u32]) -> &[Contribution] {
+        self.contributions.fill(Contribution::default());
+        for &node in self.taken.iter().skip(1) {
+            for vote in &self.votes[range(&self.nodes[node as usize].votes)] {
+                self.contributions[vote.drafter as usize].proposed += 1;
+            }
+        }
+        let mut at = 0;
+        for &token in text {
+            let children = self.nodes[at].children.clone();
+            let mut right = None;
+            for child in children {
+                let Node { token: guess, votes, row, .. } = &self.nodes[child as usize];
+                let votes = &self.votes[range(votes)];
+                let hit = *guess == token;
+                for vote in votes {
+                    let calibration = &mut self.calibrations[vote.drafter as usize];
+                    calibration.note(vote.cell, vote.chance, hit);
+                    if hit && row.is_some() {
+                        let contribution = &mut self.contributions[vote.drafter as usize];
+                        contribution.accepted += 1;
+                        contribution.credit += 1.0 / votes.len() as f32;
+                    }
+                }
+                if hit {
+                    right = Some(child as usize);
+                }
+            }
+            match right {
+                Some(child) => at = child,
+                None => break,
+            }
+        }
+        &self.contributions
+    }
+}
+
+fn range(range: &Range<u32>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}
+
+/// The number of guesses that promises most tokens a second, and the tokens it promises. `reaches`
+/// fall; `time(rows)` is that of a step, over that of one row.
+///
+/// Every size is tried: step times rise in stairs, so that one more guess may not pay where two do.
+fn best_size(reaches: impl Iterator<Item = f32>, time: impl Fn(usize) -> f64) -> (usize, f64) {
+    let mut tokens = 1.0;
+    let (mut best, mut rate) = ((0, 1.0), MARGIN / time(1));
+    for (i, reach) in reaches.enumerate() {
+        tokens += f64::from(reach);
+        let this = tokens / time(i + 2);
+        if this > rate {
+            (best, rate) = ((i + 1, tokens), this);
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits { guesses: 20, depth: 6 };
+
+    /// Drafters of made-up guesses: a function of drafter and path.
+    fn guesses(seed: u64, drafter: usize, path: &[u32]) -> Vec<Guess> {
+        let hash = path.iter().fold(seed ^ (drafter as u64) << 9, |h, &t| {
+            (h ^ u64::from(t)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17)
+        });
+        (0..hash % 4)
+            .map(|i| {
+                let bits = (hash >> (8 + 7 * i)) as u32;
+                let score = (bits % 100) as f32 / 150.0;
+                Guess { token: bits % 6, score, class: (i % 3) as u8 }
+            })
+            .collect()
+    }
+
+    fn path(tree: &TokenTree, mut node: usize) -> Vec<u32> {
+        let mut path = vec![tree.tokens()[node]];
+        while let Some(parent) = tree.parents()[node] {
+            node = parent as usize;
+            path.push(tree.tokens()[node]);
+        }
+        path.reverse();
+        path
+    }
+
+    fn grown(seed: u64, drafters: usize) -> (Planner, TokenTree, f64) {
+        let mut planner = Planner::new(vec![Calibration::default(); drafters]);
+        planner.grow(1, LIMITS, |drafter, tree, node, out| {
+            out.extend(guesses(seed, drafter, &path(tree, node)));
+        });
+        let mut tree = TokenTree::default();
+        let promised = planner.cut(&StepTimes::default(), &mut tree);
+        (planner, tree, promised)
+    }
+
+    proptest! {
+        #[test]
+        fn a_tree_has_no_guess_twice_and_siblings_share_one_chance(
+            seed: u64, drafters in 1usize..4,
+        ) {
+            let (planner, tree, promised) = grown(seed, drafters);
+            let paths: Vec<_> = (0..tree.len()).map(|node| path(&tree, node)).collect();
+            for (i, p) in paths.iter().enumerate() {
+                prop_assert!(!paths[..i].contains(p), "{p:?} twice");
+                prop_assert!(p.len() <= LIMITS.depth + 1);
+            }
+            prop_assert!(tree.guesses() <= LIMITS.guesses);
+            for node in &planner.nodes {
+                let children = &planner.nodes[range(&node.children)];
+                let sum: f32 = children.iter().map(|c| c.reach).sum();
+                prop_assert!(sum <= node.reach * 1.0001, "{sum} of {}", node.reach);
+            }
+            let rows = planner.nodes.iter().filter(|n| n.row.is_some());
+            let sum: f64 = rows.map(|n| f64::from(n.reach)).sum();
+            prop_assert!((sum - promised).abs() < 1e-4);
+        }
+
+        #[test]
+        fn the_size_is_the_best_of_all(
+            mut reaches in prop::collection::vec(0f32..1.0, 0..30),
+            steps in prop::collection::vec(0f64..0.6, 31),
+        ) {
+            reaches.sort_by(|a, b| b.total_cmp(a));
+            let time = |rows: usize| 1.0 + steps[..rows - 1].iter().sum::<f64>();
+            let (size, promised) = best_size(reaches.iter().copied(), time);
+            let rate = |n: usize| {
+                (1.0 + reaches[..n].iter().map(|&r| f64::from(r)).sum::<f64>()) / time(n + 1)
+            };
+            let best = (1..=reaches.len()).map(rate).fold(1.0 * MARGIN, f64::max);
+            let got = if size == 0 { MARGIN } else { rate(size) };
+            prop_assert!(got >= best - 1e-9, "{got} of {best}");
+            prop_assert!((promised - rate(size) * time(size + 1)).abs() < 1e-9);
+        }
+
+        /// Where its guesses leave the others their chance, as guesses that together claim more than
+        /// there is cannot all be right.
+        #[test]
+        fn a_drafter_more_never_promises_less(seed: u64) {
+            let few = |mut all: Vec<Guess>| {
+                all.iter_mut().for_each(|g| g.score *= 0.4);
+                all.truncate(1);
+                all
+            };
+            let promise = |drafters: usize| {
+                let mut planner = Planner::new(vec![Calibration::default(); drafters]);
+                planner.grow(1, LIMITS, |drafter, tree, node, out| {
+                    out.extend(few(guesses(seed, drafter, &path(tree, node))));
+                });
+                let mut tree = TokenTree::default();
+                let tokens = planner.cut(&StepTimes::default(), &mut tree);
+                tokens / StepTimes::default().ratio(tree.len())
+            };
+            prop_assert!(promise(2) >= promise(1) - 1e-6);
+        }
+
+        #[test]
+        fn the_likeliest_path_comes_first(seed: u64) {
+            let (_, tree, _) = grown(seed, 2);
+            let mut at = 0;
+            while let Some(child) = (1..tree.len()).find(|&c| tree.parents()[c] == Some(at)) {
+                prop_assert_eq!(child as u32, at + 1);
+                at += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn guesses_that_come_true_are_believed_and_others_are_not() {
+        let mut planner = Planner::new(vec![Calibration::default(); 2]);
+        let mut tree = TokenTree::default();
+        for _ in 0..300 {
+            planner.grow(1, LIMITS, |drafter, tree, _, out| {
+                // The first is always right, the second never.
+                let token = [2 + tree.depths().last().unwrap(), 99][drafter];
+                out.push(Guess { token, score: 0.5, class: 0 });
+            });
+            planner.cut(&StepTimes::default(), &mut tree);
+            let text: Vec<u32> = (2..2 + tree.len() as u32).collect();
+            let found = planner.learn(&text);
+            assert_eq!(found[1].accepted, 0);
+        }
+        assert!(!tree.tokens().contains(&99));
+        assert!(tree.len() >= 5, "a chain of certain guesses: {tree:?}");
+        assert_eq!(planner.learn(&[2, 3])[0].accepted, 2);
+    }
+
+    #[test]
+    fn with_nothing_to_guess_a_step_is_plain() {
+        let mut planner = Planner::new(vec![Calibration::default()]);
+        planner.grow(4, LIMITS, |_, _, _, _| {});
+        let mut tree = TokenTree::default();
+        assert_eq!(planner.cut(&StepTimes::default(), &mut tree), 1.0);
+        assert_eq!(tree.tokens(), [4]);
+    }
+}

@@ -1,0 +1,176 @@
+//! What a step of so many rows takes, learned from the steps that were made.
+//!
+//! ```text
+//! T(k) = scale * ratio(k)        ratio(1) = 1, rising with k
+//! after a step:  e = ln(observed / T(k)), clipped
+//!                ln scale    += FAST * e
+//!                ln ratio(j) += SLOW * e * 2^-|j - k|   for j near k
+//! ```
+//! The scale follows what moves all widths at once: a longer context, a busier machine. The ratios
+//! begin with a shipped curve and move slowly. Times come in as numbers; nothing here reads a clock.
+
+/// The most rows of a step that times are kept for.
+pub const MOST_ROWS: usize = 64;
+const FAST: f64 = 0.15;
+const SLOW: f64 = 0.04;
+/// The furthest that one step can pull: a step that waited for another program says nothing.
+const CLIP: f64 = 0.4;
+/// Widths on each side that learn with one.
+const NEAR: usize = 3;
+
+/// Step times over that of one row, at these widths: the median of the two models that the project
+/// is measured with, on two cores of an AMD Zen 4, behind 512 positions.
+const SHIPPED: [(usize, f64); 11] = [
+    (1, 1.0),
+    (2, 1.09),
+    (3, 1.17),
+    (4, 1.25),
+    (6, 1.62),
+    (8, 1.85),
+    (12, 2.7),
+    (16, 3.4),
+    (24, 5.2),
+    (32, 6.8),
+    (64, 13.0),
+];
+
+/// Times of steps by their number of rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepTimes {
+    /// Seconds of a step of one row; 0 until one was seen.
+    scale_s: f64,
+    /// `ratios[k - 1]` is that of `k` rows.
+    ratios: [f64; MOST_ROWS],
+}
+
+impl Default for StepTimes {
+    fn default() -> Self {
+        Self::new(&SHIPPED)
+    }
+}
+
+impl StepTimes {
+    /// Times with the shape of `points`: rows, rising, and the time over that of one row.
+    ///
+    /// # Panics
+    /// If there are no points or they do not rise.
+    pub fn new(points: &[(usize, f64)]) -> Self {
+        assert!(!points.is_empty() && points.windows(2).all(|w| w[0].0 < w[1].0), "rising points");
+        let at = |rows: usize| match points.iter().position(|&(k, _)| k >= rows) {
+            Some(0) => points[0].1,
+            Some(i) => {
+                let ((k0, t0), (k1, t1)) = (points[i - 1], points[i]);
+                t0 + (t1 - t0) * (rows - k0) as f64 / (k1 - k0) as f64
+            }
+            None => {
+                let (k, t) = points[points.len() - 1];
+                t * rows as f64 / k as f64
+            }
+        };
+        let one = at(1);
+        let mut times =
+            Self { scale_s: 0.0, ratios: std::array::from_fn(|i| at(i + 1) / one) };
+        times.rise();
+        times
+    }
+
+    /// Takes in that a step of `rows` rows took `seconds`.
+    pub fn observe(&mut self, rows: usize, seconds: f64) {
+        if !(1..=MOST_ROWS).contains(&rows) || seconds.is_nan() || seconds <= 0.0 {
+            return;
+        }
+        if self.scale_s == 0.0 {
+            self.scale_s = seconds / self.ratios[rows - 1];
+            return;
+        }
+        let error = (seconds / self.seconds(rows)).ln().clamp(-CLIP, CLIP);
+        self.scale_s *= (FAST * error).exp();
+        // The ratio of one row is 1, whatever it costs.
+        for near in rows.saturating_sub(NEAR).max(2)..=(rows + NEAR).min(MOST_ROWS) {
+            let pull = SLOW * error * 0.5f64.powi(near.abs_diff(rows) as i32);
+            let pull = if rows == 1 { -pull } else { pull };
+            self.ratios[near - 1] *= pull.exp();
+        }
+        self.rise();
+    }
+
+    /// Seconds of a step of `rows` rows; of an unknown machine a step of one row takes 1.
+    pub fn seconds(&self, rows: usize) -> f64 {
+        let scale = if self.scale_s == 0.0 { 1.0 } else { self.scale_s };
+        scale * self.ratio(rows)
+    }
+
+    /// The time of a step of `rows` rows over that of one.
+    pub fn ratio(&self, rows: usize) -> f64 {
+        match rows {
+            0 | 1 => 1.0,
+            2..=MOST_ROWS => self.ratios[rows - 1],
+            _ => self.ratios[MOST_ROWS - 1] * rows as f64 / MOST_ROWS as f64,
+        }
+    }
+
+    /// More rows never take less.
+    fn rise(&mut self) {
+        self.ratios[0] = 1.0;
+        for i in 1..MOST_ROWS {
+            self.ratios[i] = self.ratios[i].max(self.ratios[i - 1]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_is_learned_from_steps() {
+        let mut times = StepTimes::default();
+        let truth = |rows: usize| 0.004 * (1.0 + 0.5 * (rows as f64 - 1.0));
+        for i in 0..3000 {
+            let rows = 1 + (i * 7) % 8;
+            times.observe(rows, truth(rows));
+        }
+        for rows in 1..=8 {
+            let error = times.seconds(rows) / truth(rows) - 1.0;
+            assert!(error.abs() < 0.1, "{rows} rows: {error}");
+        }
+    }
+
+    #[test]
+    fn a_busy_machine_changes_the_scale_and_hardly_the_shape() {
+        let mut times = StepTimes::default();
+        let shape: Vec<f64> = (1..=8).map(|k| times.ratio(k)).collect();
+        for slow in [1.0, 2.0, 1.0, 2.0] {
+            for i in 0..200 {
+                let rows = 1 + (i * 5) % 8;
+                times.observe(rows, 0.01 * slow * shape[rows - 1]);
+            }
+            assert!((times.seconds(1) / (0.01 * slow) - 1.0).abs() < 0.1);
+        }
+        for rows in 1..=8 {
+            assert!((times.ratio(rows) / shape[rows - 1] - 1.0).abs() < 0.15);
+        }
+    }
+
+    #[test]
+    fn a_stray_step_says_little_and_nonsense_nothing() {
+        let mut times = StepTimes::default();
+        (0..20).for_each(|_| times.observe(1, 0.01));
+        times.observe(1, 10.0);
+        assert!(times.seconds(1) < 0.011);
+        let before = times.clone();
+        times.observe(0, 1.0);
+        times.observe(1, f64::NAN);
+        times.observe(2, -1.0);
+        assert_eq!(times, before);
+    }
+
+    #[test]
+    fn more_rows_never_take_less() {
+        let mut times = StepTimes::default();
+        for i in 0..500u32 {
+            times.observe(1 + i as usize * 13 % 16, f64::from(1 + i * 31 % 17));
+        }
+        assert!((1..200).all(|k| times.ratio(k) <= times.ratio(k + 1)));
+    }
+}
