@@ -1,10 +1,12 @@
 //! `run` and `generate`: one answer, streamed.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use offshoot_engine::spec::{SpecOptions, SpecStats};
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
@@ -23,7 +25,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         return chat::run(args, system.as_deref());
     };
     let options = generate_options(args)?;
-    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let (model, mut session) = load(args)?;
     let tokens = match model.template() {
         None => {
             note("this model has no chat template: its raw text goes on from the prompt");
@@ -42,9 +44,17 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
 pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
     let prompt = prompt_text(args)?.ok_or_else(no_prompt)?;
     let options = generate_options(args)?;
-    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let (model, mut session) = load(args)?;
     let tokens = model.encode_text(&prompt)?;
     one(&model, &mut session, &tokens, args, &options)
+}
+
+/// Loads the model and the drafters of an answer.
+pub(crate) fn load(args: &AnswerArgs) -> Result<(Model, Session), Failure> {
+    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let options = SpecOptions { mode: args.spec.spec.clone() };
+    session.set_speculator(options.speculator()?);
+    Ok((model, session))
 }
 
 fn no_prompt() -> Failure {
@@ -130,6 +140,7 @@ fn one(
     options: &GenerateOptions,
 ) -> Result<(), Failure> {
     let quiet = args.model.output.json || args.output.is_some();
+    let colour = args.spec.show_drafts && std::io::stdout().is_terminal();
     let mut logprobs = Vec::new();
     let answer = stream(model, session, tokens, options, |piece| {
         if let (Some(token), Some(logprob)) = (piece.token, piece.logprob) {
@@ -137,7 +148,7 @@ fn one(
                 piece.top.iter().map(|t| json!({ "id": t.token, "logprob": t.logprob })).collect();
             logprobs.push(json!({ "id": token, "logprob": logprob, "top": top }));
         }
-        if quiet { Ok(()) } else { write_out(piece.text.as_bytes()) }
+        if quiet { Ok(()) } else { write_out(shown(piece, colour).as_bytes()) }
     })?;
     let text = if args.model.output.json {
         let value = answer_json(&answer, options, &logprobs);
@@ -169,6 +180,15 @@ fn one(
             Ok(())
         }
         _ => Ok(()),
+    }
+}
+
+/// A piece's text, green if it was drafted and `colour` is asked for.
+pub(crate) fn shown<'a>(piece: &Piece<'a>, colour: bool) -> Cow<'a, str> {
+    if colour && piece.drafted && !piece.text.is_empty() {
+        format!("\x1b[32m{}\x1b[0m", piece.text).into()
+    } else {
+        piece.text.into()
     }
 }
 
@@ -220,6 +240,9 @@ fn answer_json(
         "prompt_s": answer.timings.prompt.as_secs_f64(),
         "decode_s": answer.timings.decode.as_secs_f64(),
     });
+    if let Some(spec) = &answer.spec {
+        value["spec"] = spec_json(spec);
+    }
     if options.logprobs.is_some() {
         value["logprobs"] = logprobs.into();
     }
@@ -255,7 +278,52 @@ pub(crate) fn print_stats(model: &Model, answer: &Answer) {
         let rate = (made - 1) as f64 / decode;
         note(format_args!("answer  {:7.0} ms, {made} tokens, {rate:.1} tokens/s", decode * 1e3));
     }
+    if let Some(spec) = &answer.spec {
+        print_spec(spec);
+    }
     if let Some(peak) = offshoot_engine::peak_rss_bytes() {
         note(format_args!("memory  {:7} MB at most", peak / 1_000_000));
     }
+}
+
+/// What drafting came to, as data.
+pub(crate) fn spec_json(spec: &SpecStats) -> serde_json::Value {
+    let drafters: serde_json::Map<String, serde_json::Value> = spec
+        .drafters
+        .iter()
+        .map(|d| (d.name.to_owned(), json!({ "proposed": d.proposed, "accepted": d.accepted })))
+        .collect();
+    json!({
+        "steps": spec.steps,
+        "tokens_per_step": spec.tokens_per_step(),
+        "promised_tokens_per_step": spec.promised_per_step(),
+        "guesses": spec.guesses,
+        "drafters": drafters,
+        "draft_s": spec.draft.as_secs_f64(),
+        "check_s": spec.check.as_secs_f64(),
+        "commit_s": spec.commit.as_secs_f64(),
+    })
+}
+
+fn print_spec(spec: &SpecStats) {
+    note(format_args!(
+        "drafts  {:7.2} tokens a step ({:.2} promised), {} of {} guesses right",
+        spec.tokens_per_step(),
+        spec.promised_per_step(),
+        spec.tokens.saturating_sub(spec.steps),
+        spec.guesses,
+    ));
+    for drafter in &spec.drafters {
+        note(format_args!(
+            "        {:>7} of {} right: {}",
+            drafter.accepted, drafter.proposed, drafter.name
+        ));
+    }
+    let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    note(format_args!(
+        "        {:7.1} ms drafting, {:.0} ms checking, {:.1} ms keeping rows",
+        ms(spec.draft),
+        ms(spec.check),
+        ms(spec.commit)
+    ));
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
+use offshoot_engine::spec::SpecMode;
 
 /// Grow many language models from one base, on the machine you have.
 #[derive(Debug, Parser)]
@@ -59,7 +60,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  offshoot rm smollm2")]
     Rm(RmArgs),
     /// Measure a model's speed beside what this machine could do.
-    #[command(after_help = "Example:\n  offshoot bench smollm2 --threads 2 --json")]
+    #[command(after_help = "Examples:\n  offshoot bench smollm2 --threads 2 --json\n  \
+        offshoot bench smollm2 --spec --arms suffix,auto --rounds 3")]
     Bench(BenchArgs),
     /// Measure how well a model predicts a text.
     #[command(after_help = "Example:\n  offshoot perplexity smollm2 --file book.txt")]
@@ -154,12 +156,25 @@ pub(crate) struct AnswerArgs {
         value_parser = clap::value_parser!(u8).range(0..=20)
     )]
     pub(crate) logprobs: Option<u8>,
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
     /// Print speeds on standard error when done.
     #[arg(long, env = "OFFSHOOT_STATS", value_parser = FalseyValueParser::new())]
     pub(crate) stats: bool,
     /// Write the answer to this file.
     #[arg(long, short = 'o', env = "OFFSHOOT_OUTPUT")]
     pub(crate) output: Option<PathBuf>,
+}
+
+/// Several tokens a step. The text is the same whatever is chosen here.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SpecArgs {
+    /// Who drafts tokens for a step to check: auto, off, or names with commas.
+    #[arg(long, env = "OFFSHOOT_SPEC", default_value = "auto")]
+    pub(crate) spec: SpecMode,
+    /// Colour the text that was drafted, on a terminal.
+    #[arg(long, env = "OFFSHOOT_SHOW_DRAFTS", value_parser = FalseyValueParser::new())]
+    pub(crate) show_drafts: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -227,6 +242,25 @@ pub(crate) struct BenchArgs {
         value_parser = clap::value_parser!(u16).range(1..=1000)
     )]
     pub(crate) rounds: u16,
+    /// Measure what drafting is worth instead, on prompts.
+    #[arg(long, env = "OFFSHOOT_SPEC", value_parser = FalseyValueParser::new())]
+    pub(crate) spec: bool,
+    /// JSON lines with messages or prompt, and kind; may be given several times
+    /// [default: some built-in prompts]
+    #[arg(long, env = "OFFSHOOT_WORKLOAD", value_name = "FILE", requires = "spec")]
+    pub(crate) workload: Vec<PathBuf>,
+    /// What to compare with plain decoding: --spec modes, with commas; + joins drafters of one.
+    #[arg(long, env = "OFFSHOOT_ARMS", value_delimiter = ',', default_value = "suffix,auto")]
+    pub(crate) arms: Vec<String>,
+    /// Prompts of each kind.
+    #[arg(long, env = "OFFSHOOT_PROMPTS", default_value_t = 1000)]
+    pub(crate) prompts: usize,
+    /// Tokens of each answer.
+    #[arg(long, short = 'n', env = "OFFSHOOT_MAX_TOKENS", default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// Divides the logits; 0 takes the likeliest token.
+    #[arg(long, env = "OFFSHOOT_TEMPERATURE", default_value_t = 0.0)]
+    pub(crate) temperature: f32,
 }
 
 #[derive(Debug, Clone, Args)]

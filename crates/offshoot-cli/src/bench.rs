@@ -4,9 +4,12 @@ use offshoot_engine::{BenchOptions, measure};
 
 use crate::args::{BenchArgs, EngineArgs};
 use crate::failure::{Failure, note, say, say_json};
-use crate::models;
+use crate::{bench_spec, models};
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    if args.spec {
+        return bench_spec::run(args);
+    }
     let engine =
         EngineArgs { ctx_size: args.engine.ctx_size.or(Some(1024)), ..args.engine.clone() };
     let (model, mut session) = models::load(&args.model, &engine)?;

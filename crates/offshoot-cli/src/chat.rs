@@ -7,11 +7,11 @@ use offshoot_models::Message;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::answer::{chat_tokens, generate_options, print_stats, stream};
+use crate::answer::{chat_tokens, generate_options, load, print_stats, shown, stream};
 use crate::args::AnswerArgs;
 use crate::failure::{Failure, note, write_out};
+use crate::interrupt;
 use crate::wrap::Wrap;
-use crate::{interrupt, models};
 
 const HELP: &str = "\
 /help              this list
@@ -46,7 +46,7 @@ struct Draft {
 
 pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure> {
     let mut options = generate_options(args)?;
-    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let (model, mut session) = load(args)?;
     let _listener = interrupt::listen_in_chat();
     let mut editor = DefaultEditor::new().map_err(terminal)?;
     let mut messages: Vec<Message> =
@@ -65,9 +65,12 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
             Input::Message(text) if text.trim().is_empty() => {}
             Input::Message(text) => {
                 messages.push(Message::new("user", text));
-                // Asked each time, as windows change.
-                let wrap = Wrap::new(editor.dimensions().map(|(columns, _)| columns.into()));
-                let done = answer(&model, &mut session, &mut messages, &options, wrap);
+                // Asked each time, as windows change. Colours would be taken for words.
+                let colour = args.spec.show_drafts;
+                let columns = editor.dimensions().map(|(columns, _)| columns.into());
+                let wrap = Wrap::new(columns.filter(|_| !colour));
+                let show = (wrap, colour);
+                let done = answer(&model, &mut session, &mut messages, &options, show);
                 match done {
                     Ok(answer) if args.stats => print_stats(&model, &answer),
                     Ok(_) => {}
@@ -95,13 +98,13 @@ fn answer(
     session: &mut Session,
     messages: &mut Vec<Message>,
     options: &GenerateOptions,
-    mut wrap: Wrap,
+    (mut wrap, colour): (Wrap, bool),
 ) -> Result<Answer, Failure> {
     let tokens = chat_tokens(model, messages)?;
     // What was pressed before the answer began is not meant for it.
     interrupt::take();
     let answer = stream(model, session, &tokens, options, |piece| {
-        write_out(wrap.push(piece.text).as_bytes())
+        write_out(wrap.push(&shown(piece, colour)).as_bytes())
     })?;
     write_out(format!("{}\n", wrap.finish()).as_bytes())?;
     match answer.finish {

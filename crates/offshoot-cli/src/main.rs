@@ -5,6 +5,7 @@
 mod answer;
 mod args;
 mod bench;
+mod bench_spec;
 mod chat;
 mod doctor;
 mod failure;

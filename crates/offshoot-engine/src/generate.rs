@@ -1,13 +1,17 @@
 //! Answers, token by token.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Greatest, KvCache};
+use offshoot_methods::draft::{TokenTree, follow};
 use offshoot_methods::{LogProbabilities, Sampler, SamplingOptions, StopMatcher, TokenLogprob};
 use offshoot_models::{
-    Controls, Detokenizer, LogitRows, NoHooks, PackedExecutor, RopeId, Segment, VariantId,
+    Controls, Detokenizer, LogitRows, NoHooks, PackedExecutor, RopeId, Segment, Tokenizer,
+    VariantId,
 };
 
+use crate::spec::{SpecStats, Speculator, View};
 use crate::{Error, Model};
 
 /// Prompt tokens of one step: enough to keep the dot units busy, few enough to stay in the cache
@@ -56,6 +60,15 @@ pub struct Piece<'a> {
     pub logprob: Option<f64>,
     /// The likeliest tokens in its place, if asked for.
     pub top: &'a [TokenLogprob],
+    /// Whether a drafter had guessed it.
+    pub drafted: bool,
+}
+
+impl<'a> Piece<'a> {
+    /// A piece without a token.
+    fn of_text(text: &'a str) -> Self {
+        Self { token: None, text, logprob: None, top: &[], drafted: false }
+    }
 }
 
 /// Why an answer ended.
@@ -97,6 +110,8 @@ pub struct Answer {
     pub reused_tokens: usize,
     /// How long it took.
     pub timings: Timings,
+    /// What drafting came to, if there was any.
+    pub spec: Option<SpecStats>,
 }
 
 /// One conversation with a model: its registers, its cache and what the cache holds.
@@ -109,6 +124,9 @@ pub struct Session {
     context: usize,
     parents: Vec<Option<u32>>,
     positions: Vec<u32>,
+    speculator: Option<Speculator>,
+    /// What the output head multiplied to choose the pending token, for drafters that read it.
+    hidden: Vec<f32>,
 }
 
 impl Session {
@@ -125,7 +143,19 @@ impl Session {
             context,
             parents: offshoot_models::chain(PROMPT_CHUNK),
             positions: Vec::with_capacity(PROMPT_CHUNK),
+            speculator: None,
+            hidden: Vec::new(),
         })
+    }
+
+    /// Makes answers with these drafters from now on, or with none; gives those so far.
+    pub fn set_speculator(&mut self, speculator: Option<Speculator>) -> Option<Speculator> {
+        std::mem::replace(&mut self.speculator, speculator)
+    }
+
+    /// The drafters that answers are made with.
+    pub fn speculator(&self) -> Option<&Speculator> {
+        self.speculator.as_ref()
     }
 
     /// Tokens that the context holds.
@@ -226,7 +256,8 @@ impl Session {
 
     /// Continues `prompt`, telling `listen` each token as it comes.
     ///
-    /// What the prompt shares with the session's cache from its start is not computed again.
+    /// What the prompt shares with the session's cache from its start is not computed again. Drafters
+    /// change the speed of an answer and nothing else.
     ///
     /// # Errors
     /// If the prompt is empty or fills the context, the options are out of bounds, or the model's
@@ -244,98 +275,117 @@ impl Session {
         if prompt.len() >= self.context {
             return Err(Error::PromptTooLong { prompt: prompt.len(), context: self.context });
         }
-        let mut sampler = Sampler::new(options.sampling.clone())?;
-        let mut stop = StopMatcher::new(options.stop.clone())?;
-        let mut detokenizer = Detokenizer::new(model.tokenizer().clone(), Controls::Skip);
+        let mut writer = Writer::new(model, options, prompt, self.context)?;
         let start = Instant::now();
-        let reused_tokens = self.reuse(prompt);
-        // Room for the whole answer, so that making a token allocates nothing.
-        let room = options.max_tokens.unwrap_or(usize::MAX).min(self.context - prompt.len() + 1);
-        let mut answer = Answer {
-            text: String::with_capacity(room * TEXT_PER_TOKEN),
-            tokens: Vec::with_capacity(room),
-            finish: FinishReason::MaxTokens,
-            prompt_tokens: prompt.len(),
-            reused_tokens,
-            timings: Timings::default(),
-        };
+        writer.answer.reused_tokens = self.reuse(prompt);
         if options.max_tokens == Some(0) {
-            return Ok(answer);
+            return Ok(writer.answer);
         }
-        let mut context = Vec::with_capacity(prompt.len() + room);
-        context.extend_from_slice(prompt);
-        let mut raw = Vec::new();
-        for chunk in prompt[reused_tokens..prompt.len() - 1].chunks(PROMPT_CHUNK) {
-            self.feed(model, chunk, LogitRows::None)?;
-            let said = listen(Piece { token: None, text: "", logprob: None, top: &[] });
-            if said == Control::Stop {
-                answer.finish = FinishReason::Stopped;
-                answer.timings.prompt = start.elapsed();
-                return Ok(answer);
-            }
+        let unread = &prompt[writer.answer.reused_tokens..prompt.len() - 1];
+        if self.read_while(model, unread, || listen(Piece::of_text("")))? == Control::Stop {
+            writer.answer.finish = FinishReason::Stopped;
+            writer.answer.timings.prompt = start.elapsed();
+            return Ok(writer.answer);
         }
-        let mut next = [prompt[prompt.len() - 1]];
+        let mut speculator = self.speculator.take();
+        let result = self.decode(model, &mut writer, speculator.as_mut(), start, &mut listen);
+        writer.answer.spec = speculator.as_ref().map(|s| s.stats().clone());
+        self.speculator = speculator;
+        result?;
+        writer.finish(listen);
+        Ok(writer.answer)
+    }
+
+    /// Makes tokens until the answer ends. The last of the writer's context is the pending one.
+    fn decode(
+        &mut self,
+        model: &Model,
+        writer: &mut Writer<'_>,
+        mut speculator: Option<&mut Speculator>,
+        start: Instant,
+        listen: &mut impl FnMut(Piece<'_>) -> Control,
+    ) -> Result<(), Error> {
+        let greatest = writer.takes_greatest();
+        let (mut root_only, mut path) = (TokenTree::default(), Vec::new());
+        if let Some(speculator) = &mut speculator {
+            speculator.begin(&writer.context);
+        }
+        self.hidden.clear();
         let mut decoding: Option<Instant> = None;
-        answer.finish = loop {
-            let position = answer.tokens.len() as u64;
-            let (mut logprob, mut top) = (None, Vec::new());
-            let token = if options.logprobs.is_none() && options.sampling.takes_greatest() {
-                let found = self.feed_greatest(model, &next, LogitRows::Last)?;
-                greatest_token(found[0], model)?
-            } else {
-                let logits = self.feed(model, &next, LogitRows::Last)?;
-                // Penalties and biases are written into the logits; probabilities are of the raw
-                // ones.
-                if options.logprobs.is_some() {
-                    raw.clear();
-                    raw.extend_from_slice(logits);
+        loop {
+            let tree = match &mut speculator {
+                Some(speculator) => {
+                    let hidden = (!self.hidden.is_empty()).then_some(&self.hidden[..]);
+                    let view = View { text: &writer.context, hidden };
+                    // A row stands in the context, and its token is one that is asked for.
+                    let room = self.context - 1 - self.cached.len();
+                    speculator.draft(view, room.min(writer.wanted() - 1))?;
+                    speculator.tree()
                 }
-                let sampled = sampler.sample(logits, &context, options.choice, position)?;
-                if let Some(n) = options.logprobs {
-                    let all = LogProbabilities::of(&raw)?;
-                    (logprob, top) = (all.get(sampled.token), all.top(n));
-                }
-                sampled.token
-            };
-            match decoding {
                 None => {
-                    answer.timings.prompt = start.elapsed();
-                    decoding = Some(Instant::now());
+                    root_only.reset(writer.context[writer.context.len() - 1]);
+                    &root_only
                 }
-                Some(since) => answer.timings.decode = since.elapsed(),
+            };
+            let checking = Instant::now();
+            self.check(model, tree, greatest)?;
+            let before = writer.context.len();
+            let free = self.context - self.cached.len();
+            let ended = follow(tree, &mut path, |node| {
+                let depth = tree.depths()[node] as usize;
+                let token = writer.choose(&mut self.executor, node, greatest)?;
+                match decoding {
+                    None => {
+                        writer.answer.timings.prompt = start.elapsed();
+                        decoding = Some(Instant::now());
+                    }
+                    Some(since) => writer.answer.timings.decode = since.elapsed(),
+                }
+                let drafted = tree.child(node, token).is_some();
+                let full = depth + 1 >= free;
+                Ok::<_, Error>(writer.push(token, drafted, full, listen).then_some(token))
+            })?
+            .is_none();
+            let checked = checking.elapsed();
+            let committing = Instant::now();
+            self.cache.commit(&path);
+            self.cached.extend(path.iter().map(|&node| tree.tokens()[node]));
+            if let Some(speculator) = &mut speculator {
+                if speculator.wants_hidden() {
+                    let row = path[path.len() - 1];
+                    self.hidden.clear();
+                    let mut rows = self.executor.head_inputs();
+                    self.hidden.extend_from_slice(rows.nth(row).unwrap_or_default());
+                }
+                let commit = committing.elapsed();
+                speculator.note(&writer.context[before..], checked, commit);
             }
-            if !options.ignore_eos && model.stop_tokens().contains(&token) {
-                break FinishReason::EndToken(token);
-            }
-            answer.tokens.push(token);
-            context.push(token);
-            let emit = stop.push(detokenizer.push(token));
-            answer.text.push_str(emit.text);
-            let said = listen(Piece { token: Some(token), text: emit.text, logprob, top: &top });
-            if let Some(index) = emit.stop {
-                break FinishReason::StopText(index);
-            }
-            if said == Control::Stop {
-                break FinishReason::Stopped;
-            }
-            if options.max_tokens.is_some_and(|max| answer.tokens.len() >= max) {
-                break FinishReason::MaxTokens;
-            }
-            if self.cached.len() >= self.context {
-                break FinishReason::ContextFull;
-            }
-            next = [token];
-        };
-        if !matches!(answer.finish, FinishReason::StopText(_)) {
-            let tail = detokenizer.finish();
-            let mut rest = stop.push(&tail).text.to_owned();
-            rest.push_str(stop.finish().text);
-            answer.text.push_str(&rest);
-            if !rest.is_empty() {
-                listen(Piece { token: None, text: &rest, logprob: None, top: &[] });
+            if ended {
+                return Ok(());
             }
         }
-        Ok(answer)
+    }
+
+    /// Runs `tree` behind what is cached and asks for the logits of every node.
+    fn check(&mut self, model: &Model, tree: &TokenTree, greatest: bool) -> Result<(), Error> {
+        let base = self.cached.len() as u32;
+        self.positions.clear();
+        self.positions.extend(tree.depths().iter().map(|depth| base + depth));
+        let segment = Segment {
+            cache: &mut self.cache,
+            tokens: tree.tokens(),
+            parents: tree.parents(),
+            positions: &self.positions,
+            rope: RopeId::default(),
+            variant: VariantId::default(),
+            logits: LogitRows::All,
+        };
+        if greatest {
+            self.executor.step_greatest(model.packed(), &mut [segment], &mut NoHooks)?;
+        } else {
+            self.executor.step(model.packed(), &mut [segment], &mut NoHooks)?;
+        }
+        Ok(())
     }
 
     /// Keeps what `prompt` shares with the cache, but its last token; gives how many tokens that is.
@@ -351,10 +401,160 @@ impl Session {
     /// # Errors
     /// If the context has no room for them.
     pub fn read(&mut self, model: &Model, tokens: &[u32]) -> Result<(), Error> {
+        self.read_while(model, tokens, || Control::Continue).map(drop)
+    }
+
+    /// As [`Session::read`], asking after each chunk whether to go on; gives the last answer.
+    fn read_while(
+        &mut self,
+        model: &Model,
+        tokens: &[u32],
+        mut ask: impl FnMut() -> Control,
+    ) -> Result<Control, Error> {
         for chunk in tokens.chunks(PROMPT_CHUNK) {
             self.feed(model, chunk, LogitRows::None)?;
+            if ask() == Control::Stop {
+                return Ok(Control::Stop);
+            }
         }
-        Ok(())
+        Ok(Control::Continue)
+    }
+}
+
+/// An answer as it is written: from the logits of a row to text.
+struct Writer<'a> {
+    model: &'a Model,
+    options: &'a GenerateOptions,
+    sampler: Sampler,
+    stop: StopMatcher,
+    detokenizer: Detokenizer<Arc<Tokenizer>>,
+    answer: Answer,
+    /// The prompt and what was made of it.
+    context: Vec<u32>,
+    /// The most tokens of the answer.
+    most: usize,
+    /// A row's logits before penalties and biases, where log-probabilities are asked for.
+    raw: Vec<f32>,
+    logprob: Option<f64>,
+    top: Vec<TokenLogprob>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(
+        model: &'a Model,
+        options: &'a GenerateOptions,
+        prompt: &[u32],
+        context: usize,
+    ) -> Result<Self, Error> {
+        // Room for the whole answer, so that making a token allocates nothing.
+        let most = options.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len() + 1);
+        let answer = Answer {
+            text: String::with_capacity(most * TEXT_PER_TOKEN),
+            tokens: Vec::with_capacity(most),
+            finish: FinishReason::MaxTokens,
+            prompt_tokens: prompt.len(),
+            reused_tokens: 0,
+            timings: Timings::default(),
+            spec: None,
+        };
+        let mut text = Vec::with_capacity(prompt.len() + most);
+        text.extend_from_slice(prompt);
+        Ok(Self {
+            model,
+            options,
+            sampler: Sampler::new(options.sampling.clone())?,
+            stop: StopMatcher::new(options.stop.clone())?,
+            detokenizer: Detokenizer::new(model.tokenizer().clone(), Controls::Skip),
+            answer,
+            context: text,
+            most,
+            raw: Vec::new(),
+            logprob: None,
+            top: Vec::new(),
+        })
+    }
+
+    /// Whether a row's greatest logit is all that is needed of it.
+    fn takes_greatest(&self) -> bool {
+        self.options.logprobs.is_none() && self.options.sampling.takes_greatest()
+    }
+
+    /// How many tokens may still come, at least 1 while the answer goes on.
+    fn wanted(&self) -> usize {
+        self.most - self.answer.tokens.len()
+    }
+
+    /// Chooses the token behind the context from `row` of the executor's last step.
+    fn choose(
+        &mut self,
+        executor: &mut PackedExecutor,
+        row: usize,
+        greatest: bool,
+    ) -> Result<u32, Error> {
+        if greatest {
+            return greatest_token(executor.greatest()[row], self.model);
+        }
+        let n_vocab = self.model.packed().config().vocab_size;
+        let logits = &mut executor.logits_mut()[row * n_vocab..(row + 1) * n_vocab];
+        // Penalties and biases are written into the logits; probabilities are of the raw ones.
+        if self.options.logprobs.is_some() {
+            self.raw.clear();
+            self.raw.extend_from_slice(logits);
+        }
+        let position = self.answer.tokens.len() as u64;
+        let sampled = self.sampler.sample(logits, &self.context, self.options.choice, position)?;
+        if let Some(n) = self.options.logprobs {
+            let all = LogProbabilities::of(&self.raw)?;
+            (self.logprob, self.top) = (all.get(sampled.token), all.top(n));
+        }
+        Ok(sampled.token)
+    }
+
+    /// Appends `token` and tells the listener; gives whether the answer goes on. `full` is whether
+    /// the context has no room behind it.
+    fn push(
+        &mut self,
+        token: u32,
+        drafted: bool,
+        full: bool,
+        listen: &mut impl FnMut(Piece<'_>) -> Control,
+    ) -> bool {
+        if !self.options.ignore_eos && self.model.stop_tokens().contains(&token) {
+            self.answer.finish = FinishReason::EndToken(token);
+            return false;
+        }
+        self.answer.tokens.push(token);
+        self.context.push(token);
+        let emit = self.stop.push(self.detokenizer.push(token));
+        self.answer.text.push_str(emit.text);
+        let (text, logprob, top) = (emit.text, self.logprob, &self.top[..]);
+        let said = listen(Piece { token: Some(token), text, logprob, top, drafted });
+        let most = self.options.max_tokens;
+        let ended = match emit.stop {
+            Some(index) => Some(FinishReason::StopText(index)),
+            None if said == Control::Stop => Some(FinishReason::Stopped),
+            None if most.is_some_and(|most| self.answer.tokens.len() >= most) => {
+                Some(FinishReason::MaxTokens)
+            }
+            None if full => Some(FinishReason::ContextFull),
+            None => None,
+        };
+        self.answer.finish = ended.unwrap_or(self.answer.finish);
+        ended.is_none()
+    }
+
+    /// Lets out the text that was held back.
+    fn finish(&mut self, mut listen: impl FnMut(Piece<'_>) -> Control) {
+        if matches!(self.answer.finish, FinishReason::StopText(_)) {
+            return;
+        }
+        let tail = self.detokenizer.finish();
+        let mut rest = self.stop.push(&tail).text.to_owned();
+        rest.push_str(self.stop.finish().text);
+        self.answer.text.push_str(&rest);
+        if !rest.is_empty() {
+            listen(Piece::of_text(&rest));
+        }
     }
 }
 

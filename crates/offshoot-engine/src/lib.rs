@@ -7,6 +7,7 @@ mod generate;
 mod memory;
 mod model;
 mod perplexity;
+pub mod spec;
 pub mod store;
 
 pub use bench::{Bench, BenchOptions, StepTime, measure, peak_rss_bytes};

@@ -147,7 +147,8 @@ impl Planner {
     /// Grows a tree of guesses below `root`.
     ///
     /// `ask(drafter, tree, node, guesses)` appends what the drafter guesses behind the newest `node`
-    /// of `tree`; nodes come once each, the root first, parents before their children.
+    /// of `tree`; nodes come once each, the root first, parents before their children. Nodes at the
+    /// greatest depth are passed over.
     pub fn grow(
         &mut self,
         root: u32,
@@ -159,7 +160,13 @@ impl Planner {
         self.open.clear();
         self.taken.clear();
         self.grown.reset(root);
-        self.nodes.push(Node { token: root, reach: 1.0, children: 0..0, votes: 0..0, row: Some(0) });
+        self.nodes.push(Node {
+            token: root,
+            reach: 1.0,
+            children: 0..0,
+            votes: 0..0,
+            row: Some(0),
+        });
         self.taken.push(0);
         self.expand(0, 0, limits, &mut ask);
         while self.grown.guesses() < limits.guesses {

@@ -68,8 +68,7 @@ impl StepTimes {
             }
         };
         let one = at(1);
-        let mut times =
-            Self { scale_s: 0.0, ratios: std::array::from_fn(|i| at(i + 1) / one) };
+        let mut times = Self { scale_s: 0.0, ratios: std::array::from_fn(|i| at(i + 1) / one) };
         times.rise();
         times
     }

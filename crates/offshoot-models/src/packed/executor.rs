@@ -165,6 +165,12 @@ impl PackedExecutor {
         &self.greatest
     }
 
+    /// What the output head multiplied in the last step that asked for logits: `[hidden_size]` for
+    /// each row that it asked for, in their order.
+    pub fn head_inputs(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.head_input.x().chunks_exact(self.residual.width)
+    }
+
     fn run(
         &mut self,
         model: &PackedModel,

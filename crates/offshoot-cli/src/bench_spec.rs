@@ -1,0 +1,172 @@
+//! `bench --spec`: what drafting is worth on prompts of a file.
+
+use std::path::Path;
+
+use offshoot_engine::spec::{
+    SpecArm, SpecBenchOptions, SpecMode, SpecOptions, WorkloadResult, learned, measure_spec,
+};
+use offshoot_engine::{Model, Session};
+use offshoot_methods::SamplingOptions;
+use offshoot_models::Message;
+use serde_json::{Value, json};
+
+use crate::answer::chat_tokens;
+use crate::args::{BenchArgs, EngineArgs};
+use crate::failure::{Failure, note, say, say_json};
+use crate::models;
+
+/// Prompts for those who bring none: `bench/workloads` has more.
+const BUILT_IN: &str = include_str!("../data/workload.jsonl");
+
+/// Prompts of one kind.
+struct Workload {
+    kind: String,
+    prompts: Vec<Vec<u32>>,
+}
+
+pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    let engine =
+        EngineArgs { ctx_size: args.engine.ctx_size.or(Some(4096)), ..args.engine.clone() };
+    let (model, mut session) = models::load(&args.model, &engine)?;
+    let workloads = workloads(args, &model, &session)?;
+    let mut arms = arms(args)?;
+    let sampling = SamplingOptions {
+        temperature: args.temperature,
+        seed: Some(1),
+        ..SamplingOptions::default()
+    };
+    let options =
+        SpecBenchOptions { max_tokens: args.max_tokens, rounds: args.rounds.into(), sampling };
+    let mut results = Vec::new();
+    for workload in &workloads {
+        note(format_args!("{}: {} prompts", workload.kind, workload.prompts.len()));
+        let prompts = (workload.kind.as_str(), &workload.prompts[..]);
+        let result = measure_spec(&model, &mut session, prompts, &mut arms, &options, |_| {})?;
+        if !args.model.output.json {
+            print(&result)?;
+        }
+        results.push(result);
+    }
+    if args.model.output.json {
+        let times: Vec<Value> = arms
+            .iter()
+            .filter_map(|arm| Some((&arm.name, arm.speculator.as_ref()?.times())))
+            .map(|(arm, times)| {
+                let rows = (1..=16).map(|k| json!({ "rows": k, "ms": 1e3 * times.seconds(k) }));
+                json!({ "arm": arm, "times": rows.collect::<Vec<_>>() })
+            })
+            .collect();
+        return say_json(&json!({
+            "model": args.model.model,
+            "threads": session.cpu().team().threads(),
+            "max_tokens": args.max_tokens,
+            "temperature": args.temperature,
+            "workloads": results,
+            "step_times": times,
+            "learned": learned(&arms),
+        }));
+    }
+    Ok(())
+}
+
+fn arms(args: &BenchArgs) -> Result<Vec<SpecArm>, Failure> {
+    let mut names = vec!["off".to_owned()];
+    names.extend(args.arms.iter().filter(|name| *name != "off").cloned());
+    let arm = |name: String| {
+        // Several drafters of one arm are joined by +, as commas part the arms.
+        let mode: SpecMode = name.replace('+', ",").parse().map_err(Failure::Usage)?;
+        let speculator = SpecOptions { mode }.speculator()?;
+        Ok(SpecArm { name, speculator })
+    };
+    names.into_iter().map(arm).collect()
+}
+
+/// The prompts of the files given, by kind.
+fn workloads(args: &BenchArgs, model: &Model, session: &Session) -> Result<Vec<Workload>, Failure> {
+    let mut workloads: Vec<Workload> = Vec::new();
+    let mut read = |text: &str, place: &str| {
+        for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+            let wrong = |what: String| Failure::Data(format!("{place}:{}: {what}", number + 1));
+            let (kind, tokens) = prompt(line, model).map_err(wrong)?;
+            let room = session.context().saturating_sub(tokens.len());
+            if room < args.max_tokens {
+                return Err(wrong(format!(
+                    "a prompt of {} tokens leaves no room for {}: raise --ctx-size",
+                    tokens.len(),
+                    args.max_tokens
+                )));
+            }
+            match workloads.iter_mut().find(|w| w.kind == kind) {
+                Some(w) if w.prompts.len() < args.prompts => w.prompts.push(tokens),
+                Some(_) => {}
+                None => workloads.push(Workload { kind, prompts: vec![tokens] }),
+            }
+        }
+        Ok(())
+    };
+    if args.workload.is_empty() {
+        read(BUILT_IN, "the built-in prompts")?;
+    }
+    for path in &args.workload {
+        let source = |source| Failure::File { path: path.clone(), source };
+        read(&std::fs::read_to_string(path).map_err(source)?, &name(path))?;
+    }
+    if workloads.is_empty() {
+        return Err(Failure::Data("the workload files have no prompts".to_owned()));
+    }
+    Ok(workloads)
+}
+
+fn name(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A line's kind and tokens: `messages` go through the chat template, `prompt` is raw text.
+fn prompt(line: &str, model: &Model) -> Result<(String, Vec<u32>), String> {
+    let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    let kind = value["kind"].as_str().unwrap_or("prompts").to_owned();
+    let tokens = match (&value["messages"], &value["prompt"]) {
+        (Value::Array(_), _) => {
+            let messages: Vec<Message> =
+                serde_json::from_value(value["messages"].clone()).map_err(|e| e.to_string())?;
+            chat_tokens(model, &messages).map_err(|e| e.to_string())?
+        }
+        (_, Value::String(text)) => model.encode_text(text).map_err(|e| e.to_string())?,
+        _ => return Err("expected an object with messages or prompt".to_owned()),
+    };
+    if tokens.is_empty() {
+        return Err("an empty prompt".to_owned());
+    }
+    Ok((kind, tokens))
+}
+
+fn print(result: &WorkloadResult) -> Result<(), Failure> {
+    say(format_args!(
+        "{:<12} {:>9} {:>8} {:>9} {:>9} {:>8} {:>8} {:>9}  right guesses",
+        result.kind,
+        "tokens/s",
+        "speed-up",
+        "per step",
+        "promised",
+        "ms/step",
+        "drafting",
+        "differ"
+    ))?;
+    for arm in &result.arms {
+        let accepted: Vec<String> =
+            arm.accepted.iter().map(|(name, n)| format!("{name} {n}")).collect();
+        say(format_args!(
+            "  {:<10} {:>9.1} {:>8.2} {:>9.2} {:>9.2} {:>8.2} {:>8.3} {:>9}  {}",
+            arm.arm,
+            arm.tokens_per_s,
+            arm.speedup,
+            arm.tokens_per_step,
+            arm.predicted_tokens_per_step,
+            arm.ms_per_step,
+            arm.draft_ms_per_step,
+            arm.differences,
+            accepted.join(", ")
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! What a drafter is to the loop that asks it.
+
+use std::fmt;
+
+use offshoot_methods::draft::{Guess, Prior, TokenTree};
+
+use crate::Error;
+
+/// What a drafter sees before a step.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// All tokens decided, the pending one last.
+    pub text: &'a [u32],
+    /// What the output head multiplied to choose the pending token, `[hidden_size]`; nothing in the
+    /// first step of an answer.
+    pub hidden: Option<&'a [f32]>,
+}
+
+/// A source of guesses. It may use any state of its own, but neither clocks nor chance beyond a
+/// seed, so that equal texts and trees give equal guesses.
+pub trait Drafter: fmt::Debug + Send {
+    /// The name in options and reports.
+    fn name(&self) -> &'static str;
+
+    /// What its scores are worth before anything was learned.
+    fn prior(&self) -> Prior;
+
+    /// Whether it reads [`View::hidden`].
+    fn wants_hidden(&self) -> bool {
+        false
+    }
+
+    /// A new text; the pending token is its last.
+    fn begin(&mut self, text: &[u32]);
+
+    /// Tokens were decided; the last is the new pending one.
+    fn extend(&mut self, tokens: &[u32]);
+
+    /// A step is about to be drafted.
+    ///
+    /// # Errors
+    /// What its model or file met with.
+    fn prepare(&mut self, view: View<'_>) -> Result<(), Error>;
+
+    /// Appends guesses at what follows `node` of `tree`, its newest. The root comes first; a node
+    /// that nothing may follow is passed over.
+    fn guess(&mut self, tree: &TokenTree, node: usize, out: &mut Vec<Guess>);
+}

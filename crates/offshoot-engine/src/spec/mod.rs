@@ -1,0 +1,203 @@
+//! Several tokens a step: drafters guess, one step checks, right guesses are kept.
+//!
+//! The text is that of plain decoding, token for token, for every drafter, tree and thread count:
+//! guesses are compared with what [`crate::Session::generate`] would have chosen there, and a row's
+//! logits do not depend on the rows beside it. Speed alone depends on the guesses.
+
+mod bench;
+mod drafter;
+mod options;
+mod stats;
+mod suffix;
+
+use std::time::{Duration, Instant};
+
+use offshoot_methods::draft::{
+    Calibration, Gate, Guess, Limits, MOST_ROWS, Planner, StepTimes, TokenTree,
+};
+
+pub use bench::{
+    ArmResult, Learned, SpecArm, SpecBenchOptions, WorkloadResult, learned, measure_spec,
+};
+pub use drafter::{Drafter, View};
+pub use options::{Arm, SpecMode};
+pub use stats::{DrafterStats, SpecStats};
+pub use suffix::SuffixDrafter;
+
+use crate::Error;
+
+/// The most guesses of a step. Two cores never find more to be worth it; see the step times.
+const MOST_GUESSES: usize = 31;
+/// What a right guess is worth in plain steps, less its row's own time.
+const WORTH: f64 = 0.7;
+
+#[derive(Debug)]
+struct Seat {
+    drafter: Box<dyn Drafter>,
+    gate: Gate,
+    /// Seconds of this step, and whether it was asked.
+    seconds: f64,
+    asked: bool,
+}
+
+/// The drafters of a session, and what it learned of them and of the machine.
+#[derive(Debug)]
+pub struct Speculator {
+    seats: Vec<Seat>,
+    planner: Planner,
+    times: StepTimes,
+    /// Closes when drafting as a whole makes steps that do not pay.
+    gate: Gate,
+    tree: TokenTree,
+    promised: f64,
+    draft_time: Duration,
+    stats: SpecStats,
+}
+
+impl Speculator {
+    /// A speculator with these drafters; `times` is what is known of the machine.
+    pub fn new(drafters: Vec<Box<dyn Drafter>>, times: StepTimes) -> Self {
+        let calibrations = drafters.iter().map(|d| Calibration::new(&d.prior())).collect();
+        let stats = SpecStats::new(drafters.iter().map(|d| d.name()));
+        let seat = |drafter| Seat { drafter, gate: Gate::default(), seconds: 0.0, asked: false };
+        Self {
+            seats: drafters.into_iter().map(seat).collect(),
+            planner: Planner::new(calibrations),
+            times,
+            gate: Gate::default(),
+            tree: TokenTree::default(),
+            promised: 1.0,
+            draft_time: Duration::ZERO,
+            stats,
+        }
+    }
+
+    /// What is known of step times.
+    pub fn times(&self) -> &StepTimes {
+        &self.times
+    }
+
+    /// What each drafter's scores are worth, in the drafters' order.
+    pub fn calibrations(&self) -> &[Calibration] {
+        self.planner.calibrations()
+    }
+
+    /// Whether a drafter reads the state that the pending token was chosen from.
+    pub(crate) fn wants_hidden(&self) -> bool {
+        self.seats.iter().any(|seat| seat.drafter.wants_hidden())
+    }
+
+    /// Takes in the text of a new answer: all that is decided, the pending token last.
+    pub(crate) fn begin(&mut self, text: &[u32]) {
+        self.stats.reset();
+        self.gate.reset();
+        for seat in &mut self.seats {
+            seat.gate.reset();
+            seat.drafter.begin(text);
+        }
+    }
+
+    /// What the current answer's drafts came to.
+    pub(crate) fn stats(&self) -> &SpecStats {
+        &self.stats
+    }
+
+    /// The tree of the next step.
+    pub(crate) fn tree(&self) -> &TokenTree {
+        &self.tree
+    }
+
+    /// Drafts the tree of the next step behind `view`, up to `depth` tokens deep.
+    pub(crate) fn draft(&mut self, view: View<'_>, depth: usize) -> Result<(), Error> {
+        let start = Instant::now();
+        let root = *view.text.last().ok_or(Error::EmptyPrompt)?;
+        self.promised = 1.0;
+        self.tree.reset(root);
+        let any = depth > 0 && self.gate.is_open();
+        for seat in &mut self.seats {
+            seat.asked = any && seat.gate.is_open();
+            seat.seconds = 0.0;
+            if seat.asked {
+                let start = Instant::now();
+                seat.drafter.prepare(view)?;
+                seat.seconds = start.elapsed().as_secs_f64();
+            }
+        }
+        if any {
+            let limits = Limits { guesses: MOST_GUESSES.min(MOST_ROWS - 1), depth };
+            let seats = &mut self.seats;
+            let ask = |drafter: usize, tree: &TokenTree, node, out: &mut Vec<Guess>| {
+                if seats[drafter].asked {
+                    seats[drafter].drafter.guess(tree, node, out);
+                }
+            };
+            self.planner.grow(root, limits, ask);
+            self.promised = self.planner.cut(&self.times, &mut self.tree);
+        }
+        self.draft_time = start.elapsed();
+        Ok(())
+    }
+
+    /// Takes in what a step made of the tree: the tokens it decided, and what checking them and
+    /// keeping their rows took.
+    pub(crate) fn note(&mut self, text: &[u32], check: Duration, commit: Duration) {
+        let start = Instant::now();
+        let plain = self.times.seconds(1);
+        self.times.observe(self.tree.len(), check.as_secs_f64());
+        let asked = self.seats.iter().any(|seat| seat.asked);
+        if asked {
+            let contributions = self.planner.learn(text);
+            self.stats.credit(contributions);
+            for (seat, contribution) in self.seats.iter_mut().zip(contributions) {
+                match seat.asked {
+                    true => {
+                        seat.gate.note(WORTH * f64::from(contribution.credit), seat.seconds / plain)
+                    }
+                    false => seat.gate.pass(),
+                }
+            }
+        } else {
+            self.seats.iter_mut().for_each(|seat| seat.gate.pass());
+        }
+        match self.gate.is_open() {
+            // Only steps with guesses say whether guesses pay.
+            true if self.tree.guesses() > 0 => {
+                let took = (check + commit + self.draft_time).as_secs_f64();
+                self.gate.note(text.len() as f64, took / plain);
+            }
+            true => {}
+            false => self.gate.pass(),
+        }
+        for seat in &mut self.seats {
+            seat.drafter.extend(text);
+        }
+        self.stats.steps += 1;
+        self.stats.tokens += text.len();
+        self.stats.guesses += self.tree.guesses();
+        self.stats.promised += self.promised;
+        self.stats.check += check;
+        self.stats.commit += commit;
+        self.stats.draft += self.draft_time + start.elapsed();
+    }
+}
+
+/// What drafters may be made of.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SpecOptions {
+    /// Which drafters are wanted.
+    pub mode: SpecMode,
+}
+
+impl SpecOptions {
+    /// The drafters that are wanted and at hand; `None` if there are none, which is plain decoding.
+    ///
+    /// # Errors
+    /// If one that was asked for by name cannot be had.
+    pub fn speculator(&self) -> Result<Option<Speculator>, Error> {
+        let mut drafters: Vec<Box<dyn Drafter>> = Vec::new();
+        if self.mode.allows(Arm::Suffix) {
+            drafters.push(Box::new(SuffixDrafter::new()));
+        }
+        Ok((!drafters.is_empty()).then(|| Speculator::new(drafters, StepTimes::default())))
+    }
+}

@@ -1,0 +1,68 @@
+//! What an answer's drafts came to.
+
+use std::time::Duration;
+
+use offshoot_methods::draft::Contribution;
+use serde::Serialize;
+
+/// One drafter's part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DrafterStats {
+    /// Its name.
+    pub name: &'static str,
+    /// Its guesses among those that were checked.
+    pub proposed: usize,
+    /// Those that were right.
+    pub accepted: usize,
+}
+
+/// Counts and times of the steps that made an answer's tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+pub struct SpecStats {
+    /// Steps.
+    pub steps: usize,
+    /// Tokens they decided.
+    pub tokens: usize,
+    /// Guesses they checked.
+    pub guesses: usize,
+    /// Tokens that the trees promised, by the drafters' calibrated chances.
+    pub promised: f64,
+    /// By drafter; a guess of two is counted for both.
+    pub drafters: Vec<DrafterStats>,
+    /// Time in drafting and in learning from it.
+    pub draft: Duration,
+    /// Time in the model's steps and the choice of tokens.
+    pub check: Duration,
+    /// Time in keeping the right rows.
+    pub commit: Duration,
+}
+
+impl SpecStats {
+    pub(crate) fn new(names: impl Iterator<Item = &'static str>) -> Self {
+        let drafters = names.map(|name| DrafterStats { name, proposed: 0, accepted: 0 }).collect();
+        Self { drafters, ..Self::default() }
+    }
+
+    pub(crate) fn reset(&mut self) {
+        let mut drafters = std::mem::take(&mut self.drafters);
+        drafters.iter_mut().for_each(|d| (d.proposed, d.accepted) = (0, 0));
+        *self = Self { drafters, ..Self::default() };
+    }
+
+    pub(crate) fn credit(&mut self, contributions: &[Contribution]) {
+        for (drafter, contribution) in self.drafters.iter_mut().zip(contributions) {
+            drafter.proposed += contribution.proposed as usize;
+            drafter.accepted += contribution.accepted as usize;
+        }
+    }
+
+    /// Tokens a step.
+    pub fn tokens_per_step(&self) -> f64 {
+        self.tokens as f64 / self.steps.max(1) as f64
+    }
+
+    /// Tokens a step that the trees promised.
+    pub fn promised_per_step(&self) -> f64 {
+        self.promised / self.steps.max(1) as f64
+    }
+}
