@@ -4,15 +4,18 @@ use std::borrow::Cow;
 use std::fs;
 use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use offshoot_engine::spec::{SpecOptions, SpecStats};
+use offshoot_engine::spec::{Arm, SpecMode, SpecOptions, SpecStats};
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
 use serde_json::json;
 
-use crate::args::{AnswerArgs, RunArgs, SamplingArgs};
+use crate::args::{
+    AnswerArgs, EngineArgs, MaterialArgs, ModelArgs, RunArgs, SamplingArgs, SpecArgs,
+};
 use crate::failure::{Failure, note, say_json, write_out};
 use crate::{chat, interrupt, models};
 
@@ -52,9 +55,26 @@ pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
 /// Loads the model and the drafters of an answer.
 pub(crate) fn load(args: &AnswerArgs) -> Result<(Model, Session), Failure> {
     let (model, mut session) = models::load(&args.model, &args.engine)?;
-    let options = SpecOptions { mode: args.spec.spec.clone() };
-    session.set_speculator(options.speculator()?);
+    let SpecArgs { spec: mode, materials, .. } = &args.spec;
+    let options = spec_options(mode, materials, (&args.model, &args.engine), &session)?;
+    let speculator = options.speculator(&model, &session)?;
+    session.set_speculator(speculator);
     Ok((model, session))
+}
+
+/// What the drafters of `session` are made of.
+pub(crate) fn spec_options(
+    mode: &SpecMode,
+    materials: &MaterialArgs,
+    (model, engine): (&ModelArgs, &EngineArgs),
+    session: &Session,
+) -> Result<SpecOptions, Failure> {
+    let mut options = SpecOptions { mode: mode.clone(), ..SpecOptions::default() };
+    if let (Some(name), true) = (&materials.draft_model, mode.allows(Arm::Draft)) {
+        let own = ModelArgs { model: name.clone(), ..model.clone() };
+        options.draft_model = Some(Arc::new(models::load_on(session.cpu(), &own, engine)?));
+    }
+    Ok(options)
 }
 
 fn no_prompt() -> Failure {

@@ -172,9 +172,19 @@ pub(crate) struct SpecArgs {
     /// Who drafts tokens for a step to check: auto, off, or names with commas.
     #[arg(long, env = "OFFSHOOT_SPEC", default_value = "auto")]
     pub(crate) spec: SpecMode,
+    #[command(flatten)]
+    pub(crate) materials: MaterialArgs,
     /// Colour the text that was drafted, on a terminal.
     #[arg(long, env = "OFFSHOOT_SHOW_DRAFTS", value_parser = FalseyValueParser::new())]
     pub(crate) show_drafts: bool,
+}
+
+/// What drafters are made of.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MaterialArgs {
+    /// Let a smaller model of the same family draft: a file or a name, as MODEL.
+    #[arg(long, env = "OFFSHOOT_DRAFT_MODEL", value_name = "MODEL")]
+    pub(crate) draft_model: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -252,6 +262,8 @@ pub(crate) struct BenchArgs {
     /// What to compare with plain decoding: --spec modes, with commas; + joins drafters of one.
     #[arg(long, env = "OFFSHOOT_ARMS", value_delimiter = ',', default_value = "suffix,auto")]
     pub(crate) arms: Vec<String>,
+    #[command(flatten)]
+    pub(crate) materials: MaterialArgs,
     /// Prompts of each kind.
     #[arg(long, env = "OFFSHOOT_PROMPTS", default_value_t = 1000)]
     pub(crate) prompts: usize,

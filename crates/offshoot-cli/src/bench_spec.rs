@@ -10,7 +10,7 @@ use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
 use serde_json::{Value, json};
 
-use crate::answer::chat_tokens;
+use crate::answer::{chat_tokens, spec_options};
 use crate::args::{BenchArgs, EngineArgs};
 use crate::failure::{Failure, note, say, say_json};
 use crate::models;
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         EngineArgs { ctx_size: args.engine.ctx_size.or(Some(4096)), ..args.engine.clone() };
     let (model, mut session) = models::load(&args.model, &engine)?;
     let workloads = workloads(args, &model, &session)?;
-    let mut arms = arms(args)?;
+    let mut arms = arms(args, &engine, &model, &session)?;
     let sampling = SamplingOptions {
         temperature: args.temperature,
         seed: Some(1),
@@ -69,13 +69,19 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn arms(args: &BenchArgs) -> Result<Vec<SpecArm>, Failure> {
+fn arms(
+    args: &BenchArgs,
+    engine: &EngineArgs,
+    model: &Model,
+    session: &Session,
+) -> Result<Vec<SpecArm>, Failure> {
+    let all = spec_options(&SpecMode::Auto, &args.materials, (&args.model, engine), session)?;
     let mut names = vec!["off".to_owned()];
     names.extend(args.arms.iter().filter(|name| *name != "off").cloned());
     let arm = |name: String| {
         // Several drafters of one arm are joined by +, as commas part the arms.
         let mode: SpecMode = name.replace('+', ",").parse().map_err(Failure::Usage)?;
-        let speculator = SpecOptions { mode }.speculator()?;
+        let speculator = SpecOptions { mode, ..all.clone() }.speculator(model, session)?;
         Ok(SpecArm { name, speculator })
     };
     names.into_iter().map(arm).collect()

@@ -138,6 +138,16 @@ pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Sess
 
 fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
     let resolved = resolve(args)?;
+    Ok(Model::load(&resolved.path, &load_options(engine)?)?)
+}
+
+/// Loads a second model, beside the one that `cpu` runs.
+pub(crate) fn load_on(cpu: &Cpu, args: &ModelArgs, engine: &EngineArgs) -> Result<Model, Failure> {
+    let resolved = resolve(args)?;
+    Ok(Model::load_on(cpu, &resolved.path, &load_options(engine)?)?)
+}
+
+fn load_options(engine: &EngineArgs) -> Result<LoadOptions, Failure> {
     let context = engine.ctx_size.map_or(DEFAULT_CONTEXT, |n| n as usize);
     let mut options = LoadOptions { isa: isa()?, context: Some(context), ..LoadOptions::default() };
     if let Some(threads) = engine.threads {
@@ -146,7 +156,7 @@ fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Fai
     if !engine.no_cache {
         options.cache = cache_dir();
     }
-    Ok(Model::load(&resolved.path, &options)?)
+    Ok(options)
 }
 
 pub(crate) fn pull(args: &ModelArgs) -> Result<(), Failure> {

@@ -35,6 +35,23 @@ pub enum Error {
     /// while the chat template runs.
     #[error("the conversation has all characters of the last private plane: remove some of them")]
     NoPrivateCharacterLeft,
+    /// A drafter was asked for by name, and what it needs was not given.
+    #[error("--spec {drafter}: give {needs}, or leave the choice to --spec auto")]
+    DrafterMissing {
+        /// The drafter's name.
+        drafter: &'static str,
+        /// The option that brings it.
+        needs: &'static str,
+    },
+    /// The model that is to draft speaks another language of tokens.
+    #[error(
+        "--draft-model: its token {token} is not that of the model it drafts for: take a smaller \
+         model of the same family"
+    )]
+    OtherVocabulary {
+        /// The first token that differs.
+        token: u32,
+    },
     /// A context cannot be as long as asked.
     #[error("a context of {asked} tokens: expected 1 to {limit}")]
     Context {

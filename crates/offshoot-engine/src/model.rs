@@ -67,6 +67,12 @@ pub struct Model {
 impl Model {
     /// Loads the model file at `path` for steps on a processor that is returned beside it.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<(Self, Cpu), Error> {
+        let cpu = Cpu::new(options.isa, options.threads);
+        Ok((Self::load_on(&cpu, path, options)?, cpu))
+    }
+
+    /// As [`Model::load`], for steps on `cpu`: threads and instruction set are that one's.
+    pub fn load_on(cpu: &Cpu, path: &Path, options: &LoadOptions) -> Result<Self, Error> {
         let start = Instant::now();
         let checkpoint = Arc::new(Checkpoint::open(path)?);
         if let (Some(context), Some(available)) = (options.context, crate::available_memory()) {
@@ -74,13 +80,12 @@ impl Model {
             crate::MemoryNeed::of(&checkpoint).check(context as u64, available)?;
         }
         let open = start.elapsed();
-        let cpu = Cpu::new(options.isa, options.threads);
         let cached = options.cache.as_deref().and_then(|dir| cache_file(dir, path));
         // The tokenizer is made on a thread of its own while the weights are packed.
         let (packed, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_of(&checkpoint));
             let weights = cached.as_ref().map(|(path, key)| WeightCache { path, key: *key });
-            let packed = PackedModel::load(Arc::clone(&checkpoint), &cpu, weights);
+            let packed = PackedModel::load(Arc::clone(&checkpoint), cpu, weights);
             let weights = start.elapsed() - open;
             let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             ((packed, weights), text)
@@ -93,7 +98,7 @@ impl Model {
         let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
         let controls = tokenizer.control_texts().map(str::to_owned).collect();
-        Ok((Self { packed, tokenizer, template, stop_tokens, controls, timings }, cpu))
+        Ok(Self { packed, tokenizer, template, stop_tokens, controls, timings })
     }
 
     /// The weights.

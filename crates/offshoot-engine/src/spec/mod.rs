@@ -5,11 +5,13 @@
 //! logits do not depend on the rows beside it. Speed alone depends on the guesses.
 
 mod bench;
+mod draft_model;
 mod drafter;
 mod options;
 mod stats;
 mod suffix;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use offshoot_methods::draft::{
@@ -19,12 +21,13 @@ use offshoot_methods::draft::{
 pub use bench::{
     ArmResult, Learned, SpecArm, SpecBenchOptions, WorkloadResult, learned, measure_spec,
 };
+pub use draft_model::ModelDrafter;
 pub use drafter::{Drafter, View};
 pub use options::{Arm, SpecMode};
 pub use stats::{DrafterStats, SpecStats};
 pub use suffix::SuffixDrafter;
 
-use crate::Error;
+use crate::{Error, Model, Session};
 
 /// The most guesses of a step. Two cores never find more to be worth it; see the step times.
 const MOST_GUESSES: usize = 31;
@@ -182,22 +185,55 @@ impl Speculator {
 }
 
 /// What drafters may be made of.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct SpecOptions {
     /// Which drafters are wanted.
     pub mode: SpecMode,
+    /// A smaller model of the same vocabulary.
+    pub draft_model: Option<Arc<Model>>,
 }
 
 impl SpecOptions {
-    /// The drafters that are wanted and at hand; `None` if there are none, which is plain decoding.
+    /// The drafters for `session` of `model` that are wanted and at hand; `None` if there are none,
+    /// which is plain decoding.
     ///
     /// # Errors
     /// If one that was asked for by name cannot be had.
-    pub fn speculator(&self) -> Result<Option<Speculator>, Error> {
+    pub fn speculator(
+        &self,
+        model: &Model,
+        session: &Session,
+    ) -> Result<Option<Speculator>, Error> {
         let mut drafters: Vec<Box<dyn Drafter>> = Vec::new();
-        if self.mode.allows(Arm::Suffix) {
-            drafters.push(Box::new(SuffixDrafter::new()));
+        for arm in Arm::ALL.into_iter().filter(|&arm| self.mode.allows(arm)) {
+            match self.drafter(arm, model, session)? {
+                Some(drafter) => drafters.push(drafter),
+                None if self.mode == SpecMode::Auto => {}
+                None => {
+                    let (drafter, needs) = (arm.name(), arm.needs());
+                    return Err(Error::DrafterMissing { drafter, needs });
+                }
+            }
         }
         Ok((!drafters.is_empty()).then(|| Speculator::new(drafters, StepTimes::default())))
+    }
+
+    fn drafter(
+        &self,
+        arm: Arm,
+        model: &Model,
+        session: &Session,
+    ) -> Result<Option<Box<dyn Drafter>>, Error> {
+        Ok(match arm {
+            Arm::Suffix => Some(Box::new(SuffixDrafter::new())),
+            Arm::Draft => match &self.draft_model {
+                None => None,
+                Some(own) => {
+                    let context = session.context().min(own.trained_context());
+                    let mine = Session::new(own, session.cpu().clone(), context)?;
+                    Some(Box::new(ModelDrafter::new(model, Arc::clone(own), mine)?))
+                }
+            },
+        })
     }
 }

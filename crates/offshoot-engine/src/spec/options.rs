@@ -8,16 +8,27 @@ use std::str::FromStr;
 pub enum Arm {
     /// What followed earlier occurrences in the conversation.
     Suffix,
+    /// What a smaller model would write.
+    Draft,
 }
 
 impl Arm {
     /// All, in the order in which they are asked.
-    pub const ALL: [Self; 1] = [Self::Suffix];
+    pub const ALL: [Self; 2] = [Self::Suffix, Self::Draft];
 
     /// Its name in options.
     pub fn name(self) -> &'static str {
         match self {
             Self::Suffix => "suffix",
+            Self::Draft => "draft",
+        }
+    }
+
+    /// The option that brings what it needs.
+    pub(crate) fn needs(self) -> &'static str {
+        match self {
+            Self::Suffix => "nothing",
+            Self::Draft => "--draft-model",
         }
     }
 }

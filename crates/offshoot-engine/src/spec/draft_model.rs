@@ -1,0 +1,115 @@
+//! A small model of the same vocabulary as a drafter.
+//!
+//! Leviathan et al. 2022, <https://arxiv.org/abs/2211.17192>. It writes on from the text greedily, up
+//! to [`DEPTH`] tokens, and proposes at each of them its likeliest few. How far it goes is decided
+//! before each token by the chance that it gets that far, so that no time goes into guesses that
+//! hardly count. It pays where a token of it costs an eighth or less of one of the model's.
+
+use std::sync::Arc;
+
+use offshoot_methods::LogProbabilities;
+use offshoot_methods::draft::{BINS, CLASSES, Guess, Prior, TokenTree};
+use offshoot_models::LogitRows;
+
+use super::drafter::{Drafter, View};
+use crate::{Error, Model, Session};
+
+/// The most tokens it writes ahead.
+const DEPTH: usize = 6;
+/// Guesses at each of them.
+const GUESSES: usize = 2;
+/// The least chance of being right so far with which it goes on.
+const LEAST: f64 = 0.35;
+
+/// Guesses what a smaller model would write.
+#[derive(Debug)]
+pub struct ModelDrafter {
+    model: Arc<Model>,
+    session: Session,
+    /// The tokens it wrote, each with what it thought of it and of the next best.
+    ahead: Vec<[Guess; GUESSES]>,
+    /// How far down the tree nodes are what it wrote.
+    on_path: Vec<bool>,
+}
+
+impl ModelDrafter {
+    /// A drafter by `model`, in a session of its own, for texts of `target`.
+    ///
+    /// # Errors
+    /// If the two have different tokens.
+    pub fn new(target: &Model, model: Arc<Model>, session: Session) -> Result<Self, Error> {
+        let (theirs, own) = (target.tokenizer(), model.tokenizer());
+        let n_vocab = theirs.vocab_size().min(own.vocab_size()) as u32;
+        match (0..n_vocab).find(|&token| theirs.token_bytes(token) != own.token_bytes(token)) {
+            Some(token) => Err(Error::OtherVocabulary { token }),
+            None => Ok(Self { model, session, ahead: Vec::new(), on_path: Vec::new() }),
+        }
+    }
+
+    /// Writes ahead of `text`.
+    fn write(&mut self, text: &[u32]) -> Result<(), Error> {
+        // What is cached of an earlier text, or of guesses that were wrong, goes.
+        let shared = self.session.cached().iter().zip(&text[..text.len() - 1]);
+        let shared = shared.take_while(|(a, b)| a == b).count();
+        self.session.truncate(shared);
+        self.session.read(&self.model, &text[shared..text.len() - 1])?;
+        let (mut token, mut chance) = (text[text.len() - 1], 1.0);
+        while self.ahead.len() < DEPTH
+            && chance >= LEAST
+            && self.session.cached().len() < self.session.context()
+        {
+            let logits = self.session.feed(&self.model, &[token], LogitRows::Last)?;
+            let best = LogProbabilities::of(logits)?.top(GUESSES);
+            let class = self.ahead.len().min(CLASSES - 1) as u8;
+            let guess = |at: usize| best.get(at).or(best.first()).map(|t| (t.token, t.logprob));
+            let Some((first, second)) = guess(0).zip(guess(1)) else { break };
+            let guess = |(token, logprob): (u32, f64)| Guess {
+                token,
+                score: libm::exp(logprob) as f32,
+                class,
+            };
+            self.ahead.push([guess(first), guess(second)]);
+            token = first.0;
+            chance *= libm::exp(first.1);
+        }
+        Ok(())
+    }
+}
+
+impl Drafter for ModelDrafter {
+    fn name(&self) -> &'static str {
+        "draft"
+    }
+
+    fn prior(&self) -> Prior {
+        [[(0.0, 0.0); BINS]; CLASSES]
+    }
+
+    fn begin(&mut self, _: &[u32]) {}
+
+    fn extend(&mut self, _: &[u32]) {}
+
+    fn prepare(&mut self, view: View<'_>) -> Result<(), Error> {
+        self.ahead.clear();
+        self.on_path.clear();
+        if view.text.len() < self.session.context() { self.write(view.text) } else { Ok(()) }
+    }
+
+    fn guess(&mut self, tree: &TokenTree, node: usize, out: &mut Vec<Guess>) {
+        let depth = tree.depths()[node] as usize;
+        let on_path = match tree.parents()[node] {
+            None => true,
+            Some(parent) => {
+                self.on_path.get(parent as usize) == Some(&true)
+                    && self.ahead.get(depth - 1).is_some_and(|a| a[0].token == tree.tokens()[node])
+            }
+        };
+        self.on_path.resize(node, false);
+        self.on_path.push(on_path);
+        if let (true, Some(guesses)) = (on_path, self.ahead.get(depth)) {
+            out.extend(guesses.iter().enumerate().filter_map(|(i, guess)| {
+                (i == 0 || guess.token != guesses[0].token).then_some(*guess)
+            }));
+        }
+    }
+}

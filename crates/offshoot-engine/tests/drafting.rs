@@ -1,0 +1,367 @@
+//! Drafting changes no token: drafters of every kind beside plain decoding, on models of a few
+//! kilobytes and on a real one.
+
+#![allow(clippy::unwrap_used, dead_code)] // test code; of the tiny models only some parts are used
+
+#[path = "../../offshoot-models/tests/support/tiny.rs"]
+mod tiny;
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use offshoot_engine::spec::{Drafter, SpecOptions, Speculator, View};
+use offshoot_engine::store::{PullPolicy, Quiet, Store};
+use offshoot_engine::{
+    Answer, Control, Error, FinishReason, GenerateOptions, LoadOptions, Model, Session,
+};
+use offshoot_methods::SamplingOptions;
+use offshoot_methods::draft::{BINS, CLASSES, Guess, Prior, StepTimes, TokenTree, follow};
+
+use tiny::Tiny;
+
+const CONTEXT: usize = 1100;
+/// Step times with which every tree pays, so that trees are as large as may be.
+const FREE: [(usize, f64); 2] = [(1, 1.0), (64, 1.001)];
+/// Guesses that all come true, as the planner is told.
+const SURE: Prior = [[(50.0, 50.0); BINS]; CLASSES];
+
+fn tiny_model(threads: usize) -> (Model, Session) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tiny = Tiny::qwen2();
+    tiny.set("qwen2.context_length", CONTEXT as u32);
+    let path = dir.path().join("tiny.gguf");
+    std::fs::write(&path, tiny.bytes()).unwrap();
+    let options = LoadOptions { threads, ..LoadOptions::default() };
+    let (model, cpu) = Model::load(&path, &options).unwrap();
+    let session = Session::new(&model, cpu, CONTEXT).unwrap();
+    (model, session)
+}
+
+fn smollm2(threads: usize) -> (Model, Session) {
+    let store = Store::from_env().unwrap();
+    let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
+    let (model, cpu) =
+        Model::load(&path, &LoadOptions { threads, ..LoadOptions::default() }).unwrap();
+    let session = Session::new(&model, cpu, CONTEXT).unwrap();
+    (model, session)
+}
+
+/// What a made-up drafter guesses.
+#[derive(Debug, Clone)]
+enum Habit {
+    /// The text that will come.
+    Right,
+    /// Anything but that.
+    Wrong,
+    /// Right up to a depth that changes from step to step.
+    RightThenWrong,
+    /// Whatever a hash says, several at each node.
+    Random { width: u32 },
+    /// One token over and over.
+    Same(u32),
+}
+
+#[derive(Debug)]
+struct Oracle {
+    habit: Habit,
+    /// The text that plain decoding makes, behind the prompt.
+    text: Arc<Vec<u32>>,
+    prompt: usize,
+    decided: usize,
+    n_vocab: u32,
+    /// Checked guesses, so that no test passes without any.
+    asked: Arc<Mutex<usize>>,
+}
+
+impl Drafter for Oracle {
+    fn name(&self) -> &'static str {
+        "oracle"
+    }
+
+    fn prior(&self) -> Prior {
+        SURE
+    }
+
+    fn begin(&mut self, text: &[u32]) {
+        self.prompt = text.len();
+        self.decided = 0;
+    }
+
+    fn extend(&mut self, tokens: &[u32]) {
+        self.decided += tokens.len();
+    }
+
+    fn prepare(&mut self, view: View<'_>) -> Result<(), Error> {
+        assert_eq!(view.text.len(), self.prompt + self.decided, "told of every token");
+        Ok(())
+    }
+
+    fn guess(&mut self, tree: &TokenTree, node: usize, out: &mut Vec<Guess>) {
+        *self.asked.lock().unwrap() += 1;
+        let depth = tree.depths()[node];
+        let next = self.text.get(self.decided + depth as usize).copied().unwrap_or(3);
+        let mut say = |token: u32| {
+            out.push(Guess { token: token % self.n_vocab, score: 0.9, class: 0 });
+        };
+        match self.habit {
+            Habit::Right => say(next),
+            Habit::Wrong => say(next + 1),
+            Habit::RightThenWrong => say(next + u32::from(depth as usize >= self.decided % 5)),
+            Habit::Random { width } => (0..width).for_each(|i| {
+                let hash =
+                    (self.decided as u32 * 31 + node as u32 * 7 + i).wrapping_mul(0x9e37_79b9);
+                say(hash >> 16);
+            }),
+            Habit::Same(token) => say(token),
+        }
+    }
+}
+
+/// Drafts as `--spec auto` does.
+fn auto(model: &Model, session: &mut Session) {
+    let speculator = SpecOptions::default().speculator(model, session).unwrap();
+    session.set_speculator(speculator);
+}
+
+fn generate(
+    model: &Model,
+    session: &mut Session,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Answer {
+    session.truncate(0);
+    session.generate(model, prompt, options, |_| Control::Continue).unwrap()
+}
+
+/// Answers `prompt` plainly and with every habit, and compares.
+fn compare(model: &Model, session: &mut Session, prompt: &[u32], options: &GenerateOptions) {
+    session.set_speculator(None);
+    let plain = generate(model, session, prompt, options);
+    let cached = session.cached().to_vec();
+    let n_vocab = model.packed().config().vocab_size as u32;
+    let text = Arc::new(plain.tokens.clone());
+    let end = model.stop_tokens()[0];
+    for habit in [
+        Habit::Right,
+        Habit::Wrong,
+        Habit::RightThenWrong,
+        Habit::Random { width: 1 },
+        Habit::Random { width: 6 },
+        Habit::Same(3),
+        Habit::Same(end),
+    ] {
+        let asked = Arc::new(Mutex::new(0));
+        let oracle = Oracle {
+            habit: habit.clone(),
+            text: Arc::clone(&text),
+            prompt: 0,
+            decided: 0,
+            n_vocab,
+            asked: Arc::clone(&asked),
+        };
+        let speculator = Speculator::new(vec![Box::new(oracle)], StepTimes::new(&FREE));
+        session.set_speculator(Some(speculator));
+        let drafted = generate(model, session, prompt, options);
+        assert_eq!(drafted.tokens, plain.tokens, "{habit:?}");
+        assert_eq!((&drafted.text, drafted.finish), (&plain.text, plain.finish), "{habit:?}");
+        assert_eq!(session.cached(), cached, "{habit:?}: what is kept");
+        let spec = drafted.spec.unwrap();
+        if plain.tokens.len() > 50 {
+            assert!(*asked.lock().unwrap() > 0, "{habit:?} was never asked");
+            assert!(spec.guesses > 0, "{habit:?}: nothing was checked");
+            if let Habit::Right = habit {
+                assert!(spec.tokens_per_step() > 8.0, "{}", spec.tokens_per_step());
+            }
+        }
+    }
+    session.set_speculator(None);
+}
+
+fn options(sampling: SamplingOptions, max_tokens: Option<usize>) -> GenerateOptions {
+    GenerateOptions { sampling, max_tokens, ..GenerateOptions::default() }
+}
+
+/// Twenty prompts of the tiny vocabulary.
+fn prompts() -> impl Iterator<Item = Vec<u32>> {
+    (0..20u32).map(|seed| (0..4 + seed).map(|i| 3 + (seed * 5 + i * i * 3) % 9).collect())
+}
+
+#[test]
+fn greedy_text_is_that_of_plain_decoding_up_to_the_end_of_the_context() {
+    let (model, mut session) = tiny_model(1);
+    for (i, prompt) in prompts().enumerate() {
+        let mut options = options(SamplingOptions::greedy(), None);
+        options.ignore_eos = i % 2 == 0;
+        compare(&model, &mut session, &prompt, &options);
+    }
+}
+
+#[test]
+fn seeded_text_is_that_of_plain_decoding() {
+    let (model, mut session) = tiny_model(1);
+    let samplings =
+        [0.3, 0.7, 1.0, 1.5].into_iter().enumerate().map(|(i, temperature)| SamplingOptions {
+            temperature,
+            top_k: [0, 4, 8, 0][i],
+            top_p: [1.0, 0.9, 0.95, 0.8][i],
+            min_p: [0.0, 0.05, 0.0, 0.02][i],
+            repetition_penalty: [1.0, 1.2, 1.0, 1.1][i],
+            presence_penalty: [0.0, 0.0, 0.5, 0.0][i],
+            seed: Some(40 + i as u64),
+            ..SamplingOptions::default()
+        });
+    for sampling in samplings {
+        for prompt in prompts().take(5) {
+            let mut options = options(sampling.clone(), Some(1030));
+            options.ignore_eos = true;
+            compare(&model, &mut session, &prompt, &options);
+        }
+    }
+}
+
+#[test]
+fn an_answer_ends_where_it_would_in_the_middle_of_a_step() {
+    let (model, mut session) = tiny_model(1);
+    let prompt = [3, 4, 5, 6, 3, 4];
+    let sampling =
+        SamplingOptions { temperature: 1.2, seed: Some(3), ..SamplingOptions::default() };
+    for max_tokens in 1..24 {
+        let mut options = options(sampling.clone(), Some(max_tokens));
+        compare(&model, &mut session, &prompt, &options);
+        options.ignore_eos = true;
+        compare(&model, &mut session, &prompt, &options);
+    }
+    // A stop text that begins in one token and ends in a later one.
+    let mut long = options(sampling, Some(400));
+    long.ignore_eos = true;
+    session.set_speculator(None);
+    let text = generate(&model, &mut session, &prompt, &long).text;
+    let letters: Vec<char> = text.chars().collect();
+    for at in [5, 20, 77] {
+        let stop: String = letters[at..at + 3].iter().collect();
+        let options = GenerateOptions { stop: vec![stop], ..long.clone() };
+        compare(&model, &mut session, &prompt, &options);
+    }
+}
+
+#[test]
+fn who_listens_may_end_the_answer_in_the_middle_of_a_step() {
+    let (model, mut session) = tiny_model(2);
+    let options = options(SamplingOptions::greedy(), Some(300));
+    let options = GenerateOptions { ignore_eos: true, ..options };
+    let prompt = [3, 4, 5, 6];
+    let stopped = |session: &mut Session, after: usize| {
+        session.truncate(0);
+        let mut left = after;
+        let answer = session.generate(&model, &prompt, &options, |piece| {
+            left -= usize::from(piece.token.is_some());
+            if left == 0 { Control::Stop } else { Control::Continue }
+        });
+        (answer.unwrap(), session.cached().to_vec())
+    };
+    for after in [1, 7, 40] {
+        session.set_speculator(None);
+        let (plain, plain_cached) = stopped(&mut session, after);
+        auto(&model, &mut session);
+        let (drafted, cached) = stopped(&mut session, after);
+        assert_eq!(drafted.finish, FinishReason::Stopped);
+        assert_eq!((drafted.tokens, cached), (plain.tokens, plain_cached));
+    }
+}
+
+/// After any accepted path the cache holds what plain decoding of the same tokens would have put
+/// there: a thousand steps of one session, then the next logits.
+#[test]
+fn a_cache_of_accepted_paths_is_that_of_plain_decoding() {
+    let (model, mut session) = tiny_model(2);
+    let prompt = [3, 4, 5];
+    let options = options(SamplingOptions::greedy(), Some(1050));
+    let options = GenerateOptions { ignore_eos: true, ..options };
+    let text = Arc::new(generate(&model, &mut session, &prompt, &options).tokens);
+    let oracle = Oracle {
+        habit: Habit::RightThenWrong,
+        text,
+        prompt: 0,
+        decided: 0,
+        n_vocab: 12,
+        asked: Arc::default(),
+    };
+    let speculator = Speculator::new(vec![Box::new(oracle)], StepTimes::new(&FREE));
+    session.set_speculator(Some(speculator));
+    generate(&model, &mut session, &prompt, &options);
+    let tokens = session.cached().to_vec();
+    let rows = offshoot_models::LogitRows::Last;
+    let after: Vec<u32> =
+        session.feed(&model, &[5], rows).unwrap().iter().map(|x| x.to_bits()).collect();
+    session.truncate(0);
+    session.read(&model, &tokens).unwrap();
+    let anew: Vec<u32> =
+        session.feed(&model, &[5], rows).unwrap().iter().map(|x| x.to_bits()).collect();
+    assert_eq!(after, anew);
+}
+
+#[test]
+fn a_real_model_writes_the_same_with_and_without_drafts() {
+    let prompts = [
+        "Repeat after me: the quick brown fox jumps over the lazy dog. The quick brown fox",
+        "List the numbers from one to thirty: one, two, three,",
+        "zebra lamp of under quartz seven vow if",
+    ];
+    let (model, mut session) = smollm2(2);
+    let (other, mut single) = smollm2(1);
+    for (i, prompt) in prompts.iter().enumerate() {
+        let prompt = model.encode_text(prompt).unwrap();
+        let sampled = SamplingOptions { seed: Some(i as u64), ..SamplingOptions::default() };
+        for sampling in [SamplingOptions::greedy(), sampled] {
+            let options = options(sampling, Some(250));
+            let options = GenerateOptions { ignore_eos: true, ..options };
+            session.set_speculator(None);
+            let plain = generate(&model, &mut session, &prompt, &options);
+            auto(&model, &mut session);
+            let drafted = generate(&model, &mut session, &prompt, &options);
+            assert_eq!(drafted.tokens, plain.tokens);
+            let spec = drafted.spec.unwrap();
+            assert_eq!(spec.tokens, plain.tokens.len());
+            auto(&other, &mut single);
+            let one = generate(&other, &mut single, &prompt, &options);
+            assert_eq!(one.tokens, plain.tokens, "on one thread");
+        }
+    }
+}
+
+#[test]
+fn a_walk_that_fails_reports_it() {
+    let tree = TokenTree::new(1);
+    let mut path = Vec::new();
+    let failed = follow(&tree, &mut path, |_| Err::<Option<u32>, _>("no logits"));
+    assert_eq!(failed, Err("no logits"));
+    let fine: Result<_, Infallible> = follow(&tree, &mut path, |_| Ok(None));
+    assert_eq!(fine, Ok(None));
+}
+
+#[test]
+fn a_model_that_drafts_for_itself_is_always_right() {
+    let (model, mut session) = tiny_model(1);
+    let (own, _) = tiny_model(1);
+    let options = options(SamplingOptions::greedy(), Some(600));
+    let options = GenerateOptions { ignore_eos: true, ..options };
+    let prompt = [3, 9, 4, 5];
+    let plain = generate(&model, &mut session, &prompt, &options);
+    let spec = SpecOptions { mode: "draft".parse().unwrap(), draft_model: Some(Arc::new(own)) };
+    let speculator = spec.speculator(&model, &session).unwrap();
+    session.set_speculator(speculator);
+    let drafted = generate(&model, &mut session, &prompt, &options);
+    assert_eq!(drafted.tokens, plain.tokens);
+    let stats = drafted.spec.unwrap();
+    let drafter = &stats.drafters[0];
+    assert!(drafter.accepted > 20, "{stats:?}");
+}
+
+#[test]
+fn a_drafter_that_is_not_at_hand_is_missed_only_by_name() {
+    let (model, session) = tiny_model(1);
+    let spec = SpecOptions { mode: "draft".parse().unwrap(), ..SpecOptions::default() };
+    let error = spec.speculator(&model, &session).unwrap_err().to_string();
+    assert!(error.contains("--spec draft: give --draft-model"), "{error}");
+    assert!(SpecOptions::default().speculator(&model, &session).unwrap().is_some());
+}
