@@ -88,13 +88,13 @@ def read_model(path, roles):
     try:
         metadata, tensors, header_bytes = read_header(path)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"bench/speed: {path}: {error}") from error
+        raise SystemExit(f"bench: {path}: {error}") from error
     architecture = metadata.get("general.architecture")
     width = metadata.get(f"{architecture}.embedding_length")
     role = roles.get((architecture, width))
     if role is None:
         known = ", ".join(f"{kind} of width {width}" for kind, width in roles)
-        raise SystemExit(f"bench/speed: {path}: no targets for {architecture} of width {width};"
+        raise SystemExit(f"bench: {path}: no targets for {architecture} of width {width};"
                          f" there are some for {known}")
     file_bytes = path.stat().st_size
     sizes = tensor_bytes(metadata, tensors, header_bytes, file_bytes)

@@ -10,6 +10,8 @@ from measure.prompts import LONG_PROMPT, N_CONTEXT, N_DECODED, PROMPT
 
 FIELDS = ("prompt_tokens_per_s", "decode_tokens_per_s", "steps", "step_bytes", "kv_bytes",
           "read_bandwidth_gb_s")
+ARM_FIELDS = ("tokens", "tokens_per_s", "tokens_per_step", "ms_per_step", "differences")
+SPEC_LIMIT_S = 6 * 3600
 
 
 class Offshoot:
@@ -18,7 +20,7 @@ class Offshoot:
     def __init__(self, path, threads):
         found = shutil.which(path)
         if found is None:
-            raise SystemExit(f"bench/speed: {path} is no program; cargo build --release makes it, "
+            raise SystemExit(f"bench: {path} is no program; cargo build --release makes it, "
                              "and --offshoot says where it is")
         self.path, self.threads = pathlib.Path(found).resolve(), threads
         self.lengths_checked = set()
@@ -44,6 +46,29 @@ class Offshoot:
             raise ProgramError(f"offshoot bench --json lacks {', '.join(missing)}")
         figures["step_ms"] = {step["tokens"]: step["ms"] for step in figures["steps"]}
         return figures
+
+    def spec(self, model, file, n_prompts, arms, n_tokens):
+        """The arms of one pass over the workload in `file`, by name, and milliseconds by rows.
+
+        Heads and stores are found where the user keeps them, so what offshoot keeps is not moved.
+        """
+        command = [self.path, "bench", model.path, "--spec", "--workload", file, "--arms",
+                   ",".join(arms), "--max-tokens", n_tokens, "--rounds", 1, "--json", "--threads",
+                   self.threads]
+        output = run(command, {"OFFSHOOT_OFFLINE": "1"}, SPEC_LIMIT_S).output
+        try:
+            result = json.loads(output)
+            found = {arm["arm"]: arm for arm in result["workloads"][0]["arms"]}
+            step_ms = {step["rows"]: step["ms"] for step in result["step_times"]}
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ProgramError("offshoot bench --spec printed something else than its JSON "
+                               f"({error!r})") from error
+        for name in ("off", "auto"):
+            if name not in found:
+                raise ProgramError(f"offshoot bench --spec lacks the arm {name}")
+        for name, arm in found.items():
+            check_arm(name, arm, n_prompts * n_tokens)
+        return found, step_ms
 
     def complete(self, model, prompt, n_tokens, cache=None):
         """One run of `offshoot run`, greedy, on a context of 2048."""
@@ -81,6 +106,17 @@ class Offshoot:
         with tempfile.TemporaryDirectory(prefix="offshoot-bench-") as cache:
             return max(self.complete(model, LONG_PROMPT, 32, cache).peak_rss_bytes
                        for _ in ("packing", "packed"))
+
+
+def check_arm(name, arm, n_tokens):
+    """That an arm has its figures and made all tokens; one that stopped early did other work."""
+    missing = [field for field in ARM_FIELDS if field not in arm]
+    if name != "off" and "predicted_tokens_per_step" not in arm:
+        missing.append("predicted_tokens_per_step")
+    if missing:
+        raise ProgramError(f"offshoot bench --spec lacks {', '.join(missing)} of {name}")
+    if arm["tokens"] != n_tokens:
+        raise ProgramError(f"offshoot's arm {name} made {arm['tokens']} tokens of {n_tokens}")
 
 
 def first_byte_s(finished):

@@ -21,7 +21,7 @@ class Peers:
         self.work, self.threads = pathlib.Path(work), threads
         record = self.work / "peers.json"
         if not record.is_file():
-            raise SystemExit(f"bench/speed: no {record}; run bench/peers/build --work {self.work}")
+            raise SystemExit(f"bench: no {record}; run bench/peers/build --work {self.work}")
         self.record = json.loads(record.read_text())
 
     def program(self, name):

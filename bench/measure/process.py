@@ -24,7 +24,7 @@ class Run:
     peak_rss_bytes: int
 
 
-def run(command, environment=None):
+def run(command, environment=None, limit_s=TIME_LIMIT_S):
     """Runs `command` to its end. The peak counts resident pages of mapped files too."""
     command = [str(part) for part in command]
     with tempfile.TemporaryFile() as errors:
@@ -36,7 +36,7 @@ def run(command, environment=None):
             )
         except OSError as error:
             raise ProgramError(f"cannot run {command[0]}: {error.strerror}") from error
-        finished = watch(process, begin)
+        finished = watch(process, begin, limit_s)
         if process.returncode != 0:
             errors.seek(0)
             lines = errors.read().decode("utf-8", "replace").strip().splitlines() or ["(silent)"]
@@ -44,9 +44,9 @@ def run(command, environment=None):
     return finished
 
 
-def watch(process, begin):
+def watch(process, begin, limit_s):
     """Reads the output of `process` and waits for it. It does not outlive us or the time limit."""
-    limit = threading.Timer(TIME_LIMIT_S, process.kill)
+    limit = threading.Timer(limit_s, process.kill)
     limit.start()
     try:
         with process.stdout as pipe:

@@ -21,6 +21,11 @@ def table(rows):
         cells.append((row.model, row.what, row.unit, number(row.ours), number(row.peer),
                       "-" if row.value is None else f"{row.value:.2f}", f"{bound} {row.target}",
                       verdict(row), row.note))
+    return aligned(cells)
+
+
+def aligned(cells):
+    """Lines of texts, the first of them the heading, as a Markdown table."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in cells]
     lines.insert(1, "| " + " | ".join("-" * max(width, 3) for width in widths) + " |")
@@ -51,7 +56,7 @@ def write_json(path, facts, samples, rows):
         "rows": [{**vars(row), "passed": row.passed} for row in rows],
         "samples": samples.as_json(),
         "errors": {" / ".join(map(str, name)): text for name, text in samples.errors.items()},
-        "noisy": [{**item, "name": " / ".join(item["name"])} for item in samples.noisy],
+        "noisy": [{**item, "name": " / ".join(map(str, item["name"]))} for item in samples.noisy],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
