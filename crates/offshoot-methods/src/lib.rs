@@ -3,7 +3,8 @@
 //!
 //! Today the room holds what turns logits into text: [`Sampler`] chooses a token,
 //! [`LogProbabilities`] reports what the model thought of it, [`StopMatcher`] ends the text at a
-//! stop string, and [`Philox`] makes the random numbers.
+//! stop string, and [`Philox`] makes the random numbers. [`Retriever`] drafts what may come next
+//! from stored text.
 //!
 //! ```
 //! use offshoot_methods::{Sampler, SamplingOptions};
@@ -18,12 +19,16 @@
 //! ```
 
 mod decode;
+mod draft;
 mod error;
 mod philox;
 
 pub use decode::{
     Emit, LogProbabilities, Sampled, Sampler, SamplingOptions, StopMatcher, TokenFilter,
     TokenLogprob, uniform,
+};
+pub use draft::{
+    DraftNode, Match, Retriever, RetrieverOptions, SAMPLED_TOKENS, Shard, ShardParts, TokenWidth,
 };
 pub use error::Error;
 pub use philox::Philox;
