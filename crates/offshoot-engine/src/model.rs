@@ -164,7 +164,9 @@ impl Model {
     }
 }
 
-fn text_of(checkpoint: &Checkpoint) -> Result<(Arc<Tokenizer>, Option<ChatTemplate>), Error> {
+pub(crate) fn text_of(
+    checkpoint: &Checkpoint,
+) -> Result<(Arc<Tokenizer>, Option<ChatTemplate>), Error> {
     let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
     let text = |id: Option<u32>| {
         id.and_then(|id| tokenizer.token_bytes(id))
