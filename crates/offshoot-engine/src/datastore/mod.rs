@@ -8,6 +8,7 @@
 mod build;
 mod error;
 mod format;
+mod sample;
 mod sources;
 mod suffix_array;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use offshoot_models::TokenizerId;
 pub use build::{BuildEvent, BuildOptions, BuildSummary, Builder, OnEvent};
 pub use error::DatastoreError;
 pub use format::{Notes, Section, SourceNote, StoreFile};
+pub use sample::SampleReport;
 pub use sources::{Share, SourceOptions, Sources, TokenBits, import_reference};
 pub use suffix_array::{Libsais, SuffixSorter};
 
