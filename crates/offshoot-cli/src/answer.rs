@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use offshoot_engine::datastore::Datastore;
 use offshoot_engine::spec::{Arm, SpecMode, SpecOptions, SpecStats};
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
@@ -73,6 +74,10 @@ pub(crate) fn spec_options(
     if let (Some(name), true) = (&materials.draft_model, mode.allows(Arm::Draft)) {
         let own = ModelArgs { model: name.clone(), ..model.clone() };
         options.draft_model = Some(Arc::new(models::load_on(session.cpu(), &own, engine)?));
+    }
+    if let (Some(path), true) = (&materials.datastore, mode.allows(Arm::Rest)) {
+        let store = Datastore::open(path).map_err(offshoot_engine::Error::from)?;
+        options.datastore = Some(Arc::new(store));
     }
     Ok(options)
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
+use offshoot_engine::datastore::{Share, TokenBits};
 use offshoot_engine::spec::SpecMode;
 
 /// Grow many language models from one base, on the machine you have.
@@ -20,7 +21,7 @@ use offshoot_engine::spec::SpecMode;
         1  failure: a file, the network, the package client\n    \
         2  usage: a wrong command line, setting or model name\n    \
         3  data invalid: a prompt or a text that cannot be used\n    \
-        4  model invalid: a broken file, or not the promised one\n    \
+        4  model or datastore invalid: a broken file, or not the promised one\n    \
         5  out of memory: told before loading, with what would fit\n  \
         130  interrupted\n\n\
         Environment: each flag is also read from OFFSHOOT_ and its name in capitals, as in\n\
@@ -73,6 +74,14 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf\n\n\
         OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.")]
     Doctor(DoctorArgs),
+    /// Build and search stores of text, from which the next tokens are drafted.
+    #[command(after_help = "Examples:\n  \
+        offshoot datastore build qwen2.5-coder src/ --output code\n  \
+        offshoot datastore query qwen2.5-coder code --prompt \"for i in range(\"")]
+    Datastore {
+        #[command(subcommand)]
+        command: DatastoreCommand,
+    },
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  offshoot completions bash > offshoot.bash")]
     Completions {
@@ -185,6 +194,9 @@ pub(crate) struct MaterialArgs {
     /// Let a smaller model of the same family draft: a file or a name, as MODEL.
     #[arg(long, env = "OFFSHOOT_DRAFT_MODEL", value_name = "MODEL")]
     pub(crate) draft_model: Option<String>,
+    /// Draft from stored text: a .store file, or a folder of them that `datastore build` made.
+    #[arg(long, env = "OFFSHOOT_DATASTORE", value_name = "PATH")]
+    pub(crate) datastore: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -312,6 +324,149 @@ pub(crate) struct DoctorArgs {
     pub(crate) output: JsonArgs,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatastoreCommand {
+    /// Make a store of texts, folders of code, JSON lines or files of tokens.
+    #[command(after_help = "Examples:\n  \
+        offshoot datastore build qwen2.5-coder src/ --extension rs,toml --output code\n  \
+        offshoot datastore build smollm2 chats.jsonl book.txt --output words --append\n\n\
+        A line of a .jsonl file has a `text`, `messages`, or a `prompt` and its `completion`. Files\n\
+        that end in .u16 or .u32 hold tokens. Building is the same each time; what an interrupted\n\
+        run left is used by the next with --append.")]
+    Build(DatastoreBuildArgs),
+    /// Show what a store holds.
+    #[command(after_help = "Example:\n  offshoot datastore inspect code --json")]
+    Inspect(StoreArgs),
+    /// Show what a store drafts behind a text, or measure how long that takes and how good it is.
+    #[command(after_help = "Examples:\n  \
+        offshoot datastore query qwen2.5-coder code --prompt \"for i in range(\"\n  \
+        offshoot datastore query qwen2.5-coder code --file held_out.py --sample 1000 --json")]
+    Query(DatastoreQueryArgs),
+    /// Read all of a store and check everything that can be checked.
+    #[command(after_help = "Example:\n  offshoot datastore verify code")]
+    Verify(StoreArgs),
+    /// Make a store of a datastore that the reference implementation of REST has written.
+    #[command(after_help = "Example:\n  \
+        offshoot datastore import smollm2 datastore_chat_small.idx --token-bits 16 --output chat")]
+    Import(DatastoreImportArgs),
+}
+
+/// Where a store goes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StoreOutputArgs {
+    /// The folder of the store's files, one for each shard.
+    #[arg(long, short = 'o', env = "OFFSHOOT_OUTPUT")]
+    pub(crate) output: PathBuf,
+    /// Add to the store that is there.
+    #[arg(long, env = "OFFSHOOT_APPEND", value_parser = FalseyValueParser::new())]
+    pub(crate) append: bool,
+    /// Memory to use; what does not fit becomes a further shard.
+    #[arg(long, env = "OFFSHOOT_MEMORY", default_value = "2G", value_parser = bytes)]
+    pub(crate) memory: u64,
+    /// The token that stands between documents, where tokens are read.
+    #[arg(long, env = "OFFSHOOT_SEPARATOR")]
+    pub(crate) separator: Option<u32>,
+    /// The licence of the texts, for the record.
+    #[arg(long, visible_alias = "license", env = "OFFSHOOT_LICENCE")]
+    pub(crate) licence: Option<String>,
+    /// End after this many tokens.
+    #[arg(long, env = "OFFSHOOT_TOKEN_LIMIT", value_parser = clap::value_parser!(u64).range(2..))]
+    pub(crate) token_limit: Option<u64>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DatastoreBuildArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Files and folders.
+    #[arg(required = true, value_name = "SOURCE")]
+    pub(crate) sources: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: StoreOutputArgs,
+    /// Which files of folders are taken, by the end of their names; with commas.
+    #[arg(
+        long,
+        env = "OFFSHOOT_EXTENSION",
+        value_delimiter = ',',
+        default_value = "py,rs,c,h,cc,cpp,hpp,go,java,js,ts,md,rst,txt,jsonl"
+    )]
+    pub(crate) extension: Vec<String>,
+    /// Leave out what shares 13 tokens in a row with this text or .jsonl file.
+    #[arg(long, env = "OFFSHOOT_EXCLUDE", value_name = "FILE")]
+    pub(crate) exclude: Vec<PathBuf>,
+    /// Take only this share of the documents, as 1/4 to 4/4.
+    #[arg(long, env = "OFFSHOOT_SHARD", value_name = "I/N", value_parser = share)]
+    pub(crate) shard: Option<Share>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DatastoreImportArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The file.
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) store: StoreOutputArgs,
+    /// Bits of a token: the file does not say. Those of Llama 3 and other large vocabularies are 32.
+    #[arg(long, env = "OFFSHOOT_TOKEN_BITS", value_parser = token_bits)]
+    pub(crate) token_bits: TokenBits,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StoreArgs {
+    /// A .store file or a folder of them.
+    pub(crate) store: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: JsonArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DatastoreQueryArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A .store file or a folder of them.
+    pub(crate) store: PathBuf,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    /// Tokens to draft at most.
+    #[arg(
+        long, env = "OFFSHOOT_MAX_NODES", default_value_t = 16,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub(crate) max_nodes: u16,
+    /// Draft at this many places of the text, and tell times and how the text really goes on.
+    #[arg(long, env = "OFFSHOOT_SAMPLE", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) sample: Option<u32>,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) if text.ends_with('K') => (digits, 1 << 10),
+        Some(digits) if text.ends_with('M') => (digits, 1 << 20),
+        Some(digits) => (digits, 1 << 30),
+        None => (text, 1),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    number.ok_or_else(|| "expected bytes, as in 4000000, 512M or 2G".to_owned())
+}
+
+fn share(text: &str) -> Result<Share, String> {
+    let parts = text.split_once('/');
+    let numbers = parts.and_then(|(i, n)| Some((i.parse::<u64>().ok()?, n.parse().ok()?)));
+    match numbers {
+        Some((i, of)) if (1..=of).contains(&i) => Ok(Share { which: i - 1, of }),
+        _ => Err("expected I/N with I from 1 to N, such as 2/4".to_owned()),
+    }
+}
+
+fn token_bits(text: &str) -> Result<TokenBits, String> {
+    match text {
+        "16" => Ok(TokenBits::Sixteen),
+        "32" => Ok(TokenBits::ThirtyTwo),
+        _ => Err("expected 16 or 32".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,10 +512,7 @@ mod tests {
     fn every_help_has_an_example_that_parses() {
         for mut command in commands() {
             let help = command.render_long_help().to_string();
-            let begin = match command.get_name() {
-                "offshoot" => "offshoot ".to_owned(),
-                name => format!("offshoot {name}"),
-            };
+            let begin = command.get_bin_name().unwrap_or("offshoot ").to_owned();
             let behind = help.split("Example").nth(1).unwrap_or("");
             let shown: Vec<&str> = behind
                 .lines()
@@ -406,5 +558,15 @@ mod tests {
             let help = arg.get_help().unwrap().to_string();
             assert!(help.ends_with(&format!("[default: {default}]")), "--{flag}: {help}");
         }
+    }
+
+    #[test]
+    fn sizes_and_shares_are_read_as_they_are_written() {
+        assert_eq!(bytes("4000"), Ok(4000));
+        assert_eq!(bytes("512M"), Ok(512 << 20));
+        assert_eq!(bytes("2G"), Ok(2 << 30));
+        assert!(["", "G", "-1", "1.5G", "99999999999G"].iter().all(|text| bytes(text).is_err()));
+        assert_eq!(share("2/4"), Ok(Share { which: 1, of: 4 }));
+        assert!(["", "0/4", "5/4", "1", "a/b", "0/0"].iter().all(|text| share(text).is_err()));
     }
 }

@@ -48,13 +48,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         results.push(result);
     }
     if args.model.output.json {
-        let times: Vec<Value> = arms
-            .iter()
-            .filter_map(|arm| Some((&arm.name, arm.speculator.as_ref()?.times())))
-            .map(|(arm, times)| {
-                let rows = (1..=16).map(|k| json!({ "rows": k, "ms": 1e3 * times.seconds(k) }));
-                json!({ "arm": arm, "times": rows.collect::<Vec<_>>() })
-            })
+        let last = arms.iter().rev().find_map(|arm| arm.speculator.as_ref());
+        let times: Vec<Value> = last
+            .map(|s| s.times())
+            .into_iter()
+            .flat_map(|t| (1..=16).map(|k| json!({ "rows": k, "ms": 1e3 * t.seconds(k) })))
             .collect();
         return say_json(&json!({
             "model": args.model.model,

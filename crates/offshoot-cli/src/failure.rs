@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use offshoot_engine::datastore::DatastoreError;
 use offshoot_engine::store::{StoreError, StoreErrorKind};
 
 use crate::interrupt;
@@ -37,6 +38,12 @@ impl From<offshoot_models::Error> for Failure {
     }
 }
 
+impl From<DatastoreError> for Failure {
+    fn from(error: DatastoreError) -> Self {
+        Failure::Engine(error.into())
+    }
+}
+
 impl Failure {
     /// The code that the program's help explains.
     pub(crate) fn code(&self) -> u8 {
@@ -65,8 +72,20 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Model(_) => 4,
         Error::Method(_) | Error::Context { .. } => USAGE,
         Error::Store(error) => store_code(error),
+        Error::Datastore(error) => datastore_code(error),
         Error::PromptTooLong { .. } | Error::EmptyPrompt => 3,
         Error::Memory { .. } => 5,
+        _ => 1,
+    }
+}
+
+fn datastore_code(error: &DatastoreError) -> u8 {
+    match error {
+        DatastoreError::Exists { .. } => USAGE,
+        DatastoreError::Source { .. } | DatastoreError::NoTokens => 3,
+        DatastoreError::Broken { .. } | DatastoreError::Tokenizer { .. } => 4,
+        DatastoreError::Sort { .. } => 5,
+        DatastoreError::Interrupted => interrupt::CODE,
         _ => 1,
     }
 }

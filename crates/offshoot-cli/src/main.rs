@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod bench_spec;
 mod chat;
+mod datastore;
 mod doctor;
 mod failure;
 mod interrupt;
@@ -53,6 +54,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Perplexity(args) => score::perplexity(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Datastore { command } => datastore::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "offshoot", &mut script);

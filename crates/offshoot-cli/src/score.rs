@@ -58,7 +58,7 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn text_of(args: &TextArgs) -> Result<String, Failure> {
+pub(crate) fn text_of(args: &TextArgs) -> Result<String, Failure> {
     match (&args.prompt, &args.file) {
         (Some(text), _) => Ok(text.clone()),
         (None, Some(path)) if path.as_path() != Path::new("-") => {

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::datastore::DatastoreError;
 use crate::store::StoreError;
 
 /// A model cannot be loaded, or cannot answer.
@@ -17,6 +18,9 @@ pub enum Error {
     /// The model store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A datastore.
+    #[error(transparent)]
+    Datastore(#[from] DatastoreError),
     /// The prompt leaves no room for an answer.
     #[error(
         "the prompt has {prompt} tokens, the context {context}: shorten the prompt or raise \

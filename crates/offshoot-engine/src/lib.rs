@@ -1,6 +1,7 @@
 //! Loops that run methods on models, and what those loops need from the machine.
 
 mod bench;
+pub mod datastore;
 mod disguise;
 mod error;
 mod generate;

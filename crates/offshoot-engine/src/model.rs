@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Isa, available_threads};
 use offshoot_models::{
-    ChatTemplate, Checkpoint, Message, PackedModel, RenderOptions, Tokenizer, WeightCache,
+    ChatTemplate, Checkpoint, Message, PackedModel, RenderOptions, Tokenizer, TokenizerId,
+    WeightCache,
 };
 
 use crate::Error;
@@ -57,6 +58,7 @@ pub struct LoadTimings {
 pub struct Model {
     packed: PackedModel,
     tokenizer: Arc<Tokenizer>,
+    tokenizer_id: TokenizerId,
     template: Option<ChatTemplate>,
     stop_tokens: Vec<u32>,
     /// Texts of the control tokens.
@@ -90,7 +92,7 @@ impl Model {
             let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             ((packed, weights), text)
         });
-        let ((packed, weights), (tokenizer, template)) = (packed, text?);
+        let ((packed, weights), Text { tokenizer, tokenizer_id, template }) = (packed, text?);
         let packed = packed?;
         if let (Some(dir), false) = (&options.cache, packed.from_cache()) {
             trim_cache(dir, options.cache_limit, cached.as_ref().map(|(path, _)| path.as_path()));
@@ -98,7 +100,7 @@ impl Model {
         let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
         let controls = tokenizer.control_texts().map(str::to_owned).collect();
-        Ok(Self { packed, tokenizer, template, stop_tokens, controls, timings })
+        Ok(Self { packed, tokenizer, tokenizer_id, template, stop_tokens, controls, timings })
     }
 
     /// The weights.
@@ -109,6 +111,11 @@ impl Model {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// Which tokenizer it is.
+    pub fn tokenizer_id(&self) -> TokenizerId {
+        self.tokenizer_id
     }
 
     /// The chat template, if the model has one.
@@ -169,8 +176,17 @@ impl Model {
     }
 }
 
-fn text_of(checkpoint: &Checkpoint) -> Result<(Arc<Tokenizer>, Option<ChatTemplate>), Error> {
-    let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
+/// What turns text into tokens and back.
+pub(crate) struct Text {
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) tokenizer_id: TokenizerId,
+    pub(crate) template: Option<ChatTemplate>,
+}
+
+pub(crate) fn text_of(checkpoint: &Checkpoint) -> Result<Text, Error> {
+    let spec = checkpoint.tokenizer()?;
+    let tokenizer_id = TokenizerId::of(spec);
+    let tokenizer = Tokenizer::new(spec)?;
     let text = |id: Option<u32>| {
         id.and_then(|id| tokenizer.token_bytes(id))
             .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
@@ -180,7 +196,7 @@ fn text_of(checkpoint: &Checkpoint) -> Result<(Arc<Tokenizer>, Option<ChatTempla
         .chat_template()
         .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
         .transpose()?;
-    Ok((Arc::new(tokenizer), template))
+    Ok(Text { tokenizer: Arc::new(tokenizer), tokenizer_id, template })
 }
 
 /// The file of packed weights for the model at `path`, and its key. `None` if the folder cannot be

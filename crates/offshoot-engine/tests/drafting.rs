@@ -347,7 +347,11 @@ fn a_model_that_drafts_for_itself_is_always_right() {
     let options = GenerateOptions { ignore_eos: true, ..options };
     let prompt = [3, 9, 4, 5];
     let plain = generate(&model, &mut session, &prompt, &options);
-    let spec = SpecOptions { mode: "draft".parse().unwrap(), draft_model: Some(Arc::new(own)) };
+    let spec = SpecOptions {
+        mode: "draft".parse().unwrap(),
+        draft_model: Some(Arc::new(own)),
+        ..SpecOptions::default()
+    };
     let speculator = spec.speculator(&model, &session).unwrap();
     session.set_speculator(speculator);
     let drafted = generate(&model, &mut session, &prompt, &options);

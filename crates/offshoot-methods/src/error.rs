@@ -47,4 +47,14 @@ pub enum Error {
         /// Its place in the list, from 0.
         index: usize,
     },
+    /// Parts of a shard of retrievable text that do not go together.
+    #[error("the shard's {part}: {got}, expected {expected}; build the store anew")]
+    Shard {
+        /// Which part.
+        part: &'static str,
+        /// Its size or value.
+        got: usize,
+        /// What the other parts need it to be.
+        expected: usize,
+    },
 }

@@ -3,7 +3,9 @@
 //!
 //! Today the room holds what turns logits into text: [`Sampler`] chooses a token,
 //! [`LogProbabilities`] reports what the model thought of it, [`StopMatcher`] ends the text at a
-//! stop string, and [`Philox`] makes the random numbers.
+//! stop string, and [`Philox`] makes the random numbers. [`draft`] guesses
+//! what comes next, for a step of the model to check: from the text itself, from stored text
+//! ([`Retriever`]), and how many guesses pay.
 //!
 //! ```
 //! use offshoot_methods::{Sampler, SamplingOptions};
@@ -25,6 +27,9 @@ mod philox;
 pub use decode::{
     Emit, LogProbabilities, Sampled, Sampler, SamplingOptions, StopMatcher, TokenFilter,
     TokenLogprob, uniform,
+};
+pub use draft::{
+    DraftNode, Match, Retriever, RetrieverOptions, SAMPLED_TOKENS, Shard, ShardParts, TokenWidth,
 };
 pub use error::Error;
 pub use philox::Philox;

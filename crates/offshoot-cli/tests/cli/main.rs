@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what the tests stand on may fail like a test does")]
 
 mod answers;
+mod datastores;
 mod exit_codes;
 mod home;
 #[cfg(unix)]

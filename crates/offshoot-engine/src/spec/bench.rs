@@ -33,8 +33,10 @@ pub struct SpecBenchOptions {
 pub struct ArmResult {
     /// Its name.
     pub arm: String,
-    /// Tokens of all answers of a round, but each answer's first.
+    /// Tokens of all answers of a round.
     pub tokens: usize,
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
     /// Tokens a second behind the first of each answer: the median round.
     pub tokens_per_s: f64,
     /// Times the rate of plain decoding: the median round.
@@ -98,6 +100,9 @@ pub fn learned(arms: &[SpecArm]) -> Vec<Learned> {
 #[derive(Debug, Clone, Default)]
 struct Sums {
     tokens: usize,
+    /// Answers, whose first tokens belong to the prompt's time.
+    answers: usize,
+    prompt_tokens: usize,
     /// Seconds of each round.
     rounds: Vec<f64>,
     spec: SpecStats,
@@ -141,7 +146,9 @@ pub fn measure_spec(
                 if round > 0 {
                     continue;
                 }
-                sum.tokens += answer.tokens.len().saturating_sub(1);
+                sum.tokens += answer.tokens.len();
+                sum.answers += 1;
+                sum.prompt_tokens += answer.prompt_tokens;
                 if let Some(spec) = &answer.spec {
                     sum.add(spec);
                 }
@@ -178,15 +185,17 @@ impl Sums {
     }
 
     fn result(&self, name: &str, plain: &Sums) -> ArmResult {
-        let rates: Vec<f64> = self.rounds.iter().map(|s| self.tokens as f64 / s).collect();
+        let timed = self.tokens - self.answers;
+        let rates: Vec<f64> = self.rounds.iter().map(|s| timed as f64 / s).collect();
         let ratios: Vec<f64> = self.rounds.iter().zip(&plain.rounds).map(|(a, b)| b / a).collect();
         let spec = &self.spec;
-        let steps = if spec.steps == 0 { self.tokens } else { spec.steps }.max(1) as f64;
+        let steps = if spec.steps == 0 { timed } else { spec.steps }.max(1) as f64;
         let plain_ms = 1e3 * median(&self.rounds) / steps;
         let all = (spec.draft + spec.check + spec.commit).as_secs_f64() * 1e3 / steps;
         ArmResult {
             arm: name.to_owned(),
             tokens: self.tokens,
+            prompt_tokens: self.prompt_tokens,
             tokens_per_s: median(&rates),
             speedup: median(&ratios),
             tokens_per_step: if spec.steps == 0 { 1.0 } else { spec.tokens_per_step() },

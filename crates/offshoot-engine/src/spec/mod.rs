@@ -8,6 +8,7 @@ mod bench;
 mod draft_model;
 mod drafter;
 mod options;
+mod rest;
 mod stats;
 mod suffix;
 
@@ -24,9 +25,11 @@ pub use bench::{
 pub use draft_model::ModelDrafter;
 pub use drafter::{Drafter, View};
 pub use options::{Arm, SpecMode};
+pub use rest::RestDrafter;
 pub use stats::{DrafterStats, SpecStats};
 pub use suffix::SuffixDrafter;
 
+use crate::datastore::Datastore;
 use crate::{Error, Model, Session};
 
 /// The most guesses of a step. Two cores never find more to be worth it; see the step times.
@@ -191,6 +194,8 @@ pub struct SpecOptions {
     pub mode: SpecMode,
     /// A smaller model of the same vocabulary.
     pub draft_model: Option<Arc<Model>>,
+    /// Stored text.
+    pub datastore: Option<Arc<Datastore>>,
 }
 
 impl SpecOptions {
@@ -226,6 +231,13 @@ impl SpecOptions {
     ) -> Result<Option<Box<dyn Drafter>>, Error> {
         Ok(match arm {
             Arm::Suffix => Some(Box::new(SuffixDrafter::new())),
+            Arm::Rest => match &self.datastore {
+                None => None,
+                Some(store) => {
+                    store.require_tokenizer(model.tokenizer_id())?;
+                    Some(Box::new(RestDrafter::new(Arc::clone(store))?))
+                }
+            },
             Arm::Draft => match &self.draft_model {
                 None => None,
                 Some(own) => {

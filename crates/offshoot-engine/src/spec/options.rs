@@ -8,18 +8,21 @@ use std::str::FromStr;
 pub enum Arm {
     /// What followed earlier occurrences in the conversation.
     Suffix,
+    /// What followed in stored text.
+    Rest,
     /// What a smaller model would write.
     Draft,
 }
 
 impl Arm {
     /// All, in the order in which they are asked.
-    pub const ALL: [Self; 2] = [Self::Suffix, Self::Draft];
+    pub const ALL: [Self; 3] = [Self::Suffix, Self::Rest, Self::Draft];
 
     /// Its name in options.
     pub fn name(self) -> &'static str {
         match self {
             Self::Suffix => "suffix",
+            Self::Rest => "rest",
             Self::Draft => "draft",
         }
     }
@@ -28,6 +31,7 @@ impl Arm {
     pub(crate) fn needs(self) -> &'static str {
         match self {
             Self::Suffix => "nothing",
+            Self::Rest => "--datastore",
             Self::Draft => "--draft-model",
         }
     }

@@ -1,7 +1,7 @@
 //! The suffix automaton of the conversation as a drafter.
 
 use offshoot_methods::draft::SuffixAutomaton;
-use offshoot_methods::draft::{BINS, CLASSES, Continuation, Guess, Match, Prior, TokenTree};
+use offshoot_methods::draft::{BINS, CLASSES, Continuation, Guess, Place, Prior, TokenTree};
 
 use super::drafter::{Drafter, View};
 use crate::Error;
@@ -14,7 +14,7 @@ const GUESSES: usize = 3;
 pub struct SuffixDrafter {
     automaton: SuffixAutomaton,
     /// Where each node of the tree stands in the text.
-    matches: Vec<Match>,
+    matches: Vec<Place>,
     found: Vec<Continuation>,
 }
 
@@ -54,7 +54,7 @@ impl Drafter for SuffixDrafter {
             Some(parent) => self.automaton.step(self.matches[parent as usize], tree.tokens()[node]),
         };
         // Nodes as deep as a tree may go are passed over, and have no children.
-        self.matches.resize(node, Match::default());
+        self.matches.resize(node, Place::default());
         self.matches.push(at);
         self.found.clear();
         self.automaton.continuations(at, GUESSES, &mut self.found);

@@ -4,6 +4,7 @@ mod calibration;
 mod gate;
 mod planner;
 mod rejection;
+mod rest;
 mod step_times;
 mod suffix;
 mod tree;
@@ -13,7 +14,10 @@ pub use calibration::{BINS, CLASSES, Calibration, CellId, Prior};
 pub use gate::Gate;
 pub use planner::{Contribution, Guess, Limits, Planner};
 pub use rejection::{Distribution, Drawn, Verdict, draw, mass, reject, without};
+pub use rest::{
+    DraftNode, Match, Retriever, RetrieverOptions, SAMPLED_TOKENS, Shard, ShardParts, TokenWidth,
+};
 pub use step_times::{MOST_ROWS, StepTimes};
-pub use suffix::{Continuation, Match, SuffixAutomaton};
+pub use suffix::{Continuation, Place, SuffixAutomaton};
 pub use tree::{TokenTree, follow};
 pub use typical::Typical;

@@ -48,7 +48,7 @@ struct Edge {
 
 /// A place in the automaton: a state, and how much of a context it stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Match {
+pub struct Place {
     state: u32,
     /// Tokens of the context that were matched.
     pub len: u32,
@@ -186,24 +186,24 @@ impl SuffixAutomaton {
     }
 
     /// The longest end of the text that occurs earlier in it.
-    pub fn repeated_end(&self) -> Match {
+    pub fn repeated_end(&self) -> Place {
         match self.states[self.whole as usize].link {
-            NONE => Match::default(),
-            state => Match { state, len: self.states[state as usize].len },
+            NONE => Place::default(),
+            state => Place { state, len: self.states[state as usize].len },
         }
     }
 
     /// The longest end of `context` and `token` that occurs in the text, where `context` is that of
     /// `at`.
-    pub fn step(&self, at: Match, token: u32) -> Match {
-        let Match { mut state, mut len } = at;
+    pub fn step(&self, at: Place, token: u32) -> Place {
+        let Place { mut state, mut len } = at;
         loop {
             if let Some(&edge) = self.index.get(&(state, token)) {
-                return Match { state: self.edges[edge as usize].target, len: len + 1 };
+                return Place { state: self.edges[edge as usize].target, len: len + 1 };
             }
             state = self.states[state as usize].link;
             if state == NONE {
-                return Match::default();
+                return Place::default();
             }
             len = self.states[state as usize].len;
         }
@@ -211,9 +211,9 @@ impl SuffixAutomaton {
 
     /// Up to `n` tokens that followed the context of `at`, the most frequent first, then the latest;
     /// shorter contexts fill what longer ones leave. A context of no tokens proposes nothing.
-    pub fn continuations(&mut self, at: Match, n: usize, out: &mut Vec<Continuation>) {
+    pub fn continuations(&mut self, at: Place, n: usize, out: &mut Vec<Continuation>) {
         let first = out.len();
-        let Match { mut state, mut len } = at;
+        let Place { mut state, mut len } = at;
         while state != 0 && state != NONE && out.len() < first + n {
             self.ranked.clear();
             let mut total = 0;
@@ -275,7 +275,7 @@ mod tests {
             context in prop::collection::vec(0u32..4, 1..12),
         ) {
             let automaton = automaton(&text);
-            let mut at = Match::default();
+            let mut at = Place::default();
             for (i, &token) in context.iter().enumerate() {
                 at = automaton.step(at, token);
                 let longest = (0..=i + 1)
