@@ -8,10 +8,11 @@
 use std::sync::Arc;
 
 use offshoot_methods::LogProbabilities;
-use offshoot_methods::draft::{BINS, CLASSES, Guess, Prior, TokenTree};
+use offshoot_methods::draft::{CLASSES, Guess, Prior, TokenTree};
 use offshoot_models::LogitRows;
 
 use super::drafter::{Drafter, View};
+use super::prior;
 use crate::{Error, Model, Session};
 
 /// The most tokens it writes ahead.
@@ -82,7 +83,7 @@ impl Drafter for ModelDrafter {
     }
 
     fn prior(&self) -> Prior {
-        [[(0.0, 0.0); BINS]; CLASSES]
+        prior::shipped("draft")
     }
 
     fn begin(&mut self, _: &[u32]) {}

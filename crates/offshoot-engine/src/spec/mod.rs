@@ -8,6 +8,7 @@ mod bench;
 mod draft_model;
 mod drafter;
 mod options;
+mod prior;
 mod rest;
 mod stats;
 mod suffix;

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use offshoot_methods::draft::{
-    BINS, CLASSES, DraftNode, Guess, Prior, Retriever, RetrieverOptions, TokenTree,
-};
+use offshoot_methods::draft::{DraftNode, Guess, Prior, Retriever, RetrieverOptions, TokenTree};
 
 use super::drafter::{Drafter, View};
+use super::prior;
 use crate::Error;
 use crate::datastore::Datastore;
 
@@ -41,7 +40,7 @@ impl Drafter for RestDrafter {
     }
 
     fn prior(&self) -> Prior {
-        [[(0.0, 0.0); BINS]; CLASSES]
+        prior::shipped("rest")
     }
 
     fn begin(&mut self, _: &[u32]) {}

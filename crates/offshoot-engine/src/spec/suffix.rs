@@ -1,9 +1,10 @@
 //! The suffix automaton of the conversation as a drafter.
 
 use offshoot_methods::draft::SuffixAutomaton;
-use offshoot_methods::draft::{BINS, CLASSES, Continuation, Guess, Place, Prior, TokenTree};
+use offshoot_methods::draft::{Continuation, Guess, Place, Prior, TokenTree};
 
 use super::drafter::{Drafter, View};
+use super::prior;
 use crate::Error;
 
 /// Guesses behind a node.
@@ -31,7 +32,7 @@ impl Drafter for SuffixDrafter {
     }
 
     fn prior(&self) -> Prior {
-        PRIOR
+        prior::shipped("suffix")
     }
 
     fn begin(&mut self, text: &[u32]) {
@@ -77,6 +78,3 @@ fn class_of(len: u32) -> u8 {
         _ => 7,
     }
 }
-
-/// Hits and guesses by class.
-const PRIOR: Prior = [[(0.0, 0.0); BINS]; CLASSES];
