@@ -10,7 +10,7 @@ MOST guesses in a cell, so that what a text shows soon counts more than the tabl
 import json
 import sys
 
-MOST = 12.0
+MOST = 24.0
 
 
 def main(paths):

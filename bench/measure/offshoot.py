@@ -73,7 +73,7 @@ class Offshoot:
     def complete(self, model, prompt, n_tokens, cache=None):
         """One run of `offshoot run`, greedy, on a context of 2048."""
         command = [self.path, "run", model.path, prompt, "--max-tokens", n_tokens,
-                   "--temperature", 0, "--ignore-eos", "--threads", self.threads,
+                   "--temperature", 0, "--ignore-eos", "--spec", "off", "--threads", self.threads,
                    "--ctx-size", N_CONTEXT]
         return run(command, self.environment(cache or self.home.name))
 
