@@ -165,6 +165,16 @@ impl PackedExecutor {
         &self.greatest
     }
 
+    /// What the output head multiplied for the `i`-th row whose logits were asked for in the last
+    /// step: the final norm's result, `hidden_size` long.
+    ///
+    /// # Panics
+    /// If the last step asked for no more than `i` rows.
+    pub fn head_input_row(&self, i: usize) -> &[f32] {
+        let width = self.head_input.cols();
+        &self.head_input.x()[i * width..(i + 1) * width]
+    }
+
     fn run(
         &mut self,
         model: &PackedModel,
