@@ -18,6 +18,7 @@
 //! ```
 
 mod decode;
+pub mod draft;
 mod error;
 mod philox;
 

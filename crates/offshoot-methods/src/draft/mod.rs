@@ -1,0 +1,7 @@
+//! Drafting: guessing tokens that a model then checks in one step.
+
+mod medusa;
+
+pub use medusa::{
+    Bin, Calibration, Calibrator, Candidate, Candidates, DraftTree, RankNode, search,
+};
