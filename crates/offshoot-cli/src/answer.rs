@@ -12,6 +12,7 @@ use offshoot_engine::spec::{Arm, SpecMode, SpecOptions, SpecStats};
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
+use offshoot_models::medusa::HeadsFile;
 use serde_json::json;
 
 use crate::args::{
@@ -78,6 +79,10 @@ pub(crate) fn spec_options(
     if let (Some(path), true) = (&materials.datastore, mode.allows(Arm::Rest)) {
         let store = Datastore::open(path).map_err(offshoot_engine::Error::from)?;
         options.datastore = Some(Arc::new(store));
+    }
+    if let (Some(path), true) = (&materials.medusa, mode.allows(Arm::Medusa)) {
+        let heads = HeadsFile::open(path).map_err(offshoot_engine::Error::from)?;
+        options.heads = Some(Arc::new(heads));
     }
     Ok(options)
 }

@@ -197,6 +197,9 @@ pub(crate) struct MaterialArgs {
     /// Draft from stored text: a .store file, or a folder of them that `datastore build` made.
     #[arg(long, env = "OFFSHOOT_DATASTORE", value_name = "PATH")]
     pub(crate) datastore: Option<PathBuf>,
+    /// Draft with these Medusa heads [default: those that come with offshoot, if the model has some]
+    #[arg(long, env = "OFFSHOOT_MEDUSA", value_name = "FILE")]
+    pub(crate) medusa: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

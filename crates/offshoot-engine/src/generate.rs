@@ -354,8 +354,7 @@ impl Session {
                 if speculator.wants_hidden() {
                     let row = path[path.len() - 1];
                     self.hidden.clear();
-                    let mut rows = self.executor.head_inputs();
-                    self.hidden.extend_from_slice(rows.nth(row).unwrap_or_default());
+                    self.hidden.extend_from_slice(self.executor.head_input_row(row));
                 }
                 let commit = committing.elapsed();
                 speculator.note(&writer.context[before..], checked, commit);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Isa, available_threads};
 use offshoot_models::{
-    ChatTemplate, Checkpoint, Message, PackedModel, RenderOptions, Tokenizer, TokenizerId,
+    BaseId, ChatTemplate, Checkpoint, Message, PackedModel, RenderOptions, Tokenizer, TokenizerId,
     WeightCache,
 };
 
@@ -64,6 +64,9 @@ pub struct Model {
     /// Texts of the control tokens.
     controls: Vec<String>,
     timings: LoadTimings,
+    file: PathBuf,
+    /// The file's BLAKE3, where loading needed it.
+    digest: Option<[u8; 32]>,
 }
 
 impl Model {
@@ -100,7 +103,18 @@ impl Model {
         let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
         let controls = tokenizer.control_texts().map(str::to_owned).collect();
-        Ok(Self { packed, tokenizer, tokenizer_id, template, stop_tokens, controls, timings })
+        let (file, digest) = (path.to_owned(), cached.map(|(_, key)| key));
+        Ok(Self {
+            packed,
+            tokenizer,
+            tokenizer_id,
+            template,
+            stop_tokens,
+            controls,
+            timings,
+            file,
+            digest,
+        })
     }
 
     /// The weights.
@@ -126,6 +140,29 @@ impl Model {
     /// The ids at which an answer ends.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
+    }
+
+    /// BLAKE3 of the model's file; it is read whole if loading did not need that.
+    ///
+    /// # Errors
+    /// If the file cannot be read any more.
+    pub fn file_digest(&self) -> Result<[u8; 32], Error> {
+        if let Some(digest) = self.digest {
+            return Ok(digest);
+        }
+        let wrong = |source| offshoot_models::Error::Io { path: self.file.clone(), source };
+        let mut hasher = blake3::Hasher::new();
+        let mut file = std::fs::File::open(&self.file).map_err(wrong)?;
+        std::io::copy(&mut file, &mut hasher).map_err(wrong)?;
+        Ok(*hasher.finalize().as_bytes())
+    }
+
+    /// Which weights it has: every one of the file's is read and hashed.
+    ///
+    /// # Errors
+    /// If the file cannot be read any more.
+    pub fn base_id(&self) -> Result<BaseId, Error> {
+        Ok(BaseId::of(&Checkpoint::open(&self.file)?)?)
     }
 
     /// How long loading took.

@@ -33,6 +33,16 @@ by_isa! {
 }
 
 by_isa! {
+    /// `x = exp(x - log sum exp(x))` in place: the softmax. Gives the logarithm that was subtracted.
+    ///
+    /// The sum runs over 16 lanes and then over these. A NaN or an infinity makes all of it NaN.
+    ///
+    /// # Panics
+    /// If `x` is empty.
+    pub fn softmax(x: &mut [f32]) -> f32 = softmax_lanes
+}
+
+by_isa! {
     /// `acc += x`, the two of one length.
     ///
     /// # Panics
@@ -108,6 +118,43 @@ unsafe fn silu_gate_lanes<L: Lanes>(gate: &[f32], up: &[f32], out: &mut [f32]) {
             L::store(tail.as_mut_ptr(), L::mul(g, L::load(padded(&up[whole..]).as_ptr())));
             out[whole..].copy_from_slice(&tail[..n - whole]);
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn softmax_lanes<L: Lanes>(x: &mut [f32]) -> f32 {
+    assert!(!x.is_empty(), "a row with elements");
+    let whole = x.len() / 16 * 16;
+    let (body, tail) = x.split_at_mut(whole);
+    // SAFETY: every access is to 16 floats of `body`, or to the padded tail.
+    unsafe {
+        let mut last = [f32::NEG_INFINITY; 16];
+        last[..tail.len()].copy_from_slice(tail);
+        let mut most = L::load(last.as_ptr());
+        for x in body.chunks_exact(16) {
+            most = L::max(most, L::load(x.as_ptr()));
+        }
+        let most = L::greatest(most);
+        let shift = L::splat(most);
+        let mut sums = L::splat(0.0);
+        for x in body.chunks_exact_mut(16) {
+            let e = math::exp::<L>(L::sub(L::load(x.as_ptr()), shift));
+            L::store(x.as_mut_ptr(), e);
+            sums = L::add(sums, e);
+        }
+        let e = math::exp::<L>(L::sub(L::load(last.as_ptr()), shift));
+        let e = L::first(tail.len(), e, L::splat(0.0));
+        L::store(last.as_mut_ptr(), e);
+        tail.copy_from_slice(&last[..tail.len()]);
+        let total = L::sum(L::add(sums, e));
+        let inverse = 1.0 / total;
+        for x in body.chunks_exact_mut(16) {
+            L::store(x.as_mut_ptr(), L::mul(L::load(x.as_ptr()), L::splat(inverse)));
+        }
+        for x in tail {
+            *x *= inverse;
+        }
+        most + total.ln()
     }
 }
 

@@ -41,6 +41,9 @@ pub enum Error {
         /// How many logits were given.
         n_vocab: usize,
     },
+    /// A tree or a calibration of draft heads that cannot be used.
+    #[error("{0}")]
+    Draft(String),
     /// A stop string without characters, which would end every text before it began.
     #[error("stop string {index} is empty: remove it or give it at least one character")]
     EmptyStop {

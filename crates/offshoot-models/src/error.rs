@@ -50,6 +50,9 @@ pub enum Error {
     /// The chat template is wrong or runs past its limits: the fault is the model file's.
     #[error("chat template: {0}")]
     BrokenTemplate(String),
+    /// Draft heads are broken, of a layout that offshoot does not read, or another model's.
+    #[error("draft heads: {0}")]
+    Heads(String),
     /// A step was asked for that the model or its caches cannot take.
     #[error("step: {0}")]
     Step(String),

@@ -11,6 +11,7 @@ mod families;
 mod generation_config;
 pub mod gguf;
 mod identity;
+pub mod medusa;
 mod packed;
 mod step;
 mod template;

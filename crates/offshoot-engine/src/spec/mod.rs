@@ -7,6 +7,7 @@
 mod bench;
 mod draft_model;
 mod drafter;
+mod medusa;
 mod options;
 mod prior;
 mod rest;
@@ -25,16 +26,21 @@ pub use bench::{
 };
 pub use draft_model::ModelDrafter;
 pub use drafter::{Drafter, View};
+pub use medusa::MedusaDrafter;
 pub use options::{Arm, SpecMode};
 pub use rest::RestDrafter;
 pub use stats::{DrafterStats, SpecStats};
 pub use suffix::SuffixDrafter;
+
+use offshoot_models::medusa::{HeadsFile, MedusaHeads};
 
 use crate::datastore::Datastore;
 use crate::{Error, Model, Session};
 
 /// The most guesses of a step. Two cores never find more to be worth it; see the step times.
 const MOST_GUESSES: usize = 31;
+/// Tokens that each head ranks (the paper's trees use ten).
+const RANKS: usize = 10;
 /// What a right guess is worth in plain steps, less its row's own time.
 const WORTH: f64 = 0.7;
 
@@ -197,6 +203,8 @@ pub struct SpecOptions {
     pub draft_model: Option<Arc<Model>>,
     /// Stored text.
     pub datastore: Option<Arc<Datastore>>,
+    /// Medusa heads of the model.
+    pub heads: Option<Arc<HeadsFile>>,
 }
 
 impl SpecOptions {
@@ -237,6 +245,15 @@ impl SpecOptions {
                 Some(store) => {
                     store.require_tokenizer(model.tokenizer_id())?;
                     Some(Box::new(RestDrafter::new(Arc::clone(store))?))
+                }
+            },
+            Arm::Medusa => match &self.heads {
+                None => None,
+                Some(file) => {
+                    let heads = MedusaHeads::new(session.cpu(), model.packed(), file, RANKS)?;
+                    let calibration = file.card.as_ref().and_then(|c| c.calibration.clone());
+                    let calibration = calibration.and_then(|c| serde_json::from_value(c).ok());
+                    Some(Box::new(MedusaDrafter::new(heads, calibration, session.cpu().clone())))
                 }
             },
             Arm::Draft => match &self.draft_model {

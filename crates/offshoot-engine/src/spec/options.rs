@@ -10,19 +10,22 @@ pub enum Arm {
     Suffix,
     /// What followed in stored text.
     Rest,
+    /// What heads on the model's own state say.
+    Medusa,
     /// What a smaller model would write.
     Draft,
 }
 
 impl Arm {
     /// All, in the order in which they are asked.
-    pub const ALL: [Self; 3] = [Self::Suffix, Self::Rest, Self::Draft];
+    pub const ALL: [Self; 4] = [Self::Suffix, Self::Rest, Self::Medusa, Self::Draft];
 
     /// Its name in options.
     pub fn name(self) -> &'static str {
         match self {
             Self::Suffix => "suffix",
             Self::Rest => "rest",
+            Self::Medusa => "medusa",
             Self::Draft => "draft",
         }
     }
@@ -32,6 +35,7 @@ impl Arm {
         match self {
             Self::Suffix => "nothing",
             Self::Rest => "--datastore",
+            Self::Medusa => "--medusa",
             Self::Draft => "--draft-model",
         }
     }

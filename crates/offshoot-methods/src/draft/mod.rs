@@ -2,6 +2,7 @@
 
 mod calibration;
 mod gate;
+pub mod medusa;
 mod planner;
 mod rejection;
 mod rest;

@@ -165,10 +165,14 @@ impl PackedExecutor {
         &self.greatest
     }
 
-    /// What the output head multiplied in the last step that asked for logits: `[hidden_size]` for
-    /// each row that it asked for, in their order.
-    pub fn head_inputs(&self) -> impl ExactSizeIterator<Item = &[f32]> {
-        self.head_input.x().chunks_exact(self.residual.width)
+    /// What the output head multiplied for the `i`-th row whose logits were asked for in the last
+    /// step: the final norm's result, `hidden_size` long.
+    ///
+    /// # Panics
+    /// If the last step asked for no more than `i` rows.
+    pub fn head_input_row(&self, i: usize) -> &[f32] {
+        let width = self.head_input.cols();
+        &self.head_input.x()[i * width..(i + 1) * width]
     }
 
     fn run(

@@ -1,0 +1,10 @@
+//! Medusa heads: their files, and their evaluation beside a packed model.
+
+mod heads;
+mod import;
+mod pickle;
+mod run;
+
+pub use heads::{HEADS_MAX, Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock};
+pub use import::{import_heads, parse_torch};
+pub use run::{HeadToken, MedusaHeads};
