@@ -63,6 +63,8 @@ pub struct Model {
     stop_tokens: Vec<u32>,
     /// Texts of the control tokens.
     controls: Vec<String>,
+    /// The file's BLAKE3 digest, if it was loaded with a cache.
+    digest: Option<[u8; 32]>,
     timings: LoadTimings,
 }
 
@@ -100,7 +102,17 @@ impl Model {
         let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
         let controls = tokenizer.control_texts().map(str::to_owned).collect();
-        Ok(Self { packed, tokenizer, tokenizer_id, template, stop_tokens, controls, timings })
+        let digest = cached.map(|(_, key)| key);
+        Ok(Self {
+            packed,
+            tokenizer,
+            tokenizer_id,
+            template,
+            stop_tokens,
+            controls,
+            digest,
+            timings,
+        })
     }
 
     /// The weights.
@@ -126,6 +138,11 @@ impl Model {
     /// The ids at which an answer ends.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
+    }
+
+    /// The BLAKE3 digest of the model's file, if it was loaded with a cache, which remembers it.
+    pub fn digest(&self) -> Option<&[u8; 32]> {
+        self.digest.as_ref()
     }
 
     /// How long loading took.
