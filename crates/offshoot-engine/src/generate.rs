@@ -365,6 +365,20 @@ impl Session {
         }
     }
 
+    /// How long a step of `tree` behind what is cached takes. Nothing of it is kept.
+    ///
+    /// # Errors
+    /// If the context has no room for its rows.
+    pub fn time_step(&mut self, model: &Model, tree: &TokenTree) -> Result<Duration, Error> {
+        let prompt = self.cached.len() + tree.len();
+        if prompt > self.context {
+            return Err(Error::PromptTooLong { prompt, context: self.context });
+        }
+        let start = Instant::now();
+        self.check(model, tree, false)?;
+        Ok(start.elapsed())
+    }
+
     /// Runs `tree` behind what is cached and asks for the logits of every node.
     fn check(&mut self, model: &Model, tree: &TokenTree, greatest: bool) -> Result<(), Error> {
         let base = self.cached.len() as u32;

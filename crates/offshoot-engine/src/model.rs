@@ -142,6 +142,11 @@ impl Model {
         &self.stop_tokens
     }
 
+    /// The BLAKE3 digest of the model's file, if it was loaded with a cache, which remembers it.
+    pub fn digest(&self) -> Option<&[u8; 32]> {
+        self.digest.as_ref()
+    }
+
     /// BLAKE3 of the model's file; it is read whole if loading did not need that.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 //! logits do not depend on the rows beside it. Speed alone depends on the guesses.
 
 mod bench;
+mod calibrate;
+mod calibration_file;
 mod draft_model;
 mod drafter;
 mod medusa;
@@ -24,6 +26,8 @@ use offshoot_methods::draft::{
 pub use bench::{
     ArmResult, Learned, SpecArm, SpecBenchOptions, WorkloadResult, learned, measure_spec,
 };
+pub use calibrate::{CalibrateOptions, MeasuredWidth, StepCurve, calibrate, chain_tokens};
+pub use calibration_file::{Calibrated, CalibrationFile};
 pub use draft_model::ModelDrafter;
 pub use drafter::{Drafter, View};
 pub use medusa::MedusaDrafter;
@@ -70,7 +74,16 @@ pub struct Speculator {
 impl Speculator {
     /// A speculator with these drafters; `times` is what is known of the machine.
     pub fn new(drafters: Vec<Box<dyn Drafter>>, times: StepTimes) -> Self {
-        let calibrations = drafters.iter().map(|d| Calibration::new(&d.prior())).collect();
+        Self::calibrated_by(drafters, &Calibrated { times: Some(times), ..Calibrated::default() })
+    }
+
+    /// A speculator with these drafters that goes on from what earlier ones learned; what they did
+    /// not learn begins as shipped.
+    pub fn calibrated_by(drafters: Vec<Box<dyn Drafter>>, earlier: &Calibrated) -> Self {
+        let times = earlier.times.clone().unwrap_or_default();
+        let known = |d: &dyn Drafter| earlier.drafters.get(d.name()).copied();
+        let prior = |d: &dyn Drafter| Calibration::new(&known(d).unwrap_or_else(|| d.prior()));
+        let calibrations = drafters.iter().map(|d| prior(d.as_ref())).collect();
         let stats = SpecStats::new(drafters.iter().map(|d| d.name()));
         let seat = |drafter| Seat { drafter, gate: Gate::default(), seconds: 0.0, asked: false };
         Self {
@@ -93,6 +106,13 @@ impl Speculator {
     /// What each drafter's scores are worth, in the drafters' order.
     pub fn calibrations(&self) -> &[Calibration] {
         self.planner.calibrations()
+    }
+
+    /// What was learned so far, for a later speculator.
+    pub fn calibrated(&self) -> Calibrated {
+        let names = self.seats.iter().map(|seat| seat.drafter.name().to_owned());
+        let counts = self.calibrations().iter().map(Calibration::counts);
+        Calibrated { times: Some(self.times.clone()), drafters: names.zip(counts).collect() }
     }
 
     /// Whether a drafter reads the state that the pending token was chosen from.
@@ -205,6 +225,8 @@ pub struct SpecOptions {
     pub datastore: Option<Arc<Datastore>>,
     /// Medusa heads of the model.
     pub heads: Option<Arc<HeadsFile>>,
+    /// What earlier sessions learned.
+    pub calibrated: Calibrated,
 }
 
 impl SpecOptions {
@@ -229,7 +251,7 @@ impl SpecOptions {
                 }
             }
         }
-        Ok((!drafters.is_empty()).then(|| Speculator::new(drafters, StepTimes::default())))
+        Ok((!drafters.is_empty()).then(|| Speculator::calibrated_by(drafters, &self.calibrated)))
     }
 
     fn drafter(

@@ -254,7 +254,7 @@ impl StoreError {
     }
 
     /// An I/O failure, told apart from a full disk.
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         match source.kind() {
             // A file that may not grow any more is helped by another disk as well.
             io::ErrorKind::StorageFull

@@ -255,7 +255,7 @@ fn partial_bytes(folder: &Path) -> u64 {
 }
 
 /// Writes a small file so that a reader sees the old bytes or the new ones, never a mixture.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     use std::io::Write;
     let new = path.with_extension(format!("new-{}", std::process::id()));
     let written = File::create(&new).and_then(|mut f| {

@@ -34,6 +34,7 @@ pub use catalogue::{Catalogue, CatalogueModel, ModelContext, PypiPart, Source};
 pub use config::{HttpLimits, Network, ProxyChoice, StoreConfig, Token};
 pub use digests::FileDigests;
 pub use error::{StoreError, StoreErrorKind};
+pub(crate) use layout::write_whole;
 pub use layout::{Entry, EntryState, Manifest};
 pub use progress::{Event, Progress, Quiet};
 pub use reference::{HubRef, ModelRef};

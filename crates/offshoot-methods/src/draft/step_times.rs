@@ -15,6 +15,8 @@ const FAST: f64 = 0.15;
 const SLOW: f64 = 0.04;
 /// The furthest that one step can pull: a step that waited for another program says nothing.
 const CLIP: f64 = 0.4;
+/// What a row may take over a step of one: several times more is a stray measurement.
+const MOST_PER_ROW: f64 = 4.0;
 /// Widths on each side that learn with one.
 const NEAR: usize = 3;
 
@@ -53,11 +55,27 @@ impl StepTimes {
     /// Times with the shape of `points`: rows, rising, and the time over that of one row.
     ///
     /// # Panics
-    /// If there are no points or they do not rise.
+    /// If [`StepTimes::measured`] refuses them.
     pub fn new(points: &[(usize, f64)]) -> Self {
-        assert!(!points.is_empty() && points.windows(2).all(|w| w[0].0 < w[1].0), "rising points");
+        Self::measured(points).expect("rising points of plausible times")
+    }
+
+    /// As [`StepTimes::new`] of points that were measured or read, in any unit; `None` if there are
+    /// none, their rows do not rise from 1 to at most [`MOST_ROWS`], or a time is not positive or
+    /// is more than its rows could take. A time below one of fewer rows is raised to that.
+    pub fn measured(points: &[(usize, f64)]) -> Option<Self> {
+        let &(first, one) = points.first()?;
+        let &(last, _) = points.last()?;
+        let plausible = |&(rows, time): &(usize, f64)| {
+            let over_one = time / one;
+            time > 0.0 && over_one > 0.0 && over_one <= MOST_PER_ROW * rows as f64
+        };
+        let rising = points.windows(2).all(|w| w[0].0 < w[1].0);
+        if first != 1 || last > MOST_ROWS || !rising || !points.iter().all(plausible) {
+            return None;
+        }
         let at = |rows: usize| match points.iter().position(|&(k, _)| k >= rows) {
-            Some(0) => points[0].1,
+            Some(0) => one,
             Some(i) => {
                 let ((k0, t0), (k1, t1)) = (points[i - 1], points[i]);
                 t0 + (t1 - t0) * (rows - k0) as f64 / (k1 - k0) as f64
@@ -67,10 +85,21 @@ impl StepTimes {
                 t * rows as f64 / k as f64
             }
         };
-        let one = at(1);
-        let mut times = Self { scale_s: 0.0, ratios: std::array::from_fn(|i| at(i + 1) / one) };
+        let ratios = std::array::from_fn(|i| at(i + 1) / one);
+        let mut times = Self { scale_s: 0.0, ratios };
         times.rise();
-        times
+        Some(times)
+    }
+
+    /// Rows and the time over that of one row, for all widths: what [`StepTimes::measured`] takes.
+    pub fn points(&self) -> [(usize, f64); MOST_ROWS] {
+        std::array::from_fn(|i| (i + 1, self.ratios[i]))
+    }
+
+    /// The shape halfway between this one and `other`, of an unknown machine.
+    pub fn between(&self, other: &Self) -> Self {
+        let mean = |i: usize| (self.ratios[i] * other.ratios[i]).sqrt();
+        Self { scale_s: 0.0, ratios: std::array::from_fn(mean) }
     }
 
     /// Takes in that a step of `rows` rows took `seconds`.
@@ -171,5 +200,34 @@ mod tests {
             times.observe(1 + i as usize * 13 % 16, f64::from(1 + i * 31 % 17));
         }
         assert!((1..200).all(|k| times.ratio(k) <= times.ratio(k + 1)));
+    }
+
+    #[test]
+    fn a_shape_survives_a_round_trip() {
+        let mut times = StepTimes::default();
+        (0..500).for_each(|i| times.observe(1 + i % 9, 0.01 * (1 + i % 9) as f64));
+        let again = StepTimes::measured(&times.points()).unwrap();
+        assert_eq!(again.points(), times.points());
+        assert_eq!(again.seconds(1), 1.0, "the machine may have changed");
+        let halfway = times.between(&StepTimes::default());
+        assert!((1..MOST_ROWS).all(|k| halfway.ratio(k) <= halfway.ratio(k + 1)));
+        assert_eq!(times.between(&times).ratio(1), 1.0);
+    }
+
+    #[test]
+    fn hostile_points_are_refused_and_falling_ones_raised() {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -1.0, 8.1, f64::MIN_POSITIVE] {
+            assert_eq!(StepTimes::measured(&[(1, bad), (2, 1.1)]).is_some(), bad == 8.1, "{bad}");
+            let refused = StepTimes::measured(&[(1, 1.0), (2, bad), (3, 1.2)]).is_none();
+            assert_eq!(refused, bad != f64::MIN_POSITIVE, "{bad}");
+        }
+        let rows: [&[usize]; 6] = [&[], &[0], &[2], &[1, 1], &[1, 3, 2], &[1, MOST_ROWS + 1]];
+        for rows in rows {
+            let points: Vec<(usize, f64)> = rows.iter().map(|&k| (k, 1.0)).collect();
+            assert_eq!(StepTimes::measured(&points), None, "{rows:?}");
+        }
+        let fallen = StepTimes::measured(&[(1, 2.0), (4, 6.0), (8, 5.0)]).unwrap();
+        assert_eq!((fallen.ratio(4), fallen.ratio(8)), (3.0, 3.0));
+        assert_eq!(fallen.ratio(64), 20.0);
     }
 }
