@@ -65,7 +65,9 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Model(_) => 4,
         Error::Method(_) | Error::Context { .. } => USAGE,
         Error::Store(error) => store_code(error),
-        Error::PromptTooLong { .. } | Error::EmptyPrompt => 3,
+        Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,
+        Error::Training(_) => USAGE,
+        Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,
         _ => 1,
     }

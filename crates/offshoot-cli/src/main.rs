@@ -9,6 +9,7 @@ mod chat;
 mod doctor;
 mod failure;
 mod interrupt;
+mod medusa;
 mod models;
 mod score;
 mod wrap;
@@ -51,6 +52,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(&args),
         Command::Perplexity(args) => score::perplexity(&args),
         Command::Tokenize(args) => score::tokenize(&args),
+        Command::Medusa(command) => medusa::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

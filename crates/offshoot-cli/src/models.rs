@@ -136,7 +136,7 @@ pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Sess
     Ok((model, session))
 }
 
-fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
+pub(crate) fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
     let resolved = resolve(args)?;
     let context = engine.ctx_size.map_or(DEFAULT_CONTEXT, |n| n as usize);
     let mut options = LoadOptions { isa: isa()?, context: Some(context), ..LoadOptions::default() };

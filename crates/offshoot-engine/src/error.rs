@@ -35,6 +35,15 @@ pub enum Error {
     /// while the chat template runs.
     #[error("the conversation has all characters of the last private plane: remove some of them")]
     NoPrivateCharacterLeft,
+    /// A list of seed prompts cannot be used.
+    #[error("seed prompts: {0}")]
+    Prompts(String),
+    /// Heads cannot be trained.
+    #[error("training: {0}")]
+    Training(String),
+    /// Whoever was told of the progress ended it.
+    #[error("stopped")]
+    Stopped,
     /// A context cannot be as long as asked.
     #[error("a context of {asked} tokens: expected 1 to {limit}")]
     Context {

@@ -4,6 +4,7 @@ mod bench;
 mod disguise;
 mod error;
 mod generate;
+pub mod medusa;
 mod memory;
 mod model;
 mod perplexity;
