@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use offshoot_engine::datastore::Datastore;
+use offshoot_engine::medusa::ReadyHeads;
 use offshoot_engine::spec::{Arm, SpecMode, SpecOptions, SpecStats};
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
@@ -81,8 +82,8 @@ pub(crate) fn spec_options(
         options.datastore = Some(Arc::new(store));
     }
     if let (Some(path), true) = (&materials.medusa, mode.allows(Arm::Medusa)) {
-        let heads = HeadsFile::open(path).map_err(offshoot_engine::Error::from)?;
-        options.heads = Some(Arc::new(heads));
+        let file = HeadsFile::open(path).map_err(offshoot_engine::Error::from)?;
+        options.heads = Some(Arc::new(ReadyHeads::new(file)?));
     }
     Ok(options)
 }

@@ -73,7 +73,9 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Method(_) | Error::Context { .. } => USAGE,
         Error::Store(error) => store_code(error),
         Error::Datastore(error) => datastore_code(error),
-        Error::PromptTooLong { .. } | Error::EmptyPrompt => 3,
+        Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,
+        Error::Training(_) => USAGE,
+        Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,
         _ => 1,
     }

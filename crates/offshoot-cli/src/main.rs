@@ -11,6 +11,7 @@ mod datastore;
 mod doctor;
 mod failure;
 mod interrupt;
+mod medusa;
 mod models;
 mod score;
 mod wrap;
@@ -53,6 +54,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(&args),
         Command::Perplexity(args) => score::perplexity(&args),
         Command::Tokenize(args) => score::tokenize(&args),
+        Command::Medusa(command) => medusa::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Datastore { command } => datastore::run(&command),
         Command::Completions { shell } => {

@@ -136,7 +136,7 @@ pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Sess
     Ok((model, session))
 }
 
-fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
+pub(crate) fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
     let resolved = resolve(args)?;
     Ok(Model::load(&resolved.path, &load_options(engine)?)?)
 }

@@ -56,6 +56,15 @@ pub enum Error {
         /// The first token that differs.
         token: u32,
     },
+    /// A list of seed prompts cannot be used.
+    #[error("seed prompts: {0}")]
+    Prompts(String),
+    /// Heads cannot be trained.
+    #[error("training: {0}")]
+    Training(String),
+    /// Whoever was told of the progress ended it.
+    #[error("stopped")]
+    Stopped,
     /// A context cannot be as long as asked.
     #[error("a context of {asked} tokens: expected 1 to {limit}")]
     Context {

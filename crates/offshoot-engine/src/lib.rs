@@ -5,6 +5,7 @@ pub mod datastore;
 mod disguise;
 mod error;
 mod generate;
+pub mod medusa;
 mod memory;
 mod model;
 mod perplexity;

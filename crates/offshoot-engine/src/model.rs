@@ -12,7 +12,7 @@ use offshoot_models::{
 
 use crate::Error;
 use crate::disguise::Disguise;
-use crate::store::FileDigests;
+use crate::store::{FileDigests, StoreError};
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -67,6 +67,7 @@ pub struct Model {
     file: PathBuf,
     /// The file's BLAKE3, where loading needed it.
     digest: Option<[u8; 32]>,
+    cache: Option<PathBuf>,
 }
 
 impl Model {
@@ -114,6 +115,7 @@ impl Model {
             timings,
             file,
             digest,
+            cache: options.cache.clone(),
         })
     }
 
@@ -147,7 +149,7 @@ impl Model {
         self.digest.as_ref()
     }
 
-    /// BLAKE3 of the model's file; it is read whole if loading did not need that.
+    /// The BLAKE3 digest of the model's file; it is read whole if loading did not need that.
     ///
     /// # Errors
     /// If the file cannot be read any more.
@@ -155,19 +157,45 @@ impl Model {
         if let Some(digest) = self.digest {
             return Ok(digest);
         }
-        let wrong = |source| offshoot_models::Error::Io { path: self.file.clone(), source };
         let mut hasher = blake3::Hasher::new();
-        let mut file = std::fs::File::open(&self.file).map_err(wrong)?;
-        std::io::copy(&mut file, &mut hasher).map_err(wrong)?;
+        let file = std::fs::File::open(&self.file);
+        file.and_then(|mut file| std::io::copy(&mut file, &mut hasher)).map_err(self.unread())?;
         Ok(*hasher.finalize().as_bytes())
     }
 
-    /// Which weights it has: every one of the file's is read and hashed.
+    /// Bytes of the model's file.
+    pub(crate) fn file_len(&self) -> Result<u64, Error> {
+        Ok(std::fs::metadata(&self.file).map_err(self.unread())?.len())
+    }
+
+    fn unread(&self) -> impl FnOnce(std::io::Error) -> offshoot_models::Error {
+        |source| offshoot_models::Error::Io { path: self.file.clone(), source }
+    }
+
+    /// Which weights it has. Every one of the file's is read and hashed, once if there is a cache to
+    /// remember the result.
     ///
     /// # Errors
     /// If the file cannot be read any more.
     pub fn base_id(&self) -> Result<BaseId, Error> {
-        Ok(BaseId::of(&Checkpoint::open(&self.file)?)?)
+        let compute =
+            |path: &Path| Checkpoint::open(path).and_then(|checkpoint| BaseId::of(&checkpoint));
+        let Some(dir) = &self.cache else { return Ok(compute(&self.file)?) };
+        let mut failed = None;
+        let digest =
+            FileDigests::open(&dir.join("digests.json")).digest_of(&self.file, "base", |path| {
+                match compute(path) {
+                    Ok(base) => Ok(*base.as_bytes()),
+                    Err(error) => {
+                        failed = Some(error);
+                        Err(StoreError::io("hash", path, std::io::Error::other("broken")))
+                    }
+                }
+            });
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(BaseId::from_bytes(digest?)),
+        }
     }
 
     /// How long loading took.

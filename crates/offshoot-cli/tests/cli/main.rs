@@ -8,6 +8,7 @@ mod exit_codes;
 mod home;
 #[cfg(unix)]
 mod interrupts;
+mod medusa;
 mod pulls;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]

@@ -36,9 +36,10 @@ pub use rest::RestDrafter;
 pub use stats::{DrafterStats, SpecStats};
 pub use suffix::SuffixDrafter;
 
-use offshoot_models::medusa::{HeadsFile, MedusaHeads};
+use offshoot_models::medusa::MedusaHeads;
 
 use crate::datastore::Datastore;
+use crate::medusa::{self as medusa_heads, ReadyHeads};
 use crate::{Error, Model, Session};
 
 /// The most guesses of a step. Two cores never find more to be worth it; see the step times.
@@ -223,8 +224,8 @@ pub struct SpecOptions {
     pub draft_model: Option<Arc<Model>>,
     /// Stored text.
     pub datastore: Option<Arc<Datastore>>,
-    /// Medusa heads of the model.
-    pub heads: Option<Arc<HeadsFile>>,
+    /// Medusa heads of the model; without, those that come with offshoot, if it has some.
+    pub heads: Option<Arc<ReadyHeads>>,
     /// What earlier sessions learned.
     pub calibrated: Calibrated,
 }
@@ -269,15 +270,21 @@ impl SpecOptions {
                     Some(Box::new(RestDrafter::new(Arc::clone(store))?))
                 }
             },
-            Arm::Medusa => match &self.heads {
-                None => None,
-                Some(file) => {
-                    let heads = MedusaHeads::new(session.cpu(), model.packed(), file, RANKS)?;
-                    let calibration = file.card.as_ref().and_then(|c| c.calibration.clone());
-                    let calibration = calibration.and_then(|c| serde_json::from_value(c).ok());
-                    Some(Box::new(MedusaDrafter::new(heads, calibration, session.cpu().clone())))
+            Arm::Medusa => {
+                let own = match &self.heads {
+                    Some(heads) => {
+                        if heads.file.card.is_some() {
+                            heads.file.check_base(model.base_id()?)?;
+                        }
+                        Some(Arc::clone(heads))
+                    }
+                    None => shipped_heads(model)?,
+                };
+                match own {
+                    None => None,
+                    Some(heads) => Some(Box::new(medusa_drafter(model, session, &heads)?)),
                 }
-            },
+            }
             Arm::Draft => match &self.draft_model {
                 None => None,
                 Some(own) => {
@@ -288,4 +295,23 @@ impl SpecOptions {
             },
         })
     }
+}
+
+/// The heads that come with offshoot for `model`.
+fn shipped_heads(model: &Model) -> Result<Option<Arc<ReadyHeads>>, Error> {
+    let digest = match model.digest() {
+        Some(digest) => *digest,
+        None if medusa_heads::may_ship(model.file_len()?) => model.file_digest()?,
+        None => return Ok(None),
+    };
+    Ok(medusa_heads::shipped(digest).map(Arc::new))
+}
+
+fn medusa_drafter(
+    model: &Model,
+    session: &Session,
+    ready: &ReadyHeads,
+) -> Result<MedusaDrafter, Error> {
+    let heads = MedusaHeads::new(session.cpu(), model.packed(), &ready.file, RANKS)?;
+    Ok(MedusaDrafter::new(heads, ready.calibration.clone(), session.cpu().clone()))
 }

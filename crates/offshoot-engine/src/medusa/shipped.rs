@@ -1,0 +1,88 @@
+//! Heads that are ready to draft: a file's, with their calibration, and those that come with offshoot.
+
+use offshoot_methods::draft::medusa::Calibration;
+use offshoot_models::Error as ModelError;
+use offshoot_models::medusa::HeadsFile;
+
+use crate::Error;
+
+/// Heads, and length and BLAKE3 of the files whose models they are for: a model is known by its file
+/// without every weight being read. `data/heads/README.md` says how they were made.
+const SHIPPED: &[(u64, &str, &[u8])] = &[(
+    98_362_432,
+    "5f4fa13bfc6dd4a91fd00e22974a9c4e9ed628fd7d7f307398ddf30260d6b2c3",
+    include_bytes!("../../data/heads/smollm2.safetensors"),
+)];
+
+/// The heads of a file and what was counted of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadyHeads {
+    /// The heads.
+    pub file: HeadsFile,
+    /// What they did on text they were not trained on; heads from elsewhere come without.
+    pub calibration: Option<Calibration>,
+}
+
+impl ReadyHeads {
+    /// Reads the calibration of `file`, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::Model`] or [`Error::Method`] if it cannot be that of these heads.
+    pub fn new(file: HeadsFile) -> Result<Self, Error> {
+        let json = file.card.as_ref().and_then(|card| card.calibration.clone());
+        let read = |json| {
+            let read = serde_json::from_value::<Calibration>(json);
+            let calibration = read.map_err(|e| {
+                let what = e.to_string().escape_debug().to_string();
+                Error::Model(ModelError::Heads(format!("calibration: {what}")))
+            })?;
+            calibration.validate(file.heads.len())?;
+            Ok::<_, Error>(calibration)
+        };
+        let calibration = json.map(read).transpose()?;
+        Ok(Self { file, calibration })
+    }
+}
+
+/// Whether there may be heads for a model whose file is `len` bytes long, so that others need not be
+/// hashed.
+pub(crate) fn may_ship(len: u64) -> bool {
+    SHIPPED.iter().any(|(shipped, ..)| *shipped == len)
+}
+
+/// The heads that come with offshoot for the model whose file has this BLAKE3, if there are any.
+pub fn shipped(file: [u8; 32]) -> Option<ReadyHeads> {
+    let name = blake3::Hash::from_bytes(file).to_hex();
+    let (.., heads) = SHIPPED.iter().find(|(_, digest, _)| *digest == name.as_str())?;
+    ReadyHeads::new(HeadsFile::parse(heads).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heads_that_ship_are_small_sound_and_found_by_their_file() {
+        for (len, digest, bytes) in SHIPPED {
+            assert!(bytes.len() < 4_000_000, "{} bytes", bytes.len());
+            let digest = blake3::Hash::from_hex(digest).unwrap();
+            let heads = shipped(*digest.as_bytes()).unwrap();
+            assert!(may_ship(*len) && !may_ship(len + 1));
+            assert_eq!(heads.file, HeadsFile::parse(bytes).unwrap());
+            let accuracy = crate::medusa::HeadsReport::of(&heads.calibration.unwrap()).accuracy;
+            assert!(accuracy.iter().is_sorted_by(|a, b| a[0] > b[0]), "{accuracy:?}");
+        }
+        assert!(shipped([0; 32]).is_none());
+    }
+
+    #[test]
+    fn a_calibration_of_other_heads_is_refused() {
+        let mut file = HeadsFile::parse(SHIPPED[0].2).unwrap();
+        file.heads.pop();
+        assert!(ReadyHeads::new(file.clone()).is_err());
+        let card = file.card.as_mut().unwrap();
+        card.calibration = Some(serde_json::json!({ "places": "many\n" }));
+        let error = ReadyHeads::new(file).unwrap_err().to_string();
+        assert!(!error.contains('\n'), "{error}");
+    }
+}

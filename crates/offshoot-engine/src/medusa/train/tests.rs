@@ -1,0 +1,120 @@
+use super::*;
+
+/// `[n, d]` floats between -1 and 1.
+fn floats(n: usize, seed: u64) -> Vec<f32> {
+    let key = offshoot_methods::Philox::key(seed);
+    let bits = |i: usize| offshoot_methods::Philox::block(key, [i as u32, 0, 0, 0])[0];
+    (0..n).map(|i| bits(i) as f32 / 2f32.powi(31) - 1.0).collect()
+}
+
+fn options(heads: usize, layers: usize) -> TrainOptions {
+    TrainOptions { heads, layers, ..TrainOptions::default() }
+}
+
+/// A trainer whose blocks are not zero.
+fn started(heads: usize, layers: usize, d: usize, vocab: usize) -> Trainer {
+    let output = floats(vocab * d, 1);
+    let mut trainer = Trainer::new(&options(heads, layers), output, d).unwrap();
+    for (i, block) in trainer.heads.iter_mut().flatten().enumerate() {
+        block.weight.value = floats(d * d, 10 + i as u64).iter().map(|x| 0.5 * x).collect();
+        block.bias.value = floats(d, 50 + i as u64);
+    }
+    trainer
+}
+
+fn tensor(values: &[f32], d: usize) -> Tensor {
+    Tensor::from_slice(values, (values.len() / d, d), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn the_gradients_are_those_of_finite_differences() {
+    let (d, vocab, n) = (6, 9, 5);
+    let h = tensor(&floats(n * d, 2), d);
+    let targets = [3, NONE, 0, 8, 3];
+    for layers in [1, 2] {
+        let mut trainer = started(1, layers, d, vocab);
+        let (_, gradients) = trainer.gradients(0, &h, &targets, 0.8).unwrap();
+        let mut loss = |l: usize, bias: bool, at: usize, by: f32| {
+            let block = &mut trainer.heads[0][l];
+            let parameter = if bias { &mut block.bias } else { &mut block.weight };
+            let old = parameter.value[at];
+            parameter.value[at] = old + by;
+            let loss = trainer.gradients(0, &h, &targets, 0.8).unwrap().0;
+            let block = &mut trainer.heads[0][l];
+            if bias {
+                block.bias.value[at] = old
+            } else {
+                block.weight.value[at] = old
+            }
+            0.8 * loss
+        };
+        for (l, (weights, biases)) in gradients.iter().enumerate() {
+            for (gradient, bias) in [(weights, false), (biases, true)] {
+                for (at, g) in gradient.iter().enumerate() {
+                    let step = 1e-2;
+                    let slope = (loss(l, bias, at, step) - loss(l, bias, at, -step)) / (2.0 * step);
+                    // Single precision leaves a loss of a few units some 1e-6 of noise, over 0.02.
+                    assert!((slope - g).abs() < 2e-3, "block {l}, {at}: {slope} and {g}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_begin_as_the_output_head() {
+    let (d, vocab, n) = (32, 40, 7);
+    let output = floats(vocab * d, 1);
+    let trainer = Trainer::new(&options(3, 1), output.clone(), d).unwrap();
+    let h = tensor(&floats(n * d, 2), d);
+    let base = h.matmul(&tensor(&output, d).t().unwrap().contiguous().unwrap()).unwrap();
+    let base: Vec<f32> = base.flatten_all().unwrap().to_vec1().unwrap();
+    for k in 0..3 {
+        assert_eq!(trainer.scores(k, &h).unwrap().0, base);
+    }
+}
+
+#[test]
+fn each_head_learns_the_token_of_its_own_place() {
+    // A cycle of tokens: the state of token t is row t of a table, and the answer goes on with t + 1.
+    let (d, vocab, heads) = (16, 8, 3);
+    let table = floats(vocab * d, 5);
+    let options = TrainOptions { learning_rate: 3e-2, ..options(heads, 1) };
+    let mut trainer = Trainer::new(&options, floats(vocab * d, 6), d).unwrap();
+    // From the state that chose token t, head k owns the token k places behind it.
+    let targets: Vec<u32> =
+        (0..vocab).flat_map(|t| (1..=heads).map(move |k| ((t + k) % vocab) as u32)).collect();
+    for step in 1..=300 {
+        trainer.step(table.clone(), &targets, (step, 1e-2), &options).unwrap();
+    }
+    let h = tensor(&table, d);
+    for k in 0..heads {
+        let scores = trainer.scores(k, &h).unwrap().0;
+        for (t, row) in scores.chunks(vocab).enumerate() {
+            let best = offshoot_kernels::argmax(row).unwrap();
+            assert_eq!(best, (t + k + 1) % vocab, "head {k} behind token {t}");
+        }
+    }
+}
+
+#[test]
+fn the_weights_and_rates_are_the_papers() {
+    let options = TrainOptions::default();
+    let weights: Vec<f64> = (0..3).map(|k| head_weight(&options, k)).collect();
+    assert!(weights.iter().zip([0.8, 0.64, 0.512]).all(|(a, b)| (a - b).abs() < 1e-12));
+    assert!((rate(&options, 20, 1000) - 5e-4).abs() < 1e-12);
+    assert!((rate(&options, 40, 1000) - 1e-3).abs() < 1e-12);
+    assert!((rate(&options, 520, 1000) - 5e-4).abs() < 1e-12);
+    assert!(rate(&options, 1000, 1000).abs() < 1e-12);
+}
+
+#[test]
+fn options_out_of_bounds_are_named() {
+    for (options, field) in [
+        (TrainOptions { heads: 0, ..TrainOptions::default() }, "heads"),
+        (TrainOptions { vocabulary: 20_000, ..TrainOptions::default() }, "vocabulary"),
+        (TrainOptions { learning_rate: f64::NAN, ..TrainOptions::default() }, "learning_rate"),
+    ] {
+        assert!(options.validate().unwrap_err().to_string().contains(field));
+    }
+}
