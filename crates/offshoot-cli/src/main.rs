@@ -6,12 +6,14 @@ mod answer;
 mod args;
 mod bench;
 mod bench_spec;
+mod calibrate;
 mod chat;
 mod datastore;
 mod doctor;
 mod failure;
 mod interrupt;
 mod models;
+mod plot;
 mod score;
 mod wrap;
 
@@ -51,6 +53,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Show(args) => models::show(&args),
         Command::Rm(args) => models::remove(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Perplexity(args) => score::perplexity(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Doctor(args) => doctor::run(&args),
