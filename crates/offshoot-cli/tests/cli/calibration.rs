@@ -123,7 +123,8 @@ fn benchmarks_keep_step_times_and_nothing_of_the_prompts() {
     let workload = r#"{"kind":"a","prompt":"abcdabcdabcd"}"#;
     home.file("prompts.jsonl", workload);
     let args = ["bench", "long.gguf", "--spec", "--workload", "prompts.jsonl", "--rounds", "1"];
-    run(home.offshoot(args.iter().chain(&["-n", "40", "--json"]))).ended_with(0);
+    let more = ["-n", "40", "--ctx-size", "2048", "--json"];
+    run(home.offshoot(args.iter().chain(&more))).ended_with(0);
     let after = learned(&home);
     assert_eq!(after["drafters"], before["drafters"]);
     assert_ne!(after["step_times"], before["step_times"]);
