@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use offshoot_engine::datastore::Datastore;
 use offshoot_engine::medusa::ReadyHeads;
-use offshoot_engine::spec::{Arm, SpecMode, SpecOptions, SpecStats};
+use offshoot_engine::spec::{Arm, CalibrationFile, SpecMode, SpecOptions, SpecStats};
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         return chat::run(args, system.as_deref());
     };
     let options = generate_options(args)?;
-    let (model, mut session) = load(args)?;
+    let (model, mut session, mut calibration) = load(args)?;
     let tokens = match model.template() {
         None => {
             note("this model has no chat template: its raw text goes on from the prompt");
@@ -44,25 +44,35 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
             chat_tokens(&model, &messages)?
         }
     };
-    one(&model, &mut session, &tokens, args, &options)
+    let done = one(&model, &mut session, &tokens, args, &options);
+    models::keep_calibration(&mut calibration, &session);
+    done
 }
 
 pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
     let prompt = prompt_text(args)?.ok_or_else(no_prompt)?;
     let options = generate_options(args)?;
-    let (model, mut session) = load(args)?;
+    let (model, mut session, mut calibration) = load(args)?;
     let tokens = model.encode_text(&prompt)?;
-    one(&model, &mut session, &tokens, args, &options)
+    let done = one(&model, &mut session, &tokens, args, &options);
+    models::keep_calibration(&mut calibration, &session);
+    done
 }
 
-/// Loads the model and the drafters of an answer.
-pub(crate) fn load(args: &AnswerArgs) -> Result<(Model, Session), Failure> {
+/// Loads the model and the drafters of an answer, and what earlier ones learned of these.
+pub(crate) fn load(
+    args: &AnswerArgs,
+) -> Result<(Model, Session, Option<CalibrationFile>), Failure> {
     let (model, mut session) = models::load(&args.model, &args.engine)?;
     let SpecArgs { spec: mode, materials, .. } = &args.spec;
-    let options = spec_options(mode, materials, (&args.model, &args.engine), &session)?;
+    let mut options = spec_options(mode, materials, (&args.model, &args.engine), &session)?;
+    let calibration = models::calibration(&args.engine, &model, &session);
+    if let Some(file) = &calibration {
+        options.calibrated = file.calibrated().clone();
+    }
     let speculator = options.speculator(&model, &session)?;
     session.set_speculator(speculator);
-    Ok((model, session))
+    Ok((model, session, calibration))
 }
 
 /// What the drafters of `session` are made of.
@@ -241,7 +251,7 @@ pub(crate) fn stream(
 }
 
 /// Writes `text` beside `path` and moves it there when it is complete.
-fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
+pub(crate) fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
     let wrong = |source| Failure::File { path: path.to_owned(), source };
     let mut partial = path.as_os_str().to_owned();
     partial.push(format!(".{}.partial", std::process::id()));

@@ -64,6 +64,10 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  offshoot bench smollm2 --threads 2 --json\n  \
         offshoot bench smollm2 --spec --arms suffix,auto --rounds 3")]
     Bench(BenchArgs),
+    /// Measure what steps of several tokens take here, so that drafting need not learn it first.
+    #[command(after_help = "Examples:\n  offshoot calibrate smollm2\n  \
+        offshoot calibrate smollm2 --threads 2 --plot steps.svg --json")]
+    Calibrate(CalibrateArgs),
     /// Measure how well a model predicts a text.
     #[command(after_help = "Example:\n  offshoot perplexity smollm2 --file book.txt")]
     Perplexity(PerplexityArgs),
@@ -291,6 +295,23 @@ pub(crate) struct BenchArgs {
     /// Divides the logits; 0 takes the likeliest token.
     #[arg(long, env = "OFFSHOOT_TEMPERATURE", default_value_t = 0.0)]
     pub(crate) temperature: f32,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CalibrateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Repetitions; medians are given.
+    #[arg(
+        long, env = "OFFSHOOT_ROUNDS", default_value_t = 7,
+        value_parser = clap::value_parser!(u16).range(1..=1000)
+    )]
+    pub(crate) rounds: u16,
+    /// Draw step time and predicted speed against the size of the tree, as SVG.
+    #[arg(long, env = "OFFSHOOT_PLOT", value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -10,8 +10,8 @@ use rustyline::error::ReadlineError;
 use crate::answer::{chat_tokens, generate_options, load, print_stats, shown, stream};
 use crate::args::AnswerArgs;
 use crate::failure::{Failure, note, write_out};
-use crate::interrupt;
 use crate::wrap::Wrap;
+use crate::{interrupt, models};
 
 const HELP: &str = "\
 /help              this list
@@ -46,7 +46,7 @@ struct Draft {
 
 pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure> {
     let mut options = generate_options(args)?;
-    let (model, mut session) = load(args)?;
+    let (model, mut session, mut calibration) = load(args)?;
     let _listener = interrupt::listen_in_chat();
     let mut editor = DefaultEditor::new().map_err(terminal)?;
     let mut messages: Vec<Message> =
@@ -71,6 +71,7 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
                 let wrap = Wrap::new(columns.filter(|_| !colour));
                 let show = (wrap, colour);
                 let done = answer(&model, &mut session, &mut messages, &options, show);
+                models::keep_calibration(&mut calibration, &session);
                 match done {
                     Ok(answer) if args.stats => print_stats(&model, &answer),
                     Ok(_) => {}

@@ -6,6 +6,7 @@ mod answer;
 mod args;
 mod bench;
 mod bench_spec;
+mod calibrate;
 mod chat;
 mod datastore;
 mod doctor;
@@ -13,6 +14,7 @@ mod failure;
 mod interrupt;
 mod medusa;
 mod models;
+mod plot;
 mod score;
 mod wrap;
 
@@ -52,6 +54,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Show(args) => models::show(&args),
         Command::Rm(args) => models::remove(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Perplexity(args) => score::perplexity(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Medusa(command) => medusa::run(&command),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use offshoot_engine::spec::CalibrationFile;
 use offshoot_engine::store::{
     EntryState, Event, ModelRef, Progress, PullPolicy, ResolvedModel, Store, StoreErrorKind,
 };
@@ -134,6 +135,24 @@ pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Sess
     let context = engine.ctx_size.map_or(DEFAULT_CONTEXT.min(limit), |n| n as usize);
     let session = Session::new(&model, cpu, context)?;
     Ok((model, session))
+}
+
+/// What earlier sessions of `model` learned for drafting; `None` with `--no-cache`.
+pub(crate) fn calibration(
+    engine: &EngineArgs,
+    model: &Model,
+    session: &Session,
+) -> Option<CalibrationFile> {
+    let cache = cache_dir().filter(|_| !engine.no_cache)?;
+    CalibrationFile::open(&cache, model, session.cpu())
+}
+
+/// Keeps what `session` learned for drafting. Called when the answer was shown, so that no token
+/// waits for it; that it cannot be kept is no failure.
+pub(crate) fn keep_calibration(file: &mut Option<CalibrationFile>, session: &Session) {
+    if let (Some(file), Some(speculator)) = (file, session.speculator()) {
+        let _ = file.save(&speculator.calibrated());
+    }
 }
 
 pub(crate) fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {

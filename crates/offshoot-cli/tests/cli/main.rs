@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what the tests stand on may fail like a test does")]
 
 mod answers;
+mod calibration;
 mod datastores;
 mod exit_codes;
 mod home;

@@ -1,0 +1,184 @@
+//! Curves as SVG: panels side by side, each with axes, a grid and a name at every curve's end.
+
+use std::fmt::Write;
+
+/// One picture of curves over common axes.
+pub(crate) struct Panel {
+    pub(crate) title: String,
+    pub(crate) x_label: String,
+    pub(crate) y_label: String,
+    pub(crate) curves: Vec<Curve>,
+}
+
+/// Points joined by lines. Those that are no numbers are left out.
+pub(crate) struct Curve {
+    pub(crate) name: String,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+/// Sizes in pixels: a panel, what is around its axes (names stand at the right), and a line of text.
+const PANEL: (f64, f64) = (480.0, 360.0);
+const LEFT: f64 = 60.0;
+const RIGHT: f64 = 90.0;
+const TOP: f64 = 36.0;
+const BOTTOM: f64 = 48.0;
+const LINE: f64 = 12.0;
+
+/// The picture of `panels`.
+pub(crate) fn svg(panels: &[Panel]) -> String {
+    let (width, height) = (PANEL.0 * panels.len() as f64, PANEL.1);
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
+    for (i, panel) in panels.iter().enumerate() {
+        panel.draw(PANEL.0 * i as f64, &mut out);
+    }
+    out.push_str("</svg>\n");
+    out
+}
+
+impl Panel {
+    /// Draws it with its left edge at `left`. Writing to a string cannot fail.
+    fn draw(&self, left: f64, out: &mut String) {
+        let points = || self.curves.iter().flat_map(|curve| &curve.points).filter(drawable);
+        let greatest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
+        let x_ticks = ticks(greatest(&mut points().map(|p| p.0)));
+        let y_ticks = ticks(greatest(&mut points().map(|p| p.1)));
+        let (x_end, y_end) = (x_ticks[x_ticks.len() - 1], y_ticks[y_ticks.len() - 1]);
+        let x_at = |x: f64| left + LEFT + x / x_end * (PANEL.0 - LEFT - RIGHT);
+        let y_at = |y: f64| PANEL.1 - BOTTOM - y / y_end * (PANEL.1 - TOP - BOTTOM);
+        let (x0, x1, y0, y1) = (x_at(0.0), x_at(x_end), y_at(0.0), y_at(y_end));
+        for &tick in &x_ticks {
+            let x = x_at(tick);
+            line(out, (x, y0), (x, y1));
+            text(out, (x, y0 + 15.0), "middle", &short(tick));
+        }
+        for &tick in &y_ticks {
+            let y = y_at(tick);
+            line(out, (x0, y), (x1, y));
+            text(out, (x0 - 5.0, y + 4.0), "end", &short(tick));
+        }
+        text(out, ((x0 + x1) / 2.0, TOP - 18.0), "middle", &self.title);
+        text(out, ((x0 + x1) / 2.0, PANEL.1 - 12.0), "middle", &self.x_label);
+        text(out, (x0, TOP - 4.0), "end", &self.y_label);
+        let mut names = Vec::new();
+        for (curve, colour) in self.curves.iter().zip(COLOURS.iter().cycle()) {
+            let drawn = curve.points.iter().filter(drawable);
+            let drawn: Vec<(f64, f64)> = drawn.map(|&(x, y)| (x_at(x), y_at(y))).collect();
+            let Some(&(_, end)) = drawn.last() else { continue };
+            let list: Vec<String> = drawn.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+            let list = list.join(" ");
+            let _ = writeln!(
+                out,
+                "<polyline points=\"{list}\" fill=\"none\" stroke=\"{colour}\" \
+                 stroke-width=\"2\"/>"
+            );
+            names.push((end, &curve.name, colour));
+        }
+        names.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut above = f64::NEG_INFINITY;
+        for (end, name, colour) in names {
+            above = end.max(above + LINE);
+            let _ = write!(out, "<g fill=\"{colour}\">");
+            text(out, (x1 + 6.0, above + 4.0), "start", name);
+            out.push_str("</g>\n");
+        }
+    }
+}
+
+fn drawable((x, y): &&(f64, f64)) -> bool {
+    x.is_finite() && y.is_finite() && *x >= 0.0 && *y >= 0.0
+}
+
+/// Round numbers from 0 to at least `greatest`, between 3 and 7 of them.
+fn ticks(greatest: f64) -> Vec<f64> {
+    let greatest = if greatest > 0.0 { greatest } else { 1.0 };
+    let ten = 10f64.powf((greatest / 5.0).log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * ten).into_iter().find(|s| s * 5.0 >= greatest);
+    let step = step.unwrap_or(greatest);
+    (0..=(greatest / step - 1e-9).ceil() as usize).map(|i| i as f64 * step).collect()
+}
+
+fn short(number: f64) -> String {
+    format!("{}", (number * 1e6).round() / 1e6)
+}
+
+fn line(out: &mut String, (x0, y0): (f64, f64), (x1, y1): (f64, f64)) {
+    let _ = writeln!(
+        out,
+        "<line x1=\"{x0:.1}\" y1=\"{y0:.1}\" x2=\"{x1:.1}\" y2=\"{y1:.1}\" stroke=\"#ddd\"/>"
+    );
+}
+
+fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, text: &str) {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn panel(points: &[(f64, f64)]) -> Panel {
+        let curve = |name: &str| Curve { name: name.to_owned(), points: points.to_vec() };
+        Panel {
+            title: "a < b & c".to_owned(),
+            x_label: "rows".to_owned(),
+            y_label: "ms".to_owned(),
+            curves: vec![curve("one"), curve("two")],
+        }
+    }
+
+    /// Every tag is closed, in order, and text has no bare signs.
+    fn well_formed(svg: &str) {
+        let mut open: Vec<&str> = Vec::new();
+        for tag in svg.split('<').skip(1) {
+            let (tag, text) = tag.split_once('>').unwrap();
+            let entities = text.matches("&lt;").count() + text.matches("&amp;").count();
+            assert_eq!(text.matches('&').count(), entities, "{text}");
+            match tag.strip_prefix('/') {
+                Some(name) => assert_eq!(open.pop(), Some(name)),
+                None if tag.ends_with('/') => {}
+                None => open.push(tag.split(' ').next().unwrap()),
+            }
+        }
+        assert_eq!(open, [""; 0]);
+    }
+
+    #[test]
+    fn a_picture_has_its_panels_curves_and_names() {
+        let points = [(1.0, 2.0), (2.0, 4.5), (32.0, 60.0)];
+        let picture = svg(&[panel(&points), panel(&points)]);
+        well_formed(&picture);
+        assert_eq!(picture.matches("<polyline").count(), 4);
+        assert_eq!(picture.matches(">two</text>").count(), 2);
+        assert!(picture.contains("a &lt; b &amp; c") && picture.contains("width=\"960\""));
+        // x goes from 60 to 390 for 0 to 40 rows, y from 312 to 36 for 0 to 60.
+        assert!(picture.contains("68.2,302.8"), "{picture}");
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_drawn() {
+        for points in [&[][..], &[(f64::NAN, 1.0), (1.0, f64::INFINITY), (-1.0, 2.0)]] {
+            let picture = svg(&[panel(points)]);
+            well_formed(&picture);
+            assert!(!picture.contains("polyline") && !picture.contains("NaN"));
+        }
+        let picture = svg(&[panel(&[(1.0, f64::NAN), (1.0, 1.0), (2.0, 3.0)])]);
+        assert_eq!(picture.matches("<polyline points=\"").count(), 2);
+        well_formed(&svg(&[]));
+    }
+
+    #[test]
+    fn ticks_are_few_and_cover_everything() {
+        for greatest in [0.0, 1e-9, 0.3, 1.0, 7.0, 32.0, 99.0, 101.0, 5e8] {
+            let ticks = ticks(greatest);
+            assert!((3..=7).contains(&ticks.len()), "{greatest}: {ticks:?}");
+            assert!(ticks[0] == 0.0 && ticks[ticks.len() - 1] >= greatest * 0.999_999);
+        }
+        assert_eq!(ticks(32.0), [0.0, 10.0, 20.0, 30.0, 40.0]);
+    }
+}
