@@ -5,6 +5,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use offshoot_kernels::BlockType;
+use offshoot_models::medusa::{Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock};
+use offshoot_models::{BaseId, TokenizerId};
+
 #[path = "../crates/offshoot-engine/tests/support/catalogues.rs"]
 mod catalogues;
 #[path = "../crates/offshoot-models/tests/support/mod.rs"]
@@ -22,7 +26,8 @@ const CATALOGUE: &str = include_str!("../crates/offshoot-engine/src/store/catalo
 fn main() -> io::Result<()> {
     gguf_files()?;
     chat_templates()?;
-    model_catalogues()
+    model_catalogues()?;
+    draft_heads()
 }
 
 /// Writes the inputs that are short enough; the fuzzer replays each of them thousands of times.
@@ -37,9 +42,8 @@ fn write(target: &str, inputs: impl Iterator<Item = (String, Vec<u8>)>) -> io::R
 
 fn gguf_files() -> io::Result<()> {
     let sound = ["llama", "qwen2"].into_iter();
-    let sound = sound.map(|family| {
-        (format!("sound-{family}"), support::tiny::Tiny::smallest(family).bytes())
-    });
+    let sound = sound
+        .map(|family| (format!("sound-{family}"), support::tiny::Tiny::smallest(family).bytes()));
     let hostile = support::hostile::all().into_iter();
     let hostile = hostile.map(|case| (case.name.to_owned(), case.bytes));
     write("gguf", sound.chain(hostile.filter(|(_, bytes)| bytes.len() <= MAX_BYTES)))
@@ -66,4 +70,38 @@ fn model_catalogues() -> io::Result<()> {
         "catalogue",
         sound.into_iter().chain(hostile).map(|(name, json)| (name, json.into_bytes())),
     )
+}
+
+fn draft_heads() -> io::Result<()> {
+    let matrix =
+        |rows, cols| HeadMatrix::new(BlockType::F16, (rows, cols), &vec![0.5; rows * cols]);
+    let head = |own: bool| Head {
+        blocks: vec![ResBlock { weight: matrix(2, 2), bias: matrix(1, 2) }],
+        output: own.then(|| matrix(3, 2)),
+    };
+    let file = |own| HeadsFile {
+        hidden_size: 2,
+        heads: vec![head(own), head(own)],
+        vocabulary: None,
+        card: None,
+    };
+    let ours = HeadsFile {
+        vocabulary: Some(vec![0, 2]),
+        card: Some(HeadsCard::new(BaseId::from_bytes([7; 32]), TokenizerId::from_bytes([9; 32]))),
+        ..file(false)
+    };
+    let layouts = [
+        ("shared", ours.bytes(HeadLayout::Shared)),
+        ("own", file(true).bytes(HeadLayout::Own)),
+        ("whole", file(true).bytes(HeadLayout::Whole)),
+        ("cut", ours.bytes(HeadLayout::Shared)[..40].to_vec()),
+        ("tree", b"[[0], [0, 0], [1], [0, 1, 2]]".to_vec()),
+        ("tree-deep", b"[".repeat(REPEATS)),
+        ("torch", include_bytes!("../crates/offshoot-models/tests/data/medusa/heads.pt").to_vec()),
+        (
+            "torch-command",
+            include_bytes!("../crates/offshoot-models/tests/data/medusa/command.pt").to_vec(),
+        ),
+    ];
+    write("heads", layouts.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)))
 }
