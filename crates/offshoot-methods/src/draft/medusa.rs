@@ -13,10 +13,8 @@
 //! [`Calibrator`] also counts the true paths themselves, a trie whose N greatest counts are the best
 //! tree of the text seen, with no independence assumed ([`Calibration::counted_tree`]).
 //!
-//! [`Candidates`] makes a tree for one state instead of one for all: a node's probability is the
-//! product of what its tokens' heads gave them, corrected by how often such a probability was right
-//! behind right tokens. It comes best first, so that whoever knows what rows cost takes as many as
-//! pay.
+//! While a text is made, [`Calibration::corrected`] says how often such a probability was right behind
+//! right tokens, and the [`Planner`](super::Planner) makes one tree for the state at hand.
 //!
 //! Published (7B base, 63 nodes): 2.3 to 2.4 tokens a step. Departs from the paper: sizes come from
 //! the caller's costs, not a fixed 63, and shares are of each head's own count of places.
@@ -305,102 +303,6 @@ impl DraftTree {
     /// The paths, each behind its prefixes.
     pub fn paths(&self) -> &[Vec<u16>] {
         &self.paths
-    }
-}
-
-/// A node of a tree for one state.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
-    /// Its parent among the candidates; `None` stands below the pending token.
-    pub parent: Option<usize>,
-    /// The token.
-    pub token: u32,
-    /// The probability that the whole path to it is right.
-    pub probability: f32,
-}
-
-/// Makes trees of tokens, in room that is kept.
-#[derive(Debug, Default)]
-pub struct Candidates {
-    lists: Vec<(u32, f32)>,
-    heap: BinaryHeap<Next>,
-    found: Vec<Candidate>,
-}
-
-/// A candidate that may be taken next: rank `rank` of head `depth` behind `parent`.
-#[derive(Debug, PartialEq)]
-struct Next {
-    probability: f32,
-    parent: Option<usize>,
-    behind: f32,
-    depth: usize,
-    rank: usize,
-}
-
-impl Eq for Next {}
-
-impl PartialOrd for Next {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Next {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let place = |n: &Self| (n.depth, n.parent, n.rank);
-        let by_place = place(other).cmp(&place(self));
-        self.probability.total_cmp(&other.probability).then(by_place)
-    }
-}
-
-impl Candidates {
-    /// The `n` likeliest nodes, best first, so parents stand before their children. `lists` holds
-    /// `ranks` tokens with their probabilities for each head, as heads give them; without a
-    /// calibration these are taken as they are. Candidates of no probability are left out.
-    pub fn of(
-        &mut self,
-        lists: impl IntoIterator<Item = (u32, f32)>,
-        ranks: usize,
-        calibration: Option<&Calibration>,
-        n: usize,
-    ) -> &[Candidate] {
-        self.lists.clear();
-        self.heap.clear();
-        self.found.clear();
-        if ranks == 0 {
-            return &self.found;
-        }
-        let corrected = lists.into_iter().enumerate().map(|(i, (token, p))| {
-            let p = calibration.map_or(p, |c| c.corrected(i / ranks, p));
-            (token, if p.is_nan() { 0.0 } else { p })
-        });
-        self.lists.extend(corrected);
-        for list in self.lists.chunks_mut(ranks) {
-            list.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        }
-        self.push(ranks, (None, 1.0), 0, 0);
-        while self.found.len() < n {
-            let Some(next) = self.heap.pop() else { break };
-            let (token, _) = self.lists[next.depth * ranks + next.rank];
-            let Next { parent, probability, .. } = next;
-            self.found.push(Candidate { parent, token, probability });
-            self.push(ranks, (parent, next.behind), next.depth, next.rank + 1);
-            let below = (Some(self.found.len() - 1), probability);
-            self.push(ranks, below, next.depth + 1, 0);
-        }
-        &self.found
-    }
-
-    fn push(&mut self, ranks: usize, above: (Option<usize>, f32), depth: usize, rank: usize) {
-        let (parent, behind) = above;
-        let Some(&(_, share)) = self.lists.get(depth * ranks + rank).filter(|_| rank < ranks)
-        else {
-            return;
-        };
-        let probability = behind * share;
-        if probability > 0.0 {
-            self.heap.push(Next { probability, parent, behind, depth, rank });
-        }
     }
 }
 

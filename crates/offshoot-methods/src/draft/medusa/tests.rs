@@ -71,25 +71,6 @@ proptest! {
     }
 
     #[test]
-    fn candidates_come_best_first_behind_their_parents_and_never_twice(
-        lists in prop::collection::vec((0u32..50, 0f32..1.0), 0..40),
-        ranks in 1usize..9,
-        n in 0usize..20,
-    ) {
-        let whole = lists.len() / ranks * ranks;
-        let mut candidates = Candidates::default();
-        let found = candidates.of(lists[..whole].iter().copied(), ranks, None, n).to_vec();
-        prop_assert!(found.len() <= n);
-        prop_assert!(found.is_sorted_by(|a, b| a.probability >= b.probability));
-        for (i, node) in found.iter().enumerate() {
-            prop_assert!(node.parent.is_none_or(|parent| parent < i));
-            prop_assert!(node.probability > 0.0);
-        }
-        let again = candidates.of(lists[..whole].iter().copied(), ranks, None, n);
-        prop_assert_eq!(again, found);
-    }
-
-    #[test]
     fn a_tree_file_is_a_closed_tree_or_an_error_of_one_line(json in "[\\[\\], 0-9a\n]{0,30}") {
         match DraftTree::parse(&json, 4, 10) {
             Ok(tree) => for (i, path) in tree.paths().iter().enumerate() {
@@ -98,28 +79,6 @@ proptest! {
             },
             Err(error) => prop_assert!(!error.to_string().contains('\n')),
         }
-    }
-}
-
-#[test]
-fn the_candidates_of_equal_lists_are_the_searched_tree() {
-    let shares = published_shares();
-    let lists = shares.iter().enumerate().flat_map(|(k, shares)| {
-        shares.iter().enumerate().map(move |(i, &p)| ((10 * k + i) as u32, p as f32))
-    });
-    let mut candidates = Candidates::default();
-    let found = candidates.of(lists, 5, None, 16).to_vec();
-    let path = |mut at: Option<usize>| {
-        let mut path = Vec::new();
-        while let Some(i) = at {
-            path.insert(0, (found[i].token % 10) as u16);
-            at = found[i].parent;
-        }
-        path
-    };
-    for (i, node) in search(&shares, 16).iter().enumerate() {
-        assert_eq!(path(Some(i)), node.path);
-        assert!((f64::from(found[i].probability) - node.probability).abs() < 1e-6);
     }
 }
 
