@@ -26,8 +26,7 @@ struct Workload {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
-    let engine =
-        EngineArgs { ctx_size: args.engine.ctx_size.or(Some(4096)), ..args.engine.clone() };
+    let engine = args.engine.clone();
     let (model, mut session) = models::load(&args.model, &engine)?;
     let workloads = workloads(args, &model, &session)?;
     let mut calibration = models::calibration(&engine, &model, &session);

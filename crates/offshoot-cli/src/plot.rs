@@ -17,7 +17,7 @@ pub(crate) struct Curve {
 }
 
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
-/// Sizes in pixels: a panel, what is around its axes (names stand at the right), and a line of text.
+/// Sizes in pixels: a panel, what is around its axes (names stand at the right), a line of text.
 const PANEL: (f64, f64) = (480.0, 360.0);
 const LEFT: f64 = 60.0;
 const RIGHT: f64 = 90.0;

@@ -67,6 +67,7 @@ pub struct Model {
     file: PathBuf,
     /// The file's BLAKE3, where loading needed it.
     digest: Option<[u8; 32]>,
+    file_len: u64,
     cache: Option<PathBuf>,
 }
 
@@ -105,6 +106,7 @@ impl Model {
         let stop_tokens = checkpoint.stop_tokens().to_vec();
         let controls = tokenizer.control_texts().map(str::to_owned).collect();
         let (file, digest) = (path.to_owned(), cached.map(|(_, key)| key));
+        let file_len = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
         Ok(Self {
             packed,
             tokenizer,
@@ -115,6 +117,7 @@ impl Model {
             timings,
             file,
             digest,
+            file_len,
             cache: options.cache.clone(),
         })
     }
@@ -163,9 +166,9 @@ impl Model {
         Ok(*hasher.finalize().as_bytes())
     }
 
-    /// Bytes of the model's file.
-    pub(crate) fn file_len(&self) -> Result<u64, Error> {
-        Ok(std::fs::metadata(&self.file).map_err(self.unread())?.len())
+    /// Bytes that the model's file had when it was loaded.
+    pub(crate) fn file_len(&self) -> u64 {
+        self.file_len
     }
 
     fn unread(&self) -> impl FnOnce(std::io::Error) -> offshoot_models::Error {

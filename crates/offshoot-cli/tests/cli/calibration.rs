@@ -27,9 +27,9 @@ fn answers_leave_what_they_learned_and_none_is_harmed_by_what_is_there() {
     home.tiny_with_context(2048);
     let with = |more: &[&str]| run(home.offshoot(ANSWER.iter().chain(more))).ended_with(0).stdout;
     let text = with(&["--no-cache"]);
-    assert_eq!(kept(&home), Vec::<PathBuf>::new(), "nothing is kept with --no-cache");
+    assert!(kept(&home).is_empty(), "nothing is kept with --no-cache");
     with(&["--spec", "off"]);
-    assert_eq!(kept(&home), Vec::<PathBuf>::new(), "nothing was learned");
+    assert!(kept(&home).is_empty(), "nothing was learned");
     assert_eq!(with(&[]), text);
     let first = learned(&home);
     assert_eq!(first["step_times"].as_array().unwrap().len(), 64);
@@ -68,7 +68,7 @@ fn calibrate_measures_keeps_draws_and_tells() {
         run(home.offshoot(args.iter().chain(more))).ended_with(0)
     };
     let left = calibrate(&["--no-cache"]);
-    assert_eq!(kept(&home), Vec::<PathBuf>::new());
+    assert!(kept(&home).is_empty());
     for part in ["rows", "at 0", "at 512", "over one", "tokens/s", "largest tree worth it: "] {
         assert!(left.stdout.contains(part), "no {part:?} in {}", left.stdout);
     }

@@ -55,8 +55,8 @@ pub struct StepCurve {
     pub widths: Vec<MeasuredWidth>,
 }
 
-/// The tokens that a step of `rows` rows, a chain of guesses, makes if each comes true with `chance`
-/// once those before it did: `(1 - chance^rows) / (1 - chance)`.
+/// The tokens that a step of `rows` rows, a chain of guesses, makes if each comes true with
+/// `chance` once those before it did: `(1 - chance^rows) / (1 - chance)`.
 pub fn chain_tokens(chance: f64, rows: usize) -> f64 {
     (0..rows).map(|depth| chance.powi(depth as i32)).sum()
 }

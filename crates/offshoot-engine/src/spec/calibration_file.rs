@@ -2,8 +2,8 @@
 //!
 //! A small JSON file for each model, number of threads, instruction set and processor: step times,
 //! and how often each drafter's guesses came true. It speeds up the first answers of a run and
-//! changes no text, so it is never worth a failure: a file that is damaged, of another version or of
-//! another machine counts as absent and is replaced by the next that is saved.
+//! changes no text, so it is never worth a failure: a file that is damaged, of another version or
+//! of another machine counts as absent and is replaced by the next that is saved.
 
 use std::collections::BTreeMap;
 use std::fs::File;
