@@ -11,6 +11,8 @@ use offshoot_models::{BaseId, TokenizerId};
 
 #[path = "../crates/offshoot-engine/tests/support/catalogues.rs"]
 mod catalogues;
+#[path = "../crates/offshoot-engine/tests/support/stores.rs"]
+mod stores;
 #[path = "../crates/offshoot-models/tests/support/mod.rs"]
 mod support;
 
@@ -27,7 +29,8 @@ fn main() -> io::Result<()> {
     gguf_files()?;
     chat_templates()?;
     model_catalogues()?;
-    draft_heads()
+    draft_heads()?;
+    datastores()
 }
 
 /// Writes the inputs that are short enough; the fuzzer replays each of them thousands of times.
@@ -104,4 +107,11 @@ fn draft_heads() -> io::Result<()> {
         ),
     ];
     write("heads", layouts.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)))
+}
+
+fn datastores() -> io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/seed");
+    let cases = stores::all(&folder);
+    fs::remove_dir_all(&folder)?;
+    write("store", cases.into_iter().map(|case| (case.name.to_owned(), case.short)))
 }

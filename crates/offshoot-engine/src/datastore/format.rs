@@ -33,6 +33,8 @@ const VERSION: u32 = 1;
 const PAGE: usize = 4096;
 /// Bytes of notes at most: some thousands of sources.
 const MAX_NOTES: usize = 4 << 20;
+/// Characters of a message at most.
+const MAX_MESSAGE: usize = 300;
 /// Suffixes from one sampled key to the next.
 pub(super) const STRIDE: usize = 1 << 14;
 
@@ -413,6 +415,9 @@ fn check_buckets(bytes: &[u8], tokens: u64) -> Result<(), String> {
     }
 }
 
+/// What is said may quote the file: it is kept to a line that no terminal obeys.
 fn broken(path: &Path, what: String) -> DatastoreError {
-    DatastoreError::Broken { path: path.to_owned(), what }
+    let control = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    let line = what.chars().take(MAX_MESSAGE).map(|c| if control(c) { ' ' } else { c });
+    DatastoreError::Broken { path: path.to_owned(), what: line.collect() }
 }
