@@ -74,8 +74,10 @@ pub struct RetrieverOptions {
     pub levels: usize,
     /// A path less likely than this is not drafted. Default 0.02.
     pub least: f32,
-    /// Reads of the suffix array after which a selection ends with what it has. Default 1024,
-    /// which keeps it below 0.1 ms in memory.
+    /// Reads of the suffix array after which a selection ends with what it has. Default 1024. In
+    /// memory, 95 of 100 drafts of 16 nodes then take at most 0.08 ms from 10 million tokens of
+    /// code and 0.12 from 100 million; 512 make that 0.06 and 0.10 and cost 1 % of the tokens that
+    /// are right, 256 make it 0.05 and 0.08 and cost 3 and 5 %.
     pub probes: usize,
 }
 
