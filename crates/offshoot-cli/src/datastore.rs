@@ -178,8 +178,9 @@ fn inspect(args: &StoreArgs) -> Result<(), Failure> {
             say(format_args!("  {name:<14} {text}"))?;
         }
         for source in &file.notes().sources {
-            let licence = source.licence.as_deref().unwrap_or("licence not given");
-            say(format_args!("  {:<14} {} ({licence})", "source", source.name))?;
+            // A file from elsewhere may hold what a terminal would obey.
+            let licence = source.licence.as_deref().unwrap_or("licence not given").escape_debug();
+            say(format_args!("  {:<14} {} ({licence})", "source", source.name.escape_debug()))?;
         }
     }
     Ok(())

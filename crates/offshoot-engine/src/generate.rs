@@ -308,7 +308,7 @@ impl Session {
         let greatest = writer.takes_greatest();
         let (mut root_only, mut path) = (TokenTree::default(), Vec::new());
         if let Some(speculator) = &mut speculator {
-            speculator.begin(&writer.context);
+            speculator.begin(&writer.context, model.packed().config().vocab_size);
         }
         self.hidden.clear();
         let mut decoding: Option<Instant> = None;

@@ -70,6 +70,7 @@ pub struct Speculator {
     promised: f64,
     draft_time: Duration,
     stats: SpecStats,
+    n_vocab: usize,
 }
 
 impl Speculator {
@@ -96,6 +97,7 @@ impl Speculator {
             promised: 1.0,
             draft_time: Duration::ZERO,
             stats,
+            n_vocab: 0,
         }
     }
 
@@ -121,8 +123,10 @@ impl Speculator {
         self.seats.iter().any(|seat| seat.drafter.wants_hidden())
     }
 
-    /// Takes in the text of a new answer: all that is decided, the pending token last.
-    pub(crate) fn begin(&mut self, text: &[u32]) {
+    /// Takes in the text of a new answer: all that is decided, the pending token last. Tokens are
+    /// below `n_vocab`.
+    pub(crate) fn begin(&mut self, text: &[u32], n_vocab: usize) {
+        self.n_vocab = n_vocab;
         self.stats.reset();
         self.gate.reset();
         for seat in &mut self.seats {
@@ -159,10 +163,12 @@ impl Speculator {
         }
         if any {
             let limits = Limits { guesses: MOST_GUESSES.min(MOST_ROWS - 1), depth };
-            let seats = &mut self.seats;
+            let (seats, n_vocab) = (&mut self.seats, self.n_vocab);
             let ask = |drafter: usize, tree: &TokenTree, node, out: &mut Vec<Guess>| {
                 if seats[drafter].asked {
                     seats[drafter].drafter.guess(tree, node, out);
+                    // Files may name tokens that the model does not have.
+                    out.retain(|guess| (guess.token as usize) < n_vocab);
                 }
             };
             self.planner.grow(root, limits, ask);
