@@ -46,6 +46,9 @@ use crate::{Error, Model, Session};
 const MOST_GUESSES: usize = 31;
 /// Tokens that each head ranks (the paper's trees use ten).
 const RANKS: usize = 10;
+/// What asking a drafter may cost, in plain steps, without having to pay for itself: a text that
+/// repeats nothing for a while may begin to.
+const FREE: f64 = 0.003;
 /// What a right guess is worth in plain steps, less its row's own time.
 const WORTH: f64 = 0.7;
 
@@ -189,10 +192,9 @@ impl Speculator {
             let contributions = self.planner.learn(text);
             self.stats.credit(contributions);
             for (seat, contribution) in self.seats.iter_mut().zip(contributions) {
+                let cost = (seat.seconds / plain - FREE).max(0.0);
                 match seat.asked {
-                    true => {
-                        seat.gate.note(WORTH * f64::from(contribution.credit), seat.seconds / plain)
-                    }
+                    true => seat.gate.note(WORTH * f64::from(contribution.credit), cost),
                     false => seat.gate.pass(),
                 }
             }
