@@ -49,8 +49,6 @@ const RANKS: usize = 10;
 /// What asking a drafter may cost, in plain steps, without having to pay for itself: a text that
 /// repeats nothing for a while may begin to.
 const FREE: f64 = 0.003;
-/// What a right guess is worth in plain steps, less its row's own time.
-const WORTH: f64 = 0.7;
 
 #[derive(Debug)]
 struct Seat {
@@ -191,10 +189,14 @@ impl Speculator {
         if asked {
             let contributions = self.planner.learn(text);
             self.stats.credit(contributions);
+            let proposed: f64 = contributions.iter().map(|c| f64::from(c.proposed)).sum();
+            let rows = self.times.ratio(self.tree.len()) - 1.0;
             for (seat, contribution) in self.seats.iter_mut().zip(contributions) {
-                let cost = (seat.seconds / plain - FREE).max(0.0);
+                let asking = seat.seconds / plain;
+                let share = f64::from(contribution.proposed) / proposed.max(1.0);
+                let cost = if asking > FREE { asking + share * rows } else { 0.0 };
                 match seat.asked {
-                    true => seat.gate.note(WORTH * f64::from(contribution.credit), cost),
+                    true => seat.gate.note(f64::from(contribution.credit), cost),
                     false => seat.gate.pass(),
                 }
             }
