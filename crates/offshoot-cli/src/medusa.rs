@@ -12,8 +12,8 @@ use offshoot_engine::medusa::{
 };
 use offshoot_engine::{Control, Model};
 use offshoot_methods::draft::medusa::{DraftTree, search};
+use offshoot_models::PackedExecutor;
 use offshoot_models::medusa::{HeadsCard, HeadsFile, MedusaHeads, import_heads};
-use offshoot_models::{BaseId, PackedExecutor, TokenizerId};
 use serde_json::json;
 
 use crate::args::{
@@ -92,8 +92,7 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
     };
     let _listener = interrupt::listen();
     let (model, mut executor) = load(args)?;
-    let base = BaseId::of(model.packed().checkpoint())?;
-    let tokenizer = TokenizerId::of(model.packed().checkpoint().tokenizer()?);
+    let (base, tokenizer) = (model.base_id()?, model.tokenizer_id());
     let scratch = ScratchFolder::new(args)?;
     let watch = Watch::new("the model answers prompts", distill.tokens);
     let progress = |done| watch.at(done, String::new);

@@ -12,7 +12,7 @@ use offshoot_models::{
 
 use crate::Error;
 use crate::disguise::Disguise;
-use crate::store::{FileDigests, StoreError};
+use crate::store::FileDigests;
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -181,24 +181,12 @@ impl Model {
     /// # Errors
     /// If the file cannot be read any more.
     pub fn base_id(&self) -> Result<BaseId, Error> {
-        let compute =
-            |path: &Path| Checkpoint::open(path).and_then(|checkpoint| BaseId::of(&checkpoint));
-        let Some(dir) = &self.cache else { return Ok(compute(&self.file)?) };
-        let mut failed = None;
+        let compute = || BaseId::of(self.packed.checkpoint());
+        let Some(dir) = &self.cache else { return Ok(compute()?) };
+        let digests = FileDigests::open(&dir.join("digests.json"));
         let digest =
-            FileDigests::open(&dir.join("digests.json")).digest_of(&self.file, "base", |path| {
-                match compute(path) {
-                    Ok(base) => Ok(*base.as_bytes()),
-                    Err(error) => {
-                        failed = Some(error);
-                        Err(StoreError::io("hash", path, std::io::Error::other("broken")))
-                    }
-                }
-            });
-        match failed {
-            Some(error) => Err(error.into()),
-            None => Ok(BaseId::from_bytes(digest?)),
-        }
+            digests.digest_of(&self.file, "base", |_| Ok::<_, Error>(*compute()?.as_bytes()))?;
+        Ok(BaseId::from_bytes(digest))
     }
 
     /// How long loading took.

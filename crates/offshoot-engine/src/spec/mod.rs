@@ -19,9 +19,7 @@ mod suffix;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use offshoot_methods::draft::{
-    Calibration, Gate, Guess, Limits, MOST_ROWS, Planner, StepTimes, TokenTree,
-};
+use offshoot_methods::draft::{Calibration, Gate, Guess, Limits, Planner, StepTimes, TokenTree};
 
 pub use bench::{
     ArmResult, Learned, SpecArm, SpecBenchOptions, WorkloadResult, learned, measure_spec,
@@ -44,8 +42,6 @@ use crate::{Error, Model, Session};
 
 /// The most guesses of a step. Two cores never find more to be worth it; see the step times.
 const MOST_GUESSES: usize = 31;
-/// Tokens that each head ranks (the paper's trees use ten).
-const RANKS: usize = 10;
 /// What asking a drafter may cost, in plain steps, without having to pay for itself: a text that
 /// repeats nothing for a while may begin to.
 const FREE: f64 = 0.003;
@@ -163,7 +159,7 @@ impl Speculator {
             }
         }
         if any {
-            let limits = Limits { guesses: MOST_GUESSES.min(MOST_ROWS - 1), depth };
+            let limits = Limits { guesses: MOST_GUESSES, depth };
             let (seats, n_vocab) = (&mut self.seats, self.n_vocab);
             let ask = |drafter: usize, tree: &TokenTree, node, out: &mut Vec<Guess>| {
                 if seats[drafter].asked {
@@ -322,6 +318,6 @@ fn medusa_drafter(
     session: &Session,
     ready: &ReadyHeads,
 ) -> Result<MedusaDrafter, Error> {
-    let heads = MedusaHeads::new(session.cpu(), model.packed(), &ready.file, RANKS)?;
+    let heads = MedusaHeads::new(session.cpu(), model.packed(), &ready.file, medusa_heads::RANKS)?;
     Ok(MedusaDrafter::new(heads, ready.calibration.clone(), session.cpu().clone()))
 }

@@ -59,12 +59,12 @@ impl FileDigests {
     ///
     /// # Errors
     /// [`StoreError::Io`] if the file cannot be examined; whatever `compute` fails with.
-    pub fn digest_of(
+    pub fn digest_of<E: From<StoreError>>(
         &self,
         path: &Path,
         identity: &str,
-        compute: impl FnOnce(&Path) -> Result<[u8; 32], StoreError>,
-    ) -> Result<[u8; 32], StoreError> {
+        compute: impl FnOnce(&Path) -> Result<[u8; 32], E>,
+    ) -> Result<[u8; 32], E> {
         let before = stamp(path)?;
         if let Some(digest) = before.as_ref().and_then(|s| self.recall(s, identity)) {
             return Ok(digest);
@@ -200,7 +200,7 @@ mod tests {
             digests
                 .digest_of(&self.file(), identity, |path| {
                     self.computed.set(self.computed.get() + 1);
-                    Ok(*blake3::hash(&fs::read(path).unwrap()).as_bytes())
+                    Ok::<_, StoreError>(*blake3::hash(&fs::read(path).unwrap()).as_bytes())
                 })
                 .unwrap()
         }

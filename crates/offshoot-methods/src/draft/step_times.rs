@@ -20,8 +20,9 @@ const MOST_PER_ROW: f64 = 4.0;
 /// Widths on each side that learn with one.
 const NEAR: usize = 3;
 
-/// Step times over that of one row, at these widths: the median of the two models that the project
-/// is measured with, on two cores of an AMD Zen 4, behind 512 positions.
+/// Step times over that of one row, at these widths: a round curve through what models of 135 and 500
+/// million weights took on two cores of an AMD Zen 4 (LOG.md, 2026-11-24). It only has to do until a
+/// run has made some steps of its own.
 const SHIPPED: [(usize, f64); 11] = [
     (1, 1.0),
     (2, 1.09),
