@@ -96,7 +96,7 @@ pub fn measure(
     let tokens: Vec<u32> = (0..need as u32)
         .map(|i| 100 % vocab + i.wrapping_mul(7919) % (vocab - 100 % vocab))
         .collect();
-    let prompt_s = median(rounds, || {
+    let prompt_s = median_of(rounds, || {
         session.truncate(0);
         let start = Instant::now();
         session.read(model, &tokens[..options.prompt])?;
@@ -109,7 +109,7 @@ pub fn measure(
         ignore_eos: true,
         ..GenerateOptions::default()
     };
-    let decode_s = median(rounds, || {
+    let decode_s = median_of(rounds, || {
         session.truncate(0);
         let answer = session.generate(model, &tokens[..8], &generate, |_| Control::Continue)?;
         Ok(answer.timings.decode.as_secs_f64() / (answer.tokens.len() - 1).max(1) as f64)
@@ -119,7 +119,7 @@ pub fn measure(
     session.read(model, &tokens[..options.depth])?;
     let mut steps: Vec<StepTime> = Vec::new();
     for width in WIDTHS {
-        let seconds = median(rounds.max(3) * 3, || {
+        let seconds = median_of(rounds.max(3) * 3, || {
             session.truncate(options.depth);
             let start = Instant::now();
             session.feed(model, &tokens[options.depth..options.depth + width], LogitRows::All)?;
@@ -152,10 +152,16 @@ pub fn measure(
     })
 }
 
-fn median(rounds: usize, mut run: impl FnMut() -> Result<f64, Error>) -> Result<f64, Error> {
-    let mut all = (0..rounds).map(|_| run()).collect::<Result<Vec<f64>, Error>>()?;
-    all.sort_by(f64::total_cmp);
-    Ok(all[all.len() / 2])
+fn median_of(rounds: usize, mut run: impl FnMut() -> Result<f64, Error>) -> Result<f64, Error> {
+    let all = (0..rounds).map(|_| run()).collect::<Result<Vec<f64>, Error>>()?;
+    Ok(median(&all))
+}
+
+/// The median, the upper one of an even number; of nothing it is no number.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Streaming read bandwidth in 10^9 bytes a second, over more bytes than any cache holds.

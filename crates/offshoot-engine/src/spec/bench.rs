@@ -6,6 +6,7 @@ use offshoot_methods::draft::Prior;
 use serde::Serialize;
 
 use super::{SpecStats, Speculator};
+use crate::bench::median;
 use crate::{Control, Error, GenerateOptions, Model, Session};
 
 /// What is compared.
@@ -207,10 +208,4 @@ impl Sums {
             differences: self.differences,
         }
     }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

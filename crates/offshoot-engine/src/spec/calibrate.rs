@@ -9,6 +9,7 @@ use std::time::Duration;
 use offshoot_methods::draft::{StepTimes, TokenTree};
 use serde::Serialize;
 
+use crate::bench::median;
 use crate::{Error, Model, Session};
 
 /// Rows of the steps that are timed.
@@ -203,12 +204,6 @@ fn over_one(widths: &[usize], chains: Vec<Vec<f64>>, bushes: Vec<Vec<f64>>) -> V
         MeasuredWidth { rows, chain_ms, bushy_ms, over_one }
     })
     .collect()
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]

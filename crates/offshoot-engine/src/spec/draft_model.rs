@@ -105,7 +105,6 @@ impl Drafter for ModelDrafter {
                     && self.ahead.get(depth - 1).is_some_and(|a| a[0].token == tree.tokens()[node])
             }
         };
-        self.on_path.resize(node, false);
         self.on_path.push(on_path);
         if let (true, Some(guesses)) = (on_path, self.ahead.get(depth)) {
             out.extend(guesses.iter().enumerate().filter_map(|(i, guess)| {

@@ -42,7 +42,7 @@ pub trait Drafter: fmt::Debug + Send {
     /// What its model or file met with.
     fn prepare(&mut self, view: View<'_>) -> Result<(), Error>;
 
-    /// Appends guesses at what follows `node` of `tree`, its newest. The root comes first; a node
-    /// that nothing may follow is passed over.
+    /// Appends guesses at what follows `node` of `tree`, its newest. Every node comes once, the root
+    /// first, so that what is kept of each can be kept in that order.
     fn guess(&mut self, tree: &TokenTree, node: usize, out: &mut Vec<Guess>);
 }

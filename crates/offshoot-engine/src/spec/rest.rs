@@ -58,8 +58,6 @@ impl Drafter for RestDrafter {
             None => Some(None),
             Some(parent) => self.place_of(parent as usize, tree.tokens()[node]).map(Some),
         };
-        // Nodes that nothing may follow are passed over, and nodes of others have no place.
-        self.places.resize(node, None);
         self.places.push(place.flatten());
         let Some(place) = place else { return };
         let children = self.found.iter().filter(|n| n.parent == place);

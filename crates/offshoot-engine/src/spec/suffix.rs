@@ -54,8 +54,6 @@ impl Drafter for SuffixDrafter {
             None => self.automaton.repeated_end(),
             Some(parent) => self.automaton.step(self.matches[parent as usize], tree.tokens()[node]),
         };
-        // Nodes as deep as a tree may go are passed over, and have no children.
-        self.matches.resize(node, Place::default());
         self.matches.push(at);
         self.found.clear();
         self.automaton.continuations(at, GUESSES, &mut self.found);

@@ -147,8 +147,8 @@ impl Planner {
     /// Grows a tree of guesses below `root`.
     ///
     /// `ask(drafter, tree, node, guesses)` appends what the drafter guesses behind the newest `node`
-    /// of `tree`; nodes come once each, the root first, parents before their children. Nodes at the
-    /// greatest depth are passed over.
+    /// of `tree`; every node comes once, the root first, parents before their children. Guesses behind
+    /// nodes of the greatest depth are dropped.
     pub fn grow(
         &mut self,
         root: u32,
@@ -188,9 +188,6 @@ impl Planner {
         limits: Limits,
         ask: &mut impl FnMut(usize, &TokenTree, usize, &mut Vec<Guess>),
     ) {
-        if self.grown.depths()[place] as usize >= limits.depth {
-            return;
-        }
         self.room.clear();
         for (drafter, calibration) in self.calibrations.iter().enumerate() {
             self.guesses.clear();
@@ -200,6 +197,9 @@ impl Planner {
                 let drafter = drafter as u32;
                 self.room.push(Vote { token: guess.token, drafter, chance, cell });
             }
+        }
+        if self.grown.depths()[place] as usize >= limits.depth {
+            return;
         }
         // Votes for one token side by side, the most hopeful first, and one of each drafter.
         self.room.sort_unstable_by(|a, b| {
