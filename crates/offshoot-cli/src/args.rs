@@ -554,6 +554,10 @@ pub(crate) struct MedusaTrainArgs {
         value_parser = clap::value_parser!(u32).range(2..=65_536)
     )]
     pub(crate) answer_tokens: u32,
+    /// Of a hundred prompts so many are written by the model itself [default: 50, or 0 where
+    /// prompts are given]
+    #[arg(long, env = "OFFSHOOT_OWN_PROMPTS", value_parser = clap::value_parser!(u8).range(..=100))]
+    pub(crate) own_prompts: Option<u8>,
     /// Number of heads.
     #[arg(
         long, env = "OFFSHOOT_HEADS", default_value_t = 4,
@@ -593,6 +597,9 @@ pub(crate) struct MedusaTrainArgs {
     /// Keep the answers and their states in this folder, or use those that are there.
     #[arg(long, env = "OFFSHOOT_WORK")]
     pub(crate) work: Option<PathBuf>,
+    /// Keep the answers in this folder as a datastore, for `--datastore`.
+    #[arg(long, env = "OFFSHOOT_STORE")]
+    pub(crate) store: Option<PathBuf>,
     /// Write the losses of each step to this file, a JSON object a line.
     #[arg(long, env = "OFFSHOOT_LOG")]
     pub(crate) log: Option<PathBuf>,

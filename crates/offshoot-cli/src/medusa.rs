@@ -88,6 +88,7 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
     let distill = DistillOptions {
         tokens: args.tokens as usize,
         answer_tokens: args.answer_tokens as usize,
+        own_prompts: args.own_prompts.unwrap_or(if args.prompts.is_some() { 0 } else { 50 }),
         seed: options.seed,
     };
     let _listener = interrupt::listen();
@@ -100,6 +101,13 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
     let data = Distilled::make(&model, &mut executor, seeds, &distill, &scratch.path, progress);
     let data = data?;
     let distill_s = watch.finish().as_secs_f64();
+
+    if let Some(folder) = &args.store {
+        let built_by = concat!("offshoot ", env!("CARGO_PKG_VERSION"));
+        let going = || if interrupt::asked() { Control::Stop } else { Control::Continue };
+        let built = data.store(&model, folder, built_by, going)?;
+        note(format_args!("{} tokens of answers are in {}", built.tokens, folder.display()));
+    }
 
     let mut log = args.log.as_deref().map(create).transpose()?;
     let watch = Watch::new("training", 0);
@@ -131,6 +139,7 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
     card.recipe = Some(json!({
         "train": options, "tokens": data.tokens(), "answers": data.answers().len(),
         "answer_tokens": distill.answer_tokens, "prompts": prompts.count(),
+        "own_prompts": distill.own_prompts,
     }));
     file.card = Some(card);
     file.save(&args.output)?;

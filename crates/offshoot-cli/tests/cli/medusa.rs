@@ -10,8 +10,10 @@ fn heads_are_trained_inspected_and_give_a_tree() {
     let train = |output: &str| {
         let args = ["medusa", "train", "long.gguf", "--prompts", "prompts.txt", "--json"];
         let sizes = ["--tokens", "600", "--answer-tokens", "20", "--vocabulary", "8"];
+        let store = format!("{output}.answers");
+        let more = ["--own-prompts", "50", "--store", &store];
         let short = ["--epochs", "2", "--batch", "64", "--log", "log.jsonl", "--output", output];
-        run(home.offshoot([&args[..], &sizes, &short].concat())).ended_with(0).json()
+        run(home.offshoot([&args[..], &sizes, &more, &short].concat())).ended_with(0).json()
     };
     let told = train("heads.safetensors");
     assert!(told["tokens"].as_u64().unwrap() >= 600, "{told}");
@@ -22,8 +24,15 @@ fn heads_are_trained_inspected_and_give_a_tree() {
     let inspected = inspected.ended_with(0).json();
     assert_eq!((&inspected["heads"], &inspected["vocabulary"]), (&4.into(), &8.into()));
     assert_eq!(inspected["base"], told["base"]);
-    // The same seed gives the same heads, and nothing is left beside them.
+    // The same seed gives the same heads and answers, and nothing is left beside them.
     train("again.safetensors");
+    let stores = ["heads.safetensors.answers", "again.safetensors.answers"].map(|folder| {
+        run(home.offshoot(["datastore", "verify", folder])).ended_with(0);
+        let names = std::fs::read_dir(home.path().join(folder)).unwrap().flatten();
+        names.map(|entry| entry.file_name()).collect::<Vec<_>>()
+    });
+    assert_eq!(stores[0].len(), 1);
+    assert_eq!(stores[0], stores[1]);
     let bytes = |name: &str| std::fs::read(home.path().join(name)).unwrap();
     assert!(bytes("heads.safetensors") == bytes("again.safetensors"));
     let left = std::fs::read_dir(home.path()).unwrap().flatten();

@@ -2,8 +2,13 @@
 //!
 //! Self-distillation as in Cai et al. 2024, <https://arxiv.org/abs/2401.10774>, section 2.3.2: the
 //! model answers seed prompts through its chat template. Departs from the paper in the temperature:
-//! a third of the answers are greedy, a third at the paper's 0.3 and a third at 0.8, since people
+//! half of the answers are greedy, a quarter at the paper's 0.3 and a quarter at 0.8, since people
 //! decode at all of these. Nothing is computed twice: the states are kept as the answers are made.
+//!
+//! A list of prompts is soon too like itself, and heads that learned from it are wrong elsewhere. So
+//! the model also writes prompts: it continues the opening of a user's turn, as in Xu et al. 2024,
+//! Magpie, section 2, <https://arxiv.org/abs/2406.08464>. One that it does not end within
+//! [`OWN_PROMPT_TOKENS`] tokens is dropped, and one of the list takes its place.
 //!
 //! Many answers grow in one step, so that the weights are read once for all of them. An answer
 //! depends on its prompt, the seed and its number alone, never on its neighbours.
@@ -21,7 +26,7 @@ use half::slice::HalfFloatSliceExt;
 use offshoot_kernels::{FileMap, KvCache};
 use offshoot_methods::{Sampler, SamplingOptions};
 use offshoot_models::{
-    BaseId, LogitRows, Message, NoHooks, PackedExecutor, RopeId, Segment, VariantId,
+    BaseId, Controls, LogitRows, Message, NoHooks, PackedExecutor, RopeId, Segment, VariantId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +36,11 @@ use crate::{Control, Error, Model};
 /// Answers that grow at once.
 const SLOTS: usize = 32;
 /// The temperatures that answers take in turn.
-const TEMPERATURES: [f32; 3] = [0.0, 0.3, 0.8];
+const TEMPERATURES: [f32; 4] = [0.0, 0.3, 0.0, 0.8];
+/// The temperature at which the model writes prompts: its own.
+const OWN_PROMPT_TEMPERATURE: f32 = 1.0;
+/// The longest prompt that the model writes.
+const OWN_PROMPT_TOKENS: usize = 96;
 const STATES: &str = "states.f16";
 const ANSWERS: &str = "answers.json";
 
@@ -42,13 +51,23 @@ pub struct DistillOptions {
     pub tokens: usize,
     /// Tokens of an answer at most.
     pub answer_tokens: usize,
+    /// Of a hundred prompts so many are written by the model; 100 at most.
+    pub own_prompts: u8,
     /// Orders the prompts and draws the tokens.
     pub seed: u64,
 }
 
 impl Default for DistillOptions {
     fn default() -> Self {
-        Self { tokens: 240_000, answer_tokens: 256, seed: 1 }
+        Self { tokens: 240_000, answer_tokens: 256, own_prompts: 50, seed: 1 }
+    }
+}
+
+impl DistillOptions {
+    /// Whether the model writes prompt `index`: of each hundred so many, whichever every fourth or
+    /// tenth is, as temperatures and held-out answers go by those.
+    fn own(&self, index: usize) -> bool {
+        index / 20 * 37 % 5 * 20 + index * 7 % 20 < usize::from(self.own_prompts)
     }
 }
 
@@ -72,6 +91,7 @@ struct Manifest {
     hidden_size: usize,
     tokens: usize,
     answer_tokens: usize,
+    own_prompts: u8,
     seed: u64,
     prompts: usize,
     answers: Vec<DistilledAnswer>,
@@ -86,13 +106,16 @@ pub struct Distilled {
     states: FileMap,
 }
 
-/// An answer that grows.
+/// An answer that grows, or first the prompt that it will answer.
 struct Growing {
     index: usize,
     cache: KvCache,
     /// The prompt, then the answer.
     context: Vec<u32>,
-    prompt_len: usize,
+    /// Where what is written begins.
+    written_from: usize,
+    /// While the prompt is written, the one that is answered if nothing comes of it.
+    instead: Option<Vec<u32>>,
     /// Tokens of `context` whose keys and values are not yet cached.
     fed: usize,
     states: Vec<f16>,
@@ -114,12 +137,13 @@ impl Distilled {
         mut progress: impl FnMut(usize) -> Control,
     ) -> Result<Self, Error> {
         let hidden_size = model.packed().config().hidden_size;
-        let DistillOptions { tokens, answer_tokens, seed } = *options;
+        let DistillOptions { tokens, answer_tokens, own_prompts, seed } = *options;
         let wanted = Manifest {
             base,
             hidden_size,
             tokens,
             answer_tokens,
+            own_prompts,
             seed,
             prompts: prompts.count(),
             answers: Vec::new(),
@@ -151,7 +175,7 @@ impl Distilled {
             let bytes: Vec<u8> =
                 answer.states.iter().flat_map(|x| x.to_bits().to_le_bytes()).collect();
             out.write_all(&bytes).map_err(io(&states))?;
-            let tokens = answer.context[answer.prompt_len..].to_vec();
+            let tokens = answer.context[answer.written_from..].to_vec();
             let first_row = rows;
             rows += tokens.len();
             answers.push(DistilledAnswer { index: answer.index, tokens, first_row });
@@ -225,14 +249,14 @@ fn answer_all(
     let config = model.packed().config();
     let context = model.trained_context().min(options.answer_tokens + 512);
     let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+    let turn = UserTurn::of(model)?;
     let mut free: Vec<KvCache> = Vec::new();
     let mut growing: Vec<Growing> = Vec::new();
     let parents = offshoot_models::chain(context);
     let (mut next, mut made, mut refused) = (0, 0, 0);
     loop {
         while growing.len() < SLOTS && made < options.tokens {
-            let text = prompts.get(options.seed, next);
-            let tokens = prompt_tokens(model, text)?;
+            let tokens = prompt_tokens(model, prompts.get(options.seed, next))?;
             next += 1;
             if tokens.is_empty() || tokens.len() + 2 > context {
                 refused += 1;
@@ -242,7 +266,8 @@ fn answer_all(
                 continue;
             }
             let cache = free.pop().unwrap_or_else(|| model.packed().new_cache(context));
-            growing.push(Growing::new(next - 1, tokens, cache, options)?);
+            let own = turn.as_ref().filter(|_| options.own(next - 1));
+            growing.push(Growing::new(next - 1, (tokens, own), cache, options)?);
         }
         if growing.is_empty() {
             return Ok(());
@@ -265,20 +290,28 @@ fn answer_all(
         executor.step(model.packed(), &mut segments, &mut NoHooks)?;
         drop(segments);
         for (i, g) in growing.iter_mut().enumerate() {
+            let logits = &mut executor.logits_mut()[i * vocab..(i + 1) * vocab];
+            g.grow(logits)?;
+            if g.instead.is_some() {
+                continue;
+            }
             let start = g.states.len();
             g.states.resize(start + hidden, f16::ZERO);
             g.states[start..].convert_from_f32_slice(executor.head_input_row(i));
-            let logits = &mut executor.logits_mut()[i * vocab..(i + 1) * vocab];
-            g.grow(logits)?;
             made += 1;
             listen(Grown::Token)?;
         }
+        for g in growing.iter_mut().filter(|g| g.instead.is_some()) {
+            if let Some(turn) = &turn {
+                g.ask(model, turn, context, options)?;
+            }
+        }
         let ends = |g: &Growing| {
-            let answer = &g.context[g.prompt_len..];
+            let answer = &g.context[g.written_from..];
             let ended = answer.last().is_some_and(|token| model.stop_tokens().contains(token));
             ended || answer.len() >= options.answer_tokens || g.context.len() >= context
         };
-        while let Some(at) = growing.iter().position(ends) {
+        while let Some(at) = growing.iter().position(|g| g.instead.is_none() && ends(g)) {
             let mut done = growing.remove(at);
             listen(Grown::Answer(&done))?;
             done.cache.truncate(0);
@@ -295,31 +328,95 @@ fn prompt_tokens(model: &Model, text: String) -> Result<Vec<u32>, Error> {
     }
 }
 
+/// What stands before and behind what a user says first.
+struct UserTurn {
+    opening: Vec<u32>,
+    /// The first token behind.
+    closing: u32,
+}
+
+impl UserTurn {
+    /// By what two conversations share at both ends; `None` without a template, or if it puts
+    /// nothing at one of the ends.
+    fn of(model: &Model) -> Result<Option<Self>, Error> {
+        let say = |text: &str| model.encode_chat(&[Message::new("user", text)]);
+        let (Some(a), Some(b)) = (say("7")?, say("x")?) else {
+            return Ok(None);
+        };
+        let opening = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+        let closing = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
+        let closing = a[opening..].len().checked_sub(closing).and_then(|at| a[opening..].get(at));
+        Ok(match closing {
+            Some(&closing) if opening > 0 => Some(Self { opening: a[..opening].to_vec(), closing }),
+            _ => None,
+        })
+    }
+}
+
 impl Growing {
+    /// An answer to `prompt`, or to one that the model writes behind the opening of `own`.
     fn new(
         index: usize,
-        context: Vec<u32>,
+        (prompt, own): (Vec<u32>, Option<&UserTurn>),
         cache: KvCache,
         options: &DistillOptions,
     ) -> Result<Self, Error> {
-        let sampling = SamplingOptions {
-            temperature: TEMPERATURES[index % TEMPERATURES.len()],
-            seed: Some(options.seed),
-            ..SamplingOptions::default()
+        let (context, instead, temperature) = match own {
+            Some(turn) => (turn.opening.clone(), Some(prompt), OWN_PROMPT_TEMPERATURE),
+            None => (prompt, None, TEMPERATURES[index % TEMPERATURES.len()]),
         };
-        let sampler = Sampler::new(sampling)?;
-        let prompt_len = context.len();
-        Ok(Self { index, cache, context, prompt_len, fed: 0, states: Vec::new(), sampler })
+        let written_from = context.len();
+        let sampler = sampler(temperature, options)?;
+        let states = Vec::new();
+        Ok(Self { index, cache, context, written_from, instead, fed: 0, states, sampler })
     }
 
     /// Keeps what a step computed and takes the next token.
     fn grow(&mut self, logits: &mut [f32]) -> Result<(), Error> {
         self.cache.commit_chain(self.context.len() - self.fed);
         self.fed = self.context.len();
-        let position = (self.context.len() - self.prompt_len) as u64;
-        let choice = self.index as u32;
+        let position = (self.context.len() - self.written_from) as u64;
+        // A prompt and its answer draw from streams of their own.
+        let choice = 2 * self.index as u32 + u32::from(self.instead.is_some());
         let token = self.sampler.sample(logits, &self.context, choice, position)?.token;
         self.context.push(token);
         Ok(())
     }
+
+    /// Begins the answer if the prompt that is being written has ended, or gets too long.
+    fn ask(
+        &mut self,
+        model: &Model,
+        turn: &UserTurn,
+        context: usize,
+        options: &DistillOptions,
+    ) -> Result<(), Error> {
+        let written = &self.context[self.written_from..];
+        let ends = |token: &u32| *token == turn.closing || model.stop_tokens().contains(token);
+        let ended = written.last().is_some_and(ends);
+        if !ended && written.len() < OWN_PROMPT_TOKENS && self.context.len() + 2 < context {
+            return Ok(());
+        }
+        let text = model.tokenizer().decode(&written[..written.len() - 1], Controls::Skip);
+        let own = match text.trim() {
+            text if ended && !text.is_empty() => prompt_tokens(model, text.to_owned())?,
+            _ => Vec::new(),
+        };
+        let instead = self.instead.take().unwrap_or_default();
+        let usable = !own.is_empty() && own.len() + 2 <= context;
+        let tokens = if usable { own } else { instead };
+        let shared = tokens.iter().zip(&self.context[..self.fed]).take_while(|(a, b)| a == b);
+        self.fed = shared.count().min(tokens.len() - 1);
+        self.cache.truncate(self.fed);
+        self.written_from = tokens.len();
+        self.context = tokens;
+        self.sampler = sampler(TEMPERATURES[self.index % TEMPERATURES.len()], options)?;
+        Ok(())
+    }
+}
+
+/// Draws at `temperature`.
+fn sampler(temperature: f32, options: &DistillOptions) -> Result<Sampler, Error> {
+    let seed = Some(options.seed);
+    Ok(Sampler::new(SamplingOptions { temperature, seed, ..SamplingOptions::default() })?)
 }

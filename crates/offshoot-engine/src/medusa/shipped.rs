@@ -1,18 +1,31 @@
-//! Heads that are ready to draft: a file's, with their calibration, and those that come with offshoot.
+//! Heads that are ready to draft: a file's, with their calibration; and what comes with offshoot.
+
+use std::path::Path;
 
 use offshoot_methods::draft::medusa::Calibration;
 use offshoot_models::Error as ModelError;
 use offshoot_models::medusa::HeadsFile;
 
 use crate::Error;
+use crate::datastore::{Datastore, StoreFile};
 
-/// Heads, and length and BLAKE3 of the files whose models they are for: a model is known by its file
-/// without every weight being read. `data/heads/README.md` says how they were made.
-const SHIPPED: &[(u64, &str, &[u8])] = &[(
-    98_362_432,
-    "5f4fa13bfc6dd4a91fd00e22974a9c4e9ed628fd7d7f307398ddf30260d6b2c3",
-    include_bytes!("../../data/heads/smollm2.safetensors"),
-)];
+/// What comes with offshoot for the model of a file: a model is known by its file without every
+/// weight being read. `data/heads/README.md` says how it was made.
+struct Shipped {
+    /// Length and BLAKE3 of the model's file.
+    file_len: u64,
+    digest: &'static str,
+    heads: &'static [u8],
+    /// Its own answers as a datastore.
+    answers: &'static [u8],
+}
+
+const SHIPPED: &[Shipped] = &[Shipped {
+    file_len: 98_362_432,
+    digest: "5f4fa13bfc6dd4a91fd00e22974a9c4e9ed628fd7d7f307398ddf30260d6b2c3",
+    heads: include_bytes!("../../data/heads/smollm2.safetensors"),
+    answers: include_bytes!("../../data/heads/smollm2.store"),
+}];
 
 /// The heads of a file and what was counted of them.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,17 +57,27 @@ impl ReadyHeads {
     }
 }
 
-/// Whether there may be heads for a model whose file is `len` bytes long, so that others need not be
+/// Whether something may come for a model whose file is `len` bytes long, so that others need not be
 /// hashed.
 pub(crate) fn may_ship(len: u64) -> bool {
-    SHIPPED.iter().any(|(shipped, ..)| *shipped == len)
+    SHIPPED.iter().any(|shipped| shipped.file_len == len)
 }
 
 /// The heads that come with offshoot for the model whose file has this BLAKE3, if there are any.
 pub fn shipped(file: [u8; 32]) -> Option<ReadyHeads> {
+    ReadyHeads::new(HeadsFile::parse(find(file)?.heads).ok()?).ok()
+}
+
+/// The answers that come with offshoot for the model whose file has this BLAKE3, if there are any.
+pub fn shipped_answers(file: [u8; 32]) -> Option<Datastore> {
+    let bytes = find(file)?.answers.to_vec();
+    let name = Path::new("the answers that come with offshoot");
+    Datastore::of(vec![StoreFile::from_bytes(name, bytes).ok()?]).ok()
+}
+
+fn find(file: [u8; 32]) -> Option<&'static Shipped> {
     let name = blake3::Hash::from_bytes(file).to_hex();
-    let (.., heads) = SHIPPED.iter().find(|(_, digest, _)| *digest == name.as_str())?;
-    ReadyHeads::new(HeadsFile::parse(heads).ok()?).ok()
+    SHIPPED.iter().find(|shipped| shipped.digest == name.as_str())
 }
 
 #[cfg(test)]
@@ -63,21 +86,26 @@ mod tests {
 
     #[test]
     fn the_heads_that_ship_are_small_sound_and_found_by_their_file() {
-        for (len, digest, bytes) in SHIPPED {
+        for Shipped { file_len, digest, heads: bytes, answers } in SHIPPED {
             assert!(bytes.len() < 4_000_000, "{} bytes", bytes.len());
-            let digest = blake3::Hash::from_hex(digest).unwrap();
-            let heads = shipped(*digest.as_bytes()).unwrap();
-            assert!(may_ship(*len) && !may_ship(len + 1));
+            assert!(answers.len() < 4_000_000, "{} bytes", answers.len());
+            let digest = *blake3::Hash::from_hex(digest).unwrap().as_bytes();
+            let heads = shipped(digest).unwrap();
+            assert!(may_ship(*file_len) && !may_ship(file_len + 1));
             assert_eq!(heads.file, HeadsFile::parse(bytes).unwrap());
+            let answers = shipped_answers(digest).unwrap();
+            assert!(answers.tokens() > 200_000, "{}", answers.tokens());
+            answers.files().iter().for_each(|file| file.verify().unwrap());
+            answers.require_tokenizer(heads.file.card.as_ref().unwrap().tokenizer).unwrap();
             let accuracy = crate::medusa::HeadsReport::of(&heads.calibration.unwrap()).accuracy;
             assert!(accuracy.iter().is_sorted_by(|a, b| a[0] > b[0]), "{accuracy:?}");
         }
-        assert!(shipped([0; 32]).is_none());
+        assert!(shipped([0; 32]).is_none() && shipped_answers([0; 32]).is_none());
     }
 
     #[test]
     fn a_calibration_of_other_heads_is_refused() {
-        let mut file = HeadsFile::parse(SHIPPED[0].2).unwrap();
+        let mut file = HeadsFile::parse(SHIPPED[0].heads).unwrap();
         file.heads.pop();
         assert!(ReadyHeads::new(file.clone()).is_err());
         let card = file.card.as_mut().unwrap();

@@ -228,7 +228,7 @@ pub struct SpecOptions {
     pub mode: SpecMode,
     /// A smaller model of the same vocabulary.
     pub draft_model: Option<Arc<Model>>,
-    /// Stored text.
+    /// Stored text; without, the model's own answers that come with offshoot, if it has some.
     pub datastore: Option<Arc<Datastore>>,
     /// Medusa heads of the model; without, those that come with offshoot, if it has some.
     pub heads: Option<Arc<ReadyHeads>>,
@@ -269,13 +269,19 @@ impl SpecOptions {
     ) -> Result<Option<Box<dyn Drafter>>, Error> {
         Ok(match arm {
             Arm::Suffix => Some(Box::new(SuffixDrafter::new())),
-            Arm::Rest => match &self.datastore {
-                None => None,
-                Some(store) => {
-                    store.require_tokenizer(model.tokenizer_id())?;
-                    Some(Box::new(RestDrafter::new(Arc::clone(store))?))
+            Arm::Rest => {
+                let own = match &self.datastore {
+                    Some(store) => Some(Arc::clone(store)),
+                    None => shipped(model, medusa_heads::shipped_answers)?,
+                };
+                match own {
+                    None => None,
+                    Some(store) => {
+                        store.require_tokenizer(model.tokenizer_id())?;
+                        Some(Box::new(RestDrafter::new(store)?))
+                    }
                 }
-            },
+            }
             Arm::Medusa => {
                 let own = match &self.heads {
                     Some(heads) => {
@@ -284,7 +290,7 @@ impl SpecOptions {
                         }
                         Some(Arc::clone(heads))
                     }
-                    None => shipped_heads(model)?,
+                    None => shipped(model, medusa_heads::shipped)?,
                 };
                 match own {
                     None => None,
@@ -303,14 +309,14 @@ impl SpecOptions {
     }
 }
 
-/// The heads that come with offshoot for `model`.
-fn shipped_heads(model: &Model) -> Result<Option<Arc<ReadyHeads>>, Error> {
+/// What comes with offshoot for `model`, as `find` finds it by the file's digest.
+fn shipped<T>(model: &Model, find: fn([u8; 32]) -> Option<T>) -> Result<Option<Arc<T>>, Error> {
     let digest = match model.digest() {
         Some(digest) => *digest,
         None if medusa_heads::may_ship(model.file_len()) => model.file_digest()?,
         None => return Ok(None),
     };
-    Ok(medusa_heads::shipped(digest).map(Arc::new))
+    Ok(find(digest).map(Arc::new))
 }
 
 fn medusa_drafter(
