@@ -70,6 +70,7 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
     let options = TrainOptions {
         heads: usize::from(args.heads),
         layers: usize::from(args.layers),
+        see_token: !args.state_only,
         vocabulary: args.vocabulary as usize,
         epochs: usize::from(args.epochs),
         batch: usize::from(args.batch),
@@ -237,7 +238,7 @@ fn evaluation_cost(
         cache.commit_chain(1);
         steps.push(since.elapsed().as_secs_f64());
         let since = Instant::now();
-        heads.evaluate(executor.cpu(), executor.head_input_row(0));
+        heads.evaluate(executor.cpu(), executor.head_input_row(0), 0)?;
         evaluations.push(since.elapsed().as_secs_f64());
     }
     let median = |times: &mut Vec<f64>| {
@@ -310,13 +311,14 @@ fn inspect(args: &MedusaInspectArgs) -> Result<(), Failure> {
         return say_json(&json!({
             "heads": file.heads.len(), "layers": file.layers(), "hidden_size": file.hidden_size,
             "layout": format!("{:?}", file.layout()).to_lowercase(), "vocabulary": scored,
+            "sees_token": file.sees_token(),
             "base": file.card.as_ref().map(|card| card.base),
             "recipe": file.card.as_ref().map(|card| &card.recipe),
             "report": report, "warnings": disagreements,
         }));
     }
     say(format_args!(
-        "{} heads of {} residual block{}, width {}, {}",
+        "{} heads of {} residual block{}, width {}, {}{}",
         file.heads.len(),
         file.layers(),
         if file.layers() == 1 { "" } else { "s" },
@@ -324,7 +326,8 @@ fn inspect(args: &MedusaInspectArgs) -> Result<(), Failure> {
         match file.heads[0].output {
             Some(_) => "output matrices of their own",
             None => "the base's output head",
-        }
+        },
+        if file.sees_token() { "; they see the chosen token" } else { "" }
     ))?;
     match scored {
         Some(n) => say(format_args!("they score {n} tokens"))?,

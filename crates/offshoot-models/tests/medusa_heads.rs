@@ -43,6 +43,16 @@ fn heads(block: BlockType, k: usize, layers: usize, d: usize, vocab: Option<usiz
     HeadsFile { hidden_size: d, heads: heads.collect(), vocabulary: None, card: None }
 }
 
+/// The same heads with first blocks that see the chosen token too.
+fn seeing(mut file: HeadsFile) -> HeadsFile {
+    for (k, head) in file.heads.iter_mut().enumerate() {
+        let (d, block) = (file.hidden_size, head.blocks[0].weight.block);
+        let wide = values(2 * d * d, 500 + k as u32);
+        head.blocks[0].weight = HeadMatrix::new(block, (d, 2 * d), &wide);
+    }
+    file
+}
+
 fn card() -> HeadsCard {
     let mut card = HeadsCard::new(BaseId::from_bytes([7; 32]), TokenizerId::from_bytes([9; 32]));
     card.recipe = Some(serde_json::json!({ "tokens": 12 }));
@@ -66,7 +76,8 @@ fn every_layout_comes_back_bit_for_bit() {
             }
         }
     }
-    let mut ours = heads(BlockType::F16, 2, 1, 8, None);
+    let mut ours = seeing(heads(BlockType::F16, 2, 2, 8, None));
+    assert!(ours.sees_token() && !heads(BlockType::F16, 2, 1, 8, None).sees_token());
     (ours.vocabulary, ours.card) = (Some(vec![1, 4, 5]), Some(card()));
     assert_eq!(HeadsFile::parse(&ours.bytes(HeadLayout::Shared)).unwrap(), ours);
 }
@@ -217,16 +228,29 @@ fn checkpoint() -> Arc<Checkpoint> {
 }
 
 /// What a head gives, computed plainly in double precision.
-fn naive(checkpoint: &Checkpoint, file: &HeadsFile, hidden: &[f32]) -> Vec<Vec<(u32, f64)>> {
+fn naive(
+    checkpoint: &Checkpoint,
+    file: &HeadsFile,
+    hidden: &[f32],
+    token: u32,
+) -> Vec<Vec<(u32, f64)>> {
     let ids = file.vocabulary.clone().unwrap_or((0..TOKENS.len() as u32).collect());
     let embedding = checkpoint.require("model.embed_tokens.weight").unwrap();
+    let mut seen = vec![0.0; hidden.len()];
+    embedding.read_row(token as usize, &mut seen).unwrap();
+    let square = |x: &f32| f64::from(*x) * f64::from(*x);
+    let rms = (seen.iter().map(square).sum::<f64>() / seen.len() as f64).sqrt();
     let one = |head: &Head| {
         let mut z: Vec<f64> = hidden.iter().map(|&x| x.into()).collect();
         for block in &head.blocks {
             let (weight, bias) = (block.weight.values(), block.bias.values());
+            let mut input = z.clone();
+            if block.weight.cols > z.len() {
+                input.extend(seen.iter().map(|&x| f64::from(x) / rms));
+            }
             let product = |row: usize| -> f64 {
-                let row = &weight[row * z.len()..(row + 1) * z.len()];
-                row.iter().zip(&z).map(|(w, z)| f64::from(*w) * z).sum()
+                let row = &weight[row * input.len()..(row + 1) * input.len()];
+                row.iter().zip(&input).map(|(w, z)| f64::from(*w) * z).sum()
             };
             let sums: Vec<f64> = (0..z.len()).map(|i| product(i) + f64::from(bias[i])).collect();
             z.iter_mut().zip(sums).for_each(|(z, x)| *z += x / (1.0 + (-x).exp()));
@@ -256,13 +280,14 @@ fn packed_heads_give_the_tokens_and_probabilities_of_the_equation() {
     let mut trimmed = heads(BlockType::F16, 3, 2, HIDDEN, None);
     trimmed.vocabulary = Some(vec![0, 2, 3, 5, 7, 8, 11]);
     let own = heads(BlockType::F32, 2, 1, HIDDEN, Some(TOKENS.len()));
-    for file in [heads(BlockType::Bf16, 4, 1, HIDDEN, None), trimmed, own] {
+    let seeing = seeing(heads(BlockType::F16, 3, 2, HIDDEN, None));
+    for file in [heads(BlockType::Bf16, 4, 1, HIDDEN, None), trimmed, own, seeing] {
         let mut packed = MedusaHeads::new(&cpu, &model, &file, 5).unwrap();
         for seed in 0..4 {
             let hidden: Vec<f32> = values(HIDDEN, 90 + seed).iter().map(|x| x * 0.1).collect();
-            let found = packed.evaluate(&cpu, &hidden).to_vec();
+            let found = packed.evaluate(&cpu, &hidden, seed).unwrap().to_vec();
             assert_eq!(found.len(), file.heads.len() * 5);
-            let expected = naive(&checkpoint, &file, &hidden);
+            let expected = naive(&checkpoint, &file, &hidden, seed);
             for (list, expected) in found.chunks(5).zip(&expected) {
                 assert!(list.is_sorted_by(|a, b| a.probability >= b.probability));
                 for found in list {
@@ -285,7 +310,11 @@ fn heads_give_the_same_bits_for_any_number_of_threads() {
     let found = [1, 2, 3].map(|threads| {
         let cpu = Cpu::new(Isa::best(), threads);
         let model = PackedModel::load(Arc::clone(&checkpoint), &cpu, None).unwrap();
-        MedusaHeads::new(&cpu, &model, &file, 4).unwrap().evaluate(&cpu, &hidden).to_vec()
+        MedusaHeads::new(&cpu, &model, &file, 4)
+            .unwrap()
+            .evaluate(&cpu, &hidden, 1)
+            .unwrap()
+            .to_vec()
     });
     assert_eq!(found[0], found[1]);
     assert_eq!(found[0], found[2]);

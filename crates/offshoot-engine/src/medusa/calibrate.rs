@@ -90,7 +90,7 @@ pub fn calibrate(
             let truth = &answer.tokens[(i + 1).min(answer.tokens.len())..];
             data.state(answer.first_row + i, &mut state);
             lists.clear();
-            let found = heads.evaluate(cpu, &state).iter();
+            let found = heads.evaluate(cpu, &state, answer.tokens[i])?.iter();
             lists.extend(found.map(|found| (found.token, found.probability)));
             calibrator.observe(&lists, &truth[..truth.len().min(k)]);
             seen += 1;

@@ -59,7 +59,7 @@ pub struct DistillOptions {
 
 impl Default for DistillOptions {
     fn default() -> Self {
-        Self { tokens: 240_000, answer_tokens: 256, own_prompts: 50, seed: 1 }
+        Self { tokens: 320_000, answer_tokens: 256, own_prompts: 50, seed: 1 }
     }
 }
 

@@ -10,7 +10,8 @@
 //! The output head owns `y_i`; head k the token k places behind it. A place where the answer has
 //! ended, or whose token is not scored, is left out of the mean.
 //!
-//! Departs from the paper: weights and biases begin at zero, so that a head begins as the output head
+//! Departs from the paper: heads see the token `y_i` as well, which is chosen when they are asked
+//! ([`offshoot_models::medusa::HeadsFile`] has the equation); weights and biases begin at zero, so that a head begins as the output head
 //! (the reference leaves the biases to chance); U is not trained, and scores the most frequent tokens
 //! alone, as a draft need not know the rare ones; AdamW in single precision at 1e-3 instead of an
 //! 8-bit one at 2e-3, with batches of rows instead of texts.
@@ -24,7 +25,7 @@
 use candle_core::{Device, Tensor};
 use offshoot_kernels::{BlockType, Isa, softmax};
 use offshoot_models::PackedModel;
-use offshoot_models::medusa::{Head, HeadMatrix, HeadsFile, ResBlock};
+use offshoot_models::medusa::{Head, HeadMatrix, HeadsFile, ResBlock, TokenInput};
 use serde::{Deserialize, Serialize};
 
 use super::distill::Distilled;
@@ -40,10 +41,12 @@ const HELD_OUT: usize = 10;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
-    /// Heads. The paper's five is at most; four serve trees of the sizes that pay on processors.
+    /// Heads. The paper has five; three serve trees of the sizes that pay on processors.
     pub heads: usize,
     /// Residual blocks of a head: the paper's 1.
     pub layers: usize,
+    /// Whether heads see the token that was chosen from the state they read.
+    pub see_token: bool,
     /// Tokens that are scored at most.
     pub vocabulary: usize,
     /// Times that each row is seen.
@@ -65,10 +68,11 @@ pub struct TrainOptions {
 impl Default for TrainOptions {
     fn default() -> Self {
         Self {
-            heads: 4,
+            heads: 3,
             layers: 1,
+            see_token: true,
             vocabulary: 4096,
-            epochs: 4,
+            epochs: 3,
             batch: 256,
             learning_rate: 1e-3,
             warmup: 40,
@@ -123,8 +127,9 @@ pub struct TrainStep {
 /// The rows of answers that are trained on, or held out.
 #[derive(Debug)]
 pub(super) struct Rows {
-    /// The row of each state.
+    /// The row of each state, and the token that was chosen from it.
     states: Vec<u32>,
+    chosen: Vec<u32>,
     /// `K` targets for each, places in the scored vocabulary.
     targets: Vec<u32>,
 }
@@ -153,15 +158,16 @@ fn training_rows(data: &Distilled, vocabulary: &[u32], vocab_size: usize, heads:
     for (i, &token) in vocabulary.iter().enumerate() {
         place[token as usize] = i as u32;
     }
-    let (mut states, mut targets) = (Vec::new(), Vec::new());
+    let (mut states, mut chosen, mut targets) = (Vec::new(), Vec::new(), Vec::new());
     for answer in data.answers().iter().filter(|answer| !held_out(answer.index)) {
         for i in 0..answer.tokens.len().saturating_sub(1) {
             states.push((answer.first_row + i) as u32);
+            chosen.push(answer.tokens[i]);
             let target = |k: usize| answer.tokens.get(i + k).map_or(NONE, |&t| place[t as usize]);
             targets.extend((1..=heads).map(target));
         }
     }
-    Rows { states, targets }
+    Rows { states, chosen, targets }
 }
 
 /// A parameter with AdamW's moments (Loshchilov & Hutter 2019, <https://arxiv.org/abs/1711.05101>).
@@ -208,6 +214,28 @@ struct Passed {
     product: Vec<f32>,
 }
 
+/// What the heads read of some rows.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// States, `[n, d]`.
+    h: Tensor,
+    /// What the first blocks multiply: the states, or `[n, 2d]` with the chosen tokens.
+    input: Tensor,
+}
+
+impl Batch {
+    /// Of states `h`, `[n, d]`, and the tokens chosen from them in the same shape, or nothing.
+    pub(super) fn new(h: Vec<f32>, chosen: Vec<f32>, d: usize) -> Computed<Self> {
+        let n = h.len() / d;
+        let h = Tensor::from_vec(h, (n, d), &Device::Cpu)?;
+        let input = match chosen.is_empty() {
+            true => h.clone(),
+            false => Tensor::cat(&[&h, &Tensor::from_vec(chosen, (n, d), &Device::Cpu)?], 1)?,
+        };
+        Ok(Self { h, input })
+    }
+}
+
 /// Heads in training.
 #[derive(Debug)]
 pub(super) struct Trainer {
@@ -227,8 +255,12 @@ type Gradients = (Vec<f32>, Vec<f32>);
 impl Trainer {
     /// Heads that score with `output`, `[V', d]`.
     pub(super) fn new(options: &TrainOptions, output: Vec<f32>, d: usize) -> Result<Self, Error> {
-        let block = || Block { weight: Parameter::zeros(d * d), bias: Parameter::zeros(d) };
-        let heads = vec![vec![block(); options.layers]; options.heads];
+        let block = |l: usize| {
+            let cols = if l == 0 && options.see_token { 2 * d } else { d };
+            Block { weight: Parameter::zeros(d * cols), bias: Parameter::zeros(d) }
+        };
+        let head: Vec<Block> = (0..options.layers).map(block).collect();
+        let heads = vec![head; options.heads];
         let build = || -> Computed<(Tensor, Tensor)> {
             let rows = output.len() / d;
             let output = Tensor::from_vec(output, (rows, d), &Device::Cpu)?;
@@ -238,27 +270,29 @@ impl Trainer {
         Ok(Self { d, output, output_t, heads, isa: Isa::best() })
     }
 
-    /// The state of head `k` for each row of `h`, `[n, d]`, and what the way back needs.
-    fn forward(&self, k: usize, h: &Tensor) -> Computed<(Tensor, Vec<Passed>)> {
-        let (n, d) = (h.dim(0)?, self.d);
-        let (mut z, mut passed) = (h.clone(), Vec::new());
-        for block in &self.heads[k] {
-            let weight = Tensor::from_slice(&block.weight.value, (d, d), &Device::Cpu)?;
-            let mut product = z.matmul(&weight.t()?)?.flatten_all()?.to_vec1::<f32>()?;
+    /// The state of head `k` for each row of a batch, `[n, d]`, and what the way back needs.
+    fn forward(&self, k: usize, batch: &Batch) -> Computed<(Tensor, Vec<Passed>)> {
+        let (n, d) = (batch.h.dim(0)?, self.d);
+        let (mut z, mut passed) = (batch.h.clone(), Vec::new());
+        for (l, block) in self.heads[k].iter().enumerate() {
+            let input = if l == 0 { batch.input.clone() } else { z.clone() };
+            let shape = (d, block.weight.value.len() / d);
+            let weight = Tensor::from_slice(&block.weight.value, shape, &Device::Cpu)?;
+            let mut product = input.matmul(&weight.t()?)?.flatten_all()?.to_vec1::<f32>()?;
             for row in product.chunks_exact_mut(d) {
                 row.iter_mut().zip(&block.bias.value).for_each(|(x, b)| *x += b);
             }
             let gate: Vec<f32> = product.iter().map(|&x| x * sigmoid(x)).collect();
             let next = (&z + Tensor::from_vec(gate, (n, d), &Device::Cpu)?)?;
-            passed.push(Passed { input: z, product });
+            passed.push(Passed { input, product });
             z = next;
         }
         Ok((z, passed))
     }
 
     /// The scores of head `k`, `[n, V']`.
-    fn scores(&self, k: usize, h: &Tensor) -> Computed<(Vec<f32>, Vec<Passed>)> {
-        let (z, passed) = self.forward(k, h)?;
+    fn scores(&self, k: usize, batch: &Batch) -> Computed<(Vec<f32>, Vec<Passed>)> {
+        let (z, passed) = self.forward(k, batch)?;
         Ok((z.matmul(&self.output_t)?.flatten_all()?.to_vec1()?, passed))
     }
 
@@ -266,12 +300,12 @@ impl Trainer {
     fn gradients(
         &self,
         k: usize,
-        h: &Tensor,
+        batch: &Batch,
         targets: &[u32],
         weight: f32,
     ) -> Computed<(f32, Vec<Gradients>)> {
-        let (n, d) = (h.dim(0)?, self.d);
-        let (mut scores, passed) = self.scores(k, h)?;
+        let (n, d) = (batch.h.dim(0)?, self.d);
+        let (mut scores, passed) = self.scores(k, batch)?;
         let width = scores.len() / n;
         let counted = targets.iter().filter(|&&t| t != NONE).count().max(1) as f32;
         let mut loss = 0.0;
@@ -310,21 +344,20 @@ impl Trainer {
         Ok((loss / counted, gradients))
     }
 
-    /// One step of all heads on states `h`, `[n, d]`, with `K` targets for each row; gives the losses.
+    /// One step of all heads on a batch with `K` targets for each row; gives the losses.
     fn step(
         &mut self,
-        h: Vec<f32>,
+        batch: &Batch,
         targets: &[u32],
         (t, rate): (usize, f64),
         options: &TrainOptions,
     ) -> Computed<Vec<f32>> {
         let heads = self.heads.len();
-        let h = Tensor::from_vec(h, (targets.len() / heads, self.d), &Device::Cpu)?;
         let mut losses = Vec::with_capacity(heads);
         for k in 0..heads {
             let own: Vec<u32> = targets.iter().skip(k).step_by(heads).copied().collect();
             let weight = head_weight(options, k) as f32;
-            let (loss, gradients) = self.gradients(k, &h, &own, weight)?;
+            let (loss, gradients) = self.gradients(k, batch, &own, weight)?;
             for (block, (weight, bias)) in self.heads[k].iter_mut().zip(&gradients) {
                 block.weight.update(weight, t, rate, options.weight_decay);
                 block.bias.update(bias, t, rate, 0.0);
@@ -338,7 +371,11 @@ impl Trainer {
     pub(super) fn heads(&self) -> Vec<Head> {
         let d = self.d;
         let block = |block: &Block| ResBlock {
-            weight: HeadMatrix::new(BlockType::F16, (d, d), &block.weight.value),
+            weight: HeadMatrix::new(
+                BlockType::F16,
+                (d, block.weight.value.len() / d),
+                &block.weight.value,
+            ),
             bias: HeadMatrix::new(BlockType::F16, (1, d), &block.bias.value),
         };
         let head =
@@ -389,6 +426,7 @@ pub fn train(
         return Err(Error::Training("no answer is longer than a token: make more".to_owned()));
     }
     let mut trainer = Trainer::new(options, output_rows(model, &vocabulary)?, d)?;
+    let form = options.see_token.then(|| TokenInput::new(model));
     let count = rows.states.len();
     let per_epoch = count.div_ceil(options.batch);
     let steps = per_epoch * options.epochs;
@@ -396,14 +434,20 @@ pub fn train(
         let (epoch, first) = ((step - 1) / per_epoch, (step - 1) % per_epoch * options.batch);
         let batch = first..count.min(first + options.batch);
         let mut h = vec![0.0; batch.len() * d];
+        let mut chosen = vec![0.0; if form.is_some() { h.len() } else { 0 }];
         let mut targets = Vec::with_capacity(batch.len() * options.heads);
-        for (i, h) in batch.zip(h.chunks_exact_mut(d)) {
+        for (n, i) in batch.enumerate() {
             let row = shuffled_place(options.seed, epoch as u32, i, count);
-            data.state(rows.states[row] as usize, h);
+            data.state(rows.states[row] as usize, &mut h[n * d..(n + 1) * d]);
+            if let Some(form) = &form {
+                form.write(rows.chosen[row], &mut chosen[n * d..(n + 1) * d])?;
+            }
             targets.extend(&rows.targets[row * options.heads..(row + 1) * options.heads]);
         }
         let learning_rate = rate(options, step, steps);
-        let losses = trainer.step(h, &targets, (step, learning_rate), options).map_err(tensors)?;
+        let losses = Batch::new(h, chosen, d)
+            .and_then(|batch| trainer.step(&batch, &targets, (step, learning_rate), options))
+            .map_err(tensors)?;
         if losses.iter().any(|loss| !loss.is_finite()) {
             return Err(Error::Training(
                 "the loss is no number: lower the learning rate".to_owned(),

@@ -50,8 +50,8 @@ impl Drafter for MedusaDrafter {
 
     fn prepare(&mut self, view: View<'_>) -> Result<(), Error> {
         self.found.clear();
-        if let Some(hidden) = view.hidden {
-            self.found.extend_from_slice(self.heads.evaluate(&self.cpu, hidden));
+        if let (Some(hidden), Some(&token)) = (view.hidden, view.text.last()) {
+            self.found.extend_from_slice(self.heads.evaluate(&self.cpu, hidden, token)?);
         }
         Ok(())
     }

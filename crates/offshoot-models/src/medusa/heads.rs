@@ -15,9 +15,16 @@
 //! K, L and the layout are read from the names: configurations of published heads are often wrong
 //! (<https://github.com/FasterDecoding/Medusa/issues/76>), so what disagrees is only a warning.
 //!
-//! Ours is "shared" with two additions: a tensor `vocabulary` of token ids, the rows of U that are
-//! scored, and a metadata entry `offshoot` of JSON that says which base the heads belong to.
-//! Blocks are independent; the reference ties those of a head with L above 1.
+//! Ours is "shared" with three additions: a tensor `vocabulary` of token ids, the rows of U that are
+//! scored; a metadata entry `offshoot` of JSON that says which base the heads belong to; and heads that
+//! see the token `x` that was chosen from `h`, which is known when they are asked. Then the first
+//! block is wider, `W_1 [d, 2d]`, and with `E` the base's embedding
+//! ```text
+//! z_1 = z_0 + silu(W_1 [z_0; e] + b_1)        e = E_x / rms(E_x)
+//! ```
+//! That is the first step of Hydra's heads (Ankner et al. 2024, section 3,
+//! <https://arxiv.org/abs/2402.05109>), which go on to see drafted tokens too and so must be asked once
+//! for each node. Blocks are independent; the reference ties those of a head with L above 1.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -93,7 +100,7 @@ impl HeadMatrix {
 /// A residual block: `z + silu(weight z + bias)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResBlock {
-    /// `[d, d]`.
+    /// `[d, d]`; `[d, 2d]` in the first block of heads that see the chosen token.
     pub weight: HeadMatrix,
     /// `[d]`.
     pub bias: HeadMatrix,
@@ -231,12 +238,18 @@ impl HeadsFile {
             return Err(Error::Heads(format!("heads {there:?}, expected all from 0 on")));
         }
         let first = parts[&0].weights.get(&0);
-        let hidden_size = first.map_or(0, |w| w.cols);
+        let (hidden_size, first_cols) = first.map_or((0, 0), |w| (w.rows, w.cols));
+        if first_cols != hidden_size && first_cols != 2 * hidden_size {
+            return Err(Error::Heads(format!(
+                "head 0: a residual block of {hidden_size} x {first_cols}, neither as wide as it is \
+                 high nor twice"
+            )));
+        }
         let vocab_size = parts[&0].outputs.values().next().map(|u| u.rows);
         let layers = parts[&0].weights.len();
         let heads = parts
             .into_iter()
-            .map(|(k, head)| head.build(k, layers, hidden_size, vocab_size))
+            .map(|(k, head)| head.build(k, layers, (hidden_size, first_cols), vocab_size))
             .collect::<Result<Vec<_>, _>>()?;
         let limit = vocab_size.map_or(u32::MAX as usize, |v| v);
         if let Some(ids) = &vocabulary
@@ -250,6 +263,11 @@ impl HeadsFile {
     /// Residual blocks of a head.
     pub fn layers(&self) -> usize {
         self.heads[0].blocks.len()
+    }
+
+    /// Whether the heads see the token that was chosen from the state.
+    pub fn sees_token(&self) -> bool {
+        self.heads[0].blocks[0].weight.cols > self.hidden_size
     }
 
     /// Whether the heads have output matrices of their own.
@@ -393,7 +411,7 @@ impl HeadParts {
         mut self,
         k: usize,
         layers: usize,
-        d: usize,
+        (d, first_cols): (usize, usize),
         vocab_size: Option<usize>,
     ) -> Result<Head, Error> {
         let wrong = |what: String| Error::Heads(format!("head {k}: {what}"));
@@ -409,7 +427,8 @@ impl HeadParts {
         }
         let mut blocks = Vec::with_capacity(layers);
         for (weight, bias) in self.weights.into_values().zip(self.biases.into_values()) {
-            if (weight.rows, weight.cols) != (d, d) || (bias.rows, bias.cols) != (1, d) {
+            let cols = if blocks.is_empty() { first_cols } else { d };
+            if (weight.rows, weight.cols) != (d, cols) || (bias.rows, bias.cols) != (1, d) {
                 return Err(wrong(format!(
                     "a residual block of {} x {} with a bias of {} x {}, expected width {d}",
                     weight.rows, weight.cols, bias.rows, bias.cols

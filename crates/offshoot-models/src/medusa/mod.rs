@@ -7,4 +7,4 @@ mod run;
 
 pub use heads::{HEADS_MAX, Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock};
 pub use import::{import_heads, parse_torch};
-pub use run::{HeadToken, MedusaHeads};
+pub use run::{HeadToken, MedusaHeads, TokenInput};

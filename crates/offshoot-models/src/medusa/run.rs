@@ -8,13 +8,15 @@
 //! Cost: `K (L d^2 + 32) + V' d w` bytes read, w the bytes of a base weight; for d = 576, K = 4,
 //! V' = 4096 at 8 bits 3.8 MB, where a step of that model reads 98 MB.
 
+use std::sync::Arc;
+
 use offshoot_kernels::{
     Activations, BlockType, Buffer, Cpu, PackedMatrix, Product, Ranked, SharedBytes, form_for,
     multiply, rank_rows, silu_gate,
 };
 
 use super::heads::{HeadMatrix, HeadsFile};
-use crate::{Error, PackedModel};
+use crate::{Checkpoint, Error, PackedModel};
 
 /// A token and the probability that a head gives it among the tokens it scores.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -28,14 +30,20 @@ pub struct HeadToken {
 /// Heads that are ready to draft.
 #[derive(Debug)]
 pub struct MedusaHeads {
-    /// `blocks[l][k]`: block l of head k.
-    blocks: Vec<Vec<(PackedMatrix, Vec<f32>)>>,
+    /// The first blocks of all heads, which read the same input, one below the other.
+    first: (PackedMatrix, Vec<f32>),
+    /// `later[l][k]`: block l + 1 of head k.
+    later: Vec<Vec<(PackedMatrix, Vec<f32>)>>,
     /// One that all heads share, or one for each.
     outputs: Vec<PackedMatrix>,
     /// The token of each output row; `None` if they are the same.
     vocabulary: Option<Vec<u32>>,
     hidden_size: usize,
     ranks: usize,
+    /// What embeds the chosen token, where the heads see it.
+    embedding: Option<TokenInput>,
+    /// What the first block multiplies, `[d]` or `[2d]`.
+    input: Vec<f32>,
     state: Activations,
     /// States of the heads, `[K, d]`, and their products.
     states: Vec<f32>,
@@ -46,6 +54,33 @@ pub struct MedusaHeads {
     logits: Vec<f32>,
     ranked: Vec<Ranked>,
     found: Vec<HeadToken>,
+}
+
+/// The form in which heads see a token: its embedding, divided by the root of its mean square.
+#[derive(Debug, Clone)]
+pub struct TokenInput {
+    checkpoint: Arc<Checkpoint>,
+    name: String,
+}
+
+impl TokenInput {
+    /// By the embedding of `model`.
+    pub fn new(model: &PackedModel) -> Self {
+        let name = model.blueprint().embedding.clone();
+        Self { checkpoint: Arc::clone(model.checkpoint()), name }
+    }
+
+    /// Writes the form of `token`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is no such token.
+    pub fn write(&self, token: u32, out: &mut [f32]) -> Result<(), Error> {
+        self.checkpoint.require(&self.name)?.read_row(token as usize, out)?;
+        let mean = out.iter().map(|x| x * x).sum::<f32>() / out.len() as f32;
+        let scale = if mean > 0.0 { mean.sqrt().recip() } else { 0.0 };
+        out.iter_mut().for_each(|x| *x *= scale);
+        Ok(())
+    }
 }
 
 impl MedusaHeads {
@@ -63,31 +98,38 @@ impl MedusaHeads {
         file.check(model.config())?;
         let d = file.hidden_size;
         let block_of = |l: usize| file.heads.iter().map(move |head| &head.blocks[l]);
-        let blocks = (0..file.layers())
+        let later = (1..file.layers())
             .map(|l| {
                 block_of(l).map(|b| Ok((pack_rows(cpu, &b.weight)?, b.bias.values()))).collect()
             })
             .collect::<Result<Vec<_>, Error>>()?;
+        let (rows, cols) = (file.heads.len() * d, file.heads[0].blocks[0].weight.cols);
+        let weights: Vec<f32> = block_of(0).flat_map(|b| b.weight.values()).collect();
+        let weights = pack_rows(cpu, &HeadMatrix::new(BlockType::F32, (rows, cols), &weights))?;
+        let first = (weights, block_of(0).flat_map(|b| b.bias.values()).collect());
         let outputs = match &file.vocabulary {
             None => (0..model.config().vocab_size as u32).collect(),
             Some(ids) => ids.clone(),
         };
         let outputs = own_or_shared(cpu, model, file, &outputs)?;
-        let (k, rows) = (file.heads.len(), outputs[0].rows());
-        let ranks = ranks.min(rows);
+        let (k, scored) = (file.heads.len(), outputs[0].rows());
+        let ranks = ranks.min(scored);
         Ok(Self {
-            blocks,
+            first,
+            later,
             outputs,
             vocabulary: file.vocabulary.clone(),
             hidden_size: d,
             ranks,
+            embedding: file.sees_token().then(|| TokenInput::new(model)),
+            input: vec![0.0; cols],
             state: Activations::new(),
             states: vec![0.0; k * d],
             products: vec![0.0; k * d],
             ones: vec![1.0; d],
             gated: vec![0.0; d],
             head_states: Activations::new(),
-            logits: vec![0.0; k * rows],
+            logits: vec![0.0; k * scored],
             ranked: vec![Ranked::default(); k * ranks],
             found: vec![HeadToken::default(); k * ranks],
         })
@@ -95,7 +137,7 @@ impl MedusaHeads {
 
     /// Number of heads.
     pub fn heads(&self) -> usize {
-        self.blocks[0].len()
+        self.states.len() / self.hidden_size
     }
 
     /// Tokens that an evaluation gives of each head.
@@ -105,48 +147,62 @@ impl MedusaHeads {
 
     /// Bytes of weights that an evaluation reads.
     pub fn bytes(&self) -> usize {
-        let blocks = self.blocks.iter().flatten();
+        let blocks = self.later.iter().flatten().chain([&self.first]);
         blocks.map(|(weight, bias)| weight.byte_len() + 4 * bias.len()).sum::<usize>()
             + self.outputs.iter().map(PackedMatrix::byte_len).sum::<usize>()
     }
 
-    /// The likeliest tokens of each head for the state `hidden`, the final norm's result of one row:
-    /// head after head, [`MedusaHeads::ranks`] tokens of each, likeliest first. After the first call
-    /// nothing is allocated.
+    /// The likeliest tokens of each head for the state `hidden`, the final norm's result of one row,
+    /// from which `token` was chosen: head after head, [`MedusaHeads::ranks`] tokens of each, likeliest
+    /// first. After the first call nothing is allocated.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the heads see `token` and the model has no such token.
     ///
     /// # Panics
     /// If `hidden` has another width than the heads.
-    pub fn evaluate(&mut self, cpu: &Cpu, hidden: &[f32]) -> &[HeadToken] {
+    pub fn evaluate(
+        &mut self,
+        cpu: &Cpu,
+        hidden: &[f32],
+        token: u32,
+    ) -> Result<&[HeadToken], Error> {
         let d = self.hidden_size;
         assert_eq!(hidden.len(), d, "a state of the heads' width");
         for states in self.states.chunks_exact_mut(d) {
             states.copy_from_slice(hidden);
         }
-        for blocks in &self.blocks {
-            for (k, (weight, bias)) in blocks.iter().enumerate() {
+        self.input[..d].copy_from_slice(hidden);
+        if let Some(embedding) = &self.embedding {
+            embedding.write(token, &mut self.input[d..])?;
+        }
+        let input = &self.input;
+        let forms = form_for(self.first.0.block());
+        self.state.fill(cpu, (1, input.len()), forms, |_, out| out.copy_from_slice(input));
+        product(cpu, &self.state, &self.first, &mut self.products);
+        self.gate(cpu);
+        for l in 0..self.later.len() {
+            for (k, block) in self.later[l].iter().enumerate() {
                 let at = k * d..(k + 1) * d;
-                // All heads read one state in the first block; it is brought into form once.
-                if k == 0 || !std::ptr::eq(blocks, &self.blocks[0]) {
-                    let state = &self.states[at.clone()];
-                    let forms = form_for(weight.block());
-                    self.state.fill(cpu, (1, d), forms, |_, out| out.copy_from_slice(state));
-                }
-                let out = &mut self.products[at];
-                let bias = Some(bias.as_slice());
-                multiply(
-                    cpu,
-                    &self.state,
-                    &mut [Product { weights: weight, bias, accumulate: false, out }],
-                );
+                let input = &self.states[at.clone()];
+                let forms = form_for(block.0.block());
+                self.state.fill(cpu, (1, d), forms, |_, out| out.copy_from_slice(input));
+                product(cpu, &self.state, block, &mut self.products[at]);
             }
-            let rows = self.states.chunks_exact_mut(d).zip(self.products.chunks_exact(d));
-            for (state, product) in rows {
-                silu_gate(cpu.isa(), product, &self.ones, &mut self.gated);
-                state.iter_mut().zip(&self.gated).for_each(|(z, s)| *z += s);
-            }
+            self.gate(cpu);
         }
         self.score(cpu);
-        &self.found
+        Ok(&self.found)
+    }
+
+    /// Adds the gated products to the states.
+    fn gate(&mut self, cpu: &Cpu) {
+        let d = self.hidden_size;
+        let rows = self.states.chunks_exact_mut(d).zip(self.products.chunks_exact(d));
+        for (state, product) in rows {
+            silu_gate(cpu.isa(), product, &self.ones, &mut self.gated);
+            state.iter_mut().zip(&self.gated).for_each(|(z, s)| *z += s);
+        }
     }
 
     /// From the heads' states to their likeliest tokens.
@@ -171,6 +227,12 @@ impl MedusaHeads {
             *found = HeadToken { token, probability: ranked.probability };
         }
     }
+}
+
+/// One block's product, its bias added.
+fn product(cpu: &Cpu, input: &Activations, block: &(PackedMatrix, Vec<f32>), out: &mut [f32]) {
+    let (weights, bias) = (&block.0, Some(block.1.as_slice()));
+    multiply(cpu, input, &mut [Product { weights, bias, accumulate: false, out }]);
 }
 
 /// The matrices from states to logits, each with the rows of `ids`.

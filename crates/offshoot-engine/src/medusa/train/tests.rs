@@ -8,15 +8,16 @@ fn floats(n: usize, seed: u64) -> Vec<f32> {
 }
 
 fn options(heads: usize, layers: usize) -> TrainOptions {
-    TrainOptions { heads, layers, ..TrainOptions::default() }
+    TrainOptions { heads, layers, see_token: false, ..TrainOptions::default() }
 }
 
 /// A trainer whose blocks are not zero.
-fn started(heads: usize, layers: usize, d: usize, vocab: usize) -> Trainer {
+fn started(options: &TrainOptions, d: usize, vocab: usize) -> Trainer {
     let output = floats(vocab * d, 1);
-    let mut trainer = Trainer::new(&options(heads, layers), output, d).unwrap();
+    let mut trainer = Trainer::new(options, output, d).unwrap();
     for (i, block) in trainer.heads.iter_mut().flatten().enumerate() {
-        block.weight.value = floats(d * d, 10 + i as u64).iter().map(|x| 0.5 * x).collect();
+        let n = block.weight.value.len();
+        block.weight.value = floats(n, 10 + i as u64).iter().map(|x| 0.5 * x).collect();
         block.bias.value = floats(d, 50 + i as u64);
     }
     trainer
@@ -29,10 +30,12 @@ fn tensor(values: &[f32], d: usize) -> Tensor {
 #[test]
 fn the_gradients_are_those_of_finite_differences() {
     let (d, vocab, n) = (6, 9, 5);
-    let h = tensor(&floats(n * d, 2), d);
     let targets = [3, NONE, 0, 8, 3];
-    for layers in [1, 2] {
-        let mut trainer = started(1, layers, d, vocab);
+    for (layers, see_token) in [(1, false), (2, false), (1, true), (2, true)] {
+        let options = TrainOptions { see_token, ..options(1, layers) };
+        let chosen = if see_token { floats(n * d, 3) } else { Vec::new() };
+        let h = Batch::new(floats(n * d, 2), chosen, d).unwrap();
+        let mut trainer = started(&options, d, vocab);
         let (_, gradients) = trainer.gradients(0, &h, &targets, 0.8).unwrap();
         let mut loss = |l: usize, bias: bool, at: usize, by: f32| {
             let block = &mut trainer.heads[0][l];
@@ -65,12 +68,17 @@ fn the_gradients_are_those_of_finite_differences() {
 fn heads_begin_as_the_output_head() {
     let (d, vocab, n) = (32, 40, 7);
     let output = floats(vocab * d, 1);
-    let trainer = Trainer::new(&options(3, 1), output.clone(), d).unwrap();
-    let h = tensor(&floats(n * d, 2), d);
-    let base = h.matmul(&tensor(&output, d).t().unwrap().contiguous().unwrap()).unwrap();
+    let h = floats(n * d, 2);
+    let base = tensor(&output, d).t().unwrap().contiguous().unwrap();
+    let base = tensor(&h, d).matmul(&base).unwrap();
     let base: Vec<f32> = base.flatten_all().unwrap().to_vec1().unwrap();
-    for k in 0..3 {
-        assert_eq!(trainer.scores(k, &h).unwrap().0, base);
+    for (see_token, chosen) in [(false, Vec::new()), (true, floats(n * d, 3))] {
+        let options = TrainOptions { see_token, ..options(3, 1) };
+        let trainer = Trainer::new(&options, output.clone(), d).unwrap();
+        let batch = Batch::new(h.clone(), chosen, d).unwrap();
+        for k in 0..3 {
+            assert_eq!(trainer.scores(k, &batch).unwrap().0, base);
+        }
     }
 }
 
@@ -84,16 +92,34 @@ fn each_head_learns_the_token_of_its_own_place() {
     // From the state that chose token t, head k owns the token k places behind it.
     let targets: Vec<u32> =
         (0..vocab).flat_map(|t| (1..=heads).map(move |k| ((t + k) % vocab) as u32)).collect();
+    let h = Batch::new(table, Vec::new(), d).unwrap();
     for step in 1..=300 {
-        trainer.step(table.clone(), &targets, (step, 1e-2), &options).unwrap();
+        trainer.step(&h, &targets, (step, 1e-2), &options).unwrap();
     }
-    let h = tensor(&table, d);
     for k in 0..heads {
         let scores = trainer.scores(k, &h).unwrap().0;
         for (t, row) in scores.chunks(vocab).enumerate() {
             let best = offshoot_kernels::argmax(row).unwrap();
             assert_eq!(best, (t + k + 1) % vocab, "head {k} behind token {t}");
         }
+    }
+}
+
+#[test]
+fn a_head_that_sees_the_chosen_token_learns_what_follows_it() {
+    // One state for all tokens: what follows is in the chosen token alone.
+    let (d, vocab) = (16, 8);
+    let options = TrainOptions { see_token: true, ..options(1, 1) };
+    let mut trainer = Trainer::new(&options, floats(vocab * d, 6), d).unwrap();
+    let h: Vec<f32> = floats(d, 5).repeat(vocab);
+    let batch = Batch::new(h, floats(vocab * d, 7), d).unwrap();
+    let targets: Vec<u32> = (0..vocab).map(|t| ((t + 1) % vocab) as u32).collect();
+    for step in 1..=300 {
+        trainer.step(&batch, &targets, (step, 1e-2), &options).unwrap();
+    }
+    let scores = trainer.scores(0, &batch).unwrap().0;
+    for (t, row) in scores.chunks(vocab).enumerate() {
+        assert_eq!(offshoot_kernels::argmax(row), Some((t + 1) % vocab), "behind token {t}");
     }
 }
 
