@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Greatest, KvCache};
 use offshoot_methods::draft::{TokenTree, follow};
-use offshoot_methods::{LogProbabilities, Sampler, SamplingOptions, StopMatcher, TokenLogprob};
+use offshoot_methods::{
+    LogProbabilities, Sampler, SamplingOptions, StopMatcher, TokenFilter, TokenLogprob,
+};
 use offshoot_models::{
     Controls, Detokenizer, LogitRows, NoHooks, PackedExecutor, RopeId, Segment, Tokenizer,
     VariantId,
 };
 
-use crate::spec::{SpecStats, Speculator, View};
+use crate::spec::{Filtering, SpecStats, Speculator, View};
 use crate::{Error, Model};
 
 /// Prompt tokens of one step: enough to keep the dot units busy, few enough to stay in the cache
@@ -267,6 +269,35 @@ impl Session {
         model: &Model,
         prompt: &[u32],
         options: &GenerateOptions,
+        listen: impl FnMut(Piece<'_>) -> Control,
+    ) -> Result<Answer, Error> {
+        self.answer(model, prompt, options, None, listen)
+    }
+
+    /// As [`Session::generate`], of the tokens that `filter` lets through: the text is that of
+    /// masking the logits at each position, whoever drafts.
+    ///
+    /// # Errors
+    /// As [`Session::generate`]; and [`Error::Filter`] or
+    /// [`NoTokenAllowed`](offshoot_methods::Error::NoTokenAllowed) if the filter contradicts itself
+    /// or leaves no token.
+    pub fn generate_filtered(
+        &mut self,
+        model: &Model,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        filter: &mut dyn TokenFilter,
+        listen: impl FnMut(Piece<'_>) -> Control,
+    ) -> Result<Answer, Error> {
+        self.answer(model, prompt, options, Some(Filtering::begin(filter)), listen)
+    }
+
+    fn answer<'a>(
+        &mut self,
+        model: &'a Model,
+        prompt: &[u32],
+        options: &'a GenerateOptions,
+        filtering: Option<Filtering<'a>>,
         mut listen: impl FnMut(Piece<'_>) -> Control,
     ) -> Result<Answer, Error> {
         if prompt.is_empty() {
@@ -275,7 +306,7 @@ impl Session {
         if prompt.len() >= self.context {
             return Err(Error::PromptTooLong { prompt: prompt.len(), context: self.context });
         }
-        let mut writer = Writer::new(model, options, prompt, self.context)?;
+        let mut writer = Writer::new(model, options, prompt, self.context, filtering)?;
         let start = Instant::now();
         writer.answer.reused_tokens = self.reuse(prompt);
         if options.max_tokens == Some(0) {
@@ -319,7 +350,8 @@ impl Session {
                     let view = View { text: &writer.context, hidden };
                     // A row stands in the context, and its token is one that is asked for.
                     let room = self.context - 1 - self.cached.len();
-                    speculator.draft(view, room.min(writer.wanted() - 1))?;
+                    let depth = room.min(writer.wanted() - 1);
+                    speculator.draft(view, depth, writer.filtering.as_mut())?;
                     speculator.tree()
                 }
                 None => {
@@ -450,6 +482,7 @@ struct Writer<'a> {
     raw: Vec<f32>,
     logprob: Option<f64>,
     top: Vec<TokenLogprob>,
+    filtering: Option<Filtering<'a>>,
 }
 
 impl<'a> Writer<'a> {
@@ -458,6 +491,7 @@ impl<'a> Writer<'a> {
         options: &'a GenerateOptions,
         prompt: &[u32],
         context: usize,
+        filtering: Option<Filtering<'a>>,
     ) -> Result<Self, Error> {
         // Room for the whole answer, so that making a token allocates nothing.
         let most = options.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len() + 1);
@@ -484,12 +518,15 @@ impl<'a> Writer<'a> {
             raw: Vec::new(),
             logprob: None,
             top: Vec::new(),
+            filtering,
         })
     }
 
     /// Whether a row's greatest logit is all that is needed of it.
     fn takes_greatest(&self) -> bool {
-        self.options.logprobs.is_none() && self.options.sampling.takes_greatest()
+        self.options.logprobs.is_none()
+            && self.filtering.is_none()
+            && self.options.sampling.takes_greatest()
     }
 
     /// How many tokens may still come, at least 1 while the answer goes on.
@@ -514,11 +551,17 @@ impl<'a> Writer<'a> {
             self.raw.clear();
             self.raw.extend_from_slice(logits);
         }
+        if let Some(filtering) = &mut self.filtering {
+            filtering.mask(logits);
+        }
         let position = self.answer.tokens.len() as u64;
         let sampled = self.sampler.sample(logits, &self.context, self.options.choice, position)?;
         if let Some(n) = self.options.logprobs {
             let all = LogProbabilities::of(&self.raw)?;
             (self.logprob, self.top) = (all.get(sampled.token), all.top(n));
+        }
+        if let Some(filtering) = &mut self.filtering {
+            filtering.accept(sampled.token)?;
         }
         Ok(sampled.token)
     }

@@ -9,6 +9,7 @@ mod calibrate;
 mod calibration_file;
 mod draft_model;
 mod drafter;
+mod filtering;
 mod medusa;
 mod options;
 mod prior;
@@ -28,6 +29,7 @@ pub use calibrate::{CalibrateOptions, MeasuredWidth, StepCurve, calibrate, chain
 pub use calibration_file::{Calibrated, CalibrationFile};
 pub use draft_model::ModelDrafter;
 pub use drafter::{Drafter, View};
+pub(crate) use filtering::Filtering;
 pub use medusa::MedusaDrafter;
 pub use options::{Arm, SpecMode};
 pub use rest::RestDrafter;
@@ -142,8 +144,14 @@ impl Speculator {
         &self.tree
     }
 
-    /// Drafts the tree of the next step behind `view`, up to `depth` tokens deep.
-    pub(crate) fn draft(&mut self, view: View<'_>, depth: usize) -> Result<(), Error> {
+    /// Drafts the tree of the next step behind `view`, up to `depth` tokens deep, of tokens that
+    /// may come.
+    pub(crate) fn draft(
+        &mut self,
+        view: View<'_>,
+        depth: usize,
+        mut filtering: Option<&mut Filtering<'_>>,
+    ) -> Result<(), Error> {
         let start = Instant::now();
         let root = *view.text.last().ok_or(Error::EmptyPrompt)?;
         self.promised = 1.0;
@@ -161,11 +169,17 @@ impl Speculator {
         if any {
             let limits = Limits { guesses: MOST_GUESSES, depth };
             let (seats, n_vocab) = (&mut self.seats, self.n_vocab);
+            if let Some(filtering) = &mut filtering {
+                filtering.begin_tree();
+            }
             let ask = |drafter: usize, tree: &TokenTree, node, out: &mut Vec<Guess>| {
                 if seats[drafter].asked {
                     seats[drafter].drafter.guess(tree, node, out);
                     // Files may name tokens that the model does not have.
                     out.retain(|guess| (guess.token as usize) < n_vocab);
+                }
+                if let Some(filtering) = &mut filtering {
+                    filtering.retain(tree, node, out);
                 }
             };
             self.planner.grow(root, limits, ask);

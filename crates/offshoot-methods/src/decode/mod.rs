@@ -8,7 +8,7 @@ mod stop;
 mod top_k;
 mod uniform;
 
-pub use filter::TokenFilter;
+pub use filter::{FilterState, TokenFilter};
 pub use log_probabilities::{LogProbabilities, TokenLogprob};
 pub use options::SamplingOptions;
 pub use sampler::{Sampled, Sampler};
