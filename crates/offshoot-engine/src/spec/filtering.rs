@@ -22,9 +22,31 @@ impl<'a> Filtering<'a> {
         Self { filter, state, nodes: Vec::new() }
     }
 
-    /// Masks what may not come next.
-    pub(crate) fn mask(&mut self, logits: &mut [f32]) {
-        self.filter.mask(self.state, logits);
+    /// The state behind what is decided.
+    pub(crate) fn state(&self) -> FilterState {
+        self.state
+    }
+
+    /// The state behind `token`; `None` if it may not come there.
+    pub(crate) fn next(&mut self, state: FilterState, token: u32) -> Option<FilterState> {
+        self.filter.next(state, token)
+    }
+
+    /// Masks what may not come in `state`; everything if there is none.
+    pub(crate) fn mask_in(&mut self, state: Option<FilterState>, logits: &mut [f32]) {
+        match state {
+            Some(state) => self.filter.mask(state, logits),
+            None => logits.fill(f32::NEG_INFINITY),
+        }
+    }
+
+    /// Masks what may not come behind the text and `path`.
+    pub(crate) fn mask(&mut self, path: &[u32], logits: &mut [f32]) {
+        let mut state = Some(self.state);
+        for &token in path {
+            state = state.and_then(|state| self.filter.next(state, token));
+        }
+        self.mask_in(state, logits);
     }
 
     /// Moves on by a token that the mask left.

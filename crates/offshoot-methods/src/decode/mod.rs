@@ -13,4 +13,4 @@ pub use log_probabilities::{LogProbabilities, TokenLogprob};
 pub use options::SamplingOptions;
 pub use sampler::{Sampled, Sampler};
 pub use stop::{Emit, StopMatcher};
-pub use uniform::uniform;
+pub use uniform::{Purpose, uniform, uniform_for};
