@@ -9,15 +9,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use offshoot_engine::datastore::Datastore;
 use offshoot_engine::medusa::ReadyHeads;
-use offshoot_engine::spec::{Arm, CalibrationFile, SpecMode, SpecOptions, SpecStats};
+use offshoot_engine::spec::{Acceptance, Arm, CalibrationFile, SpecMode, SpecOptions, SpecStats};
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
+use offshoot_methods::draft::Typical;
 use offshoot_models::Message;
 use offshoot_models::medusa::HeadsFile;
 use serde_json::json;
 
 use crate::args::{
-    AnswerArgs, EngineArgs, MaterialArgs, ModelArgs, RunArgs, SamplingArgs, SpecArgs,
+    AcceptanceRule, AnswerArgs, EngineArgs, MaterialArgs, ModelArgs, RunArgs, SamplingArgs,
+    SpecArgs,
 };
 use crate::failure::{Failure, note, say_json, write_out};
 use crate::{chat, interrupt, models};
@@ -65,6 +67,11 @@ pub(crate) fn load(
 ) -> Result<(Model, Session, Option<CalibrationFile>), Failure> {
     let (model, mut session) = models::load(&args.model, &args.engine)?;
     let SpecArgs { spec: mode, materials, .. } = &args.spec;
+    if let AcceptanceRule::Typical = args.spec.acceptance {
+        note(
+            "--acceptance typical: above temperature 0, texts do not have the model's distribution",
+        );
+    }
     let mut options = spec_options(mode, materials, (&args.model, &args.engine), &session)?;
     let calibration = models::calibration(&args.engine, &model, &session);
     if let Some(file) = &calibration {
@@ -139,6 +146,7 @@ pub(crate) fn read_stdin() -> Result<String, Failure> {
 pub(crate) fn generate_options(args: &AnswerArgs) -> Result<GenerateOptions, Failure> {
     let options = GenerateOptions {
         sampling: sampling_options(&args.sampling),
+        acceptance: acceptance(&args.spec)?,
         choice: 0,
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
@@ -147,6 +155,16 @@ pub(crate) fn generate_options(args: &AnswerArgs) -> Result<GenerateOptions, Fai
     };
     options.sampling.validate().map_err(offshoot_engine::Error::from)?;
     Ok(options)
+}
+
+fn acceptance(args: &SpecArgs) -> Result<Acceptance, Failure> {
+    let typical = Typical { epsilon: args.typical_epsilon, delta: args.typical_delta };
+    typical.validate().map_err(offshoot_engine::Error::from)?;
+    Ok(match args.acceptance {
+        AcceptanceRule::Exact => Acceptance::Exact,
+        AcceptanceRule::Rejection => Acceptance::Rejection,
+        AcceptanceRule::Typical => Acceptance::Typical(typical),
+    })
 }
 
 fn sampling_options(args: &SamplingArgs) -> SamplingOptions {
@@ -335,6 +353,7 @@ pub(crate) fn spec_json(spec: &SpecStats) -> serde_json::Value {
         .map(|d| (d.name.to_owned(), json!({ "proposed": d.proposed, "accepted": d.accepted })))
         .collect();
     json!({
+        "acceptance": spec.acceptance.name(),
         "steps": spec.steps,
         "tokens_per_step": spec.tokens_per_step(),
         "promised_tokens_per_step": spec.promised_per_step(),
@@ -348,11 +367,12 @@ pub(crate) fn spec_json(spec: &SpecStats) -> serde_json::Value {
 
 fn print_spec(spec: &SpecStats) {
     note(format_args!(
-        "drafts  {:7.2} tokens a step ({:.2} promised), {} of {} guesses right",
+        "drafts  {:7.2} tokens a step ({:.2} promised), {} of {} guesses right, acceptance {}",
         spec.tokens_per_step(),
         spec.promised_per_step(),
         spec.tokens.saturating_sub(spec.steps),
         spec.guesses,
+        spec.acceptance,
     ));
     for drafter in &spec.drafters {
         note(format_args!(

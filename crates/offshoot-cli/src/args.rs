@@ -8,6 +8,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
 use offshoot_engine::datastore::{Share, TokenBits};
 use offshoot_engine::spec::SpecMode;
+use offshoot_methods::draft::Typical;
 
 pub(crate) use medusa::{
     MedusaCommand, MedusaImportArgs, MedusaInspectArgs, MedusaTrainArgs, MedusaTreeArgs,
@@ -46,6 +47,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  \
         offshoot run smollm2 \"Name three rivers.\" --max-tokens 60\n  \
         offshoot run qwen2.5-coder --temperature 0 --stats \"Write a haiku in Rust.\"\n  \
+        offshoot run smollm2 --draft-model ./small.gguf --acceptance rejection \"Tell a story.\"\n  \
         git diff | offshoot run qwen2.5-coder --system \"Summarise this change.\"\n  \
         offshoot run smollm2               a chat; /help lists what it understands")]
     Run(RunArgs),
@@ -189,7 +191,7 @@ pub(crate) struct AnswerArgs {
     pub(crate) output: Option<PathBuf>,
 }
 
-/// Several tokens a step. The text is the same whatever is chosen here.
+/// Several tokens a step. The text is the same whoever drafts, where acceptance is exact.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SpecArgs {
     /// Who drafts tokens for a step to check: auto, off, or names with commas.
@@ -197,9 +199,28 @@ pub(crate) struct SpecArgs {
     pub(crate) spec: SpecMode,
     #[command(flatten)]
     pub(crate) materials: MaterialArgs,
+    /// Which drafted tokens stand, above temperature 0.
+    #[arg(long, env = "OFFSHOOT_ACCEPTANCE", value_enum, default_value = "exact")]
+    pub(crate) acceptance: AcceptanceRule,
+    /// Under typical acceptance, the most probability that is asked of a token.
+    #[arg(long, env = "OFFSHOOT_TYPICAL_EPSILON", default_value_t = Typical::default().epsilon)]
+    pub(crate) typical_epsilon: f64,
+    /// Under typical acceptance, what is asked where the model is certain; less where it is not.
+    #[arg(long, env = "OFFSHOOT_TYPICAL_DELTA", default_value_t = Typical::default().delta)]
+    pub(crate) typical_delta: f64,
     /// Colour the text that was drafted, on a terminal.
     #[arg(long, env = "OFFSHOOT_SHOW_DRAFTS", value_parser = FalseyValueParser::new())]
     pub(crate) show_drafts: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum AcceptanceRule {
+    /// Those of plain decoding: the same text
+    Exact,
+    /// More of a draft model's: another text of a seed, of the same distribution
+    Rejection,
+    /// Those that are likely enough: texts are no longer of the model's own distribution
+    Typical,
 }
 
 /// What drafters are made of.

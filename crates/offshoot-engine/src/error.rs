@@ -56,6 +56,12 @@ pub enum Error {
         /// The first token that differs.
         token: u32,
     },
+    /// A token filter contradicts itself.
+    #[error("the token filter lets token {token} through its mask and has no state behind it")]
+    Filter {
+        /// The token that was chosen.
+        token: u32,
+    },
     /// A list of seed prompts cannot be used.
     #[error("seed prompts: {0}")]
     Prompts(String),

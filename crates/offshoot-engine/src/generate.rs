@@ -1,18 +1,21 @@
 //! Answers, token by token.
 
+mod rules;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Greatest, KvCache};
-use offshoot_methods::draft::{TokenTree, follow};
-use offshoot_methods::{LogProbabilities, Sampler, SamplingOptions, StopMatcher, TokenLogprob};
+use offshoot_methods::draft::{Distribution, TokenTree, follow};
+use offshoot_methods::{Sampler, SamplingOptions, StopMatcher, TokenFilter, TokenLogprob};
 use offshoot_models::{
     Controls, Detokenizer, LogitRows, NoHooks, PackedExecutor, RopeId, Segment, Tokenizer,
     VariantId,
 };
 
-use crate::spec::{SpecStats, Speculator, View};
+use crate::spec::{Acceptance, Filtering, SpecStats, Speculator};
 use crate::{Error, Model};
+use rules::Rule;
 
 /// Prompt tokens of one step: enough to keep the dot units busy, few enough to stay in the cache
 /// and to be interrupted.
@@ -27,6 +30,8 @@ const SLACK: usize = 64;
 pub struct GenerateOptions {
     /// How tokens are chosen. Above temperature 0 the seed must be given.
     pub sampling: SamplingOptions,
+    /// Which drafted tokens stand, where any are.
+    pub acceptance: Acceptance,
     /// Which of several answers to one prompt this is; draws differ by it.
     pub choice: u32,
     /// The most tokens to make; `None` is as many as the context holds.
@@ -257,7 +262,7 @@ impl Session {
     /// Continues `prompt`, telling `listen` each token as it comes.
     ///
     /// What the prompt shares with the session's cache from its start is not computed again. Drafters
-    /// change the speed of an answer and nothing else.
+    /// change the speed of an answer and nothing else, unless [`GenerateOptions::acceptance`] says so.
     ///
     /// # Errors
     /// If the prompt is empty or fills the context, the options are out of bounds, or the model's
@@ -267,6 +272,35 @@ impl Session {
         model: &Model,
         prompt: &[u32],
         options: &GenerateOptions,
+        listen: impl FnMut(Piece<'_>) -> Control,
+    ) -> Result<Answer, Error> {
+        self.answer(model, prompt, options, None, listen)
+    }
+
+    /// As [`Session::generate`], of the tokens that `filter` lets through: the text is that of
+    /// masking the logits at each position, whoever drafts.
+    ///
+    /// # Errors
+    /// As [`Session::generate`]; and [`Error::Filter`] or
+    /// [`NoTokenAllowed`](offshoot_methods::Error::NoTokenAllowed) if the filter contradicts itself
+    /// or leaves no token.
+    pub fn generate_filtered(
+        &mut self,
+        model: &Model,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        filter: &mut dyn TokenFilter,
+        listen: impl FnMut(Piece<'_>) -> Control,
+    ) -> Result<Answer, Error> {
+        self.answer(model, prompt, options, Some(Filtering::begin(filter)), listen)
+    }
+
+    fn answer<'a>(
+        &mut self,
+        model: &'a Model,
+        prompt: &[u32],
+        options: &'a GenerateOptions,
+        filtering: Option<Filtering<'a>>,
         mut listen: impl FnMut(Piece<'_>) -> Control,
     ) -> Result<Answer, Error> {
         if prompt.is_empty() {
@@ -275,7 +309,7 @@ impl Session {
         if prompt.len() >= self.context {
             return Err(Error::PromptTooLong { prompt: prompt.len(), context: self.context });
         }
-        let mut writer = Writer::new(model, options, prompt, self.context)?;
+        let mut writer = Writer::new(model, options, prompt, self.context, filtering)?;
         let start = Instant::now();
         writer.answer.reused_tokens = self.reuse(prompt);
         if options.max_tokens == Some(0) {
@@ -305,35 +339,39 @@ impl Session {
         start: Instant,
         listen: &mut impl FnMut(Piece<'_>) -> Control,
     ) -> Result<(), Error> {
-        let greatest = writer.takes_greatest();
+        let acceptance = writer.options.acceptance.at(writer.options.sampling.temperature);
+        let mut rule = Rule::new(acceptance, writer.takes_greatest());
         let (mut root_only, mut path) = (TokenTree::default(), Vec::new());
         if let Some(speculator) = &mut speculator {
-            speculator.begin(&writer.context, model.packed().config().vocab_size);
+            let n_vocab = model.packed().config().vocab_size;
+            speculator.begin(&writer.context, n_vocab, acceptance);
         }
         self.hidden.clear();
         let mut decoding: Option<Instant> = None;
         loop {
-            let tree = match &mut speculator {
+            let (tree, chain) = match &mut speculator {
                 Some(speculator) => {
                     let hidden = (!self.hidden.is_empty()).then_some(&self.hidden[..]);
-                    let view = View { text: &writer.context, hidden };
                     // A row stands in the context, and its token is one that is asked for.
                     let room = self.context - 1 - self.cached.len();
-                    speculator.draft(view, room.min(writer.wanted() - 1))?;
-                    speculator.tree()
+                    let depth = room.min(writer.wanted() - 1);
+                    speculator.draft(writer.behind(hidden), depth)?;
+                    (speculator.tree(), Some(speculator.chain()))
                 }
                 None => {
                     root_only.reset(writer.context[writer.context.len() - 1]);
-                    &root_only
+                    (&root_only, None)
                 }
             };
             let checking = Instant::now();
-            self.check(model, tree, greatest)?;
+            self.check(model, tree, rule.takes_greatest())?;
+            rule.begin_step(writer, &mut self.executor, tree)?;
             let before = writer.context.len();
             let free = self.context - self.cached.len();
             let ended = follow(tree, &mut path, |node| {
                 let depth = tree.depths()[node] as usize;
-                let token = writer.choose(&mut self.executor, node, greatest)?;
+                let way = rule.way(tree, chain, node);
+                let token = writer.choose(&mut self.executor, node, way)?;
                 match decoding {
                     None => {
                         writer.answer.timings.prompt = start.elapsed();
@@ -448,8 +486,12 @@ struct Writer<'a> {
     most: usize,
     /// A row's logits before penalties and biases, where log-probabilities are asked for.
     raw: Vec<f32>,
+    /// A row's logits, and the distribution made of one, where a rule of acceptance needs them.
+    row: Vec<f32>,
+    law: Distribution,
     logprob: Option<f64>,
     top: Vec<TokenLogprob>,
+    filtering: Option<Filtering<'a>>,
 }
 
 impl<'a> Writer<'a> {
@@ -458,7 +500,9 @@ impl<'a> Writer<'a> {
         options: &'a GenerateOptions,
         prompt: &[u32],
         context: usize,
+        filtering: Option<Filtering<'a>>,
     ) -> Result<Self, Error> {
+        options.acceptance.validate()?;
         // Room for the whole answer, so that making a token allocates nothing.
         let most = options.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len() + 1);
         let answer = Answer {
@@ -482,45 +526,24 @@ impl<'a> Writer<'a> {
             context: text,
             most,
             raw: Vec::new(),
+            row: Vec::new(),
+            law: Distribution::new(),
             logprob: None,
             top: Vec::new(),
+            filtering,
         })
     }
 
     /// Whether a row's greatest logit is all that is needed of it.
     fn takes_greatest(&self) -> bool {
-        self.options.logprobs.is_none() && self.options.sampling.takes_greatest()
+        self.options.logprobs.is_none()
+            && self.filtering.is_none()
+            && self.options.sampling.takes_greatest()
     }
 
     /// How many tokens may still come, at least 1 while the answer goes on.
     fn wanted(&self) -> usize {
         self.most - self.answer.tokens.len()
-    }
-
-    /// Chooses the token behind the context from `row` of the executor's last step.
-    fn choose(
-        &mut self,
-        executor: &mut PackedExecutor,
-        row: usize,
-        greatest: bool,
-    ) -> Result<u32, Error> {
-        if greatest {
-            return greatest_token(executor.greatest()[row], self.model);
-        }
-        let n_vocab = self.model.packed().config().vocab_size;
-        let logits = &mut executor.logits_mut()[row * n_vocab..(row + 1) * n_vocab];
-        // Penalties and biases are written into the logits; probabilities are of the raw ones.
-        if self.options.logprobs.is_some() {
-            self.raw.clear();
-            self.raw.extend_from_slice(logits);
-        }
-        let position = self.answer.tokens.len() as u64;
-        let sampled = self.sampler.sample(logits, &self.context, self.options.choice, position)?;
-        if let Some(n) = self.options.logprobs {
-            let all = LogProbabilities::of(&self.raw)?;
-            (self.logprob, self.top) = (all.get(sampled.token), all.top(n));
-        }
-        Ok(sampled.token)
     }
 
     /// Appends `token` and tells the listener; gives whether the answer goes on. `full` is whether

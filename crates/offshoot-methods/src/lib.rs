@@ -25,8 +25,8 @@ mod error;
 mod philox;
 
 pub use decode::{
-    Emit, LogProbabilities, Sampled, Sampler, SamplingOptions, StopMatcher, TokenFilter,
-    TokenLogprob, uniform,
+    Emit, FilterState, LogProbabilities, Purpose, Sampled, Sampler, SamplingOptions, StopMatcher,
+    TokenFilter, TokenLogprob, uniform, uniform_for,
 };
 pub use draft::{
     DraftNode, Match, Retriever, RetrieverOptions, SAMPLED_TOKENS, Shard, ShardParts, TokenWidth,

@@ -72,6 +72,33 @@ fn an_answer_is_the_only_text_on_standard_output() {
 }
 
 #[test]
+fn the_rule_of_acceptance_is_told_and_changes_no_greedy_text() {
+    let home = Home::new();
+    home.tiny_with_context(2048);
+    let answer = |args: &[&str]| {
+        let fixed = ["run", "long.gguf", "abab", "-n", "80", "--ignore-eos", "--stats"];
+        run(home.offshoot(fixed.iter().chain(args))).ended_with(0)
+    };
+    let greedy = answer(&["--temperature", "0"]);
+    assert!(greedy.stderr.contains("acceptance exact"), "{}", greedy.stderr);
+    for rule in ["rejection", "typical"] {
+        let drafted = ["--acceptance", rule, "--draft-model", "long.gguf", "--seed", "3"];
+        let cold = answer(&[&drafted[..], &["--temperature", "0"]].concat());
+        assert_eq!(cold.stdout, greedy.stdout);
+        let warm = answer(&drafted);
+        assert!(warm.stderr.contains(&format!("acceptance {rule}")), "{}", warm.stderr);
+        let warned = warm.stderr.contains("do not have the model's distribution");
+        assert_eq!(warned, rule == "typical", "{}", warm.stderr);
+        let threads = answer(&[&drafted[..], &["--threads", "1"]].concat());
+        assert_eq!(threads.stdout, warm.stdout);
+        let json = answer(&[&drafted[..], &["--json"]].concat()).json();
+        assert_eq!(json["spec"]["acceptance"], rule);
+        assert!(json["spec"]["drafters"]["draft"]["proposed"].as_u64() > Some(20), "{json}");
+        assert_eq!(format!("{}\n", json["text"].as_str().unwrap()), warm.stdout);
+    }
+}
+
+#[test]
 fn a_prompt_may_come_through_a_pipe() {
     let home = Home::new();
     home.tiny();

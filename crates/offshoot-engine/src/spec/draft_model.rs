@@ -3,14 +3,16 @@
 //! Leviathan et al. 2022, <https://arxiv.org/abs/2211.17192>. It writes on from the text greedily, up
 //! to [`DEPTH`] tokens, and proposes at each of them its likeliest few. How far it goes is decided
 //! before each token by the chance that it gets that far, so that no time goes into guesses that
-//! hardly count. It pays where a token of it costs an eighth or less of one of the model's.
+//! hardly count. It pays where a token of it costs an eighth or less of one of the model's. Under the
+//! rejection rule it draws its tokens as the model would, as many as it is asked for.
 
 use std::sync::Arc;
 
 use offshoot_methods::LogProbabilities;
-use offshoot_methods::draft::{CLASSES, Guess, Prior, TokenTree};
+use offshoot_methods::draft::{CLASSES, Drawn, Guess, Prior, TokenTree};
 use offshoot_models::LogitRows;
 
+use super::chain::Draws;
 use super::drafter::{Drafter, View};
 use super::prior;
 use crate::{Error, Model, Session};
@@ -47,13 +49,18 @@ impl ModelDrafter {
         }
     }
 
-    /// Writes ahead of `text`.
-    fn write(&mut self, text: &[u32]) -> Result<(), Error> {
+    /// Reads `text` but for its last token.
+    fn read(&mut self, text: &[u32]) -> Result<(), Error> {
         // What is cached of an earlier text, or of guesses that were wrong, goes.
         let shared = self.session.cached().iter().zip(&text[..text.len() - 1]);
         let shared = shared.take_while(|(a, b)| a == b).count();
         self.session.truncate(shared);
-        self.session.read(&self.model, &text[shared..text.len() - 1])?;
+        self.session.read(&self.model, &text[shared..text.len() - 1])
+    }
+
+    /// Writes ahead of `text`.
+    fn write(&mut self, text: &[u32]) -> Result<(), Error> {
+        self.read(text)?;
         let (mut token, mut chance) = (text[text.len() - 1], 1.0);
         while self.ahead.len() < DEPTH
             && chance >= LEAST
@@ -111,5 +118,30 @@ impl Drafter for ModelDrafter {
                 (i == 0 || guess.token != guesses[0].token).then_some(*guess)
             }));
         }
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn draw(
+        &mut self,
+        view: View<'_>,
+        draws: &mut Draws<'_, '_>,
+        len: usize,
+        out: &mut Vec<Drawn>,
+    ) -> Result<(), Error> {
+        if view.text.len() >= self.session.context() {
+            return Ok(());
+        }
+        self.read(view.text)?;
+        let mut token = view.text[view.text.len() - 1];
+        for _ in 0..len.min(self.session.context() - self.session.cached().len()) {
+            let logits = self.session.feed(&self.model, &[token], LogitRows::Last)?;
+            let Some(drawn) = draws.draw(logits)? else { break };
+            token = drawn.token;
+            out.push(drawn);
+        }
+        Ok(())
     }
 }

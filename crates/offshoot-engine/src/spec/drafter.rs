@@ -2,8 +2,11 @@
 
 use std::fmt;
 
-use offshoot_methods::draft::{Guess, Prior, TokenTree};
+use offshoot_methods::Sampler;
+use offshoot_methods::draft::{Drawn, Guess, Prior, TokenTree};
 
+use super::chain::Draws;
+use super::filtering::Filtering;
 use crate::Error;
 
 /// What a drafter sees before a step.
@@ -16,8 +19,20 @@ pub struct View<'a> {
     pub hidden: Option<&'a [f32]>,
 }
 
-/// A source of guesses. It may use any state of its own, but neither clocks nor chance beyond a
-/// seed, so that equal texts and trees give equal guesses.
+/// What a step is drafted behind.
+#[derive(Debug)]
+pub(crate) struct Behind<'a, 'f, 'v> {
+    pub(crate) view: View<'v>,
+    pub(crate) filtering: Option<&'a mut Filtering<'f>>,
+    /// What chooses the text's tokens.
+    pub(crate) sampler: &'a mut Sampler,
+    pub(crate) choice: u32,
+    /// Tokens of the answer so far.
+    pub(crate) position: u64,
+}
+
+/// A source of guesses. It may use any state of its own, but neither clocks nor chance beyond the
+/// draws that it is handed, so that equal texts and trees give equal guesses.
 pub trait Drafter: fmt::Debug + Send {
     /// The name in options and reports.
     fn name(&self) -> &'static str;
@@ -45,4 +60,24 @@ pub trait Drafter: fmt::Debug + Send {
     /// Appends guesses at what follows `node` of `tree`, its newest. Every node comes once, the root
     /// first, so that what is kept of each can be kept in that order.
     fn guess(&mut self, tree: &TokenTree, node: usize, out: &mut Vec<Guess>);
+
+    /// Whether it has a distribution of its own to draw from. Where the rule of acceptance weighs
+    /// draws it is asked for those, instead of guesses.
+    fn draws(&self) -> bool {
+        false
+    }
+
+    /// Appends up to `len` tokens, each drawn behind those before it.
+    ///
+    /// # Errors
+    /// What its model or file met with.
+    fn draw(
+        &mut self,
+        _view: View<'_>,
+        _draws: &mut Draws<'_, '_>,
+        _len: usize,
+        _out: &mut Vec<Drawn>,
+    ) -> Result<(), Error> {
+        Ok(())
+    }
 }

@@ -2,13 +2,17 @@
 //!
 //! The text is that of plain decoding, token for token, for every drafter, tree and thread count:
 //! guesses are compared with what [`crate::Session::generate`] would have chosen there, and a row's
-//! logits do not depend on the rows beside it. Speed alone depends on the guesses.
+//! logits do not depend on the rows beside it. Speed alone depends on the guesses. That is the rule
+//! [`Acceptance::Exact`]; there are others for who asks for them.
 
+mod acceptance;
 mod bench;
 mod calibrate;
 mod calibration_file;
+mod chain;
 mod draft_model;
 mod drafter;
+mod filtering;
 mod medusa;
 mod options;
 mod prior;
@@ -21,13 +25,18 @@ use std::time::{Duration, Instant};
 
 use offshoot_methods::draft::{Calibration, Gate, Guess, Limits, Planner, StepTimes, TokenTree};
 
+pub use acceptance::Acceptance;
 pub use bench::{
     ArmResult, Learned, SpecArm, SpecBenchOptions, WorkloadResult, learned, measure_spec,
 };
 pub use calibrate::{CalibrateOptions, MeasuredWidth, StepCurve, calibrate, chain_tokens};
 pub use calibration_file::{Calibrated, CalibrationFile};
+pub(crate) use chain::Chain;
+pub use chain::Draws;
 pub use draft_model::ModelDrafter;
+pub(crate) use drafter::Behind;
 pub use drafter::{Drafter, View};
+pub(crate) use filtering::Filtering;
 pub use medusa::MedusaDrafter;
 pub use options::{Arm, SpecMode};
 pub use rest::RestDrafter;
@@ -61,6 +70,12 @@ pub struct Speculator {
     seats: Vec<Seat>,
     planner: Planner,
     times: StepTimes,
+    /// What trees are grown by where the text depends on them, so that neither an earlier answer nor
+    /// a clock does: `None` under [`Acceptance::Exact`].
+    fresh: Option<(Planner, StepTimes)>,
+    chain: Chain,
+    /// The drafter of whose draws the chain is made.
+    drawer: Option<usize>,
     /// Closes when drafting as a whole makes steps that do not pay.
     gate: Gate,
     tree: TokenTree,
@@ -89,6 +104,9 @@ impl Speculator {
             seats: drafters.into_iter().map(seat).collect(),
             planner: Planner::new(calibrations),
             times,
+            fresh: None,
+            chain: Chain::default(),
+            drawer: None,
             gate: Gate::default(),
             tree: TokenTree::default(),
             promised: 1.0,
@@ -122,9 +140,17 @@ impl Speculator {
 
     /// Takes in the text of a new answer: all that is decided, the pending token last. Tokens are
     /// below `n_vocab`.
-    pub(crate) fn begin(&mut self, text: &[u32], n_vocab: usize) {
+    pub(crate) fn begin(&mut self, text: &[u32], n_vocab: usize, acceptance: Acceptance) {
         self.n_vocab = n_vocab;
-        self.stats.reset();
+        self.stats.reset(acceptance);
+        self.chain = Chain::default();
+        let prior = |seat: &Seat| Calibration::new(&seat.drafter.prior());
+        self.fresh = (acceptance != Acceptance::Exact)
+            .then(|| (Planner::new(self.seats.iter().map(prior).collect()), StepTimes::default()));
+        self.drawer = match acceptance {
+            Acceptance::Rejection => self.seats.iter().position(|seat| seat.drafter.draws()),
+            Acceptance::Exact | Acceptance::Typical(_) => None,
+        };
         self.gate.reset();
         for seat in &mut self.seats {
             seat.gate.reset();
@@ -142,15 +168,26 @@ impl Speculator {
         &self.tree
     }
 
-    /// Drafts the tree of the next step behind `view`, up to `depth` tokens deep.
-    pub(crate) fn draft(&mut self, view: View<'_>, depth: usize) -> Result<(), Error> {
+    /// The drawn guesses of the next step.
+    pub(crate) fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Drafts the tree of the next step, up to `depth` tokens deep, of tokens that may come.
+    pub(crate) fn draft(
+        &mut self,
+        mut behind: Behind<'_, '_, '_>,
+        depth: usize,
+    ) -> Result<(), Error> {
         let start = Instant::now();
+        let view = behind.view;
         let root = *view.text.last().ok_or(Error::EmptyPrompt)?;
         self.promised = 1.0;
         self.tree.reset(root);
-        let any = depth > 0 && self.gate.is_open();
-        for seat in &mut self.seats {
-            seat.asked = any && seat.gate.is_open();
+        let gated = self.fresh.is_none();
+        let any = depth > 0 && (!gated || self.gate.is_open());
+        for (at, seat) in self.seats.iter_mut().enumerate() {
+            seat.asked = any && (!gated || seat.gate.is_open()) && self.drawer != Some(at);
             seat.seconds = 0.0;
             if seat.asked {
                 let start = Instant::now();
@@ -161,15 +198,37 @@ impl Speculator {
         if any {
             let limits = Limits { guesses: MOST_GUESSES, depth };
             let (seats, n_vocab) = (&mut self.seats, self.n_vocab);
+            let filtering = &mut behind.filtering;
+            if let Some(filtering) = filtering {
+                filtering.begin_tree();
+            }
             let ask = |drafter: usize, tree: &TokenTree, node, out: &mut Vec<Guess>| {
                 if seats[drafter].asked {
                     seats[drafter].drafter.guess(tree, node, out);
                     // Files may name tokens that the model does not have.
                     out.retain(|guess| (guess.token as usize) < n_vocab);
                 }
+                if let Some(filtering) = filtering {
+                    filtering.retain(tree, node, out);
+                }
             };
-            self.planner.grow(root, limits, ask);
-            self.promised = self.planner.cut(&self.times, &mut self.tree);
+            let (planner, times) = match &mut self.fresh {
+                Some((planner, times)) => (planner, &*times),
+                None => (&mut self.planner, &self.times),
+            };
+            planner.grow(root, limits, ask);
+            self.promised = planner.cut(times, &mut self.tree);
+        }
+        if let (Some(drawer), Some((_, times))) = (self.drawer, &self.fresh) {
+            let grown = (self.promised, self.tree.len());
+            let (len, promised) = self.chain.length(grown, times, depth);
+            self.promised = promised;
+            let drawn = self.chain.begin(&self.tree);
+            if len > 0 {
+                let (mut draws, view) = Draws::new(behind, self.n_vocab);
+                self.seats[drawer].drafter.draw(view, &mut draws, len, drawn)?;
+            }
+            self.chain.join(&mut self.tree);
         }
         self.draft_time = start.elapsed();
         Ok(())
@@ -182,7 +241,14 @@ impl Speculator {
         let plain = self.times.seconds(1);
         self.times.observe(self.tree.len(), check.as_secs_f64());
         let asked = self.seats.iter().any(|seat| seat.asked);
-        if asked {
+        if let Some((planner, _)) = &mut self.fresh {
+            if asked {
+                self.stats.credit(planner.learn(text));
+            }
+            if let Some(drawer) = self.drawer {
+                self.stats.credit_draws(drawer, self.chain.learn(text));
+            }
+        } else if asked {
             let contributions = self.planner.learn(text);
             self.stats.credit(contributions);
             let proposed: f64 = contributions.iter().map(|c| f64::from(c.proposed)).sum();

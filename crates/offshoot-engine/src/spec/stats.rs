@@ -5,6 +5,8 @@ use std::time::Duration;
 use offshoot_methods::draft::Contribution;
 use serde::Serialize;
 
+use super::Acceptance;
+
 /// One drafter's part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct DrafterStats {
@@ -19,6 +21,8 @@ pub struct DrafterStats {
 /// Counts and times of the steps that made an answer's tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
 pub struct SpecStats {
+    /// The rule by which guesses stood.
+    pub acceptance: Acceptance,
     /// Steps.
     pub steps: usize,
     /// Tokens they decided.
@@ -43,10 +47,10 @@ impl SpecStats {
         Self { drafters, ..Self::default() }
     }
 
-    pub(crate) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self, acceptance: Acceptance) {
         let mut drafters = std::mem::take(&mut self.drafters);
         drafters.iter_mut().for_each(|d| (d.proposed, d.accepted) = (0, 0));
-        *self = Self { drafters, ..Self::default() };
+        *self = Self { acceptance, drafters, ..Self::default() };
     }
 
     pub(crate) fn credit(&mut self, contributions: &[Contribution]) {
@@ -54,6 +58,12 @@ impl SpecStats {
             drafter.proposed += contribution.proposed as usize;
             drafter.accepted += contribution.accepted as usize;
         }
+    }
+
+    /// Credits one drafter with what it drew.
+    pub(crate) fn credit_draws(&mut self, drafter: usize, draws: Contribution) {
+        self.drafters[drafter].proposed += draws.proposed as usize;
+        self.drafters[drafter].accepted += draws.accepted as usize;
     }
 
     /// Tokens a step.

@@ -1,18 +1,35 @@
-//! The seam where a grammar, a schema or a list of banned tokens meets the sampler.
+//! The seam where a grammar, a schema or a list of banned tokens meets decoding.
+//!
+//! A filter is an automaton that reads tokens. Its states are numbers of its own choosing, so that
+//! the loop can keep one for each node of a tree of drafts, in any order, without a copy or a way
+//! back: a table's row for a regular expression, the place of a stack in an arena for a grammar.
 
-/// Says which tokens may come next, and learns which one came.
+/// A state of a [`TokenFilter`]: what the tokens so far leave open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct FilterState(pub u32);
+
+/// Says which tokens may come next, given those of the answer before.
 ///
-/// The decoding loop calls [`mask`](Self::mask) on the logits before it samples from them, then
-/// [`accept`](Self::accept) with the token chosen. A masked token cannot be drawn: no bias, penalty
-/// or temperature lifts a logit from negative infinity.
+/// The decoding loop masks the logits before it chooses from them, and moves on by the token chosen.
+/// A masked token cannot be chosen: no bias, penalty or temperature lifts a logit from negative
+/// infinity. Drafted tokens that may not come are dropped before any row is spent on them.
+///
+/// The text is that of masking at each position, whoever drafts, if the two methods agree: `next`
+/// gives a state for the very tokens that `mask` leaves. States are kept for the whole answer.
+///
+/// The model's end tokens are tokens like others. A filter whose text is complete leaves one of them
+/// and masks all else; one that leaves none and whose text cannot go on is an error.
 pub trait TokenFilter {
-    /// Sets the logit of every token that may not come next to negative infinity.
+    /// The state before the first token of an answer. The prompt is not read.
+    fn start(&mut self) -> FilterState;
+
+    /// The state behind `token` in `state`; `None` if it may not come there.
+    fn next(&mut self, state: FilterState, token: u32) -> Option<FilterState>;
+
+    /// Sets the logit of every token that may not come in `state` to negative infinity.
     ///
     /// `logits[t]` belongs to token `t`; the other logits stay as they are.
-    fn mask(&mut self, logits: &mut [f32]);
-
-    /// Moves on by the token that was chosen.
-    fn accept(&mut self, token: u32);
+    fn mask(&mut self, state: FilterState, logits: &mut [f32]);
 }
 
 #[cfg(test)]
@@ -21,20 +38,22 @@ mod tests {
     use crate::{Sampler, SamplingOptions};
     use proptest::prelude::*;
 
-    /// Even and odd tokens take turns, an even one first.
-    struct Alternating {
-        odd: bool,
-    }
+    /// Even and odd tokens take turns, an even one first: the state is the parity to come.
+    struct Alternating;
 
     impl TokenFilter for Alternating {
-        fn mask(&mut self, logits: &mut [f32]) {
-            logits.iter_mut().skip(usize::from(!self.odd)).step_by(2).for_each(|logit| {
-                *logit = f32::NEG_INFINITY;
-            });
+        fn start(&mut self) -> FilterState {
+            FilterState(0)
         }
 
-        fn accept(&mut self, token: u32) {
-            self.odd = token.is_multiple_of(2);
+        fn next(&mut self, state: FilterState, token: u32) -> Option<FilterState> {
+            (token % 2 == state.0).then_some(FilterState(1 - state.0))
+        }
+
+        fn mask(&mut self, state: FilterState, logits: &mut [f32]) {
+            logits.iter_mut().skip(1 - state.0 as usize).step_by(2).for_each(|logit| {
+                *logit = f32::NEG_INFINITY;
+            });
         }
     }
 
@@ -54,14 +73,14 @@ mod tests {
                 seed: Some(seed),
                 ..SamplingOptions::default()
             })?;
-            let mut filter = Alternating { odd: false };
+            let mut state = Alternating.start();
             let mut text = vec![];
             for position in 0..6 {
                 let mut row = logits.clone();
-                filter.mask(&mut row);
+                Alternating.mask(state, &mut row);
                 let token = sampler.sample(&mut row, &text, 0, position)?.token;
                 prop_assert_eq!(u64::from(token % 2), position % 2);
-                filter.accept(token);
+                state = Alternating.next(state, token).expect("what the mask leaves may come");
                 text.push(token);
             }
         }

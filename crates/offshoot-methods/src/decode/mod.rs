@@ -8,9 +8,9 @@ mod stop;
 mod top_k;
 mod uniform;
 
-pub use filter::TokenFilter;
+pub use filter::{FilterState, TokenFilter};
 pub use log_probabilities::{LogProbabilities, TokenLogprob};
 pub use options::SamplingOptions;
 pub use sampler::{Sampled, Sampler};
 pub use stop::{Emit, StopMatcher};
-pub use uniform::uniform;
+pub use uniform::{Purpose, uniform, uniform_for};

@@ -21,7 +21,7 @@
 
 use super::options::SamplingOptions;
 use super::top_k::{Candidate, select_top_k};
-use super::uniform::uniform;
+use super::uniform::{Purpose, uniform, uniform_for};
 use crate::Error;
 
 /// How deep `top_p` sorts at first; eight times deeper each time the mass is not reached.
@@ -95,6 +95,37 @@ impl Sampler {
         }
         self.truncate(logits, best.logit);
         Ok(invert(&self.candidates, uniform(self.seed, choice, position)))
+    }
+
+    /// The distribution that [`Sampler::sample`] draws from there, into `law`: tokens by rising number
+    /// with their probabilities, those left out having none. At temperature 0 the largest logit has it
+    /// all.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn distribution(
+        &mut self,
+        logits: &mut [f32],
+        context: &[u32],
+        law: &mut Vec<(u32, f64)>,
+    ) -> Result<(), Error> {
+        self.add_bias(logits)?;
+        self.penalize(logits, context)?;
+        let best = argmax(logits)?;
+        law.clear();
+        if self.options.temperature == 0.0 {
+            law.push((best.token, 1.0));
+            return Ok(());
+        }
+        self.truncate(logits, best.logit);
+        let total: f64 = self.candidates.iter().map(|c| c.weight).sum();
+        law.extend(self.candidates.iter().map(|c| (c.token, c.weight / total)));
+        Ok(())
+    }
+
+    /// The number that decides something other than the token at `position` of answer `choice`.
+    pub fn uniform_for(&self, purpose: Purpose, choice: u32, position: u64) -> f64 {
+        uniform_for(purpose, self.seed, choice, position)
     }
 
     fn add_bias(&self, logits: &mut [f32]) -> Result<(), Error> {

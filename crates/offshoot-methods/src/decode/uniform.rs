@@ -6,16 +6,40 @@
 
 use crate::philox::{Philox, halves};
 
-/// The last word of a counter says what a number is for, so that two uses never share one.
-const TOKEN_DRAW: u32 = 0;
+/// What a number decides at its position. Two uses never share a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The token.
+    Token,
+    /// The token that a drafter draws from its own distribution.
+    Draft,
+    /// One of the tests that drafted tokens are put to, or the draw behind them; below 2^31.
+    Test(u32),
+}
+
+impl Purpose {
+    /// The last word of a counter.
+    fn word(self) -> u32 {
+        match self {
+            Self::Token => 0,
+            Self::Draft => 1,
+            Self::Test(n) => (1 << 31) | n,
+        }
+    }
+}
 
 /// Returns the uniform number in [0, 1) that decides the token at `position` of answer `choice`.
 ///
 /// `choice` counts the answers asked for at once, `position` the tokens of one answer, both
 /// from 0. The number is a multiple of 2^-53.
 pub fn uniform(seed: u64, choice: u32, position: u64) -> f64 {
+    uniform_for(Purpose::Token, seed, choice, position)
+}
+
+/// As [`uniform`], for another purpose at that place.
+pub fn uniform_for(purpose: Purpose, seed: u64, choice: u32, position: u64) -> f64 {
     let [low, high] = halves(position);
-    let bits = Philox::block(Philox::key(seed), [low, high, choice, TOKEN_DRAW]);
+    let bits = Philox::block(Philox::key(seed), [low, high, choice, purpose.word()]);
     let wide = (u64::from(bits[1]) << 32) | u64::from(bits[0]);
     (wide >> 11) as f64 / (1u64 << 53) as f64
 }
@@ -63,6 +87,9 @@ mod tests {
             assert_ne!(base, other);
         }
         assert_ne!(base, uniform(5 + (1 << 32), 6, 7));
+        let purposes = [Purpose::Draft, Purpose::Test(0), Purpose::Test(1)];
+        let other = purposes.map(|purpose| uniform_for(purpose, 5, 6, 7));
+        assert!(!other.contains(&base) && other[0] != other[1] && other[1] != other[2]);
     }
 
     /// The value is part of what a seed promises, so it may not change from version to version.

@@ -13,11 +13,13 @@
 //! When not to use it: where the text must have the model's distribution, be it for sampling, for
 //! measuring or for training data. It is never the default.
 
+use serde::Serialize;
+
 use super::rejection::{Distribution, mass};
 use super::tree::TokenTree;
 
 /// How likely is likely enough. The defaults are the paper's.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Typical {
     /// The most that is ever asked of a guess: 0.09.
     pub epsilon: f64,
@@ -52,8 +54,16 @@ impl Typical {
         self.epsilon.min(self.delta * libm::exp(-entropy))
     }
 
-    /// The nodes to keep, the root first. `p(node)` is the model's distribution behind a node.
-    pub fn path(&self, tree: &TokenTree, mut p: impl FnMut(usize) -> Distribution) -> Vec<usize> {
+    /// The nodes to keep, the root first. `p(node)` is the model's distribution behind a node; it is
+    /// asked for where a node that may be kept has children.
+    ///
+    /// # Errors
+    /// The first that `p` gives.
+    pub fn path<E>(
+        &self,
+        tree: &TokenTree,
+        mut p: impl FnMut(usize) -> Result<Distribution, E>,
+    ) -> Result<Vec<usize>, E> {
         // The accepted nodes with depth and log-probability; parents come before their children.
         let mut reached: Vec<Option<f64>> = vec![None; tree.len()];
         reached[0] = Some(0.0);
@@ -70,7 +80,7 @@ impl Typical {
             if children.is_empty() {
                 continue;
             }
-            let p = p(node);
+            let p = p(node)?;
             let threshold = self.threshold(&p);
             for child in children {
                 let chance = mass(&p, tree.tokens()[child]);
@@ -84,7 +94,7 @@ impl Typical {
             path.push(parent as usize);
         }
         path.reverse();
-        path
+        Ok(path)
     }
 }
 
@@ -92,6 +102,7 @@ impl Typical {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::convert::Infallible;
 
     fn distribution(weights: &[f64]) -> Distribution {
         let sum: f64 = weights.iter().sum();
@@ -115,8 +126,8 @@ mod tests {
         let right = tree.push(0, 1);
         tree.push(0, 2);
         let deeper = tree.push(right, 2);
-        let certain = |node: usize| vec![(tree.depths()[node] + 1, 1.0)];
-        assert_eq!(Typical::default().path(&tree, certain), [0, right, deeper]);
+        let certain = |node: usize| Ok::<_, Infallible>(vec![(tree.depths()[node] + 1, 1.0)]);
+        assert_eq!(Typical::default().path(&tree, certain), Ok(vec![0, right, deeper]));
     }
 
     #[test]
@@ -124,8 +135,8 @@ mod tests {
         let mut tree = TokenTree::new(0);
         tree.push(0, 1);
         let likelier = tree.push(0, 2);
-        let p = |_| distribution(&[0.1, 0.3, 0.6]);
-        assert_eq!(Typical::default().path(&tree, p), [0, likelier]);
+        let p = |_| Ok::<_, Infallible>(distribution(&[0.1, 0.3, 0.6]));
+        assert_eq!(Typical::default().path(&tree, p), Ok(vec![0, likelier]));
     }
 
     #[test]
@@ -151,7 +162,8 @@ mod tests {
             }
             let kept = |epsilon: f64| {
                 let typical = Typical { epsilon, delta: epsilon.sqrt() };
-                typical.path(&tree, |node| distribution(&weights[node])).len()
+                let p = |node: usize| Ok::<_, Infallible>(distribution(&weights[node]));
+                typical.path(&tree, p).map_or(0, |path| path.len())
             };
             let (loose, strict) = (pair.0.min(pair.1), pair.0.max(pair.1));
             prop_assert!(kept(strict) <= kept(loose));

@@ -19,9 +19,9 @@ fn plain(seed: u64) -> SamplingOptions {
 fn distribution(options: SamplingOptions, logits: &[f32], context: &[u32]) -> Vec<(u32, f64)> {
     let mut sampler = Sampler::new(options).unwrap();
     let mut logits = logits.to_vec();
-    sampler.sample(&mut logits, context, 0, 0).unwrap();
-    let total: f64 = sampler.candidates.iter().map(|c| c.weight).sum();
-    sampler.candidates.iter().map(|c| (c.token, c.weight / total)).collect()
+    let mut law = Vec::new();
+    sampler.distribution(&mut logits, context, &mut law).unwrap();
+    law
 }
 
 fn tokens(distribution: &[(u32, f64)]) -> Vec<u32> {
