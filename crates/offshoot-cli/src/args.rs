@@ -229,7 +229,8 @@ pub(crate) struct MaterialArgs {
     /// Let a smaller model of the same family draft: a file or a name, as MODEL.
     #[arg(long, env = "OFFSHOOT_DRAFT_MODEL", value_name = "MODEL")]
     pub(crate) draft_model: Option<String>,
-    /// Draft from stored text: a .store file, or a folder of them that `datastore build` made.
+    /// Draft from stored text: a .store file, or a folder of them that `datastore build` made
+    /// [default: the model's own answers, if they come with offshoot]
     #[arg(long, env = "OFFSHOOT_DATASTORE", value_name = "PATH")]
     pub(crate) datastore: Option<PathBuf>,
     /// Draft with these Medusa heads [default: those that come with offshoot, if the model has some]
