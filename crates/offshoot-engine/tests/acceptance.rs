@@ -70,7 +70,7 @@ impl TokenFilter for Walk {
     }
 
     fn next(&mut self, FilterState(at): FilterState, token: u32) -> Option<FilterState> {
-        ((token + at) % 3 != 0).then_some(FilterState((at + token) % 3))
+        (!(token + at).is_multiple_of(3)).then_some(FilterState((at + token) % 3))
     }
 
     fn mask(&mut self, state: FilterState, logits: &mut [f32]) {
