@@ -217,7 +217,7 @@ pub(crate) struct SpecArgs {
 pub(crate) enum AcceptanceRule {
     /// Those of plain decoding: the same text
     Exact,
-    /// More of a draft model's: another text of a seed, of the same distribution
+    /// More of a draft model's: another text of a seed, of the same distribution; else exact
     Rejection,
     /// Those that are likely enough: texts are no longer of the model's own distribution
     Typical,

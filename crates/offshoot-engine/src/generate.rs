@@ -13,7 +13,7 @@ use offshoot_models::{
     VariantId,
 };
 
-use crate::spec::{Acceptance, Filtering, SpecStats, Speculator};
+use crate::spec::{Acceptance, Filtering, SamplingClass, SpecStats, Speculator};
 use crate::{Error, Model};
 use rules::Rule;
 
@@ -339,12 +339,15 @@ impl Session {
         start: Instant,
         listen: &mut impl FnMut(Piece<'_>) -> Control,
     ) -> Result<(), Error> {
-        let acceptance = writer.options.acceptance.at(writer.options.sampling.temperature);
+        let temperature = writer.options.sampling.temperature;
+        let draws = speculator.as_deref().is_some_and(Speculator::draws);
+        let acceptance = writer.options.acceptance.at(temperature, draws);
         let mut rule = Rule::new(acceptance, writer.takes_greatest());
         let (mut root_only, mut path) = (TokenTree::default(), Vec::new());
         if let Some(speculator) = &mut speculator {
             let n_vocab = model.packed().config().vocab_size;
-            speculator.begin(&writer.context, n_vocab, acceptance);
+            let kind = (acceptance, SamplingClass::of(temperature));
+            speculator.begin(&writer.context, n_vocab, kind);
         }
         self.hidden.clear();
         let mut decoding: Option<Instant> = None;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use habits::{CONTEXT, Habit, N_VOCAB, load, oracle};
-use offshoot_engine::spec::{Acceptance, SpecOptions};
+use offshoot_engine::spec::{Acceptance, SamplingClass, SpecOptions};
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::draft::Typical;
 use offshoot_methods::{FilterState, LogProbabilities, Sampler, SamplingOptions, TokenFilter};
@@ -70,7 +70,7 @@ impl TokenFilter for Walk {
     }
 
     fn next(&mut self, FilterState(at): FilterState, token: u32) -> Option<FilterState> {
-        ((token + at) % 3 != 0).then_some(FilterState((at + token) % 3))
+        (!(token + at).is_multiple_of(3)).then_some(FilterState((at + token) % 3))
     }
 
     fn mask(&mut self, state: FilterState, logits: &mut [f32]) {
@@ -181,7 +181,6 @@ fn rejection_leaves_the_law_of_the_text_as_it_is_and_typical_acceptance_does_not
         ("draft", &few, false),
         ("draft", &penalty, false),
         ("draft", &biased, true),
-        ("suffix", &few, false),
         ("suffix,draft", &few, false),
         ("suffix,draft", &penalty, true),
     ] {
@@ -228,7 +227,7 @@ fn a_seed_names_a_text_on_any_number_of_threads_and_whatever_was_answered_before
     let (model, mut session) = load(Tiny::qwen2(), 1);
     let (other, mut two) = load(Tiny::qwen2(), 2);
     for acceptance in [Acceptance::Rejection, TYPICAL] {
-        for mode in ["suffix", "draft", "suffix,draft"] {
+        for mode in ["draft", "suffix,draft"] {
             draft_with(mode, &model, &mut session);
             draft_with(mode, &other, &mut two);
             let of = |seed| options(warm(seed), acceptance, Some(300));
@@ -247,9 +246,14 @@ fn a_seed_names_a_text_on_any_number_of_threads_and_whatever_was_answered_before
 }
 
 #[test]
-fn without_drafts_every_rule_is_plain_sampling() {
+fn without_drafts_every_rule_is_plain_sampling_and_rejection_without_draws() {
     let (model, mut session) = load(Tiny::qwen2(), 1);
     let plain = generate(&model, &mut session, &options(warm(3), Acceptance::Exact, Some(60)));
+    draft_with("suffix", &model, &mut session);
+    let set = generate(&model, &mut session, &options(warm(3), Acceptance::Rejection, Some(60)));
+    assert_eq!(set.tokens, plain.tokens);
+    assert_eq!(set.spec.unwrap().acceptance, Acceptance::Exact);
+    session.set_speculator(None);
     for acceptance in [Acceptance::Rejection, TYPICAL] {
         let answer = generate(&model, &mut session, &options(warm(3), acceptance, Some(60)));
         assert_eq!(answer.tokens, plain.tokens);
@@ -355,6 +359,33 @@ fn log_probabilities_are_the_models_own_under_every_rule() {
             last = token;
         }
     }
+}
+
+/// Rules other than exact begin anew with each answer, so nothing is kept of them; and what is kept
+/// of the exact one is apart for texts of more or less chance.
+#[test]
+fn what_is_learned_is_of_exact_answers_by_how_much_chance_is_in_them() {
+    let (model, mut session) = load(Tiny::qwen2(), 1);
+    draft_with("suffix,draft", &model, &mut session);
+    let mut learned = |sampling: SamplingOptions, acceptance| {
+        generate(&model, &mut session, &options(sampling, acceptance, Some(200)));
+        session.speculator().unwrap().calibrated().drafters
+    };
+    let cool = SamplingOptions { temperature: 0.5, ..warm(1) };
+    let greedy = learned(SamplingOptions::greedy(), Acceptance::Exact);
+    assert_eq!(greedy.keys().collect::<Vec<_>>(), [&SamplingClass::Greedy]);
+    let all = learned(warm(1), Acceptance::Exact);
+    assert_eq!(all.len(), 2);
+    assert_eq!(all[&SamplingClass::Greedy], greedy[&SamplingClass::Greedy]);
+    assert_ne!(all[&SamplingClass::Warm], greedy[&SamplingClass::Greedy]);
+    for rule in [Acceptance::Rejection, TYPICAL] {
+        assert_eq!(learned(cool.clone(), rule), all, "{rule}");
+        assert_eq!(learned(warm(1), rule), all, "{rule}");
+    }
+    assert_eq!(learned(cool, Acceptance::Exact).len(), 3);
+    let again = learned(SamplingOptions::greedy(), Acceptance::Exact);
+    assert_ne!(again[&SamplingClass::Greedy], all[&SamplingClass::Greedy]);
+    assert_eq!(again[&SamplingClass::Warm], all[&SamplingClass::Warm]);
 }
 
 #[test]

@@ -43,7 +43,7 @@ impl TokenFilter for Rule {
             Self::Forced(text) => {
                 (token == text.get(at as usize).copied().unwrap_or(END)).then_some(at + 1)
             }
-            Self::Walk => ((token + at) % 3 != 0).then_some((2 * at + token + 1) % 5),
+            Self::Walk => (!(token + at).is_multiple_of(3)).then_some((2 * at + token + 1) % 5),
         };
         next.map(FilterState)
     }

@@ -33,9 +33,16 @@ fn answers_leave_what_they_learned_and_none_is_harmed_by_what_is_there() {
     assert_eq!(with(&[]), text);
     let first = learned(&home);
     assert_eq!(first["step_times"].as_array().unwrap().len(), 64);
-    assert!(first["drafters"]["suffix"].is_array());
+    assert!(first["drafters"]["warm"]["suffix"].is_array());
+    assert!(first["drafters"]["greedy"].is_null(), "nothing was learned of greedy texts");
     assert_eq!(with(&[]), text, "the same text whatever was learned");
     assert_ne!(learned(&home), first, "the second run goes on from the first");
+
+    let warm = learned(&home)["drafters"]["warm"].clone();
+    with(&["--temperature", "0"]);
+    run(home.offshoot(ANSWER.iter().chain(&["--acceptance", "typical"]))).ended_with(0);
+    assert_eq!(learned(&home)["drafters"]["warm"], warm, "each class has its own");
+    assert!(learned(&home)["drafters"]["greedy"]["suffix"].is_array());
 
     let file = kept(&home).remove(0);
     for damage in ["", "{", "\0\u{1}", r#"{"key":{},"step_times":[-1],"drafters":{}}"#] {

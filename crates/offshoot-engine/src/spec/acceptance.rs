@@ -21,7 +21,8 @@ pub enum Acceptance {
     Exact,
     /// Guesses that were drawn from a distribution are weighed against the model's (Leviathan et al.
     /// 2022, <https://arxiv.org/abs/2211.17192>). Texts have the model's own distribution; the text
-    /// of a seed is another one than without drafts.
+    /// of a seed is another one than without drafts. A guess that was not drawn is kept as often by
+    /// the first rule, so without a draft model this is that.
     Rejection,
     /// Guesses stand that the model finds likely enough (Cai et al. 2024, section 2.3.1,
     /// <https://arxiv.org/abs/2401.10774>). Texts no longer have the model's distribution.
@@ -49,9 +50,13 @@ impl Acceptance {
         }
     }
 
-    /// What it comes to at this temperature.
-    pub fn at(self, temperature: f32) -> Self {
-        if temperature == 0.0 { Self::Exact } else { self }
+    /// What it comes to at this temperature, where guesses are drawn or not.
+    pub(crate) fn at(self, temperature: f32, draws: bool) -> Self {
+        match self {
+            Self::Rejection if !draws => Self::Exact,
+            _ if temperature == 0.0 => Self::Exact,
+            rule => rule,
+        }
     }
 }
 

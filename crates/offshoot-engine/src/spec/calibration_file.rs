@@ -1,7 +1,8 @@
 //! What sessions learned for drafting, kept for the next.
 //!
 //! A small JSON file for each model, number of threads, instruction set and processor: step times,
-//! and how often each drafter's guesses came true. It speeds up the first answers of a run and
+//! and how often each drafter's guesses came true, by how much chance was in the text: what is learned
+//! of hot texts says little of greedy ones. It speeds up the first answers of a run and
 //! changes no text, so it is never worth a failure: a file that is damaged, of another version or
 //! of another machine counts as absent and is replaced by the next that is saved.
 
@@ -14,11 +15,12 @@ use offshoot_kernels::Cpu;
 use offshoot_methods::draft::{BINS, CLASSES, Prior, StepTimes};
 use serde::{Deserialize, Serialize};
 
+use super::SamplingClass;
 use crate::Model;
 use crate::store::{StoreError, write_whole};
 
 /// To be raised whenever the numbers of the file mean something else.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Guesses that a cell may bring along, so that a new text soon outweighs them.
 const MOST_SEEN: f32 = 64.0;
 /// The longest file that is read; one of all drafters takes a tenth.
@@ -29,8 +31,8 @@ const MOST_BYTES: u64 = 1 << 18;
 pub struct Calibrated {
     /// The shape of step times; `None` if no step was seen.
     pub times: Option<StepTimes>,
-    /// What each drafter's scores are worth, by its name.
-    pub drafters: BTreeMap<String, Prior>,
+    /// What each drafter's scores are worth, by its name, in each class of texts.
+    pub drafters: BTreeMap<SamplingClass, BTreeMap<String, Prior>>,
 }
 
 /// What the contents of a file hold for.
@@ -51,9 +53,11 @@ struct Contents {
     key: Key,
     /// Times of 1, 2, ... rows over that of one; nothing if unknown.
     step_times: Vec<f64>,
-    /// Hits and guesses seen, `[class][bin]`.
-    drafters: BTreeMap<String, Vec<Vec<(f32, f32)>>>,
+    drafters: BTreeMap<SamplingClass, BTreeMap<String, Table>>,
 }
+
+/// Hits and guesses seen, `[class of guess][bin]`.
+type Table = Vec<Vec<(f32, f32)>>;
 
 /// The file of one model on this machine, and what it held when it was last read.
 #[derive(Debug)]
@@ -131,12 +135,15 @@ impl CalibrationFile {
         // Times that the next reader would not believe must not cost it the rest.
         let believed = all.times.iter().filter(|t| StepTimes::measured(&t.points()).is_some());
         let points = believed.flat_map(StepTimes::points);
-        let table = |prior: &Prior| prior.iter().map(|class| class.to_vec()).collect();
+        let table = |prior: &Prior| prior.iter().map(|class| class.to_vec()).collect::<Table>();
+        let named = |of: &BTreeMap<String, Prior>| {
+            of.iter().map(|(name, prior)| (name.clone(), table(prior))).collect()
+        };
         let drafters = all.drafters.iter();
         let contents = Contents {
             key: self.key.clone(),
             step_times: points.map(|(_, over_one)| over_one).collect(),
-            drafters: drafters.map(|(name, prior)| (name.clone(), table(prior))).collect(),
+            drafters: drafters.map(|(&class, of)| (class, named(of))).collect(),
         };
         let json = serde_json::to_vec(&contents).map_err(|e| failed(e.into()))?;
         std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new("."))).map_err(failed)?;
@@ -164,8 +171,11 @@ fn parse(json: &[u8], key: &Key) -> Option<Calibrated> {
         true => None,
         false => Some(StepTimes::measured(&points)?),
     };
-    let named = contents.drafters.into_iter().map(|(name, table)| Some((name, prior(&table)?)));
-    Some(Calibrated { times, drafters: named.collect::<Option<_>>()? })
+    let named = |of: BTreeMap<String, Table>| {
+        of.into_iter().map(|(name, table)| Some((name, prior(&table)?))).collect::<Option<_>>()
+    };
+    let drafters = contents.drafters.into_iter().map(|(class, of)| Some((class, named(of)?)));
+    Some(Calibrated { times, drafters: drafters.collect::<Option<_>>()? })
 }
 
 /// The counts of `table`, clipped; `None` if it has another shape or what no guesses could leave.
@@ -202,9 +212,10 @@ fn merge(held: &Calibrated, theirs: Calibrated, now: &Calibrated) -> Calibrated 
         },
     };
     let mut drafters = theirs.drafters;
-    for (name, ours) in &now.drafters {
-        let held = held.drafters.get(name);
-        let into = drafters.entry(name.clone()).or_insert(*ours);
+    let each = now.drafters.iter().flat_map(|(class, of)| of.iter().map(move |one| (class, one)));
+    for (class, (name, ours)) in each {
+        let held = held.drafters.get(class).and_then(|of| of.get(name));
+        let into = drafters.entry(*class).or_default().entry(name.clone()).or_insert(*ours);
         for (class, bins) in into.iter_mut().enumerate() {
             for (bin, cell) in bins.iter_mut().enumerate() {
                 let (ours, held) = (ours[class][bin], held.map(|held| held[class][bin]));
@@ -228,6 +239,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const GREEDY: SamplingClass = SamplingClass::Greedy;
+
     fn key() -> Key {
         let (model, isa, processor) = ("00ff".into(), "avx512".into(), "Some CPU".into());
         Key { version: VERSION, model, threads: 2, isa, processor }
@@ -238,7 +251,8 @@ mod tests {
         (0..50).for_each(|i| times.observe(1 + i % 5, 0.01 * (1 + i % 5) as f64));
         let mut prior = [[(0.0, 0.0); BINS]; CLASSES];
         prior[2][3] = (hits, seen);
-        Calibrated { times: Some(times), drafters: [("suffix".to_owned(), prior)].into() }
+        let suffix = [("suffix".to_owned(), prior)].into();
+        Calibrated { times: Some(times), drafters: [(GREEDY, suffix)].into() }
     }
 
     /// Without the scale, which is not kept.
@@ -300,7 +314,8 @@ mod tests {
             ("\"step_times\":[1.0", "\"step_times\":[0.0"),
             ("\"step_times\":[1.0", "\"step_times\":[-1.0"),
             ("\"step_times\":[1.0", "\"step_times\":[1.0,1e300"),
-            ("\"version\":1", "\"version\":0"),
+            ("\"version\":2", "\"version\":1"),
+            ("\"greedy\"", "\"grey\""),
             ("\"key\"", "\"lock\""),
         ];
         let swapped = swaps.map(|(old, new)| {
@@ -330,7 +345,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut file = CalibrationFile::with(dir.path(), key());
         file.save(&learned(25.0, 100.0)).unwrap();
-        assert_eq!(file.calibrated().drafters["suffix"][2][3], (16.0, 64.0));
+        assert_eq!(file.calibrated().drafters[&GREEDY]["suffix"][2][3], (16.0, 64.0));
     }
 
     #[test]
@@ -340,16 +355,22 @@ mod tests {
         let open = || CalibrationFile::with(dir.path(), key());
         let (mut one, mut two) = (open(), open());
         let mut mine = one.calibrated().clone();
-        mine.drafters.get_mut("suffix").unwrap()[0][0] = (5.0, 6.0);
-        mine.drafters.insert("rest".into(), [[(1.0, 3.0); BINS]; CLASSES]);
+        let greedy = mine.drafters.get_mut(&GREEDY).unwrap();
+        greedy.get_mut("suffix").unwrap()[0][0] = (5.0, 6.0);
+        greedy.insert("rest".into(), [[(1.0, 3.0); BINS]; CLASSES]);
+        let warm = mine.drafters.entry(SamplingClass::Warm).or_default();
+        warm.insert("suffix".into(), [[(0.0, 9.0); BINS]; CLASSES]);
         one.save(&mine).unwrap();
         let mut other = two.calibrated().clone();
-        other.drafters.get_mut("suffix").unwrap()[2][3] = (7.0, 8.0);
+        other.drafters.get_mut(&GREEDY).unwrap().get_mut("suffix").unwrap()[2][3] = (7.0, 8.0);
         two.save(&other).unwrap();
         let merged = open();
-        let suffix = merged.calibrated().drafters["suffix"];
+        let greedy = &merged.calibrated().drafters[&GREEDY];
+        let suffix = greedy["suffix"];
         assert_eq!((suffix[0][0], suffix[2][3]), ((5.0, 6.0), (7.0, 8.0)));
-        assert_eq!(merged.calibrated().drafters.len(), 2);
+        assert_eq!(greedy.len(), 2);
+        let warm = &merged.calibrated().drafters[&SamplingClass::Warm]["suffix"];
+        assert_eq!(warm[2][3], (0.0, 9.0), "classes are apart");
         // Times alone are saved without touching the drafters.
         let times = StepTimes::measured(&[(1, 1.0), (64, 2.0)]).unwrap();
         two.save_times(&times).unwrap();
@@ -397,13 +418,13 @@ mod tests {
             byte in any::<u8>(),
         ) {
             let table = vec![vec![(1.5f32, 20.25f32); BINS]; CLASSES];
-            let drafters = [("suffix".to_owned(), table)].into();
+            let drafters = [(GREEDY, [("suffix".to_owned(), table)].into())].into();
             let contents = Contents { key: key(), step_times: vec![1.0, 1.25, 1.5], drafters };
             let mut json = serde_json::to_vec(&contents).unwrap();
             let at = at.index(json.len());
             json[at] = byte;
             if let Some(read) = parse(&json, &key()) {
-                let cells = read.drafters.values().flatten().flatten();
+                let cells = read.drafters.values().flat_map(BTreeMap::values).flatten().flatten();
                 for (hits, seen) in cells {
                     prop_assert!(0.0 <= *hits && hits <= seen && *seen <= MOST_SEEN);
                 }

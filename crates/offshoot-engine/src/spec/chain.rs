@@ -79,17 +79,19 @@ impl Chain {
         }
     }
 
-    /// The candidates behind `node`, in the order in which they are to be tested.
+    /// The candidates behind `node`, in the order in which they are to be tested; none if none of
+    /// them was drawn, as one draw of the token does as well for those that were set.
     pub(crate) fn candidates(&self, tree: &TokenTree, node: usize, out: &mut Vec<Drawn>) {
         out.clear();
-        let set = node + 1..self.set;
-        let set = set.filter(|&child| tree.parents()[child] == Some(node as u32));
-        out.extend(set.map(|child| Drawn::set(tree.tokens()[child])));
         let depth = match node {
             0 => Some(0),
             _ => self.nodes.iter().position(|&at| at == node).map(|i| i + 1),
         };
-        out.extend(depth.and_then(|depth| self.drawn.get(depth)).cloned());
+        let Some(drawn) = depth.and_then(|depth| self.drawn.get(depth)) else { return };
+        let set = node + 1..self.set;
+        let set = set.filter(|&child| tree.parents()[child] == Some(node as u32));
+        out.extend(set.map(|child| Drawn::set(tree.tokens()[child])));
+        out.push(drawn.clone());
     }
 
     /// Takes in the tokens that a step decided.
@@ -174,17 +176,18 @@ mod tests {
         let mut tree = TokenTree::new(9);
         let shared = tree.push(0, 4);
         tree.push(0, 5);
+        tree.push(2, 7);
         let mut chain = Chain::default();
         chain.begin(&tree).extend([drawn(4), drawn(6)]);
         chain.join(&mut tree);
-        assert_eq!(tree.tokens(), [9, 4, 5, 6]);
+        assert_eq!(tree.tokens(), [9, 4, 5, 7, 6]);
         let mut candidates = Vec::new();
         chain.candidates(&tree, 0, &mut candidates);
         assert_eq!(candidates, [Drawn::set(4), Drawn::set(5), drawn(4)]);
         chain.candidates(&tree, shared, &mut candidates);
         assert_eq!(candidates, [drawn(6)]);
-        for leaf in [2, 3] {
-            chain.candidates(&tree, leaf, &mut candidates);
+        for without in 2..5 {
+            chain.candidates(&tree, without, &mut candidates);
             assert_eq!(candidates, []);
         }
         assert_eq!(chain.learn(&[4, 7]).accepted, 1);

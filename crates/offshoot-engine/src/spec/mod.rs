@@ -17,6 +17,7 @@ mod medusa;
 mod options;
 mod prior;
 mod rest;
+mod sampling_class;
 mod stats;
 mod suffix;
 
@@ -40,6 +41,7 @@ pub(crate) use filtering::Filtering;
 pub use medusa::MedusaDrafter;
 pub use options::{Arm, SpecMode};
 pub use rest::RestDrafter;
+pub use sampling_class::SamplingClass;
 pub use stats::{DrafterStats, SpecStats};
 pub use suffix::SuffixDrafter;
 
@@ -69,6 +71,12 @@ struct Seat {
 pub struct Speculator {
     seats: Vec<Seat>,
     planner: Planner,
+    /// The class of texts that the planner's calibrations hold for; those of the others lie in
+    /// `classes`, at their numbers.
+    class: SamplingClass,
+    classes: [Vec<Calibration>; 3],
+    /// The classes that something may have been learned of.
+    used: [bool; 3],
     times: StepTimes,
     /// What trees are grown by where the text depends on them, so that neither an earlier answer nor
     /// a clock does: `None` under [`Acceptance::Exact`].
@@ -95,14 +103,23 @@ impl Speculator {
     /// not learn begins as shipped.
     pub fn calibrated_by(drafters: Vec<Box<dyn Drafter>>, earlier: &Calibrated) -> Self {
         let times = earlier.times.clone().unwrap_or_default();
-        let known = |d: &dyn Drafter| earlier.drafters.get(d.name()).copied();
-        let prior = |d: &dyn Drafter| Calibration::new(&known(d).unwrap_or_else(|| d.prior()));
-        let calibrations = drafters.iter().map(|d| prior(d.as_ref())).collect();
+        let calibration = |class: SamplingClass, d: &dyn Drafter| {
+            let known = earlier.drafters.get(&class).and_then(|of| of.get(d.name()));
+            Calibration::new(&known.copied().unwrap_or_else(|| d.prior()))
+        };
+        let mut classes = SamplingClass::ALL.map(|class| {
+            drafters.iter().map(|d| calibration(class, d.as_ref())).collect::<Vec<_>>()
+        });
+        let class = SamplingClass::default();
+        let calibrations = std::mem::take(&mut classes[class as usize]);
         let stats = SpecStats::new(drafters.iter().map(|d| d.name()));
         let seat = |drafter| Seat { drafter, gate: Gate::default(), seconds: 0.0, asked: false };
         Self {
             seats: drafters.into_iter().map(seat).collect(),
             planner: Planner::new(calibrations),
+            class,
+            classes,
+            used: [false; 3],
             times,
             fresh: None,
             chain: Chain::default(),
@@ -121,16 +138,34 @@ impl Speculator {
         &self.times
     }
 
-    /// What each drafter's scores are worth, in the drafters' order.
+    /// What each drafter's scores are worth in texts like the last, in the drafters' order.
     pub fn calibrations(&self) -> &[Calibration] {
         self.planner.calibrations()
     }
 
     /// What was learned so far, for a later speculator.
     pub fn calibrated(&self) -> Calibrated {
-        let names = self.seats.iter().map(|seat| seat.drafter.name().to_owned());
-        let counts = self.calibrations().iter().map(Calibration::counts);
-        Calibrated { times: Some(self.times.clone()), drafters: names.zip(counts).collect() }
+        let used = SamplingClass::ALL.into_iter().filter(|&class| self.used[class as usize]);
+        let table = |class: SamplingClass| {
+            let names = self.seats.iter().map(|seat| seat.drafter.name().to_owned());
+            let calibrations = match class == self.class {
+                true => self.calibrations(),
+                false => &self.classes[class as usize],
+            };
+            (class, names.zip(calibrations.iter().map(Calibration::counts)).collect())
+        };
+        Calibrated { times: Some(self.times.clone()), drafters: used.map(table).collect() }
+    }
+
+    /// Goes on with what was learned of texts of `class`.
+    fn turn_to(&mut self, class: SamplingClass) {
+        if class != self.class {
+            let calibrations = std::mem::take(&mut self.classes[class as usize]);
+            let other = self.planner.exchange(calibrations);
+            self.classes[self.class as usize] = other;
+            self.class = class;
+        }
+        self.used[class as usize] = true;
     }
 
     /// Whether a drafter reads the state that the pending token was chosen from.
@@ -138,10 +173,23 @@ impl Speculator {
         self.seats.iter().any(|seat| seat.drafter.wants_hidden())
     }
 
+    /// Whether a drafter has a distribution of its own to draw from.
+    pub(crate) fn draws(&self) -> bool {
+        self.seats.iter().any(|seat| seat.drafter.draws())
+    }
+
     /// Takes in the text of a new answer: all that is decided, the pending token last. Tokens are
     /// below `n_vocab`.
-    pub(crate) fn begin(&mut self, text: &[u32], n_vocab: usize, acceptance: Acceptance) {
+    pub(crate) fn begin(
+        &mut self,
+        text: &[u32],
+        n_vocab: usize,
+        (acceptance, class): (Acceptance, SamplingClass),
+    ) {
         self.n_vocab = n_vocab;
+        if acceptance == Acceptance::Exact {
+            self.turn_to(class);
+        }
         self.stats.reset(acceptance);
         self.chain = Chain::default();
         let prior = |seat: &Seat| Calibration::new(&seat.drafter.prior());

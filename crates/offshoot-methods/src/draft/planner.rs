@@ -144,6 +144,11 @@ impl Planner {
         &self.calibrations
     }
 
+    /// Goes on with other `calibrations` of the same drafters; gives those so far.
+    pub fn exchange(&mut self, calibrations: Vec<Calibration>) -> Vec<Calibration> {
+        std::mem::replace(&mut self.calibrations, calibrations)
+    }
+
     /// Grows a tree of guesses below `root`.
     ///
     /// `ask(drafter, tree, node, guesses)` appends what the drafter guesses behind the newest `node`

@@ -90,8 +90,14 @@ pub fn without(q: &Distribution, token: u32) -> Distribution {
 
 /// `p = normalised max(0, p - q)`. Where nothing is left the two were equal, and `p` stays.
 fn subtract(p: &mut Distribution, q: &Distribution) {
-    let mut rest: Distribution =
-        p.iter().map(|&(t, x)| (t, (x - mass(q, t)).max(0.0))).filter(|&(_, x)| x > 0.0).collect();
+    // Both rise, so that one walk beside the other finds each token.
+    let mut offered = q.iter().peekable();
+    let left = |&(token, wanted): &(u32, f64)| {
+        while offered.next_if(|&&(other, _)| other < token).is_some() {}
+        let offered = offered.next_if(|&&(other, _)| other == token).map_or(0.0, |&(_, x)| x);
+        (wanted > offered).then_some((token, wanted - offered))
+    };
+    let mut rest: Distribution = p.iter().filter_map(left).collect();
     if normalise(&mut rest) {
         *p = rest;
     }
