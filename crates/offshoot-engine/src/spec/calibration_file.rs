@@ -180,14 +180,15 @@ fn prior(table: &[Vec<(f32, f32)>]) -> Option<Prior> {
             return None;
         }
         for (to, &cell) in to.iter_mut().zip(class) {
-            *to = clipped(cell);
+            *to = clipped(cell, MOST_SEEN);
         }
     }
     Some(prior)
 }
 
-fn clipped((hits, seen): (f32, f32)) -> (f32, f32) {
-    if seen > MOST_SEEN { (hits / seen * MOST_SEEN, MOST_SEEN) } else { (hits, seen) }
+/// A cell that stands for `most` guesses at most, of which the same share came true.
+pub(super) fn clipped((hits, seen): (f32, f32), most: f32) -> (f32, f32) {
+    if seen > most { (hits / seen * most, most) } else { (hits, seen) }
 }
 
 /// `theirs` with what `now` has learned since `held`.
@@ -209,7 +210,7 @@ fn merge(held: &Calibrated, theirs: Calibrated, now: &Calibrated) -> Calibrated 
             for (bin, cell) in bins.iter_mut().enumerate() {
                 let (ours, held) = (ours[class][bin], held.map(|held| held[class][bin]));
                 let newer = held.map_or(ours.1 >= cell.1, |held| ours != held);
-                *cell = clipped(if newer { ours } else { *cell });
+                *cell = clipped(if newer { ours } else { *cell }, MOST_SEEN);
             }
         }
     }

@@ -15,6 +15,8 @@ mod prior;
 mod rest;
 mod stats;
 mod suffix;
+#[cfg(test)]
+mod sweep;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
