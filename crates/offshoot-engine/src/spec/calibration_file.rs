@@ -51,6 +51,9 @@ struct Contents {
     key: Key,
     /// Times of 1, 2, ... rows over that of one; nothing if unknown.
     step_times: Vec<f64>,
+    /// Steps of 1, 2, ... rows that they are known from, as far as that is counted.
+    #[serde(default)]
+    step_counts: Vec<u8>,
     /// Hits and guesses seen, `[class][bin]`.
     drafters: BTreeMap<String, Vec<Vec<(f32, f32)>>>,
 }
@@ -136,6 +139,7 @@ impl CalibrationFile {
         let contents = Contents {
             key: self.key.clone(),
             step_times: points.map(|(_, over_one)| over_one).collect(),
+            step_counts: all.times.iter().flat_map(|times| *times.seen()).collect(),
             drafters: drafters.map(|(name, prior)| (name.clone(), table(prior))).collect(),
         };
         let json = serde_json::to_vec(&contents).map_err(|e| failed(e.into()))?;
@@ -162,7 +166,7 @@ fn parse(json: &[u8], key: &Key) -> Option<Calibrated> {
     let points: Vec<(usize, f64)> = (1..).zip(contents.step_times).collect();
     let times = match points.is_empty() {
         true => None,
-        false => Some(StepTimes::measured(&points)?),
+        false => Some(StepTimes::measured(&points)?.with_seen(contents.step_counts)),
     };
     let named = contents.drafters.into_iter().map(|(name, table)| Some((name, prior(&table)?)));
     Some(Calibrated { times, drafters: named.collect::<Option<_>>()? })
@@ -267,7 +271,9 @@ mod tests {
     #[test]
     fn a_file_of_another_machine_or_version_is_ignored() {
         let json = |key: Key| {
-            let contents = Contents { key, step_times: vec![1.0, 1.5], drafters: BTreeMap::new() };
+            let step_times = vec![1.0, 1.5];
+            let contents =
+                Contents { key, step_times, step_counts: vec![], drafters: BTreeMap::new() };
             serde_json::to_vec(&contents).unwrap()
         };
         assert!(parse(&json(key()), &key()).unwrap().times.is_some());
@@ -399,7 +405,8 @@ mod tests {
         ) {
             let table = vec![vec![(1.5f32, 20.25f32); BINS]; CLASSES];
             let drafters = [("suffix".to_owned(), table)].into();
-            let contents = Contents { key: key(), step_times: vec![1.0, 1.25, 1.5], drafters };
+            let step_times = vec![1.0, 1.25, 1.5];
+            let contents = Contents { key: key(), step_times, step_counts: vec![1; 3], drafters };
             let mut json = serde_json::to_vec(&contents).unwrap();
             let at = at.index(json.len());
             json[at] = byte;

@@ -26,7 +26,10 @@ use offshoot_methods::draft::{Calibration, Gate, Guess, Limits, Planner, StepTim
 pub use bench::{
     ArmResult, Learned, SpecArm, SpecBenchOptions, WorkloadResult, learned, measure_spec,
 };
-pub use calibrate::{CalibrateOptions, MeasuredWidth, StepCurve, calibrate, chain_tokens};
+pub use calibrate::{
+    CalibrateOptions, MeasuredWidth, StepCurve, calibrate, chain_tokens, lacks_times,
+    measure_missing,
+};
 pub use calibration_file::{Calibrated, CalibrationFile};
 pub use draft_model::ModelDrafter;
 pub use drafter::{Drafter, View};
@@ -103,6 +106,11 @@ impl Speculator {
     /// What is known of step times.
     pub fn times(&self) -> &StepTimes {
         &self.times
+    }
+
+    /// Takes in what steps of `rows` rows were measured to take, over one of one row.
+    pub(crate) fn set_time(&mut self, rows: usize, over_one: f64) {
+        self.times.set(rows, over_one);
     }
 
     /// What each drafter's scores are worth, in the drafters' order.
