@@ -163,8 +163,14 @@ fn benchmarks_keep_step_times_and_nothing_of_the_prompts() {
     let workload = r#"{"kind":"a","prompt":"abcdabcdabcd"}"#;
     home.file("prompts.jsonl", workload);
     let args = ["bench", "long.gguf", "--spec", "--workload", "prompts.jsonl", "--rounds", "1"];
-    let more = ["-n", "40", "--ctx-size", "2048", "--json"];
+    let more = ["-n", "40", "--ctx-size", "2048", "--json", "--plot", "speed.svg"];
     run(home.offshoot(args.iter().chain(&more))).ended_with(0);
+    let picture = std::fs::read_to_string(home.path().join("speed.svg")).unwrap();
+    for text in ["a", "off", "suffix", "auto"] {
+        assert!(picture.contains(&format!(">{text}</text>")), "no {text} in {picture}");
+    }
+    assert!(picture.starts_with("<svg") && picture.ends_with("</svg>\n"));
+    assert_eq!(picture.matches("<rect x=").count(), 3, "a bar for each arm");
     let after = learned(&home);
     assert_eq!(after["drafters"], before["drafters"]);
     assert_ne!(after["step_times"], before["step_times"]);
