@@ -324,6 +324,9 @@ pub(crate) struct BenchArgs {
     /// Divides the logits; 0 takes the likeliest token.
     #[arg(long, env = "OFFSHOOT_TEMPERATURE", default_value_t = 0.0)]
     pub(crate) temperature: f32,
+    /// Draw the speed-up of each arm on each kind of prompts, as SVG.
+    #[arg(long, env = "OFFSHOOT_PLOT", value_name = "FILE", requires = "spec")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -11,10 +11,11 @@ use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
 use serde_json::{Value, json};
 
-use crate::answer::{chat_tokens, spec_options};
+use crate::answer::{chat_tokens, spec_options, write_file};
 use crate::args::{BenchArgs, EngineArgs};
 use crate::failure::{Failure, note, say, say_json};
 use crate::models;
+use crate::plot::{Group, bars};
 
 /// Prompts for those who bring none: `bench/workloads` has more.
 const BUILT_IN: &str = include_str!("../data/workload.jsonl");
@@ -53,6 +54,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         // Drafters learned these prompts, some of them several times: that helps no other text.
         let times = Some(speculator.times().clone());
         let _ = file.save(&Calibrated { times, ..Calibrated::default() });
+    }
+    if let Some(path) = &args.plot {
+        write_file(path, &picture(&args.model.model, &results))?;
+        note(format_args!("drawn in {}", path.display()));
     }
     if args.model.output.json {
         let times: Vec<Value> = last
@@ -150,6 +155,16 @@ fn prompt(line: &str, model: &Model) -> Result<(String, Vec<u32>), String> {
         return Err("an empty prompt".to_owned());
     }
     Ok((kind, tokens))
+}
+
+/// The speed-up of each arm on each workload.
+fn picture(model: &str, results: &[WorkloadResult]) -> String {
+    let group = |result: &WorkloadResult| Group {
+        title: result.kind.clone(),
+        bars: result.arms.iter().map(|arm| (arm.arm.clone(), arm.speedup)).collect(),
+    };
+    let groups: Vec<Group> = results.iter().map(group).collect();
+    bars(&format!("{model}: speed, times plain decoding"), &groups)
 }
 
 fn print(result: &WorkloadResult) -> Result<(), Failure> {

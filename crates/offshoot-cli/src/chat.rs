@@ -1,7 +1,9 @@
 //! A chat in the terminal.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use offshoot_engine::spec::{CalibrationFile, lacks_times, measure_missing};
 use offshoot_engine::{Answer, FinishReason, GenerateOptions, Model, Session};
 use offshoot_models::Message;
 use rustyline::DefaultEditor;
@@ -55,7 +57,7 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
         note("this model has no chat template: the raw text of the messages is continued");
     }
     note("/help lists commands, Ctrl-D leaves.");
-    while let Some(input) = read_input(&mut editor)? {
+    while let Some(input) = idle_input(&mut editor, &model, &mut session, &mut calibration)? {
         match input {
             Input::Command(command) if matches!(command.as_str(), "exit" | "quit" | "bye") => break,
             Input::Command(command) => match obey(&command, &mut messages, &mut options) {
@@ -86,6 +88,7 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
             }
         }
     }
+    models::keep_calibration(&mut calibration, &session);
     Ok(())
 }
 
@@ -118,6 +121,34 @@ fn answer(
     }
     messages.push(Message::new("assistant", answer.text.as_str()));
     Ok(answer)
+}
+
+/// As [`read_input`]. While the user thinks, the step times that drafting does not know on this
+/// machine are measured and kept: a second or two once, and a line waits for one step at most.
+fn idle_input(
+    editor: &mut DefaultEditor,
+    model: &Model,
+    session: &mut Session,
+    calibration: &mut Option<CalibrationFile>,
+) -> Result<Option<Input>, Failure> {
+    // Without a file they would be measured anew in each chat.
+    if calibration.is_none() || !lacks_times(session) {
+        return read_input(editor);
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // What cannot be measured is learned from answers, and what is not complete is kept
+            // behind the next.
+            let done = measure_missing(model, session, || stop.load(Ordering::Relaxed));
+            if done.is_ok() && !stop.load(Ordering::Relaxed) {
+                models::keep_calibration(calibration, session);
+            }
+        });
+        let input = read_input(editor);
+        stop.store(true, Ordering::Relaxed);
+        input
+    })
 }
 
 /// What the user writes next; `None` at the end of input.

@@ -1,4 +1,5 @@
-//! Curves as SVG: panels side by side, each with axes, a grid and a name at every curve's end.
+//! Pictures as SVG. Curves: panels side by side, each with axes, a grid and a name at every curve's
+//! end. Bars: groups below each other over one axis, each bar with its name and its number.
 
 use std::fmt::Write;
 
@@ -16,6 +17,13 @@ pub(crate) struct Curve {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
+/// Bars that are compared with one another.
+pub(crate) struct Group {
+    pub(crate) title: String,
+    /// Name and length. One that is no number is named and has no bar.
+    pub(crate) bars: Vec<(String, f64)>,
+}
+
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 /// Sizes in pixels: a panel, what is around its axes (names stand at the right), a line of text.
 const PANEL: (f64, f64) = (480.0, 360.0);
@@ -24,20 +32,76 @@ const RIGHT: f64 = 90.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 48.0;
 const LINE: f64 = 12.0;
+/// Of bars: what is left of them for their names, a row, and how much of it a bar fills.
+const NAMES: f64 = 120.0;
+const ROW: f64 = 18.0;
+const BAR: f64 = 12.0;
 
 /// The picture of `panels`.
 pub(crate) fn svg(panels: &[Panel]) -> String {
     let (width, height) = (PANEL.0 * panels.len() as f64, PANEL.1);
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"11\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
+    let mut out = begin(width, height);
     for (i, panel) in panels.iter().enumerate() {
         panel.draw(PANEL.0 * i as f64, &mut out);
     }
     out.push_str("</svg>\n");
     out
+}
+
+/// The picture of `groups`, with `title` above. The length 1 is marked: it is what all are measured
+/// by.
+pub(crate) fn bars(title: &str, groups: &[Group]) -> String {
+    let rows: usize = groups.iter().map(|group| group.bars.len() + 1).sum();
+    let (width, height) = (PANEL.0, TOP + ROW * rows as f64 + BOTTOM);
+    let mut out = begin(width, height);
+    let lengths = groups.iter().flat_map(|group| &group.bars).map(|bar| bar.1);
+    let ticks = ticks(lengths.filter(|x| x.is_finite()).fold(1.0, f64::max));
+    let x_at = |x: f64| NAMES + x / ticks[ticks.len() - 1] * (width - NAMES - RIGHT);
+    let bottom = height - BOTTOM;
+    for &tick in &ticks {
+        line(&mut out, (x_at(tick), TOP), (x_at(tick), bottom));
+        text(&mut out, (x_at(tick), bottom + 15.0), "middle", &short(tick));
+    }
+    text(&mut out, (width / 2.0, TOP - 18.0), "middle", title);
+    let mut y = TOP;
+    for group in groups {
+        text(&mut out, (8.0, y + BAR), "start", &group.title);
+        for ((name, length), colour) in group.bars.iter().zip(COLOURS.iter().cycle()) {
+            y += ROW;
+            text(&mut out, (NAMES - 6.0, y + BAR - 2.0), "end", name);
+            if length.is_finite() && *length >= 0.0 {
+                let _ = writeln!(
+                    out,
+                    "<rect x=\"{NAMES}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" \
+                     fill=\"{colour}\"/>",
+                    x_at(*length) - NAMES
+                );
+                text(
+                    &mut out,
+                    (x_at(*length) + 5.0, y + BAR - 2.0),
+                    "start",
+                    &format!("{length:.2}"),
+                );
+            }
+        }
+        y += ROW;
+    }
+    let one = x_at(1.0);
+    let _ = writeln!(
+        out,
+        "<line x1=\"{one:.1}\" y1=\"{TOP}\" x2=\"{one:.1}\" y2=\"{bottom}\" stroke=\"#333\"/>"
+    );
+    out.push_str("</svg>\n");
+    out
+}
+
+/// The first lines of a picture.
+fn begin(width: f64, height: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    )
 }
 
 impl Panel {
@@ -170,6 +234,24 @@ mod tests {
         let picture = svg(&[panel(&[(1.0, f64::NAN), (1.0, 1.0), (2.0, 3.0)])]);
         assert_eq!(picture.matches("<polyline points=\"").count(), 2);
         well_formed(&svg(&[]));
+    }
+
+    #[test]
+    fn bars_are_drawn_by_group_and_named() {
+        let bar = |name: &str, length| (name.to_owned(), length);
+        let group = |title: &str| Group {
+            title: title.to_owned(),
+            bars: vec![bar("off", 1.0), bar("a < b", 2.5), bar("none", f64::NAN)],
+        };
+        let picture = bars("times plain", &[group("chat"), group("code & more")]);
+        well_formed(&picture);
+        assert_eq!(picture.matches("<rect x=").count(), 4, "no bar of what is no number");
+        for text in [">a &lt; b<", ">none<", ">2.50<", ">code &amp; more<", ">times plain<"] {
+            assert!(picture.contains(text), "{text}");
+        }
+        // From 120 to 390 for 0 to 2.5.
+        assert!(picture.contains("width=\"108.0\"") && picture.contains("width=\"270.0\""));
+        well_formed(&bars("", &[]));
     }
 
     #[test]

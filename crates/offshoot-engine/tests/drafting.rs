@@ -9,7 +9,7 @@ mod tiny;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
-use offshoot_engine::spec::{Drafter, SpecOptions, Speculator, View};
+use offshoot_engine::spec::{Drafter, SpecOptions, Speculator, View, lacks_times, measure_missing};
 use offshoot_engine::store::{PullPolicy, Quiet, Store};
 use offshoot_engine::{
     Answer, Control, Error, FinishReason, GenerateOptions, LoadOptions, Model, Session,
@@ -329,6 +329,37 @@ fn a_real_model_writes_the_same_with_and_without_drafts() {
             assert_eq!(one.tokens, plain.tokens, "on one thread");
         }
     }
+}
+
+#[test]
+fn unknown_step_times_are_measured_between_answers_and_change_none() {
+    let (model, mut session) = tiny_model(2);
+    let options = options(SamplingOptions::greedy(), Some(60));
+    let prompt = [3, 4, 5, 6];
+    let plain = generate(&model, &mut session, &prompt, &options).tokens;
+    assert!(!lacks_times(&session), "without drafters no times are wanted");
+    assert_eq!(measure_missing(&model, &mut session, || false).unwrap(), 0);
+    auto(&model, &mut session);
+    assert!(lacks_times(&session));
+    let mut asked = 0;
+    let mut until = |steps: usize, session: &mut Session| {
+        asked = 0;
+        let stop = || {
+            asked += 1;
+            asked > steps
+        };
+        (measure_missing(&model, session, stop).unwrap(), asked)
+    };
+    assert_eq!(until(0, &mut session), (0, 1), "stopped before the first step");
+    assert_eq!(until(20, &mut session), (1, 21), "a width is ten steps");
+    assert!(session.speculator().unwrap().times().knows(2) && lacks_times(&session));
+    let cached = session.cached().to_vec();
+    let (widths, steps) = until(usize::MAX, &mut session);
+    // All of the table's, or all but the last where wide steps are dear.
+    assert!((7..=9).contains(&widths) && steps == 10 * widths + 1, "{widths} in {steps} steps");
+    assert!(!lacks_times(&session));
+    assert_eq!(session.cached(), cached);
+    assert_eq!(generate(&model, &mut session, &prompt, &options).tokens, plain);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::home::{Home, run};
+use crate::interrupts::{PATIENCE, Terminal};
 
 /// The files of what was learned.
 fn kept(home: &Home) -> Vec<PathBuf> {
@@ -54,6 +55,45 @@ fn answers_leave_what_they_learned_and_none_is_harmed_by_what_is_there() {
     run(home.offshoot(ANSWER.iter().chain(&["--threads", "1"]))).ended_with(0);
     run(home.offshoot(ANSWER.iter().chain(&["--threads", "3"]))).ended_with(0);
     assert!(kept(&home).len() >= 2, "each number of threads has its own");
+}
+
+/// Widths that a file knows of 2, 3, ... rows.
+fn known(file: &Value) -> Vec<usize> {
+    let counts = file["step_counts"].as_array().unwrap().iter().zip(1..);
+    counts.filter(|(n, rows)| *rows > 1 && n.as_u64() >= Some(40)).map(|(_, rows)| rows).collect()
+}
+
+#[test]
+fn an_idle_chat_measures_what_drafting_does_not_know() {
+    let home = Home::new();
+    home.tiny_with_context(2048);
+    let mut chat = Terminal::open(&home, &["run", "long.gguf"]);
+    chat.wait_for(">>> ");
+    // Nobody writes anything.
+    let begun = std::time::Instant::now();
+    while kept(&home).is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "nothing was measured");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let first = learned(&home);
+    let widths = known(&first);
+    assert!(widths.starts_with(&[2, 3, 4, 5, 6, 8, 12, 16]), "{widths:?}");
+    assert_eq!(first["drafters"]["suffix"][0][0], serde_json::json!([0.0, 0.0]), "no answer yet");
+    chat.press("/set max-tokens 3\r");
+    chat.wait_for("max-tokens is 3");
+    chat.press("ab\r");
+    chat.wait_for(">>> ");
+    chat.press("/exit\r");
+    assert_eq!(chat.end(), Some(0));
+    assert!(known(&learned(&home)).starts_with(&widths), "and answers forget none of it");
+
+    // What is known is not measured again: a chat without an answer leaves the file as it is.
+    let before = std::fs::read(&kept(&home)[0]).unwrap();
+    let mut chat = Terminal::open(&home, &["run", "long.gguf"]);
+    chat.wait_for(">>> ");
+    chat.press("/exit\r");
+    assert_eq!(chat.end(), Some(0));
+    assert_eq!(std::fs::read(&kept(&home)[0]).unwrap(), before);
 }
 
 #[test]
@@ -130,8 +170,14 @@ fn benchmarks_keep_step_times_and_nothing_of_the_prompts() {
     let workload = r#"{"kind":"a","prompt":"abcdabcdabcd"}"#;
     home.file("prompts.jsonl", workload);
     let args = ["bench", "long.gguf", "--spec", "--workload", "prompts.jsonl", "--rounds", "1"];
-    let more = ["-n", "40", "--ctx-size", "2048", "--json"];
+    let more = ["-n", "40", "--ctx-size", "2048", "--json", "--plot", "speed.svg"];
     run(home.offshoot(args.iter().chain(&more))).ended_with(0);
+    let picture = std::fs::read_to_string(home.path().join("speed.svg")).unwrap();
+    for text in ["a", "off", "suffix", "auto"] {
+        assert!(picture.contains(&format!(">{text}</text>")), "no {text} in {picture}");
+    }
+    assert!(picture.starts_with("<svg") && picture.ends_with("</svg>\n"));
+    assert_eq!(picture.matches("<rect x=").count(), 3, "a bar for each arm");
     let after = learned(&home);
     assert_eq!(after["drafters"], before["drafters"]);
     assert_ne!(after["step_times"], before["step_times"]);

@@ -9,7 +9,7 @@ use crate::home::{Home, Left};
 use crate::server::{Answer, Server};
 
 /// Longer than anything waited for here takes, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 fn interrupt(child: &Child) {
     // The shell's own: a program of that name is not on every machine.
@@ -106,7 +106,7 @@ fn an_interrupted_pull_ends_with_130_and_is_continued_by_the_next() {
 const LINE_TAKEN: &str = "\x1b[?2004l";
 
 /// A terminal with a program in it, made by Python's `pty`.
-struct Terminal {
+pub(crate) struct Terminal {
     child: Child,
     keys: ChildStdin,
     screen: mpsc::Receiver<Vec<u8>>,
@@ -114,7 +114,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn open(home: &Home, args: &[&str]) -> Self {
+    pub(crate) fn open(home: &Home, args: &[&str]) -> Self {
         let mut command = Command::new("python3");
         let spawn = "import os, pty, sys; status = pty.spawn(sys.argv[1:]); \
                      sys.exit(os.waitstatus_to_exitcode(status))";
@@ -138,14 +138,14 @@ impl Terminal {
         Self { child, keys, screen, seen: String::new() }
     }
 
-    fn press(&mut self, keys: &str) {
+    pub(crate) fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
         self.keys.flush().unwrap();
     }
 
     /// Waits until the screen has shown `text` since the last wait.
     #[track_caller]
-    fn wait_for(&mut self, text: &str) {
+    pub(crate) fn wait_for(&mut self, text: &str) {
         let begun = Instant::now();
         loop {
             if let Some(at) = self.seen.find(text) {
@@ -159,7 +159,7 @@ impl Terminal {
         }
     }
 
-    fn end(mut self) -> Option<i32> {
+    pub(crate) fn end(mut self) -> Option<i32> {
         drop(self.keys);
         self.child.wait().unwrap().code()
     }

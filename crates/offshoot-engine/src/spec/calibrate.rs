@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
-use offshoot_methods::draft::{StepTimes, TokenTree};
+use offshoot_methods::draft::{MOST_ROWS, StepTimes, TokenTree};
 use serde::Serialize;
 
+use super::Speculator;
 use crate::bench::median;
 use crate::{Error, Model, Session};
 
@@ -20,6 +21,8 @@ const DEPTHS: [usize; 3] = [0, 512, 2048];
 const WIDE: usize = 16;
 /// That share of a step of one row.
 const NEARLY: f64 = 0.9;
+/// Steps of a width, each beside one of one row, when only what is missing is measured.
+const MISSING_ROUNDS: usize = 5;
 
 /// How thoroughly to measure.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +69,8 @@ impl StepCurve {
     /// The shape of step times, for drafting; `None` if a time is out of all proportion.
     pub fn times(&self) -> Option<StepTimes> {
         let points: Vec<(usize, f64)> = self.widths.iter().map(|w| (w.rows, w.over_one)).collect();
-        StepTimes::measured(&points)
+        let measured = |rows| if self.widths.iter().any(|w| w.rows == rows) { u8::MAX } else { 0 };
+        Some(StepTimes::measured(&points)?.with_seen((1..).map(measured).take(MOST_ROWS)))
     }
 
     /// Seconds of a step of one row, at the depth in the middle.
@@ -106,8 +110,7 @@ pub fn calibrate(
     options: &CalibrateOptions,
     mut progress: impl FnMut(&str),
 ) -> Result<StepCurve, Error> {
-    let vocab = model.packed().config().vocab_size as u32;
-    let token = |i: usize| (i as u32).wrapping_mul(7919).wrapping_add(100) % vocab;
+    let token = any_token(model);
     let mut widths: Vec<usize> =
         WIDTHS.into_iter().filter(|&rows| rows <= session.context()).collect();
     session.truncate(0);
@@ -130,7 +133,7 @@ pub fn calibrate(
     let mut bushes = vec![Vec::new(); widths.len()];
     for &depth in &depths {
         progress(&format!("steps behind {depth} tokens"));
-        let unread: Vec<u32> = (session.cached().len()..depth).map(token).collect();
+        let unread: Vec<u32> = (session.cached().len()..depth).map(&token).collect();
         session.read(model, &unread)?;
         let medians = turns(model, session, &widths, options.rounds, &token)?;
         for (i, (chain_ms, bushy_ms)) in medians.into_iter().enumerate() {
@@ -140,6 +143,84 @@ pub fn calibrate(
     }
     session.truncate(0);
     Ok(StepCurve { depths, widths: over_one(&widths, chains, bushes) })
+}
+
+/// Tokens of no meaning.
+fn any_token(model: &Model) -> impl Fn(usize) -> u32 {
+    let vocab = model.packed().config().vocab_size as u32;
+    move |i| (i as u32).wrapping_mul(7919).wrapping_add(100) % vocab
+}
+
+/// Whether [`measure_missing`] has anything to measure for the drafters of `session`.
+pub fn lacks_times(session: &Session) -> bool {
+    let speculator = session.speculator();
+    speculator.is_some_and(|s| next_missing(s.times(), 1, room(session)).is_some())
+}
+
+/// Measures the step times that the drafters of `session` do not know, the narrow steps first, and
+/// tells them; gives how many widths that were. `stop` is asked before each step, of which there
+/// are about a hundred at most. The conversation stays as it is.
+///
+/// # Errors
+/// As [`Session::time_step`].
+pub fn measure_missing(
+    model: &Model,
+    session: &mut Session,
+    mut stop: impl FnMut() -> bool,
+) -> Result<usize, Error> {
+    let Some(mut speculator) = session.set_speculator(None) else { return Ok(0) };
+    let mut widths = 0;
+    let measured = measure_into(model, session, &mut speculator, &mut stop, &mut widths);
+    session.set_speculator(Some(speculator));
+    measured.map(|()| widths)
+}
+
+fn measure_into(
+    model: &Model,
+    session: &mut Session,
+    speculator: &mut Speculator,
+    stop: &mut impl FnMut() -> bool,
+    widths: &mut usize,
+) -> Result<(), Error> {
+    let token = any_token(model);
+    let (room, one) = (room(session), chain(1, &token));
+    let (mut last, mut warm) = (1, false);
+    while let Some(rows) = next_missing(speculator.times(), last, room) {
+        let trees = [chain(rows, &token), bushy(rows, &token)];
+        let mut ratios = [f64::NAN; MISSING_ROUNDS];
+        let mut took = |tree: &TokenTree| match stop() {
+            true => Ok(None),
+            false => session.time_step(model, tree).map(|time| Some(time.as_secs_f64())),
+        };
+        if !std::mem::replace(&mut warm, true) && took(&one)?.is_none() {
+            return Ok(());
+        }
+        for (round, ratio) in ratios.iter_mut().enumerate() {
+            let Some(alone) = took(&one)? else { return Ok(()) };
+            let Some(together) = took(&trees[round % 2])? else { return Ok(()) };
+            *ratio = together / alone;
+        }
+        speculator.set_time(rows, median(&ratios));
+        (last, *widths) = (rows, *widths + 1);
+    }
+    Ok(())
+}
+
+/// Rows that a step has room for.
+fn room(session: &Session) -> usize {
+    session.context() - session.cached().len()
+}
+
+/// The narrowest of the widths above `last` that is worth knowing and not known.
+fn next_missing(times: &StepTimes, last: usize, room: usize) -> Option<usize> {
+    for rows in WIDTHS.into_iter().filter(|&rows| 1 < rows && rows <= room) {
+        match times.knows(rows) {
+            false if rows > last => return Some(rows),
+            true if rows >= WIDE && times.ratio(rows) > NEARLY * rows as f64 => return None,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Wakes the threads and brings in the weights; gives what a step of one row takes then.
@@ -245,6 +326,21 @@ mod tests {
         assert_eq!(broken.times(), None);
         broken.widths.clear();
         assert_eq!((broken.times(), broken.best_rows(0.5)), (None, 0));
+    }
+
+    #[test]
+    fn only_what_is_not_known_and_worth_it_is_missing() {
+        let missing = |times: &StepTimes, room: usize| {
+            let mut last = 1;
+            let next = || next_missing(times, last, room).inspect(|&rows| last = rows);
+            std::iter::from_fn(next).collect::<Vec<_>>()
+        };
+        assert_eq!(missing(&StepTimes::default(), 12), [2, 3, 4, 5, 6, 8, 12]);
+        assert!(missing(&curve(0.25).times().unwrap(), 100).is_empty());
+        let mut dear = StepTimes::default();
+        dear.set(2, 1.9);
+        dear.set(16, 15.0);
+        assert_eq!(missing(&dear, 100), [3, 4, 5, 6, 8, 12], "32 rows pay no more than 16");
     }
 
     #[test]

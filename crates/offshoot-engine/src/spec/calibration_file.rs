@@ -53,6 +53,9 @@ struct Contents {
     key: Key,
     /// Times of 1, 2, ... rows over that of one; nothing if unknown.
     step_times: Vec<f64>,
+    /// Steps of 1, 2, ... rows that they are known from, as far as that is counted.
+    #[serde(default)]
+    step_counts: Vec<u8>,
     drafters: BTreeMap<SamplingClass, BTreeMap<String, Table>>,
 }
 
@@ -143,6 +146,7 @@ impl CalibrationFile {
         let contents = Contents {
             key: self.key.clone(),
             step_times: points.map(|(_, over_one)| over_one).collect(),
+            step_counts: all.times.iter().flat_map(|times| *times.seen()).collect(),
             drafters: drafters.map(|(&class, of)| (class, named(of))).collect(),
         };
         let json = serde_json::to_vec(&contents).map_err(|e| failed(e.into()))?;
@@ -169,7 +173,7 @@ fn parse(json: &[u8], key: &Key) -> Option<Calibrated> {
     let points: Vec<(usize, f64)> = (1..).zip(contents.step_times).collect();
     let times = match points.is_empty() {
         true => None,
-        false => Some(StepTimes::measured(&points)?),
+        false => Some(StepTimes::measured(&points)?.with_seen(contents.step_counts)),
     };
     let named = |of: BTreeMap<String, Table>| {
         of.into_iter().map(|(name, table)| Some((name, prior(&table)?))).collect::<Option<_>>()
@@ -190,14 +194,15 @@ fn prior(table: &[Vec<(f32, f32)>]) -> Option<Prior> {
             return None;
         }
         for (to, &cell) in to.iter_mut().zip(class) {
-            *to = clipped(cell);
+            *to = clipped(cell, MOST_SEEN);
         }
     }
     Some(prior)
 }
 
-fn clipped((hits, seen): (f32, f32)) -> (f32, f32) {
-    if seen > MOST_SEEN { (hits / seen * MOST_SEEN, MOST_SEEN) } else { (hits, seen) }
+/// A cell that stands for `most` guesses at most, of which the same share came true.
+pub(super) fn clipped((hits, seen): (f32, f32), most: f32) -> (f32, f32) {
+    if seen > most { (hits / seen * most, most) } else { (hits, seen) }
 }
 
 /// `theirs` with what `now` has learned since `held`.
@@ -220,7 +225,7 @@ fn merge(held: &Calibrated, theirs: Calibrated, now: &Calibrated) -> Calibrated 
             for (bin, cell) in bins.iter_mut().enumerate() {
                 let (ours, held) = (ours[class][bin], held.map(|held| held[class][bin]));
                 let newer = held.map_or(ours.1 >= cell.1, |held| ours != held);
-                *cell = clipped(if newer { ours } else { *cell });
+                *cell = clipped(if newer { ours } else { *cell }, MOST_SEEN);
             }
         }
     }
@@ -280,7 +285,9 @@ mod tests {
     #[test]
     fn a_file_of_another_machine_or_version_is_ignored() {
         let json = |key: Key| {
-            let contents = Contents { key, step_times: vec![1.0, 1.5], drafters: BTreeMap::new() };
+            let step_times = vec![1.0, 1.5];
+            let contents =
+                Contents { key, step_times, step_counts: vec![], drafters: BTreeMap::new() };
             serde_json::to_vec(&contents).unwrap()
         };
         assert!(parse(&json(key()), &key()).unwrap().times.is_some());
@@ -419,7 +426,8 @@ mod tests {
         ) {
             let table = vec![vec![(1.5f32, 20.25f32); BINS]; CLASSES];
             let drafters = [(GREEDY, [("suffix".to_owned(), table)].into())].into();
-            let contents = Contents { key: key(), step_times: vec![1.0, 1.25, 1.5], drafters };
+            let step_times = vec![1.0, 1.25, 1.5];
+            let contents = Contents { key: key(), step_times, step_counts: vec![1; 3], drafters };
             let mut json = serde_json::to_vec(&contents).unwrap();
             let at = at.index(json.len());
             json[at] = byte;

@@ -3,8 +3,31 @@
 //! Leviathan et al. 2022, <https://arxiv.org/abs/2211.17192>. It writes on from the text greedily, up
 //! to [`DEPTH`] tokens, and proposes at each of them its likeliest few. How far it goes is decided
 //! before each token by the chance that it gets that far, so that no time goes into guesses that
-//! hardly count. It pays where a token of it costs an eighth or less of one of the model's. Under the
-//! rejection rule it draws its tokens as the model would, as many as it is asked for.
+//! hardly count. Under the rejection rule it draws its tokens as the model would, as many as it is
+//! asked for.
+//! ```text
+//! speed-up of a chain of n guesses = (1 - a^(n + 1)) / ((1 - a) (T(n + 1) + n c))
+//! ```
+//! `a` is the chance of a guess, `c` what the small model takes for a token and `T` what the model
+//! takes for a step, both over a plain step.
+//!
+//! Departs from the paper: guesses are the small model's likeliest and not drawn, unless the rejection
+//! rule is asked for, so that the text stays that of plain decoding with the same seed.
+//!
+//! Options: `--draft-model`. Six tokens ahead, two guesses at each, and on only while the chance of
+//! being right so far is 0.35 or more.
+//!
+//! | published | | times plain |
+//! |---|---|---|
+//! | Leviathan et al., TPU | T5-XXL by T5-small, translation, greedy | 3.4 |
+//! | baseline of the Medusa paper, A100 | Vicuna-7B, MT-Bench | 1.47 |
+//! | baseline of the REST paper, A6000 | CodeLlama-7B, HumanEval | 1.75 |
+//!
+//! Medusa: <https://arxiv.org/abs/2401.10774>; REST: <https://arxiv.org/abs/2311.08252>. Ours was
+//! not measured: of the models in the catalogue no two share a vocabulary.
+//!
+//! When not to use it: where a token of the small model costs more than an eighth of one of the
+//! model's, or memory has no room for both.
 
 use std::sync::Arc;
 

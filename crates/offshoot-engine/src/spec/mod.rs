@@ -20,6 +20,8 @@ mod rest;
 mod sampling_class;
 mod stats;
 mod suffix;
+#[cfg(test)]
+mod sweep;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +32,10 @@ pub use acceptance::Acceptance;
 pub use bench::{
     ArmResult, Learned, SpecArm, SpecBenchOptions, WorkloadResult, learned, measure_spec,
 };
-pub use calibrate::{CalibrateOptions, MeasuredWidth, StepCurve, calibrate, chain_tokens};
+pub use calibrate::{
+    CalibrateOptions, MeasuredWidth, StepCurve, calibrate, chain_tokens, lacks_times,
+    measure_missing,
+};
 pub use calibration_file::{Calibrated, CalibrationFile};
 pub(crate) use chain::Chain;
 pub use chain::Draws;
@@ -136,6 +141,11 @@ impl Speculator {
     /// What is known of step times.
     pub fn times(&self) -> &StepTimes {
         &self.times
+    }
+
+    /// Takes in what steps of `rows` rows were measured to take, over one of one row.
+    pub(crate) fn set_time(&mut self, rows: usize, over_one: f64) {
+        self.times.set(rows, over_one);
     }
 
     /// What each drafter's scores are worth in texts like the last, in the drafters' order.

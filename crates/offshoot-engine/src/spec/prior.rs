@@ -8,13 +8,19 @@ use std::sync::OnceLock;
 
 use offshoot_methods::draft::{BINS, CLASSES, Prior};
 
+use super::calibration_file::clipped;
+
+/// Guesses that a cell stands for at most, so that what a text shows soon counts more than the
+/// table: a text that copies is unlike the mean of all texts from its first passage on.
+const MOST_SEEN: f32 = 8.0;
 const TABLE: &str = include_str!("../../data/drafting_prior.json");
 
 /// The table of the drafter called `name`; of an unknown one the scores themselves count.
 pub(crate) fn shipped(name: &str) -> Prior {
     static TABLES: OnceLock<BTreeMap<String, Prior>> = OnceLock::new();
     let tables = TABLES.get_or_init(|| serde_json::from_str(TABLE).unwrap_or_default());
-    tables.get(name).copied().unwrap_or([[(0.0, 0.0); BINS]; CLASSES])
+    let table = tables.get(name).copied().unwrap_or([[(0.0, 0.0); BINS]; CLASSES]);
+    table.map(|class| class.map(|(hits, seen)| clipped((hits, seen), MOST_SEEN)))
 }
 
 #[cfg(test)]
@@ -29,5 +35,6 @@ mod tests {
             assert!((0.0..=*seen).contains(hits) && *seen <= 24.0, "{hits} of {seen}");
         }
         assert_ne!(shipped("suffix"), shipped("nobody"));
+        assert!(shipped("suffix").iter().flatten().all(|(_, seen)| *seen <= MOST_SEEN));
     }
 }

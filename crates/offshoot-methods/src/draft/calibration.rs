@@ -17,14 +17,16 @@ pub const CLASSES: usize = 8;
 /// Cells of a class. They divide the square root of the score evenly, so that small scores, of which
 /// a tree has many, are told apart.
 pub const BINS: usize = 12;
-/// Guesses that the score itself stands for.
-const SCORE_WEIGHT: f32 = 2.0;
+/// Guesses that the score itself stands for: as many as in Jeffreys' prior. With more, cells that
+/// always come true promise too little of a long copy.
+const SCORE_WEIGHT: f32 = 1.0;
 /// What a cell keeps of its counts with each new guess.
 const DECAY: f32 = 0.99;
 /// Guesses over which the mean squared error is taken, about.
 const BRIER_SPAN: f32 = 200.0;
-/// Chances are kept off 0 and 1, which no count of guesses can prove.
-const BOUNDS: (f32, f32) = (0.002, 0.98);
+/// Chances are kept off 0 and 1, which no count of guesses can prove; not further than this, as a
+/// chain of thirty sure guesses multiplies what is missing.
+const BOUNDS: (f32, f32) = (0.002, 0.998);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Cell {

@@ -14,8 +14,21 @@
 //! `q_j` is the distribution that candidate `c_j` was drawn from. A candidate that was not drawn but
 //! set is drawn from a point mass. The token that comes out has the law `p` exactly, whatever the
 //! `q_j`; the chance that a single candidate is kept is 1 - TV(p, q), which is more than the one draw
-//! of [`super::follow`] would keep when `q` is spread out. What is lost: the text is not that of plain
-//! decoding with the same seed, only as likely.
+//! of [`super::follow`] would keep when `q` is spread out.
+//!
+//! Options: none. Each candidate brings its own `q`, and the caller draws with or without
+//! replacement.
+//!
+//! Cost: O(tokens of `p` and `q`) for each candidate, and a number for each.
+//!
+//! Published: translation by T5-XXL is 2.6 to 3.4 times as fast (Leviathan et al., TPU), text of
+//! Chinchilla 70B 1.92 to 2.46 times (Chen et al., TPU). Ours: the law is exact by the tests of
+//! this file, a chi-square over 10^6 draws each; no drafter of offshoot draws its guesses yet, so
+//! that no speed was measured.
+//!
+//! When not to use it: where a seed is to name a text, as the text is not that of plain decoding
+//! with the same seed, only as likely; and for guesses that are set and not drawn, of which
+//! [`super::follow`] keeps as many.
 
 /// Tokens and their probabilities, by rising token; those not named have none.
 pub type Distribution = Vec<(u32, f64)>;

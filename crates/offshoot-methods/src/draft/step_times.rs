@@ -7,7 +7,22 @@
 //!                ln ratio(j) += SLOW * e * 2^-|j - k|   for j near k
 //! ```
 //! The scale follows what moves all widths at once: a longer context, a busier machine. The ratios
-//! begin with a shipped curve and move slowly. Times come in as numbers; nothing here reads a clock.
+//! begin with a shipped curve and move slowly; a width that was measured by itself stands as it was
+//! measured. Times come in as numbers; nothing here reads a clock.
+//!
+//! Options: none. `FAST` 0.15 follows a change of load within some ten steps, `SLOW` 0.04 needs
+//! some tens, as one step's time is noise by a tenth; `NEAR` widths learn with one, each half as
+//! much as the one before.
+//!
+//! Cost: about ten multiplications and logarithms a step.
+//!
+//! Published: Sequoia, <https://arxiv.org/abs/2402.12374>, measures the same curve for its hardware
+//! once and sizes its tree by it. Ours, on two cores (`bench/speed`, LOG.md 2026-11-24): steps of
+//! 4, 8 and 16 rows take 1.46, 2.34 and 4.29 of one for SmolLM2 135M, 1.16, 1.69 and 3.24 for
+//! Qwen2.5-Coder 0.5B; on an A100 64 rows take 1.2 (the overhead in the Medusa paper,
+//! <https://arxiv.org/abs/2401.10774>).
+//!
+//! When not to use it: for batches of several texts, where the rows of one are not the step's.
 
 /// The most rows of a step that times are kept for.
 pub const MOST_ROWS: usize = 64;
@@ -19,6 +34,8 @@ const CLIP: f64 = 0.4;
 const MOST_PER_ROW: f64 = 4.0;
 /// Widths on each side that learn with one.
 const NEAR: usize = 3;
+/// Steps of a width from which on its time is known: its ratio has come most of the way.
+const ENOUGH: u8 = 40;
 
 /// Step times over that of one row, at these widths: a round curve through what models of 135 and 500
 /// million weights took on two cores of an AMD Zen 4 (LOG.md, 2026-11-24). It only has to do until a
@@ -44,6 +61,8 @@ pub struct StepTimes {
     scale_s: f64,
     /// `ratios[k - 1]` is that of `k` rows.
     ratios: [f64; MOST_ROWS],
+    /// Steps of `k` rows that were seen, counted up to [`ENOUGH`].
+    seen: [u8; MOST_ROWS],
 }
 
 impl Default for StepTimes {
@@ -87,7 +106,7 @@ impl StepTimes {
             }
         };
         let ratios = std::array::from_fn(|i| at(i + 1) / one);
-        let mut times = Self { scale_s: 0.0, ratios };
+        let mut times = Self { scale_s: 0.0, ratios, seen: [0; MOST_ROWS] };
         times.rise();
         Some(times)
     }
@@ -100,7 +119,46 @@ impl StepTimes {
     /// The shape halfway between this one and `other`, of an unknown machine.
     pub fn between(&self, other: &Self) -> Self {
         let mean = |i: usize| (self.ratios[i] * other.ratios[i]).sqrt();
-        Self { scale_s: 0.0, ratios: std::array::from_fn(mean) }
+        let seen = |i: usize| self.seen[i].max(other.seen[i]);
+        let ratios = std::array::from_fn(mean);
+        Self { scale_s: 0.0, ratios, seen: std::array::from_fn(seen) }
+    }
+
+    /// How many steps of 1, 2, ... rows were seen, as far as that is counted.
+    pub fn seen(&self) -> &[u8; MOST_ROWS] {
+        &self.seen
+    }
+
+    /// The same times, of which so many steps of 1, 2, ... rows were seen; none of those left out.
+    pub fn with_seen(mut self, seen: impl IntoIterator<Item = u8>) -> Self {
+        self.seen = [0; MOST_ROWS];
+        let pairs = self.seen.iter_mut().zip(seen);
+        pairs.for_each(|(to, seen)| *to = seen.min(ENOUGH));
+        self
+    }
+
+    /// Whether enough steps of `rows` rows were seen for their time to be known.
+    pub fn knows(&self, rows: usize) -> bool {
+        rows <= 1 || self.seen.get(rows - 1).is_some_and(|&seen| seen >= ENOUGH)
+    }
+
+    /// Takes in that steps of `rows` rows were measured, by themselves, to take `over_one` times a
+    /// step of one row. Widths between this one and the next narrower one that is known lie on a
+    /// line. What cannot be is ignored.
+    pub fn set(&mut self, rows: usize, over_one: f64) {
+        if !(2..=MOST_ROWS).contains(&rows) || over_one.is_nan() || over_one <= 0.0 {
+            return;
+        }
+        let time = over_one.clamp(1.0, MOST_PER_ROW * rows as f64);
+        let below = (1..rows).rev().find(|&k| self.knows(k)).unwrap_or(1);
+        // The newest measurement stands; narrower steps take no longer and wider ones no less.
+        self.ratios[..rows].iter_mut().for_each(|ratio| *ratio = ratio.min(time));
+        let from = self.ratios[below - 1];
+        for k in below..=rows {
+            self.ratios[k - 1] = from + (time - from) * (k - below) as f64 / (rows - below) as f64;
+        }
+        self.seen[rows - 1] = ENOUGH;
+        self.rise();
     }
 
     /// Takes in that a step of `rows` rows took `seconds`.
@@ -108,6 +166,7 @@ impl StepTimes {
         if !(1..=MOST_ROWS).contains(&rows) || seconds.is_nan() || seconds <= 0.0 {
             return;
         }
+        self.seen[rows - 1] = (self.seen[rows - 1] + 1).min(ENOUGH);
         if self.scale_s == 0.0 {
             self.scale_s = seconds / self.ratios[rows - 1];
             return;
@@ -213,6 +272,39 @@ mod tests {
         let halfway = times.between(&StepTimes::default());
         assert!((1..MOST_ROWS).all(|k| halfway.ratio(k) <= halfway.ratio(k + 1)));
         assert_eq!(times.between(&times).ratio(1), 1.0);
+    }
+
+    #[test]
+    fn a_measured_width_is_known_and_stands() {
+        let mut times = StepTimes::default();
+        assert!(times.knows(1) && !(2..=MOST_ROWS + 1).any(|rows| times.knows(rows)));
+        times.set(2, 1.6);
+        times.set(6, 1.4);
+        assert_eq!((times.ratio(2), times.ratio(4), times.ratio(6)), (1.4, 1.4, 1.4));
+        times.set(8, 2.4);
+        assert_eq!((times.ratio(7), times.ratio(8), times.ratio(12)), (1.9, 2.4, 2.7));
+        assert!(times.knows(6) && times.knows(8) && !times.knows(7));
+        assert!((1..200).all(|k| times.ratio(k) <= times.ratio(k + 1)));
+        let before = times.clone();
+        for bad in [f64::NAN, 0.0, -1.0] {
+            times.set(4, bad);
+        }
+        times.set(1, 2.0);
+        times.set(MOST_ROWS + 1, 2.0);
+        assert_eq!(times, before);
+        times.set(64, f64::INFINITY);
+        assert_eq!(times.ratio(64), 256.0, "no more than its rows could take");
+    }
+
+    #[test]
+    fn steps_are_counted_by_width_until_they_are_enough() {
+        let mut times = StepTimes::default();
+        (0..300).for_each(|i| times.observe(2 + i % 2, 0.01));
+        times.observe(5, 0.01);
+        assert!(times.knows(2) && times.knows(3) && !times.knows(5));
+        let again = StepTimes::default().with_seen(times.seen().iter().copied());
+        assert_eq!(again.seen(), times.seen());
+        assert_eq!(again.between(&StepTimes::default()).seen(), times.seen());
     }
 
     #[test]

@@ -10,6 +10,15 @@
 //! code: the token behind the path is drawn, not the likeliest, so that temperature has its meaning;
 //! a path ends at its own last node and is never padded.
 //!
+//! Options: [`Typical`], by default the paper's epsilon 0.09 and delta 0.3, about its root. A
+//! greater epsilon is stricter; the paper tries 0.01 to 0.25 at temperature 0.7.
+//!
+//! Cost: an entropy for each node of the tree, O(vocabulary).
+//!
+//! Published: with Medusa-2 on Vicuna-7B and an A100 2.83 times plain decoding, at 6.18 of 10 in
+//! MT-Bench, where the base has 6.17. Ours: the threshold is tested against the formula, and speed
+//! and quality were not measured.
+//!
 //! When not to use it: where the text must have the model's distribution, be it for sampling, for
 //! measuring or for training data. It is never the default.
 

@@ -105,6 +105,50 @@ fn each_head_learns_the_token_of_its_own_place() {
     }
 }
 
+/// BLAKE3 of heads after some steps, of sizes at which the tensor library shares out its products:
+/// each is of more than 48 x 48 x 256 multiplications.
+fn digest_of_training() -> String {
+    let (d, vocab, n, heads) = (96, 1000, 150, 2);
+    let options = options(heads, 2);
+    let mut trainer = Trainer::new(&options, floats(vocab * d, 7), d).unwrap();
+    let targets: Vec<u32> = (0..n * heads).map(|i| (i * i % vocab) as u32).collect();
+    for step in 1..=4 {
+        let states = floats(n * d, 20 + step as u64);
+        trainer.step(states, &targets, (step, 1e-2), &options).unwrap();
+    }
+    let mut hash = blake3::Hasher::new();
+    for block in trainer.heads.iter().flatten() {
+        for value in block.weight.value.iter().chain(&block.bias.value) {
+            hash.update(&value.to_le_bytes());
+        }
+    }
+    hash.finalize().to_hex().to_string()
+}
+
+/// The tensor library asks the environment for its threads, which a running program cannot change:
+/// each number of threads is this test in a process of its own.
+#[test]
+fn the_number_of_threads_changes_no_bit_of_the_heads() {
+    const CHILD: &str = "OFFSHOOT_TEST_TRAINING";
+    const NAME: &str = "medusa::train::tests::the_number_of_threads_changes_no_bit_of_the_heads";
+    if std::env::var_os(CHILD).is_some() {
+        println!("digest {}", digest_of_training());
+        return;
+    }
+    let digest = |threads: &str| {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", NAME, "--nocapture"]);
+        child.env(CHILD, "1").env("RAYON_NUM_THREADS", threads);
+        let said = String::from_utf8(child.output().unwrap().stdout).unwrap();
+        let digest = said.lines().find_map(|line| line.split_once("digest "));
+        digest.unwrap_or_else(|| panic!("no digest in {said}")).1.to_owned()
+    };
+    let one = digest("1");
+    for threads in ["2", "3", "8"] {
+        assert_eq!(digest(threads), one, "{threads} threads");
+    }
+}
+
 #[test]
 fn a_head_that_sees_the_chosen_token_learns_what_follows_it() {
     // One state for all tokens: what follows is in the chosen token alone.
