@@ -260,7 +260,8 @@ fn ids_without_a_token_are_holes_as_in_the_gguf_file() {
 
 #[test]
 fn a_tokenizer_that_cannot_be_built_is_an_error_only_when_asked_for() {
-    let cases: [(fn(&mut Value), &str); 16] = [
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 16] = [
         (|json| json["model"]["type"] = "Unigram".into(), r#"model.type: "Unigram""#),
         (|json| json["model"] = json!({"type": "Unigram", "vocab": [["a", 0.5]]}), "model.type"),
         (|json| json["model"]["byte_fallback"] = true.into(), "model.byte_fallback: not"),
