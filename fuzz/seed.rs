@@ -18,6 +18,8 @@ mod support;
 
 /// Larger hostile files are sound models but for one key, which the fuzzer finds by itself.
 const MAX_BYTES: usize = 4 << 10;
+/// A sound folder has some 5 KB; longer ones are long to no purpose of the fuzzer.
+const FOLDER_BYTES: usize = 8 << 10;
 /// How often the hostile texts repeat what they repeat: enough to pass every limit on depth.
 const REPEATS: usize = 1000;
 
@@ -27,6 +29,7 @@ const CATALOGUE: &str = include_str!("../crates/offshoot-engine/src/store/catalo
 
 fn main() -> io::Result<()> {
     gguf_files()?;
+    model_folders()?;
     chat_templates()?;
     model_catalogues()?;
     draft_heads()?;
@@ -50,6 +53,14 @@ fn gguf_files() -> io::Result<()> {
     let hostile = support::hostile::all().into_iter();
     let hostile = hostile.map(|case| (case.name.to_owned(), case.bytes));
     write("gguf", sound.chain(hostile.filter(|(_, bytes)| bytes.len() <= MAX_BYTES)))
+}
+
+fn model_folders() -> io::Result<()> {
+    let sound = support::hostile_folders::sound().into_iter();
+    let sound = sound.map(|(name, sections)| (name.to_owned(), sections.join()));
+    let hostile = support::hostile_folders::all(REPEATS).into_iter();
+    let hostile = hostile.map(|case| (case.name.to_owned(), case.sections.join()));
+    write("hf_directory", sound.chain(hostile.filter(|(_, bytes)| bytes.len() <= FOLDER_BYTES)))
 }
 
 fn chat_templates() -> io::Result<()> {

@@ -64,7 +64,7 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Show what a model is.
     #[command(after_help = "Examples:\n  offshoot show smollm2\n  \
-        offshoot show ./model.gguf --json")]
+        offshoot show ./model.gguf --json\n  offshoot show ./model-folder")]
     Show(ModelArgs),
     /// Remove a model, or what an unfinished pull of it left, from the store.
     #[command(after_help = "Example:\n  offshoot rm smollm2")]
@@ -109,7 +109,7 @@ pub(crate) enum Command {
 /// Which model, and where it may come from.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// A file, `hf:org/repo[/file]`, or a name that `offshoot list` shows.
+    /// A file or folder, `hf:org/repo[/file]`, or a name that `offshoot list` shows.
     #[arg(env = "OFFSHOOT_MODEL")]
     pub(crate) model: String,
     /// Use only what is on this machine.

@@ -12,7 +12,7 @@ use offshoot_models::{
 
 use crate::Error;
 use crate::disguise::Disguise;
-use crate::store::FileDigests;
+use crate::store::{FileDigests, hash, joined};
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -64,15 +64,15 @@ pub struct Model {
     /// Texts of the control tokens.
     controls: Vec<String>,
     timings: LoadTimings,
-    file: PathBuf,
-    /// The file's BLAKE3, where loading needed it.
+    files: Vec<PathBuf>,
+    /// The files' digest, where loading needed it.
     digest: Option<[u8; 32]>,
     file_len: u64,
     cache: Option<PathBuf>,
 }
 
 impl Model {
-    /// Loads the model file at `path` for steps on a processor that is returned beside it.
+    /// Loads the model at `path`, a file or a folder, for steps on a processor that is returned beside it.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<(Self, Cpu), Error> {
         let cpu = Cpu::new(options.isa, options.threads);
         Ok((Self::load_on(&cpu, path, options)?, cpu))
@@ -87,7 +87,7 @@ impl Model {
             crate::MemoryNeed::of(&checkpoint).check(context as u64, available)?;
         }
         let open = start.elapsed();
-        let cached = options.cache.as_deref().and_then(|dir| cache_file(dir, path));
+        let cached = options.cache.as_deref().and_then(|dir| cache_file(dir, checkpoint.files()));
         // The tokenizer is made on a thread of its own while the weights are packed.
         let (packed, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_of(&checkpoint));
@@ -105,8 +105,9 @@ impl Model {
         let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
         let controls = tokenizer.control_texts().map(str::to_owned).collect();
-        let (file, digest) = (path.to_owned(), cached.map(|(_, key)| key));
-        let file_len = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let (files, digest) = (checkpoint.files().to_vec(), cached.map(|(_, key)| key));
+        let file_len = files.iter().filter_map(|file| std::fs::metadata(file).ok());
+        let file_len = file_len.map(|metadata| metadata.len()).sum();
         Ok(Self {
             packed,
             tokenizer,
@@ -115,7 +116,7 @@ impl Model {
             stop_tokens,
             controls,
             timings,
-            file,
+            files,
             digest,
             file_len,
             cache: options.cache.clone(),
@@ -147,45 +148,51 @@ impl Model {
         &self.stop_tokens
     }
 
-    /// The BLAKE3 digest of the model's file, if it was loaded with a cache, which remembers it.
+    /// The digest of the model's files, if it was loaded with a cache, which remembers it: the BLAKE3
+    /// of a single one.
     pub fn digest(&self) -> Option<&[u8; 32]> {
         self.digest.as_ref()
     }
 
-    /// The BLAKE3 digest of the model's file; it is read whole if loading did not need that.
+    /// The digest of the model's files; they are read whole if loading did not need that.
     ///
     /// # Errors
-    /// If the file cannot be read any more.
+    /// If a file cannot be read any more.
     pub fn file_digest(&self) -> Result<[u8; 32], Error> {
         if let Some(digest) = self.digest {
             return Ok(digest);
         }
-        let mut hasher = blake3::Hasher::new();
-        let file = std::fs::File::open(&self.file);
-        file.and_then(|mut file| std::io::copy(&mut file, &mut hasher)).map_err(self.unread())?;
-        Ok(*hasher.finalize().as_bytes())
+        let digest = |path: &PathBuf| {
+            let unread = |source| offshoot_models::Error::Io { path: path.clone(), source };
+            hash(path).map_err(unread)
+        };
+        Ok(joined(&self.files.iter().map(digest).collect::<Result<Vec<_>, _>>()?))
     }
 
-    /// Bytes that the model's file had when it was loaded.
+    /// Bytes that the model's files had when it was loaded.
     pub(crate) fn file_len(&self) -> u64 {
         self.file_len
     }
 
-    fn unread(&self) -> impl FnOnce(std::io::Error) -> offshoot_models::Error {
-        |source| offshoot_models::Error::Io { path: self.file.clone(), source }
-    }
-
-    /// Which weights it has. Every one of the file's is read and hashed, once if there is a cache to
+    /// Which weights it has. Every one of them is read and hashed, once if there is a cache to
     /// remember the result.
     ///
     /// # Errors
-    /// If the file cannot be read any more.
+    /// If a file cannot be read any more.
     pub fn base_id(&self) -> Result<BaseId, Error> {
         let compute = || BaseId::of(self.packed.checkpoint());
         let Some(dir) = &self.cache else { return Ok(compute()?) };
         let digests = FileDigests::open(&dir.join("digests.json"));
+        let (file, identity) = match (&self.files[..], self.digest) {
+            ([file], _) => (file, "base".to_owned()),
+            // Remembered beside the first file for the digest of all, unless one has changed since.
+            ([first, ..], Some(all)) if digests.blake3_of_all(&self.files)? == all => {
+                (first, format!("base of {}", blake3::Hash::from_bytes(all)))
+            }
+            _ => return Ok(compute()?),
+        };
         let digest =
-            digests.digest_of(&self.file, "base", |_| Ok::<_, Error>(*compute()?.as_bytes()))?;
+            digests.digest_of(file, &identity, |_| Ok::<_, Error>(*compute()?.as_bytes()))?;
         Ok(BaseId::from_bytes(digest))
     }
 
@@ -260,12 +267,12 @@ pub(crate) fn text_of(checkpoint: &Checkpoint) -> Result<Text, Error> {
     Ok(Text { tokenizer: Arc::new(tokenizer), tokenizer_id, template })
 }
 
-/// The file of packed weights for the model at `path`, and its key. `None` if the folder cannot be
+/// The file of packed weights for the model in `files`, and its key. `None` if the folder cannot be
 /// made or the model cannot be read: loading then goes on without a cache.
-fn cache_file(dir: &Path, path: &Path) -> Option<(PathBuf, [u8; 32])> {
+fn cache_file(dir: &Path, files: &[PathBuf]) -> Option<(PathBuf, [u8; 32])> {
     let folder = dir.join("packed");
     std::fs::create_dir_all(&folder).ok()?;
-    let key = FileDigests::open(&dir.join("digests.json")).blake3_of(path).ok()?;
+    let key = FileDigests::open(&dir.join("digests.json")).blake3_of_all(files).ok()?;
     let name: String = key[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     Some((folder.join(format!("{name}.pack")), key))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use offshoot_kernels::{BlockType, FileMap};
 
-use crate::{Error, ModelConfig, TokenizerSpec, generation_config, gguf};
+use crate::{Error, ModelConfig, TokenizerSpec, generation_config, gguf, huggingface};
 
 /// How the rows of a stored matrix map to the canonical, Hugging Face order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,23 +166,30 @@ pub struct Contents {
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
+    paths: Vec<PathBuf>,
     files: Vec<Arc<FileMap>>,
     contents: Contents,
 }
 
 impl Checkpoint {
-    /// Opens the model file at `path`, whatever format its first bytes show.
+    /// Opens the model at `path`: a Hugging Face folder, or a file of whatever format its first
+    /// bytes show.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, and [`Error::File`] if it is damaged or of a format or an
     /// architecture that offshoot does not read.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        if path.is_dir() {
+            let opened = huggingface::open(path)?;
+            let huggingface::Opened { paths, maps, contents } = opened;
+            return Ok(Self { path: path.to_owned(), paths, files: maps, contents });
+        }
         let file = map(path)?;
         match file.first_chunk::<4>() {
             Some(magic) if *magic == gguf::MAGIC => Self::from_gguf(path, file),
             _ => Err(Error::File {
                 path: path.to_owned(),
-                what: format!("{}; offshoot opens GGUF files", describe(&file)),
+                what: format!("{}; offshoot opens GGUF files and folders", describe(&file)),
             }),
         }
     }
@@ -210,12 +217,18 @@ impl Checkpoint {
             contents.stop_tokens.sort_unstable();
             contents.stop_tokens.dedup();
         }
-        Ok(Self { path: path.to_owned(), files: vec![Arc::new(file)], contents })
+        let paths = vec![path.to_owned()];
+        Ok(Self { path: path.to_owned(), paths, files: vec![Arc::new(file)], contents })
     }
 
     /// Where the checkpoint was read from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The files that say what is computed: the GGUF file, or a folder's `config.json` and weights.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// The model's own name, if its file gives one.
@@ -280,12 +293,6 @@ impl Checkpoint {
 }
 
 fn map(path: &Path) -> Result<FileMap, Error> {
-    if path.is_dir() {
-        return Err(Error::File {
-            path: path.to_owned(),
-            what: "a folder; offshoot opens GGUF files".to_owned(),
-        });
-    }
     FileMap::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
@@ -296,7 +303,9 @@ fn describe(bytes: &[u8]) -> String {
         [b'l' | b'f' | b't' | b'a', b'm' | b'j' | b'l', b'g', b'g', ..] => {
             "a GGML file from before GGUF; convert the model again".to_owned()
         }
-        [_, _, _, _, _, 0, 0, 0, b'{', ..] => "a safetensors file".to_owned(),
+        [_, _, _, _, _, 0, 0, 0, b'{', ..] => {
+            "a safetensors file; give the folder that it lies in".to_owned()
+        }
         _ => format!("begins with \"{}\"", bytes[..bytes.len().min(4)].escape_ascii()),
     }
 }

@@ -1,4 +1,4 @@
-//! The end tokens that `generation_config.json`, where it lies beside a model file, adds.
+//! The end tokens that `generation_config.json`, beside a model file or in a model's folder, adds.
 //!
 //! Repositories keep that file from the model that theirs was made from, and it may name ends that
 //! the GGUF keys do not: several at once, as Llama 3's chat models have.
@@ -11,9 +11,9 @@ use serde::Deserialize;
 
 use crate::{Error, TokenKind};
 
-const NAME: &str = "generation_config.json";
+pub(crate) const NAME: &str = "generation_config.json";
 /// Longest file that is read; published ones have some hundred bytes.
-const BYTES_MAX: u64 = 1 << 20;
+pub(crate) const BYTES_MAX: usize = 1 << 20;
 
 /// The one field that is looked at; the others are settings of sampling, which callers choose.
 #[derive(Deserialize)]
@@ -45,13 +45,17 @@ pub(crate) fn end_ids(model: &Path, kinds: &[TokenKind]) -> Result<Vec<u32>, Err
         Err(e) => return Err(io(e)),
     };
     let mut bytes = Vec::new();
-    file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(io)?;
-    let wrong = |what: String| Error::File { path: path.clone(), what };
-    if bytes.len() as u64 > BYTES_MAX {
-        return Err(wrong(format!("more than {BYTES_MAX} bytes")));
+    file.take(BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(io)?;
+    parse(&bytes, kinds).map_err(|what| Error::File { path, what })
+}
+
+/// The control tokens that a file of these bytes names as ends, or what is wrong with it.
+pub(crate) fn parse(bytes: &[u8], kinds: &[TokenKind]) -> Result<Vec<u32>, String> {
+    if bytes.len() > BYTES_MAX {
+        return Err(format!("more than {BYTES_MAX} bytes"));
     }
-    let config: GenerationConfig = serde_json::from_slice(&bytes)
-        .map_err(|e| wrong(format!("{}; mend or remove it", e.to_string().escape_debug())))?;
+    let config: GenerationConfig = serde_json::from_slice(bytes)
+        .map_err(|e| format!("{}; mend or remove it", e.to_string().escape_debug()))?;
     let ids = match config.eos_token_id {
         None => Vec::new(),
         Some(Ids::One(id)) => vec![id],

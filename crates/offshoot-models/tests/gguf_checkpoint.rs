@@ -283,8 +283,11 @@ fn a_generation_config_beside_the_file_adds_its_ends() {
 fn what_is_no_gguf_file_is_called_by_its_name() {
     let dir = tempfile::tempdir().unwrap();
     for (bytes, expected) in [
-        (&b"PK\x03\x04rest"[..], "a zip archive, as PyTorch writes; offshoot opens GGUF files"),
-        (b"\x40\0\0\0\0\0\0\0{\"a\":", "a safetensors file"),
+        (
+            &b"PK\x03\x04rest"[..],
+            "a zip archive, as PyTorch writes; offshoot opens GGUF files and folders",
+        ),
+        (b"\x40\0\0\0\0\0\0\0{\"a\":", "a safetensors file; give the folder"),
         (b"tjgg\x03\0\0\0", "a GGML file from before GGUF"),
         (b"<htm", "begins with \"<htm\""),
         (b"\n", "begins with \"\\n\""),
@@ -296,7 +299,7 @@ fn what_is_no_gguf_file_is_called_by_its_name() {
         assert!(error.to_string().contains(expected), "{error}");
     }
     let folder = Checkpoint::open(dir.path()).unwrap_err().to_string();
-    assert!(folder.ends_with(": a folder; offshoot opens GGUF files"), "{folder}");
+    assert!(folder.contains(": a folder without config.json; give a GGUF file"), "{folder}");
     let absent = Checkpoint::open(&dir.path().join("absent")).unwrap_err();
     assert!(matches!(absent, Error::Io { .. }), "{absent}");
     let absent = hostile::all().into_iter().find(|case| case.name == "magic-only").unwrap();

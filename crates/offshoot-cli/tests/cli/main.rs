@@ -6,6 +6,7 @@ mod answers;
 mod calibration;
 mod datastores;
 mod exit_codes;
+mod folders;
 mod home;
 #[cfg(unix)]
 mod interrupts;

@@ -85,12 +85,18 @@ impl FileDigests {
     /// [`StoreError::Io`] if the file cannot be read.
     pub fn blake3_of(&self, path: &Path) -> Result<[u8; 32], StoreError> {
         self.digest_of(path, "blake3", |path| {
-            let failed = |e| StoreError::io("read", path, e);
-            let mut hasher = blake3::Hasher::new();
-            let mut file = fs::File::open(path).map_err(failed)?;
-            io::copy(&mut file, &mut hasher).map_err(failed)?;
-            Ok(*hasher.finalize().as_bytes())
+            hash(path).map_err(|e| StoreError::io("read", path, e))
         })
+    }
+
+    /// One digest of several files in this order, made of their BLAKE3 digests; that of one file is
+    /// its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if a file cannot be read.
+    pub fn blake3_of_all(&self, paths: &[PathBuf]) -> Result<[u8; 32], StoreError> {
+        let digests = paths.iter().map(|path| self.blake3_of(path));
+        Ok(joined(&digests.collect::<Result<Vec<_>, _>>()?))
     }
 
     /// The SHA-256 of the whole file at `path`.
@@ -142,6 +148,21 @@ impl Known {
         // Writing to a string cannot fail.
         let _ = write_hex(&digest, &mut hex);
         record.digests.insert(identity.to_owned(), hex);
+    }
+}
+
+/// The BLAKE3 digest of the file at `path`, read whole.
+pub(crate) fn hash(path: &Path) -> io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    io::copy(&mut fs::File::open(path)?, &mut hasher)?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// The digest that stands for files of these digests, in this order. That of one file is its own.
+pub(crate) fn joined(digests: &[[u8; 32]]) -> [u8; 32] {
+    match digests {
+        [one] => *one,
+        several => blake3::derive_key("offshoot 2026 files digest v1", &several.concat()),
     }
 }
 
@@ -236,6 +257,24 @@ mod tests {
         case.digest(&digests, "a");
         case.digest(&digests, "a");
         assert_eq!(case.computed.get(), 2);
+    }
+
+    #[test]
+    fn several_files_have_a_digest_of_all_and_one_has_its_own() {
+        let case = Case::new();
+        let other = case.dir.path().join("g");
+        fs::write(&other, "xyz").unwrap();
+        let digests = FileDigests::open(&case.memory());
+        let of = |paths: &[&Path]| {
+            let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
+            digests.blake3_of_all(&paths).unwrap()
+        };
+        let file = case.file();
+        assert_eq!(of(&[&file]), *blake3::hash(b"abc").as_bytes());
+        let both = of(&[&file, &other]);
+        assert_ne!(both, of(&[&other, &file]));
+        case.write("abd", 30);
+        assert_ne!(both, of(&[&file, &other]));
     }
 
     #[test]

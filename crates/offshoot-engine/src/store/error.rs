@@ -14,8 +14,9 @@ use thiserror::Error;
 pub enum StoreError {
     /// A reference to a model does not parse.
     #[error(
-        "`{text}` does not name a model: {why}; give a path to a .gguf file, `hf:org/repo` or \
-         `hf:org/repo/file.gguf` (with `@revision` if you like), or a name from the catalogue"
+        "`{text}` does not name a model: {why}; give a path to a .gguf file or a model's folder, \
+         `hf:org/repo` or `hf:org/repo/file.gguf` (with `@revision` if you like), or a name from \
+         the catalogue"
     )]
     Reference {
         /// What was given.
@@ -37,7 +38,7 @@ pub enum StoreError {
         known: Vec<String>,
     },
     /// A model was named by a path, and there is no usable file there.
-    #[error("{}: {why}; check the path of the model file", path.display())]
+    #[error("{}: {why}; check the path of the model", path.display())]
     NoSuchFile {
         /// The path.
         path: PathBuf,

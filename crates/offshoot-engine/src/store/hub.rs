@@ -337,7 +337,10 @@ pub(super) fn choose<'f>(
         candidates.iter().copied().filter(|f| lower(f).contains("q4_k_m")).collect();
     let why = match (candidates.as_slice(), usual.as_slice()) {
         ([one], _) | (_, [one]) => return Ok(one),
-        ([], _) if gguf.is_empty() => "it holds no .gguf file; pick a repository that does",
+        ([], _) if gguf.is_empty() => {
+            "it holds no .gguf file; pick a repository that does, or download it whole with the \
+             hub's own tools, in whose cache it is found"
+        }
         ([], _) => "its .gguf files are split or not language models, which offshoot cannot read",
         _ => "it holds several .gguf files",
     };

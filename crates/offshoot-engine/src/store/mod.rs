@@ -33,6 +33,7 @@ mod sha256;
 pub use catalogue::{Catalogue, CatalogueModel, ModelContext, PypiPart, Source};
 pub use config::{HttpLimits, Network, ProxyChoice, StoreConfig, Token};
 pub use digests::FileDigests;
+pub(crate) use digests::{hash, joined};
 pub use error::{StoreError, StoreErrorKind};
 pub(crate) use layout::write_whole;
 pub use layout::{Entry, EntryState, Manifest};
@@ -63,12 +64,13 @@ pub enum PullPolicy {
     Offline,
 }
 
-/// A model file on this machine.
+/// A model on this machine: a file or a Hugging Face folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedModel {
-    /// The name in full: a catalogue name, `hf:org/repo/file`, or the file's stem.
+    /// The name in full: a catalogue name, `hf:org/repo` with or without a file, the file's stem, or
+    /// the folder's name.
     pub name: String,
-    /// The file.
+    /// The file or folder.
     pub path: PathBuf,
     /// Whose file it is.
     pub origin: Origin,
@@ -312,8 +314,26 @@ impl Store {
         }
         files.sort();
         files.dedup();
+        if !files.iter().any(|file| file.to_ascii_lowercase().ends_with(".gguf")) {
+            return self.hub_folder_here(hub);
+        }
         let file = hub::choose(&hub.repo, files.iter().map(String::as_str)).ok()?;
         self.hub_file_here(&hub.with_file(file))
+    }
+
+    /// The repository itself, if the hub cache has its model whole.
+    fn hub_folder_here(&self, hub: &HubRef) -> Option<ResolvedModel> {
+        let cache = HubCache::new(self.config.hub_cache.as_deref()?);
+        let path = cache.snapshot(&hub.repo, hub.revision())?;
+        let weights = ["model.safetensors", "model.safetensors.index.json"];
+        let whole = is_model_folder(&path) && weights.iter().any(|file| path.join(file).is_file());
+        whole.then(|| ResolvedModel {
+            name: hub.to_string(),
+            path,
+            origin: Origin::HubCache,
+            licence: None,
+            sha256: None,
+        })
     }
 }
 
@@ -325,15 +345,24 @@ fn nearest(name: &str, names: impl Iterator<Item = String>) -> Option<String> {
     nearest.filter(|name| score(name) > 0.7)
 }
 
+/// Whether a Hugging Face model lies in the folder at `path`.
+fn is_model_folder(path: &Path) -> bool {
+    path.join("config.json").is_file()
+}
+
 fn resolve_file(path: &Path) -> Result<ResolvedModel, StoreError> {
     let missing = |why: String| StoreError::NoSuchFile { path: path.to_owned(), why };
     let metadata = std::fs::metadata(path).map_err(|e| missing(e.to_string()))?;
-    if !metadata.is_file() {
-        return Err(missing("is not a file".into()));
-    }
-    let stem = path.file_stem().map_or("model".into(), |s| s.to_string_lossy());
+    let name = if is_model_folder(path) {
+        let whole = path.canonicalize().map_err(|e| missing(e.to_string()))?;
+        whole.file_name().map(|name| name.to_string_lossy().into_owned())
+    } else if metadata.is_file() {
+        path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
+    } else {
+        return Err(missing("is neither a file nor a folder with a config.json".into()));
+    };
     Ok(ResolvedModel {
-        name: stem.into_owned(),
+        name: name.unwrap_or_else(|| "model".to_owned()),
         path: path.to_owned(),
         origin: Origin::File,
         licence: None,

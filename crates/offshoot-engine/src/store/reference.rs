@@ -17,7 +17,8 @@ use std::str::FromStr;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ModelRef {
-    /// A file on this machine: one that exists, or text with a path separator, or ending `.gguf`.
+    /// A file or folder on this machine: a file that exists, a folder with a `config.json`, or text
+    /// with a path separator, or ending `.gguf`.
     File(PathBuf),
     /// A file of a hub repository, written `hf:org/repo[/file][@revision]`.
     Hub(HubRef),
@@ -89,7 +90,8 @@ impl FromStr for ModelRef {
         }
         let looks_like_path = text.contains(['/', '\\'])
             || text.to_ascii_lowercase().ends_with(".gguf")
-            || Path::new(text).is_file();
+            || Path::new(text).is_file()
+            || super::is_model_folder(Path::new(text));
         if looks_like_path {
             return Ok(Self::File(PathBuf::from(text)));
         }

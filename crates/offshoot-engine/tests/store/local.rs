@@ -20,11 +20,27 @@ fn a_path_resolves_to_itself_or_says_what_is_there() {
     assert_eq!((found.name.as_str(), found.origin), ("my-model", Origin::File));
     let folder = bench.dir.path().to_str().unwrap();
     let error = resolve(&bench.store(), folder).unwrap_err();
-    assert!(error.to_string().contains("is not a file"), "{error}");
+    assert!(
+        error.to_string().contains("is neither a file nor a folder with a config.json"),
+        "{error}"
+    );
     let error = resolve(&bench.store(), "./absent.gguf").unwrap_err();
     assert!(matches!(error, StoreError::NoSuchFile { .. }), "{error}");
     let error = bench.store().pull(&file.to_str().unwrap().parse().unwrap(), &Quiet).unwrap_err();
     assert!(error.to_string().contains("it is a path"), "{error}");
+}
+
+#[test]
+fn a_folder_with_a_configuration_is_a_model_of_its_name() {
+    let bench = Bench::new("http://127.0.0.1:9");
+    let folder = bench.dir.path().join("My-Model.v2");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("config.json"), "{}").unwrap();
+    for path in [folder.clone(), folder.join("."), folder.join("../My-Model.v2")] {
+        let found = resolve(&bench.store(), path.to_str().unwrap()).unwrap();
+        assert_eq!((found.name.as_str(), found.path), ("My-Model.v2", path));
+        assert_eq!((found.origin, found.sha256), (Origin::File, None));
+    }
 }
 
 #[test]
@@ -138,6 +154,22 @@ fn a_file_in_the_hub_cache_is_used_and_not_touched() {
     assert!(matches!(store.remove("tiny"), Err(StoreError::NotInstalled { .. })));
     assert_holds(&cached, &bytes);
     assert!(hub.seen().is_empty());
+}
+
+#[test]
+fn a_repository_without_gguf_files_is_its_snapshot_once_that_is_whole() {
+    let bench = Bench::new("http://127.0.0.1:9");
+    let repo = "hf:org/repo".parse().unwrap();
+    let resolve = || bench.store().resolve(&repo, PullPolicy::Offline, &Quiet);
+    cache(&bench, "config.json", b"{}");
+    assert!(resolve().is_err());
+    let weights = cache(&bench, "model.safetensors.index.json", b"{}");
+    let found = resolve().unwrap();
+    assert_eq!((found.path.as_path(), found.origin), (weights.parent().unwrap(), Origin::HubCache));
+    assert_eq!(found.name, "hf:org/repo");
+    // A GGUF file goes before it.
+    let file = cache(&bench, FILE, b"abc");
+    assert_eq!(resolve().unwrap().path, file);
 }
 
 #[test]

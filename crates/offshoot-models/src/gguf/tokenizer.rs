@@ -2,7 +2,7 @@
 
 use super::value::{Array, Value};
 use super::{Gguf, Shown, malformed};
-use crate::{Error, PreTokenizer, TokenKind, TokenizerSpec};
+use crate::{Error, PreTokenizer, TokenKind, TokenizerSpec, stop_tokens};
 
 /// What a file says of its tokenizer.
 pub(super) struct Told {
@@ -11,28 +11,6 @@ pub(super) struct Told {
     /// Ids at which an answer ends, ascending.
     pub(super) stop_tokens: Vec<u32>,
 }
-
-/// Texts that end a turn or a text in the chat formats in use, where a file has them as control
-/// tokens. llama.cpp knows them by text too, because many files name only one of those they use
-/// (<https://github.com/ggml-org/llama.cpp/issues/9606>).
-const END_MARKERS: [&str; 16] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|return|>",
-    "<|call|>",
-    "<end_of_turn>",
-    "<end_of_utterance>",
-    "</s>",
-    "<eos>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-];
 
 /// Reads the tokenizer of a model whose embedding has `rows` rows.
 ///
@@ -54,7 +32,8 @@ pub(super) fn read(gguf: &Gguf<'_>, rows: usize) -> Result<Told, Error> {
     let Some(texts) = tokens.strings() else { return Err(not_an_array("tokens", "strings")) };
     let kinds = kinds(gguf, rows)?;
     let ids = Ids::read(gguf, rows)?;
-    let stop_tokens = stop_tokens(&ids, texts, &kinds);
+    let named = ids.eos.into_iter().chain(ids.end_of_turn.iter().copied());
+    let stop_tokens = stop_tokens::union(named, texts, &kinds);
     let spec = spec(gguf, tokens, kinds, &ids)?;
     Ok(Told { spec, stop_tokens })
 }
@@ -126,21 +105,6 @@ impl Ids {
             end_of_turn: [id("eot")?, id("eom")?].into_iter().flatten().collect(),
         })
     }
-}
-
-fn stop_tokens<'t>(
-    ids: &Ids,
-    texts: impl Iterator<Item = &'t str>,
-    kinds: &[TokenKind],
-) -> Vec<u32> {
-    let marked = (0u32..).zip(texts.zip(kinds)).filter_map(|(id, (text, kind))| {
-        (*kind == TokenKind::Control && END_MARKERS.contains(&text)).then_some(id)
-    });
-    let mut stops: Vec<u32> =
-        marked.chain(ids.eos).chain(ids.end_of_turn.iter().copied()).collect();
-    stops.sort_unstable();
-    stops.dedup();
-    stops
 }
 
 /// The inner error is a tokenizer that offshoot does not build, the outer one a damaged file.

@@ -25,7 +25,7 @@ const HEADER: usize = 128;
 pub struct WeightCache<'a> {
     /// The file.
     pub path: &'a Path,
-    /// What the tiles were made from: a digest of the model's file.
+    /// What the tiles were made from: a digest of the model's files.
     pub key: [u8; 32],
 }
 

@@ -20,6 +20,15 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 /// take hundreds of megabytes.
 const RUN_LIMIT: u32 = 4 << 20;
 
+/// The published pattern of `pre`.
+pub(crate) fn pattern(pre: PreTokenizer) -> &'static str {
+    match pre {
+        PreTokenizer::Gpt2 | PreTokenizer::SmolLm => GPT2,
+        PreTokenizer::Qwen2 => QWEN2,
+        PreTokenizer::Llama3 => LLAMA3,
+    }
+}
+
 /// A family's rule, ready to run.
 pub(super) struct Cutter {
     regex: Regex,
@@ -30,12 +39,7 @@ pub(super) struct Cutter {
 impl Cutter {
     /// Compiles the rule of `pre`.
     pub(super) fn new(pre: PreTokenizer) -> Result<Self, Error> {
-        let pattern = match pre {
-            PreTokenizer::Gpt2 | PreTokenizer::SmolLm => GPT2,
-            PreTokenizer::Qwen2 => QWEN2,
-            PreTokenizer::Llama3 => LLAMA3,
-        };
-        let regex = Regex::new(pattern)
+        let regex = Regex::new(pattern(pre))
             .map_err(|e| Error::Tokenizer(format!("pattern of {pre:?}: {}", e.description())))?;
         Ok(Self {
             regex,

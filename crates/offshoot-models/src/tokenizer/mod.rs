@@ -24,6 +24,7 @@ use std::fmt;
 
 use added::Added;
 use cut::Cutter;
+pub(crate) use cut::pattern;
 use merges::{Merges, Scratch};
 use vocab::{NONE, Vocab};
 

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 #![allow(dead_code)] // each test takes what it needs
 
+pub(crate) mod folder;
 pub(crate) mod hostile;
+pub(crate) mod hostile_folders;
 pub(crate) mod templates;
 pub(crate) mod tiny;
+pub(crate) mod tokenizer_files;
 
 /// Walks everything that a file's bytes give, as a program that trusts the reader would: every
 /// array element, every tensor's byte and weight.

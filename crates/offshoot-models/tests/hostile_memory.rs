@@ -1,11 +1,11 @@
-//! Hostile files do not make the process grow. Alone in its file, because the system counts memory
+//! Hostile files and folders do not make the process grow. Alone in its file, because the system counts memory
 //! by process.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 #![cfg(target_os = "linux")]
 
 mod support;
 use support::tiny::Tiny;
-use support::{assert_one_line, hostile, walk};
+use support::{assert_one_line, hostile, hostile_folders, walk};
 
 /// A line of `/proc/self/status`, in KiB.
 fn status_kib(field: &str) -> usize {
@@ -18,6 +18,7 @@ fn status_kib(field: &str) -> usize {
 fn hostile_files_take_little_memory() {
     let sound = [Tiny::smallest("llama").bytes(), Tiny::smallest("qwen2").bytes()];
     let cases = hostile::all();
+    let folders = hostile_folders::all(100_000);
     let (resident, reserved) = (status_kib("VmHWM"), status_kib("VmPeak"));
     for bytes in &sound {
         walk(bytes).unwrap();
@@ -26,6 +27,9 @@ fn hostile_files_take_little_memory() {
         let error = walk(&case.bytes).unwrap_err();
         assert_one_line(&error, case.name);
         assert!(error.to_string().contains(case.error), "{}: {error}", case.name);
+    }
+    for case in &folders {
+        assert_one_line(&case.sections.walk().unwrap_err(), case.name);
     }
     let grown = status_kib("VmHWM") - resident;
     assert!(grown < 16 << 10, "{grown} KiB more resident at the peak");

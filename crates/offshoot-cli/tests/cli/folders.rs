@@ -1,0 +1,79 @@
+//! Models in Hugging Face folders, named by a path or found in the hub's cache.
+
+use offshoot_models::Checkpoint;
+
+use crate::home::{Home, Left, run};
+use crate::models::folder::Folder;
+use crate::models::tokenizer_files::{tokenizer_config, tokenizer_json};
+
+/// The sound model of [`Home::tiny`] as a folder in several files.
+fn save(home: &Home, folder: &str) {
+    let gguf = Checkpoint::open(&home.tiny()).unwrap();
+    let spec = gguf.tokenizer().unwrap();
+    let mut files = Folder::of(&gguf);
+    files.put("tokenizer.json", &tokenizer_json(spec));
+    let mut config = tokenizer_config(spec);
+    config["chat_template"] = gguf.chat_template().into();
+    files.put("tokenizer_config.json", &config);
+    let folder = home.path().join(folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    files.save_shards(&folder, 2);
+}
+
+#[test]
+fn a_folder_is_the_same_model_as_the_gguf_file_of_its_weights() {
+    let home = Home::new();
+    save(&home, "mine");
+    let show = |model: &str| run(home.offshoot(["show", model, "--json"])).ended_with(0).json();
+    let (file, folder) = (show("tiny.gguf"), show("mine"));
+    for field in ["base_id", "tokenizer_id", "template_id", "stop_tokens", "family", "context"] {
+        assert!(!file[field].is_null() && file[field] == folder[field], "{field}: {folder}");
+    }
+    assert_eq!((&folder["name"], &folder["path"]), (&"mine".into(), &"mine".into()));
+    for name in ["./mine", "mine/", "mine/../mine"] {
+        assert_eq!(show(name)["name"], "mine");
+    }
+}
+
+#[test]
+fn a_folder_answers_packed_anew_and_from_the_cache() {
+    let home = Home::new();
+    save(&home, "mine");
+    let answer = |model: &str| -> Left {
+        let args = ["generate", model, "-p", "ab", "-n", "8", "--temperature", "0", "--json"];
+        run(home.offshoot(args)).ended_with(0)
+    };
+    let (first, second) = (answer("mine").json(), answer("mine").json());
+    assert!(first["text"].as_str().is_some_and(|text| !text.is_empty()), "{first}");
+    assert_eq!(first["text"], second["text"]);
+    run(home.offshoot(["run", "mine", "ab", "-n", "3"])).ended_with(0);
+    run(home.offshoot(["doctor", "mine"])).ended_with(0);
+    let packed = std::fs::read_dir(home.path().join("cache/offshoot/packed")).unwrap();
+    assert_eq!(packed.count(), 1, "one file of packed weights for all of these");
+}
+
+#[test]
+fn a_repository_that_the_hub_cache_has_whole_is_found_without_a_network() {
+    let home = Home::new();
+    let repo = "cache/hub/models--org--repo";
+    save(&home, &format!("{repo}/snapshots/c0ffee"));
+    std::fs::create_dir_all(home.path().join(repo).join("refs")).unwrap();
+    std::fs::write(home.path().join(repo).join("refs/main"), "c0ffee").unwrap();
+    let mut command = home.offshoot(["show", "hf:org/repo", "--offline", "--json"]);
+    command.env("HF_HUB_CACHE", home.path().join("cache/hub"));
+    let shown = run(command).ended_with(0).json();
+    assert_eq!(shown["name"], "hf:org/repo");
+}
+
+#[test]
+fn what_is_wrong_with_a_folder_is_one_line() {
+    let home = Home::new();
+    save(&home, "mine");
+    let config = home.path().join("mine/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("LlamaForCausalLM", "GemmaForCausalLM")).unwrap();
+    let left = run(home.offshoot(["run", "mine", "ab"]));
+    left.complained(&["mine/config.json: architectures: \"GemmaForCausalLM\" is not supported"]);
+    std::fs::remove_file(&config).unwrap();
+    run(home.offshoot(["run", "./mine", "ab"])).complained(&["neither a file nor a folder with"]);
+}

@@ -1,0 +1,70 @@
+//! A folder's tensors as those that the architecture asks for. The names are canonical as they are.
+
+use std::collections::BTreeMap;
+
+use super::shards::Stored;
+use super::{INDEX, Parts, WEIGHTS, wrong};
+use crate::shown::Shown;
+use crate::{Architecture, Error, ModelConfig, RowOrder, TensorInfo};
+
+/// The tensors under canonical names, and those of the folder that the model does without.
+///
+/// # Errors
+/// [`Error::File`] for a tensor that is missing, of another shape, or that the architecture does not
+/// know, since a model with more than it knows is of a kind that it would run wrongly.
+pub(super) fn map(
+    config: &ModelConfig,
+    mut stored: BTreeMap<String, Stored>,
+    parts: &Parts<'_>,
+) -> Result<(BTreeMap<String, TensorInfo>, Vec<String>), Error> {
+    let file = |number: usize| parts.weights[number].0.as_str();
+    let mut tensors = BTreeMap::new();
+    for (name, shape) in wanted(config) {
+        if tensors.contains_key(&name) {
+            continue; // The embedding, as the output head.
+        }
+        let Some(Stored { file: number, place }) = stored.remove(&name) else {
+            let what = format!("tensor {}: missing, expected shape {shape:?}", Shown(&name));
+            let all = if parts.index.is_some() { INDEX } else { WEIGHTS };
+            return Err(wrong(all, what));
+        };
+        if place.shape != shape {
+            let found = &place.shape;
+            let what = format!("tensor {}: shape {found:?}, expected {shape:?}", Shown(&name));
+            return Err(wrong(file(number), what));
+        }
+        let (block, range) = (place.block, place.range);
+        let rows = RowOrder::Plain;
+        tensors.insert(name, TensorInfo { shape, block, range, file: number, rows });
+    }
+    if let Some((name, found)) = stored.iter().find(|(name, _)| !is_idle(config, name)) {
+        let what = format!(
+            "tensor {}: not one of a {} model with this config.json",
+            Shown(name),
+            config.family.name()
+        );
+        return Err(wrong(file(found.file), what));
+    }
+    Ok((tensors, stored.into_keys().collect()))
+}
+
+/// All names that the architecture asks for, with shapes.
+fn wanted(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let (_, blueprint) = Architecture::new(config);
+    let mut wanted = vec![(blueprint.embedding, vec![config.vocab_size, config.hidden_size])];
+    for linear in blueprint.linears {
+        wanted.push((format!("{}.weight", linear.name), vec![linear.rows, linear.cols]));
+        if linear.bias {
+            wanted.push((format!("{}.bias", linear.name), vec![linear.rows]));
+        }
+    }
+    wanted.extend(blueprint.vectors.into_iter().map(|vector| (vector.name, vec![vector.len])));
+    wanted
+}
+
+/// Whether transformers passes over a tensor, too: the copy of a tied output head, and rotary
+/// frequencies, which older versions wrote and which `config.json` gives.
+fn is_idle(config: &ModelConfig, name: &str) -> bool {
+    name.ends_with(".self_attn.rotary_emb.inv_freq")
+        || (config.tie_word_embeddings && name == "lm_head.weight")
+}

@@ -1,0 +1,236 @@
+//! `config.json` into a [`ModelConfig`].
+
+use serde_json::Value;
+
+use super::fields::Fields;
+use super::{CONFIG, not_json, rope, wrong};
+use crate::shown::Shown;
+use crate::{Error, Family, ModelConfig, RopeScaling};
+
+/// Longest file that is read; published ones have a few thousand bytes.
+pub(super) const BYTES_MAX: usize = 1 << 20;
+
+/// What the file says.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) config: ModelConfig,
+    /// Ids at which an answer ends, as the file lists them.
+    pub(super) eos: Option<Eos>,
+    pub(super) bos: Option<u32>,
+    pub(super) pad: Option<u32>,
+    pub(super) unk: Option<u32>,
+}
+
+/// The end-of-text token, or several.
+#[derive(Debug)]
+pub(super) enum Eos {
+    One(u32),
+    Several(Vec<u32>),
+}
+
+impl Eos {
+    pub(super) fn ids(&self) -> &[u32] {
+        match self {
+            Eos::One(id) => std::slice::from_ref(id),
+            Eos::Several(ids) => ids,
+        }
+    }
+
+    /// The one, where the file does not give a list.
+    pub(super) fn alone(&self) -> Option<u32> {
+        match self {
+            Eos::One(id) => Some(*id),
+            Eos::Several(_) => None,
+        }
+    }
+}
+
+/// Fields that, unless absent, false, zero or empty, mean a model that offshoot would run wrongly,
+/// and what to say of them.
+const REFUSED: [(&str, &str); 13] = [
+    ("quantization_config", "quantised weights are not read; take the model that it was made from"),
+    ("quantization", "quantised weights are not read; take the model that it was made from"),
+    ("use_sliding_window", "attention within a window is not supported"),
+    ("rope_interleaved", "interleaved rotary pairs are not supported"),
+    ("num_experts", "mixtures of experts are not supported"),
+    ("num_local_experts", "mixtures of experts are not supported"),
+    ("n_routed_experts", "mixtures of experts are not supported"),
+    ("clip_qkv", "clamped attention is not supported"),
+    ("use_qk_norm", "norms of queries and keys are not supported"),
+    ("qk_norm", "norms of queries and keys are not supported"),
+    ("attn_logit_softcapping", "softcapped attention is not supported"),
+    ("final_logit_softcapping", "softcapped logits are not supported"),
+    ("is_encoder_decoder", "models with an encoder are not supported"),
+];
+
+/// Reads the file.
+///
+/// # Errors
+/// [`Error::File`] that names the field.
+pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
+    if bytes.len() > BYTES_MAX {
+        return Err(wrong(CONFIG, format_args!("more than {BYTES_MAX} bytes")));
+    }
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| not_json(CONFIG, &e))?;
+    let fields = Fields::whole(CONFIG, &value)?;
+    let family = family(fields)?;
+    refuse(fields)?;
+    let mut config = sizes(fields, family)?;
+    let check = |config: &ModelConfig| config.validate().map_err(|e| named(&e));
+    check(&config)?;
+    config.rope_scaling = rope::scaling(fields, config.rope_theta, config.head_dim)?;
+    check(&config)?;
+    Ok(Told {
+        eos: eos(fields, config.vocab_size)?,
+        bos: id(fields, "bos_token_id", config.vocab_size)?,
+        pad: id(fields, "pad_token_id", config.vocab_size)?,
+        unk: id(fields, "unk_token_id", config.vocab_size)?,
+        config,
+    })
+}
+
+/// A check's error, which begins with the field, as one about this file.
+fn named(error: &Error) -> Error {
+    match error {
+        Error::Config(what) => wrong(CONFIG, what),
+        other => wrong(CONFIG, other),
+    }
+}
+
+/// The architecture's class in transformers.
+fn class(family: Family) -> &'static str {
+    match family {
+        Family::Llama => "LlamaForCausalLM",
+        Family::Qwen2 => "Qwen2ForCausalLM",
+    }
+}
+
+/// The architecture, if it is one that offshoot runs. Both fields that name it must agree.
+fn family(fields: Fields<'_>) -> Result<Family, Error> {
+    let families = [Family::Llama, Family::Qwen2];
+    let unsupported = |field: &str, found: &str, names: [&str; 2]| {
+        let [one, two] = names;
+        let what = format!("{} is not supported, only {one} and {two}", Shown(found));
+        fields.error(field, what)
+    };
+    let kind = fields.text("model_type")?;
+    let architecture = match fields.list("architectures")? {
+        None | Some([]) => None,
+        Some([Value::String(name)]) => Some(name.as_str()),
+        Some(_) => {
+            return Err(fields.error("architectures", "expected a list of one name"));
+        }
+    };
+    let of_class = architecture.map(|name| {
+        let found = families.into_iter().find(|family| class(*family) == name);
+        found.ok_or_else(|| unsupported("architectures", name, families.map(class)))
+    });
+    let of_type = kind.map(|name| {
+        let found = families.into_iter().find(|family| family.name() == name);
+        found.ok_or_else(|| unsupported("model_type", name, families.map(Family::name)))
+    });
+    match (of_class.transpose()?, of_type.transpose()?) {
+        (Some(family), None) | (None, Some(family)) => Ok(family),
+        (Some(one), Some(two)) if one == two => Ok(one),
+        (Some(one), Some(two)) => Err(fields.error(
+            "model_type",
+            format_args!("{:?}, expected that of {}, {:?}", two.name(), class(one), one.name()),
+        )),
+        (None, None) => Err(fields.missing("architectures")),
+    }
+}
+
+/// Refuses settings that change the computation in ways that offshoot does not have.
+fn refuse(fields: Fields<'_>) -> Result<(), Error> {
+    let idle = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    for (name, why) in REFUSED {
+        if fields.get(name).is_some_and(|value| !idle(value)) {
+            return Err(fields.error(name, why));
+        }
+    }
+    if let Some(activation) = fields.text("hidden_act")?.filter(|a| !matches!(*a, "silu" | "swish"))
+    {
+        let what = format!("{} is not supported, only \"silu\"", Shown(activation));
+        return Err(fields.error("hidden_act", what));
+    }
+    let whole = |value: &Value| value.as_str() == Some("full_attention");
+    if let Some(layer) = fields.list("layer_types")?.into_iter().flatten().find(|v| !whole(v)) {
+        let what = format!("{}, expected \"full_attention\"", Shown(&layer.to_string()));
+        return Err(fields.error("layer_types", what));
+    }
+    let own_code = fields.inner("auto_map", "auto_map.")?;
+    if let Some(code) = own_code.and_then(|map| map.get("AutoModelForCausalLM")) {
+        let what = format!("{}: the model runs code of its own", Shown(&code.to_string()));
+        return Err(fields.error("auto_map", what));
+    }
+    Ok(())
+}
+
+/// All numbers, with the rotary frequencies as trained.
+fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
+    let hidden_size = fields.required_size("hidden_size")?;
+    let heads = fields.required_size("num_attention_heads")?;
+    let head_dim = match fields.size("head_dim")? {
+        Some(head_dim) => head_dim,
+        None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None => {
+            let what = format!("{hidden_size} is no multiple of num_attention_heads, {heads}");
+            return Err(fields.error("hidden_size", what));
+        }
+    };
+    let llama = family == Family::Llama;
+    let flag = |name: &str| Ok::<_, Error>(fields.flag(name)?.unwrap_or(false));
+    Ok(ModelConfig {
+        family,
+        hidden_size,
+        intermediate_size: fields.required_size("intermediate_size")?,
+        num_hidden_layers: fields.required_size("num_hidden_layers")?,
+        num_attention_heads: heads,
+        num_key_value_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        vocab_size: fields.required_size("vocab_size")?,
+        max_position_embeddings: fields.required_size("max_position_embeddings")?,
+        rms_norm_eps: fields.required_number("rms_norm_eps")? as f32,
+        rope_theta: rope::theta(fields)?,
+        rope_scaling: RopeScaling::None,
+        tie_word_embeddings: flag("tie_word_embeddings")?,
+        attention_bias: !llama || flag("attention_bias")?,
+        mlp_bias: llama && flag("mlp_bias")?,
+    })
+}
+
+/// One id or a list of them.
+fn eos(fields: Fields<'_>, vocab_size: usize) -> Result<Option<Eos>, Error> {
+    let name = "eos_token_id";
+    let read = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.filter(|id| (*id as usize) < vocab_size).ok_or_else(|| {
+            let found = value.to_string();
+            fields.error(name, format_args!("{}, expected ids below {vocab_size}", Shown(&found)))
+        })
+    };
+    Ok(match fields.get(name) {
+        None => None,
+        Some(Value::Array(ids)) => {
+            Some(Eos::Several(ids.iter().map(read).collect::<Result<_, _>>()?))
+        }
+        Some(one) => Some(Eos::One(read(one)?)),
+    })
+}
+
+/// An id; some files write -1 for none.
+fn id(fields: Fields<'_>, name: &str, vocab_size: usize) -> Result<Option<u32>, Error> {
+    if fields.get(name).and_then(Value::as_i64).is_some_and(|id| id < 0) {
+        return Ok(None);
+    }
+    let Some(id) = fields.size(name)? else { return Ok(None) };
+    let inside = u32::try_from(id).ok().filter(|id| (*id as usize) < vocab_size);
+    inside.map(Some).ok_or_else(|| {
+        fields.error(name, format_args!("{id}, but the vocabulary has {vocab_size} tokens"))
+    })
+}

@@ -1,0 +1,156 @@
+//! How `config.json` stretches the rotary frequencies, in both spellings that files have:
+//! `rope_theta` with `rope_scaling`, and `rope_parameters` for all of it.
+
+use std::f32::consts::TAU;
+
+use super::fields::Fields;
+use crate::shown::Shown;
+use crate::{Error, RopeScaling};
+
+/// transformers' default.
+const THETA: f64 = 10_000.0;
+
+/// The fields of a scaling that are understood.
+const KNOWN: [&str; 8] = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+];
+
+/// The object that says how, if there is one.
+fn parameters<'a>(fields: Fields<'a>) -> Result<Option<Fields<'a>>, Error> {
+    let new = fields.inner("rope_parameters", "rope_parameters.")?;
+    let old = fields.inner("rope_scaling", "rope_scaling.")?;
+    match (new, old) {
+        (Some(_), Some(_)) if fields.get("rope_parameters") != fields.get("rope_scaling") => {
+            Err(fields.error("rope_scaling", "given beside rope_parameters, expected one of them"))
+        }
+        (Some(found), _) | (None, Some(found)) => {
+            match found.names().find(|n| !KNOWN.contains(n)) {
+                Some(name) => Err(found.error(&Shown(name).to_string(), "is not supported")),
+                None => Ok(Some(found)),
+            }
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// The base of the frequencies, in single precision as transformers and GGUF files have it.
+pub(super) fn theta(fields: Fields<'_>) -> Result<f64, Error> {
+    let inner = match parameters(fields)? {
+        Some(parameters) => parameters.number("rope_theta")?,
+        None => None,
+    };
+    let theta = match inner {
+        Some(theta) => theta,
+        None => fields.number("rope_theta")?.unwrap_or(THETA),
+    };
+    Ok(f64::from(theta as f32))
+}
+
+/// The stretching of the frequencies of heads of `head_dim`, which is sound, as `theta` is.
+pub(super) fn scaling(
+    fields: Fields<'_>,
+    theta: f64,
+    head_dim: usize,
+) -> Result<RopeScaling, Error> {
+    for fields in [Some(fields), parameters(fields)?].into_iter().flatten() {
+        let name = "partial_rotary_factor";
+        if let Some(part) = fields.number(name)?.filter(|part| *part != 1.0) {
+            return Err(fields.error(name, format_args!("{part} is not supported, only 1")));
+        }
+    }
+    let Some(parameters) = parameters(fields)? else { return Ok(RopeScaling::None) };
+    let (new, old) = (parameters.text("rope_type")?, parameters.text("type")?);
+    if let (Some(new), Some(old)) = (new, old)
+        && new != old
+    {
+        let what = format!("{}, but rope_type is {}", Shown(old), Shown(new));
+        return Err(parameters.error("type", what));
+    }
+    let name = if new.is_none() && old.is_some() { "type" } else { "rope_type" };
+    match new.or(old) {
+        None if parameters.get("factor").is_some() => Err(parameters.missing(name)),
+        None | Some("default") => Ok(RopeScaling::None),
+        Some("linear") => {
+            let factor = parameters.required_number("factor")? as f32;
+            Ok(RopeScaling::Linear { factor: f64::from(factor) })
+        }
+        Some("llama3") => Ok(RopeScaling::Factors(
+            Llama3::read(fields, parameters)?.factors(theta as f32, head_dim),
+        )),
+        Some(other) => Err(parameters.error(
+            name,
+            format_args!(
+                "{} is not supported, only \"default\", \"linear\" and \"llama3\"",
+                Shown(other)
+            ),
+        )),
+    }
+}
+
+/// Llama 3.1's rule: long waves are stretched by `factor`, short ones stay, those between lie
+/// between.
+struct Llama3 {
+    factor: f32,
+    low_freq_factor: f32,
+    high_freq_factor: f32,
+    context: f32,
+}
+
+impl Llama3 {
+    fn read(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Self, Error> {
+        let positive = |name: &str, value: f64| {
+            let value = value as f32;
+            if value > 0.0 && value.is_finite() {
+                Ok(value)
+            } else {
+                Err(parameters.error(name, format_args!("{value}, expected a number above 0")))
+            }
+        };
+        let read = |name: &str| positive(name, parameters.required_number(name)?);
+        let context = "original_max_position_embeddings";
+        let trained = match parameters.number(context)? {
+            Some(trained) => trained,
+            None => fields.number(context)?.ok_or_else(|| parameters.missing(context))?,
+        };
+        let rule = Self {
+            factor: read("factor")?,
+            low_freq_factor: read("low_freq_factor")?,
+            high_freq_factor: read("high_freq_factor")?,
+            context: positive(context, trained)?,
+        };
+        if rule.high_freq_factor <= rule.low_freq_factor {
+            let what = format!("expected more than low_freq_factor, {}", rule.low_freq_factor);
+            return Err(parameters.error("high_freq_factor", what));
+        }
+        Ok(rule)
+    }
+
+    /// What the frequencies of the `head_dim / 2` pairs are divided by.
+    ///
+    /// In single precision, in the order of llama.cpp's converter, so that a folder and the GGUF
+    /// file made of it have the same factors but for the last bit of a power.
+    fn factors(&self, theta: f32, head_dim: usize) -> Vec<f32> {
+        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
+        let factor = |pair: usize| {
+            let exponent = (2 * pair) as f32 / head_dim as f32;
+            let frequency = 1.0 / (f64::from(theta).powf(f64::from(exponent)) as f32);
+            let wave = TAU / frequency;
+            if wave < self.context / high {
+                1.0
+            } else if wave > self.context / low {
+                self.factor
+            } else {
+                let smooth = (self.context / wave - low) / (high - low);
+                1.0 / ((1.0 - smooth) / self.factor + smooth)
+            }
+        };
+        (0..head_dim / 2).map(factor).collect()
+    }
+}

@@ -1,0 +1,301 @@
+//! From a Hugging Face folder to the same checkpoint that a GGUF file of its numbers gives.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+#[path = "support/logits.rs"]
+mod logits;
+mod support;
+
+use std::sync::Arc;
+
+use logits::{MODELS, max_error, reference};
+use offshoot_kernels::{BlockType, Cpu, Isa};
+use offshoot_models::{
+    BaseId, Checkpoint, LogitRows, ModelConfig, NoHooks, PackedExecutor, PackedModel, RopeId,
+    RopeScaling, Segment, VariantId, chain,
+};
+use serde_json::{Value, json};
+use support::folder::{Folder, safetensors};
+use support::tiny::Tiny;
+
+/// As in the test of the packed executor.
+const CLOSE: f32 = 2.5e-3;
+
+/// Llama 3's rule as the script of the reference logits has it.
+fn factors() -> Value {
+    json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    })
+}
+
+/// The folder of one of the models that transformers computed logits of.
+fn folder(name: &str) -> Folder {
+    let mut folder = Folder::of(&logits::checkpoint(name));
+    if name == "llama_factors" {
+        folder.set("rope_scaling", factors());
+    }
+    folder
+}
+
+fn open_gguf(tiny: &Tiny) -> Checkpoint {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    std::fs::write(&path, tiny.bytes()).unwrap();
+    Checkpoint::open(&path).unwrap()
+}
+
+/// A small model with all that a checkpoint has.
+fn tiny(family: &str) -> Folder {
+    Folder::of(&open_gguf(&Tiny::smallest(family)))
+}
+
+/// Logits of all of `tokens`.
+fn run(checkpoint: Checkpoint, tokens: &[u32]) -> Vec<f32> {
+    let cpu = Cpu::new(Isa::best(), 2);
+    let model = PackedModel::load(Arc::new(checkpoint), &cpu, None).unwrap();
+    let mut executor = PackedExecutor::new(cpu, model.config());
+    let mut cache = model.new_cache(tokens.len());
+    let segment = Segment {
+        cache: &mut cache,
+        tokens,
+        parents: &chain(tokens.len()),
+        positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
+        rope: RopeId::default(),
+        variant: VariantId::default(),
+        logits: LogitRows::All,
+    };
+    executor.step(&model, &mut [segment], &mut NoHooks).unwrap().to_vec()
+}
+
+fn bits(logits: Vec<f32>) -> Vec<u32> {
+    logits.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn a_folder_gives_the_logits_of_transformers_and_the_bits_of_the_gguf_file() {
+    for name in MODELS {
+        let reference = reference(name);
+        let ours = run(folder(name).open().unwrap(), &reference.tokens);
+        let greatest = reference.logits.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let error = max_error(&ours, &reference.logits);
+        assert!(error < CLOSE * greatest, "{name}: {error} of {greatest}");
+        // The file's factors are no rounded powers, but quotients of rounded frequencies.
+        if name != "llama_factors" {
+            let gguf = run(logits::checkpoint(name), &reference.tokens);
+            assert!(bits(ours) == bits(gguf), "{name}");
+        }
+    }
+}
+
+#[test]
+fn configuration_tensors_and_base_id_are_those_of_the_gguf_file() {
+    for name in MODELS {
+        let gguf = logits::checkpoint(name);
+        let folder = folder(name).open().unwrap();
+        assert!(folder.tensors().map(|t| t.name).eq(gguf.tensors().map(|t| t.name)));
+        assert_eq!(BaseId::of(&folder).unwrap(), BaseId::of(&gguf).unwrap(), "{name}");
+        let plain = |config: &ModelConfig| ModelConfig {
+            rope_scaling: RopeScaling::None,
+            ..config.clone()
+        };
+        assert_eq!(plain(folder.config()), plain(gguf.config()));
+        match (&folder.config().rope_scaling, &gguf.config().rope_scaling) {
+            (RopeScaling::Factors(ours), RopeScaling::Factors(theirs)) => {
+                assert!(ours.iter().any(|f| *f > 1.0 && *f < 8.0) && ours.contains(&8.0));
+                let error = ours.iter().zip(theirs).map(|(a, b)| (a / b - 1.0).abs());
+                // Four roundings, each of 2^-24.
+                assert!(error.fold(0.0, f32::max) < 4e-7, "{ours:?}, {theirs:?}");
+            }
+            (ours, theirs) => assert_eq!(ours, theirs),
+        }
+    }
+}
+
+#[test]
+fn the_format_of_the_floats_does_not_change_the_base_id() {
+    let half = folder("qwen2_untied");
+    let id = BaseId::of(&half.open().unwrap()).unwrap();
+    let single = half.rounded(BlockType::F32).open().unwrap();
+    assert_eq!(BaseId::of(&single).unwrap(), id);
+    let name = "model.layers.0.mlp.up_proj.weight";
+    assert_eq!(single.require(name).unwrap().info.block, BlockType::F32);
+    let brain = half.rounded(BlockType::Bf16).open().unwrap();
+    assert_eq!(brain.require(name).unwrap().info.block, BlockType::Bf16);
+    assert_ne!(BaseId::of(&brain).unwrap(), id, "half precision has bits that this one lacks");
+}
+
+#[test]
+fn every_float_format_gives_the_bits_and_the_id_of_the_gguf_file() {
+    for (block, dtype) in
+        [(BlockType::F32, "F32"), (BlockType::F16, "F16"), (BlockType::Bf16, "BF16")]
+    {
+        for mut tiny in [Tiny::llama(), Tiny::qwen2()] {
+            let matrices: Vec<_> =
+                tiny.tensors.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
+            for (name, tensor) in matrices {
+                if let [rows, cols] = tensor.shape[..] {
+                    tiny.matrix(&name, rows, cols, block);
+                }
+            }
+            let gguf = open_gguf(&tiny);
+            let folder = Folder::of(&gguf);
+            assert_eq!(folder.tensors["model.layers.1.mlp.down_proj.weight"].dtype, dtype);
+            let folder = folder.open().unwrap();
+            assert_eq!(BaseId::of(&folder).unwrap(), BaseId::of(&gguf).unwrap());
+            let tokens = [3, 7, 1, 11, 2];
+            let logits = run(folder, &tokens);
+            assert!(logits.iter().all(|x| x.is_finite()));
+            assert!(bits(logits) == bits(run(gguf, &tokens)), "{dtype}");
+        }
+    }
+}
+
+#[test]
+fn weights_in_several_files_are_the_weights_in_one() {
+    let folder = folder("llama_linear");
+    let one = folder.open().unwrap();
+    let tokens = reference("llama_linear").tokens;
+    let expected = bits(run(folder.open().unwrap(), &tokens));
+    for count in [1, 2, 7] {
+        let dir = tempfile::tempdir().unwrap();
+        folder.save_shards(dir.path(), count);
+        let shards = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(BaseId::of(&shards).unwrap(), BaseId::of(&one).unwrap());
+        let names: Vec<_> = shards.files().iter().map(|p| p.file_name().unwrap()).collect();
+        assert_eq!(names.len(), 1 + count);
+        assert_eq!((names[0].to_str(), names.is_sorted()), (Some("config.json"), true));
+        assert!(bits(run(shards, &tokens)) == expected, "{count} files");
+    }
+    assert_eq!(one.files().len(), 2);
+    assert!(one.files()[1].ends_with("model.safetensors"));
+}
+
+#[test]
+fn one_file_goes_before_an_index() {
+    let folder = tiny("llama");
+    let dir = tempfile::tempdir().unwrap();
+    folder.save_shards(dir.path(), 2);
+    folder.save(dir.path());
+    let files = Checkpoint::open(dir.path()).unwrap().files().to_vec();
+    assert!(files[1].ends_with("model.safetensors") && files.len() == 2, "{files:?}");
+}
+
+#[test]
+fn the_files_are_those_that_the_safetensors_library_reads() {
+    let folder = tiny("qwen2");
+    let bytes = folder.weights();
+    let read = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(read.len(), folder.tensors.len());
+    let tensor = read.tensor("model.norm.weight").unwrap();
+    assert_eq!(tensor.data(), folder.tensors["model.norm.weight"].bytes);
+    // And one of the library's own making, its tensors in another order.
+    let views = folder.tensors.iter().map(|(name, tensor)| {
+        let dtype = match tensor.dtype {
+            "F16" => ::safetensors::Dtype::F16,
+            _ => ::safetensors::Dtype::F32,
+        };
+        let view =
+            ::safetensors::tensor::TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes);
+        (name.clone(), view.unwrap())
+    });
+    let theirs = ::safetensors::serialize(views, None).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    folder.save(dir.path());
+    let id = BaseId::of(&Checkpoint::open(dir.path()).unwrap()).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), theirs).unwrap();
+    assert_eq!(BaseId::of(&Checkpoint::open(dir.path()).unwrap()).unwrap(), id);
+}
+
+#[test]
+fn both_spellings_of_scaled_frequencies_are_read() {
+    let scaling = |change: &dyn Fn(&mut Folder)| {
+        let mut folder = tiny("llama");
+        change(&mut folder);
+        let config = folder.open().unwrap().config().clone();
+        (config.rope_theta, config.rope_scaling)
+    };
+    let linear = |factor| RopeScaling::Linear { factor };
+    assert_eq!(scaling(&|_| {}), (10_000.0, RopeScaling::None));
+    for (spelling, value, expected) in [
+        ("rope_scaling", json!({"type": "linear", "factor": 4}), (10_000.0, linear(4.0))),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": 2.5}), (10_000.0, linear(2.5))),
+        (
+            "rope_parameters",
+            json!({"rope_type": "linear", "type": "linear", "factor": 2, "rope_theta": 5e5}),
+            (500_000.0, linear(2.0)),
+        ),
+        ("rope_scaling", json!({"type": "default"}), (10_000.0, RopeScaling::None)),
+        ("rope_parameters", json!({"rope_theta": 1e6}), (1_000_000.0, RopeScaling::None)),
+        ("rope_parameters", Value::Null, (10_000.0, RopeScaling::None)),
+    ] {
+        let set = |folder: &mut Folder| folder.set(spelling, value.clone());
+        assert_eq!(scaling(&set), expected, "{spelling} {value}");
+    }
+    let old = scaling(&|folder| folder.set("rope_scaling", factors()));
+    let new = scaling(&|folder| folder.set("rope_parameters", factors()));
+    let apart = scaling(&|folder| {
+        let mut rule = factors();
+        rule.as_object_mut().unwrap().remove("original_max_position_embeddings");
+        folder.set("rope_scaling", rule);
+        folder.set("original_max_position_embeddings", 64);
+    });
+    assert!(matches!(&old.1, RopeScaling::Factors(factors) if factors.len() == 4));
+    assert_eq!((&new, &apart), (&old, &old));
+}
+
+#[test]
+fn what_a_file_leaves_out_is_as_transformers_has_it() {
+    let mut folder = tiny("llama");
+    let fields = folder.config.as_object_mut().unwrap();
+    for name in ["num_key_value_heads", "head_dim", "rope_theta", "mlp_bias", "attention_bias"] {
+        fields.remove(name);
+    }
+    for name in ["rope_scaling", "architectures", "hidden_act", "tie_word_embeddings"] {
+        fields.remove(name);
+    }
+    for part in ["k", "v"] {
+        let name = |part: &str| format!("model.layers.0.self_attn.{part}_proj.weight");
+        let q = folder.tensors[&name("q")].clone();
+        folder.tensors.insert(name(part), q);
+    }
+    let head = folder.tensors["model.embed_tokens.weight"].clone();
+    folder.tensors.insert("lm_head.weight".to_owned(), head);
+    let checkpoint = folder.open().unwrap();
+    let c = checkpoint.config();
+    assert_eq!((c.num_key_value_heads, c.head_dim, c.rope_theta), (4, 8, 10_000.0));
+    assert!(!c.tie_word_embeddings && !c.attention_bias && !c.mlp_bias);
+    // Tied, the copy of the head is passed over.
+    folder.set("tie_word_embeddings", true);
+    let checkpoint = folder.open().unwrap();
+    assert_eq!(checkpoint.unused(), ["lm_head.weight"]);
+    assert!(checkpoint.get("lm_head.weight").is_none());
+}
+
+#[test]
+fn frequencies_that_older_versions_wrote_are_passed_over() {
+    let mut folder = tiny("llama");
+    let norm = folder.tensors["model.norm.weight"].clone();
+    let name = "model.layers.0.self_attn.rotary_emb.inv_freq";
+    folder.tensors.insert(name.to_owned(), norm);
+    assert_eq!(folder.open().unwrap().unused(), [name]);
+}
+
+#[test]
+fn a_header_of_odd_length_moves_no_weight() {
+    let folder = tiny("llama");
+    let id = BaseId::of(&folder.open().unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    folder.save(dir.path());
+    let tensors = folder.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let bytes = safetensors(tensors);
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, data) = bytes[8..].split_at(length);
+    for spaces in 1..5 {
+        let header = [header, &b"    "[..spaces]].concat();
+        let file = support::folder::with_header(std::str::from_utf8(&header).unwrap(), data);
+        std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(BaseId::of(&checkpoint).unwrap(), id);
+        assert_eq!(run(checkpoint, &[3, 4, 5]).len(), 3 * 12);
+    }
+}

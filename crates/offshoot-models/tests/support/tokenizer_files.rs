@@ -1,0 +1,91 @@
+//! A tokenizer as the files that Hugging Face folders have of it.
+
+use offshoot_models::{PreTokenizer, TokenKind, TokenizerSpec};
+use serde_json::{Map, Value, json};
+
+/// `tokenizer.json` of `spec`, with the pipeline that models of its rule have.
+pub(crate) fn tokenizer_json(spec: &TokenizerSpec) -> Value {
+    let entries = || spec.tokens.iter().zip(&spec.kinds).enumerate();
+    let normal = entries().filter(|(_, (_, kind))| **kind == TokenKind::Normal);
+    let vocab: Map<String, Value> =
+        normal.map(|(id, (text, _))| (text.clone(), id.into())).collect();
+    let added: Vec<Value> = entries()
+        .filter(|(_, (_, kind))| matches!(kind, TokenKind::Control | TokenKind::UserDefined))
+        .map(|(id, (text, kind))| {
+            json!({
+                "id": id, "content": text, "special": *kind == TokenKind::Control,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            })
+        })
+        .collect();
+    let merges: Vec<String> =
+        spec.merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+    let nfc = spec.pre == PreTokenizer::Qwen2;
+    json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": if nfc { json!({ "type": "NFC" }) } else { Value::Null },
+        "pre_tokenizer": pre_tokenizer(spec.pre),
+        "post_processor": byte_level(false),
+        "decoder": byte_level(true),
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": spec.pre == PreTokenizer::Llama3,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    })
+}
+
+fn byte_level(use_regex: bool) -> Value {
+    json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": use_regex,
+    })
+}
+
+/// The stages that the published files of each rule's models have.
+fn pre_tokenizer(pre: PreTokenizer) -> Value {
+    let sequence = |first: Value, regex| json!({ "type": "Sequence", "pretokenizers": [first, byte_level(regex)] });
+    let split = |digits: &str| {
+        let pattern = format!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        );
+        json!({
+            "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated",
+            "invert": false,
+        })
+    };
+    match pre {
+        PreTokenizer::SmolLm => {
+            sequence(json!({ "type": "Digits", "individual_digits": true }), true)
+        }
+        PreTokenizer::Qwen2 => sequence(split(r"\p{N}"), false),
+        PreTokenizer::Llama3 => sequence(split(r"\p{N}{1,3}"), false),
+        _ => byte_level(true),
+    }
+}
+
+/// `tokenizer_config.json` of `spec`: its special tokens by their texts.
+pub(crate) fn tokenizer_config(spec: &TokenizerSpec) -> Value {
+    let text = |id: Option<u32>| id.map(|id| spec.tokens[id as usize].clone());
+    json!({
+        "bos_token": text(spec.bos),
+        "eos_token": text(spec.eos).map(|content| json!({
+            "__type": "AddedToken", "content": content, "lstrip": false,
+        })),
+        "pad_token": text(spec.pad),
+        "unk_token": text(spec.unk),
+        "model_max_length": 1e30,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": { "0": { "content": "<|pad|>" } },
+    })
+}
