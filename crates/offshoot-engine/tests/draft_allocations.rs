@@ -78,7 +78,7 @@ fn evaluations(file: &HeadsFile, threads: usize) -> Stats {
     let mut state = [0.0; HIDDEN];
     let mut evaluate = |i: usize| {
         state.iter_mut().enumerate().for_each(|(j, s)| *s = ((i * 7 + j * 5) % 13) as f32 - 6.0);
-        heads.evaluate(&cpu, &state)[0].probability
+        heads.evaluate(&cpu, &state, 1).unwrap()[0].probability
     };
     let first = evaluate(0);
     let region = Region::new(ALLOCATOR);
