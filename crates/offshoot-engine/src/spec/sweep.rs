@@ -6,8 +6,10 @@
 use std::time::Duration;
 
 use offshoot_methods::draft::{BINS, CLASSES, Guess, Prior, StepTimes, TokenTree};
+use offshoot_methods::{Sampler, SamplingOptions};
 
-use super::{Drafter, Speculator, View};
+use super::sampling_class::SamplingClass;
+use super::{Acceptance, Behind, Drafter, Speculator, View};
 use crate::Error;
 
 const VOCAB: u32 = 1000;
@@ -110,12 +112,16 @@ fn write(
     all: &[u32],
     prompt: usize,
 ) -> (Sums, Sums) {
-    speculator.begin(&all[..prompt], VOCAB as usize);
+    let mut sampler = Sampler::new(SamplingOptions::default()).unwrap();
+    let kind = (Acceptance::Exact, SamplingClass::Greedy);
+    speculator.begin(&all[..prompt], VOCAB as usize, kind);
     let (mut sums, mut half) = (Sums::default(), None);
     let (mut at, last) = (prompt - 1, all.len() - 1);
     while at < last {
         let view = View { text: &all[..=at], hidden: None };
-        speculator.draft(view, (last - at - 1).min(DEPTH)).unwrap();
+        let (sampler, position) = (&mut sampler, (at + 1 - prompt) as u64);
+        let behind = Behind { view, filtering: None, sampler, choice: 0, position };
+        speculator.draft(behind, (last - at - 1).min(DEPTH)).unwrap();
         let tree = speculator.tree();
         let (mut node, mut made) = (0, 1);
         while at + made < last

@@ -109,12 +109,13 @@ fn each_head_learns_the_token_of_its_own_place() {
 /// each is of more than 48 x 48 x 256 multiplications.
 fn digest_of_training() -> String {
     let (d, vocab, n, heads) = (96, 1000, 150, 2);
-    let options = options(heads, 2);
+    let options = TrainOptions { see_token: true, ..options(heads, 2) };
     let mut trainer = Trainer::new(&options, floats(vocab * d, 7), d).unwrap();
     let targets: Vec<u32> = (0..n * heads).map(|i| (i * i % vocab) as u32).collect();
     for step in 1..=4 {
-        let states = floats(n * d, 20 + step as u64);
-        trainer.step(states, &targets, (step, 1e-2), &options).unwrap();
+        let chosen = floats(n * d, 60 + step as u64);
+        let batch = Batch::new(floats(n * d, 20 + step as u64), chosen, d).unwrap();
+        trainer.step(&batch, &targets, (step, 1e-2), &options).unwrap();
     }
     let mut hash = blake3::Hasher::new();
     for block in trainer.heads.iter().flatten() {
