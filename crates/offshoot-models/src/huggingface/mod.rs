@@ -1,5 +1,5 @@
 //! Hugging Face folders: `config.json`, safetensors and what lies beside them, as the canonical
-//! [`Contents`](crate::Contents) of a checkpoint.
+//! [`Contents`] of a checkpoint.
 //!
 //! A folder's files are a stranger's input. [`contents`] works on their bytes alone: lengths of
 //! files, counts, shapes and offsets are bounded and checked before they are used, and every error
