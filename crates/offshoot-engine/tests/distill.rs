@@ -32,11 +32,21 @@ fn a_model_writes_prompts_of_its_own_and_answers_them_the_same_on_any_threads() 
     let listed = answers(2, 0);
     let half = answers(2, 50);
     // Which are of the list goes by their number; all else of an answer does not change with it.
-    let same = |a: &[DistilledAnswer], b: &[DistilledAnswer]| {
-        let pairs = a.iter().filter_map(|a| b.iter().find(|b| b.index == a.index).map(|b| (a, b)));
-        pairs.filter(|(a, b)| a.tokens == b.tokens).count()
+    let tokens_of = |answers: &[DistilledAnswer], index: usize| {
+        answers.iter().find(|answer| answer.index == index).map(|answer| answer.tokens.clone())
     };
-    let (of_list, of_own) = (same(&half, &listed), same(&half, &own));
-    assert!(of_list * 3 >= half.len() && of_own * 3 >= half.len(), "{of_list} {of_own}");
-    assert!(same(&own, &listed) * 4 < own.len());
+    let (mut of_list, mut of_own) = (0, 0);
+    for answer in &half {
+        let of = [&listed, &own].map(|answers| tokens_of(answers, answer.index));
+        if let [Some(of_a_listed), Some(of_an_own)] = of {
+            assert!(answer.tokens == of_a_listed || answer.tokens == of_an_own, "{answer:?}");
+            of_list += usize::from(answer.tokens == of_a_listed);
+            of_own += usize::from(answer.tokens == of_an_own);
+        }
+    }
+    assert!(of_list >= 4 && of_own >= 4, "{of_list} {of_own}");
+    let same = |answer: &&DistilledAnswer| {
+        tokens_of(&listed, answer.index).is_some_and(|tokens| tokens == answer.tokens)
+    };
+    assert!(own.iter().filter(same).count() * 4 < own.len());
 }

@@ -112,7 +112,8 @@ fn write(
     all: &[u32],
     prompt: usize,
 ) -> (Sums, Sums) {
-    let mut sampler = Sampler::new(SamplingOptions::default()).unwrap();
+    let greedy = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
+    let mut sampler = Sampler::new(greedy).unwrap();
     let kind = (Acceptance::Exact, SamplingClass::Greedy);
     speculator.begin(&all[..prompt], VOCAB as usize, kind);
     let (mut sums, mut half) = (Sums::default(), None);
