@@ -1,7 +1,7 @@
 //! A model loaded whole: weights, tokenizer, template and where its answers end.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Isa, available_threads};
@@ -67,6 +67,8 @@ pub struct Model {
     files: Vec<PathBuf>,
     /// The files' digest, where loading needed it.
     digest: Option<[u8; 32]>,
+    /// The same, where it was asked for and loading did not need it.
+    asked_digest: OnceLock<[u8; 32]>,
     file_len: u64,
     cache: Option<PathBuf>,
 }
@@ -118,6 +120,7 @@ impl Model {
             timings,
             files,
             digest,
+            asked_digest: OnceLock::new(),
             file_len,
             cache: options.cache.clone(),
         })
@@ -154,19 +157,20 @@ impl Model {
         self.digest.as_ref()
     }
 
-    /// The digest of the model's files; they are read whole if loading did not need that.
+    /// The digest of the model's files; they are read whole, once, if loading did not need that.
     ///
     /// # Errors
     /// If a file cannot be read any more.
     pub fn file_digest(&self) -> Result<[u8; 32], Error> {
-        if let Some(digest) = self.digest {
+        if let Some(digest) = self.digest.or_else(|| self.asked_digest.get().copied()) {
             return Ok(digest);
         }
         let digest = |path: &PathBuf| {
             let unread = |source| offshoot_models::Error::Io { path: path.clone(), source };
             hash(path).map_err(unread)
         };
-        Ok(joined(&self.files.iter().map(digest).collect::<Result<Vec<_>, _>>()?))
+        let digest = joined(&self.files.iter().map(digest).collect::<Result<Vec<_>, _>>()?);
+        Ok(*self.asked_digest.get_or_init(|| digest))
     }
 
     /// Bytes that the model's files had when it was loaded.
