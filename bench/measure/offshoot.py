@@ -15,14 +15,18 @@ SPEC_LIMIT_S = 6 * 3600
 
 
 class Offshoot:
-    """The `offshoot` program at `path`, with packed weights kept in a folder of this run."""
+    """The `offshoot` program at `path`, with packed weights kept in a folder of this run.
 
-    def __init__(self, path, threads):
+    `drafting` is what to draft from: (role of the model, flag, path).
+    """
+
+    def __init__(self, path, threads, drafting=()):
         found = shutil.which(path)
         if found is None:
             raise SystemExit(f"bench: {path} is no program; cargo build --release makes it, "
                              "and --offshoot says where it is")
         self.path, self.threads = pathlib.Path(found).resolve(), threads
+        self.drafting = drafting
         self.lengths_checked = set()
         self.home = tempfile.TemporaryDirectory(prefix="offshoot-bench-")
 
@@ -50,11 +54,13 @@ class Offshoot:
     def spec(self, model, file, n_prompts, arms, n_tokens):
         """The arms of one pass over the workload in `file`, by name, and milliseconds by rows.
 
-        Heads and stores are found where the user keeps them, so what offshoot keeps is not moved.
+        What ships with offshoot and what the user keeps is found where it is: nothing is moved.
         """
         command = [self.path, "bench", model.path, "--spec", "--workload", file, "--arms",
                    ",".join(arms), "--max-tokens", n_tokens, "--rounds", 1, "--json", "--threads",
                    self.threads]
+        for role, flag, path in self.drafting:
+            command += [flag, path] if role == model.role else []
         output = run(command, {"OFFSHOOT_OFFLINE": "1"}, SPEC_LIMIT_S).output
         try:
             result = json.loads(output)

@@ -21,6 +21,8 @@ if sys.argv[1] == "--version":
     sys.exit(print("offshoot 0"))
 def value(name):
     return sys.argv[sys.argv.index(name) + 1]
+with open(pathlib.Path(__file__).parent / "commands", "a") as commands:
+    print(*sys.argv[1:], file=commands)
 lines = pathlib.Path(value("--workload")).read_text().splitlines()
 kind = json.loads(lines[0])["kind"]
 n_tokens = len(lines) * int(value("--max-tokens"))
@@ -163,11 +165,24 @@ class WholeRun(WithServer):
         ended, result = self.spec("--peers-only")
         self.assertEqual((ended.returncode, result["rows"]), (0, []), ended.stderr)
 
+    def test_heads_and_stores_go_to_the_model_they_are_for(self):
+        for role, given in (("135M", True), ("0.5B", False)):
+            ended, result = self.spec("--medusa", f"{role}={self.folder}", "--rounds", "1")
+            self.assertEqual(ended.returncode, 0, ended.stdout + ended.stderr)
+            self.assertEqual(result["drafts_from"], [f"{role} {self.folder.name}"])
+            commands = (self.folder / "commands").read_text().splitlines()
+            (self.folder / "commands").unlink()
+            self.assertEqual([f"--medusa {self.folder.resolve()}" in line for line in commands],
+                             [given] * len(commands))
+
     def test_arguments_that_name_nothing_end_with_2(self):
-        command = [sys.executable, str(BENCH / "spec"), "--arms", "off,magic", "m.gguf"]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        self.assertEqual(ended.returncode, 2)
-        self.assertIn("no magic; known: off", ended.stderr)
+        for arguments, message in ((["--arms", "off,magic"], "no magic; known: off"),
+                                   (["--medusa", "7B=x"], "no model 7B; known: 135M"),
+                                   (["--datastore", "135M=/none"], "there is no /none")):
+            command = [sys.executable, str(BENCH / "spec"), *arguments, "m.gguf"]
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
+            self.assertEqual(ended.returncode, 2)
+            self.assertIn(message, ended.stderr)
 
 
 class Rows(InFolder):

@@ -19,7 +19,7 @@
 //!
 //! | published | | times plain |
 //! |---|---|---|
-//! | Leviathan et al., TPU | T5-XXL by T5-small, translation, greedy | 3.4 |
+//! | Leviathan et al., abstract, TPU-v4 | T5-XXL, translation and summaries | 2 to 3 |
 //! | baseline of the Medusa paper, A100 | Vicuna-7B, MT-Bench | 1.47 |
 //! | baseline of the REST paper, A6000 | CodeLlama-7B, HumanEval | 1.75 |
 //!

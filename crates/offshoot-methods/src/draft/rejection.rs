@@ -21,10 +21,10 @@
 //!
 //! Cost: O(tokens of `p` and `q`) for each candidate, and a number for each.
 //!
-//! Published: translation by T5-XXL is 2.6 to 3.4 times as fast (Leviathan et al., TPU), text of
-//! Chinchilla 70B 1.92 to 2.46 times (Chen et al., TPU). Ours: the law is exact by the tests of
-//! this file, a chi-square over 10^6 draws each; no drafter of offshoot draws its guesses yet, so
-//! that no speed was measured.
+//! Published: T5-XXL answers 2 to 3 times as fast (Leviathan et al., abstract; a TPU-v4), Chinchilla
+//! 70B 2 to 2.5 times (Chen et al., abstract). Ours: the law is exact by the tests of this file, a
+//! chi-square over 10^6 draws each. Its speed was not measured: only the small draft model draws its
+//! guesses, and of the models in the catalogue no two share a vocabulary.
 //!
 //! When not to use it: where a seed is to name a text, as the text is not that of plain decoding
 //! with the same seed, only as likely; and for guesses that are set and not drawn, of which
