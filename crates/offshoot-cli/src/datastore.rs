@@ -282,7 +282,7 @@ fn sample(
     max_nodes: usize,
     json: bool,
 ) -> Result<(), Failure> {
-    store.will_need();
+    store.populate();
     let report = store.sample(retriever, tokens, contexts, max_nodes);
     let report = report
         .ok_or_else(|| Failure::Data("the text has no two tokens: give a longer one".to_owned()))?;

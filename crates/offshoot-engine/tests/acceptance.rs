@@ -267,7 +267,8 @@ fn typical_acceptance_keeps_more_of_likely_guesses() {
         let of_seed = |seed| {
             let (speculator, _) = oracle(&Habit::Random { width: 6 }, &[]);
             session.set_speculator(Some(speculator));
-            let answer = generate(&model, &mut session, &options(warm(seed), acceptance, Some(400)));
+            let answer =
+                generate(&model, &mut session, &options(warm(seed), acceptance, Some(400)));
             answer.spec.unwrap().tokens_per_step()
         };
         (1..=4).map(of_seed).sum::<f64>()

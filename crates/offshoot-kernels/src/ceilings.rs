@@ -47,7 +47,9 @@ unsafe fn add_up_lanes<L: Lanes>(bytes: &[u8]) -> u64 {
         for chunk in bytes.chunks_exact(512) {
             for (i, acc) in acc.iter_mut().enumerate() {
                 L::prefetch(chunk.as_ptr().wrapping_add(AHEAD + 64 * i));
-                *acc = L::dot(*acc, L::bytes_load(chunk.as_ptr().add(64 * i)), ones.as_ptr());
+                let bytes = L::bytes_load(chunk.as_ptr().add(64 * i));
+                let dot = L::dot(L::dot_from(*acc), 8, bytes, ones.as_ptr());
+                *acc = L::dot_sum(8, dot, L::dot_from(L::splat_i(0)));
             }
         }
         acc.into_iter().map(|acc| L::sum(L::to_f32(acc)) as u64).sum()
@@ -63,10 +65,12 @@ unsafe fn dots_lanes<L: Lanes>(rounds: usize) -> u64 {
         let x = std::hint::black_box([1i8; 4]);
         let w = L::bytes_load(bytes.as_ptr());
         for _ in 0..rounds {
-            for _ in 0..4 {
-                for acc in &mut acc {
-                    *acc = L::dot(*acc, w, x.as_ptr());
+            for acc in &mut acc {
+                let mut dot = L::dot_from(*acc);
+                for _ in 0..4 {
+                    dot = L::dot(dot, 4, w, x.as_ptr());
                 }
+                *acc = L::dot_sum(4, dot, L::dot_from(L::splat_i(0)));
             }
         }
         acc.into_iter().map(|acc| L::sum(L::to_f32(acc)) as u64).sum()

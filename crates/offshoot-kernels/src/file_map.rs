@@ -5,6 +5,9 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::path::Path;
 
+/// Bytes that are mapped at a time at least.
+const PAGE: usize = 4096;
+
 /// A whole file, mapped read-only and shared.
 ///
 /// The bytes are paged in on first touch and may be dropped again by [`FileMap::release`]; reading a
@@ -39,7 +42,6 @@ impl FileMap {
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
-            const PAGE: usize = 4096;
             let start = range.start.next_multiple_of(PAGE);
             let end = range.end.min(self.map.len()) / PAGE * PAGE;
             if start < end {
@@ -58,25 +60,37 @@ impl FileMap {
         let _ = range;
     }
 
-    /// Asks the system to read `range` in ahead of use. A hint: errors are ignored.
-    pub fn will_need(&self, range: Range<usize>) {
-        #[cfg(unix)]
-        {
-            let start = range.start.min(self.map.len()) / 4096 * 4096;
-            let end = range.end.min(self.map.len());
-            if start < end {
-                // SAFETY: the range lies inside the map, and the advice reads pages in, no more.
-                unsafe {
-                    libc::madvise(
-                        self.map.as_ptr().add(start).cast_mut().cast(),
-                        end - start,
-                        libc::MADV_WILLNEED,
-                    );
-                }
+    /// Reads `range` in and maps it, so that later reads of it wait for nothing. Takes as long as the
+    /// file's reading does; no more than a hint where memory is short.
+    ///
+    /// Advice to read ahead would not do: Linux heeds it for the first few megabytes of a range.
+    pub fn populate(&self, range: Range<usize>) {
+        let start = range.start.min(self.map.len()) / PAGE * PAGE;
+        let end = range.end.min(self.map.len());
+        if start < end && !self.populate_at_once(start..end) {
+            for at in (start..end).step_by(PAGE) {
+                std::hint::black_box(self.map[at]);
             }
         }
-        #[cfg(not(unix))]
-        let _ = range;
+    }
+
+    /// Whether the system has a call for it. Where that fails for want of memory, so would reading.
+    #[cfg(target_os = "linux")]
+    fn populate_at_once(&self, range: Range<usize>) -> bool {
+        // SAFETY: the range lies inside the map, and the call reads pages in, no more.
+        let failed = unsafe {
+            libc::madvise(
+                self.map.as_ptr().add(range.start).cast_mut().cast(),
+                range.len(),
+                libc::MADV_POPULATE_READ,
+            )
+        };
+        failed == 0 || io::Error::last_os_error().kind() != io::ErrorKind::InvalidInput
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn populate_at_once(&self, _: Range<usize>) -> bool {
+        false
     }
 }
 
@@ -99,7 +113,9 @@ mod tests {
         let bytes: Vec<u8> = (0..40_000u32).map(|i| (i % 251) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let map = FileMap::open(&path).unwrap();
-        map.will_need(0..map.len());
+        map.populate(0..usize::MAX);
+        map.populate(39_999..40_000);
+        map.populate(50_000..60_000);
         assert_eq!(&map[..], &bytes[..]);
         map.release(1..usize::MAX);
         assert_eq!(&map[..], &bytes[..]);

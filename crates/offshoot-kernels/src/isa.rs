@@ -8,9 +8,17 @@ pub struct Isa(Kind);
 pub(crate) enum Kind {
     Portable,
     #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx2Vnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm,
 }
 
 impl Isa {
@@ -34,6 +42,23 @@ impl Isa {
             }
             found.push(Isa(Kind::Avx512Vnni));
         }
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("fma")
+        {
+            if is_x86_feature_detected!("avxvnni") {
+                found.push(Isa(Kind::Avx2Vnni));
+            }
+            found.push(Isa(Kind::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            if std::arch::is_aarch64_feature_detected!("i8mm") {
+                found.push(Isa(Kind::NeonI8mm));
+            }
+            found.push(Isa(Kind::NeonDot));
+        }
         found.push(Isa::PORTABLE);
         found
     }
@@ -48,14 +73,23 @@ impl Isa {
         Isa::available().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// Its name: `portable`, `avx512-vnni` or `avx512-bf16`.
+    /// Its name: `portable`, `avx2`, `avx2-vnni`, `avx512-vnni`, `avx512-bf16`, `neon-dotprod` or
+    /// `neon-i8mm`.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Kind::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni => "avx2-vnni",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16 => "avx512-bf16",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -77,65 +111,76 @@ impl std::fmt::Display for Isa {
 /// The kernel must be sound for any arguments as soon as the instructions of `L` exist; an [`Isa`]
 /// exists only where they do. Further type arguments of the kernel stand in brackets.
 macro_rules! by_isa {
-    (@vnni $kernel:ident [$($extra:ty),*] ($($arg:ident: $ty:ty),*) $(-> $ret:ty)?) => {{
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma")]
+    (@with $features:literal $lanes:ty, $kernel:ident [$($extra:ty),*]
+        ($($arg:ident: $ty:ty),*) $(-> $ret:ty)?) => {{
+        #[target_feature(enable = $features)]
         #[allow(clippy::too_many_arguments)]
-        unsafe fn vnni($($arg: $ty),*) $(-> $ret)? {
+        unsafe fn with_features($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: the caller has checked the features of this function.
-            unsafe { $kernel::<$crate::lanes::Avx512<false>, $($extra),*>($($arg),*) }
+            unsafe { $kernel::<$lanes, $($extra),*>($($arg),*) }
         }
         // SAFETY: an `Isa` of this kind exists only where the features were detected.
-        unsafe { vnni($($arg),*) }
+        unsafe { with_features($($arg),*) }
     }};
-    (@bf16 $kernel:ident ($($arg:ident: $ty:ty),*) $(-> $ret:ty)?) => {{
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,f16c,fma"
-        )]
-        #[allow(clippy::too_many_arguments)]
-        unsafe fn bf16($($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the caller has checked the features of this function.
-            unsafe { $kernel::<$crate::lanes::Avx512<true>>($($arg),*) }
-        }
-        // SAFETY: an `Isa` of this kind exists only where the features were detected.
-        unsafe { bf16($($arg),*) }
-    }};
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
-        = $kernel:ident $([$($extra:ty),*])?) => {
-        $(#[$doc])*
-        #[allow(clippy::too_many_arguments)]
-        $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
-            match isa.kind() {
-                // SAFETY: portable lanes need no instructions.
-                $crate::isa::Kind::Portable => unsafe {
-                    $kernel::<$crate::lanes::Portable, $($($extra),*)?>($($arg),*)
-                },
-                #[cfg(target_arch = "x86_64")]
-                $crate::isa::Kind::Avx512Vnni | $crate::isa::Kind::Avx512Bf16 => {
-                    $crate::isa::by_isa!(@vnni $kernel [$($($extra),*)?] ($($arg: $ty),*) $(-> $ret)?)
-                }
+    (@by $isa:ident, $bf16:literal, $kernel:ident $extra:tt $args:tt $(-> $ret:ty)?) => {
+        match $isa.kind() {
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Kind::Avx2 => $crate::isa::by_isa!(
+                @with "avx2,f16c,fma" $crate::lanes::Avx2<false>, $kernel $extra $args $(-> $ret)?
+            ),
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Kind::Avx2Vnni => $crate::isa::by_isa!(
+                @with "avx2,avxvnni,f16c,fma"
+                $crate::lanes::Avx2<true>, $kernel $extra $args $(-> $ret)?
+            ),
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Kind::Avx512Bf16 if $bf16 => $crate::isa::by_isa!(
+                @with "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,f16c,fma"
+                $crate::lanes::Avx512<$bf16>, $kernel $extra $args $(-> $ret)?
+            ),
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Kind::Avx512Vnni | $crate::isa::Kind::Avx512Bf16 => {
+                $crate::isa::by_isa!(
+                    @with "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,fma"
+                    $crate::lanes::Avx512<false>, $kernel $extra $args $(-> $ret)?
+                )
+            }
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Kind::NeonDot => $crate::isa::by_isa!(
+                @with "neon,dotprod" $crate::lanes::Neon<false>, $kernel $extra $args $(-> $ret)?
+            ),
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Kind::NeonI8mm => $crate::isa::by_isa!(
+                @with "neon,dotprod,i8mm"
+                $crate::lanes::Neon<true>, $kernel $extra $args $(-> $ret)?
+            ),
+            $crate::isa::Kind::Portable => {
+                $crate::isa::by_isa!(@portable $kernel $extra $args)
             }
         }
+    };
+    (@portable $kernel:ident [$($extra:ty),*] ($($arg:ident: $ty:ty),*)) => {
+        // SAFETY: portable lanes need no instructions.
+        unsafe { $kernel::<$crate::lanes::Portable, $($extra),*>($($arg),*) }
     };
     (bf16 $(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
         = $kernel:ident) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
         $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
-            match isa.kind() {
-                // SAFETY: portable lanes need no instructions.
-                $crate::isa::Kind::Portable => unsafe {
-                    $kernel::<$crate::lanes::Portable>($($arg),*)
-                },
-                #[cfg(target_arch = "x86_64")]
-                $crate::isa::Kind::Avx512Vnni => {
-                    $crate::isa::by_isa!(@vnni $kernel [] ($($arg: $ty),*) $(-> $ret)?)
-                }
-                #[cfg(target_arch = "x86_64")]
-                $crate::isa::Kind::Avx512Bf16 => {
-                    $crate::isa::by_isa!(@bf16 $kernel ($($arg: $ty),*) $(-> $ret)?)
-                }
-            }
+            $crate::isa::by_isa!(@by isa, true, $kernel [] ($($arg: $ty),*) $(-> $ret)?)
+        }
+    };
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
+        = $kernel:ident $([$($extra:ty),*])?) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+            $crate::isa::by_isa!(
+                @by isa, false, $kernel [$($($extra),*)?] ($($arg: $ty),*) $(-> $ret)?
+            )
         }
     };
 }
+
 pub(crate) use by_isa;

@@ -282,11 +282,25 @@ unsafe fn tile_panel<L: Lanes, F: Format>(t: &Task<'_>, tile: usize, panel: usiz
     // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines, and the caller
     // runs where the instructions of `L` exist.
     unsafe {
-        if !L::WIDE {
-            for token in 0..count {
-                let at = Place { tile, token: panel * PANEL + token, count: 1 };
+        // Panels after the first find the next tile row close already.
+        let near = panel > t.tokens.start / PANEL;
+        if L::TOKENS < PANEL {
+            let mut token = 0;
+            while token < count {
+                let n = L::TOKENS.min(count - token);
+                let at = Place { tile, token: panel * PANEL + token, count: n };
                 let x = x.add(token * LINE);
-                store::<L, 1>(t, at, panel_product::<L, F, 1, true>(w, nblk, x, stride));
+                match n {
+                    1 => store::<L, 1>(t, at, panel_product::<L, F, 1, true>(w, nblk, x, stride)),
+                    _ if L::TOKENS == 1 => {}
+                    2 => store::<L, 2>(t, at, panel_product::<L, F, 2, true>(w, nblk, x, stride)),
+                    3 => store::<L, 3>(t, at, panel_product::<L, F, 3, true>(w, nblk, x, stride)),
+                    _ if near || token > 0 => {
+                        store::<L, 4>(t, at, panel_product::<L, F, 4, false>(w, nblk, x, stride));
+                    }
+                    _ => store::<L, 4>(t, at, panel_product::<L, F, 4, true>(w, nblk, x, stride)),
+                }
+                token += n;
             }
             return;
         }
@@ -296,8 +310,7 @@ unsafe fn tile_panel<L: Lanes, F: Format>(t: &Task<'_>, tile: usize, panel: usiz
             3 => store::<L, 3>(t, at, panel_product::<L, F, 3, true>(w, nblk, x, stride)),
             4 => store::<L, 4>(t, at, panel_product::<L, F, 4, true>(w, nblk, x, stride)),
             6 => store::<L, 6>(t, at, panel_product::<L, F, 6, true>(w, nblk, x, stride)),
-            // Panels after the first find the next tile row close already.
-            _ if panel > t.tokens.start / PANEL => {
+            _ if near => {
                 store::<L, 8>(t, at, panel_product::<L, F, 8, false>(w, nblk, x, stride));
             }
             _ => store::<L, 8>(t, at, panel_product::<L, F, 8, true>(w, nblk, x, stride)),
@@ -321,6 +334,7 @@ unsafe fn panel_product<L: Lanes, F: Format, const T: usize, const AHEAD: bool>(
     // SAFETY: see the caller; every offset below stays inside the tile row and the panel.
     unsafe {
         let quant_bytes = 64 * F::BITS;
+        let bits = if F::CODEBOOK { 8 } else { F::BITS };
         let halves = if F::OFFSET { 64 } else { 32 };
         let subs = 256 / F::SUB;
         let super_bytes = if F::OFFSET { 64 + 32 * subs } else { 32 + 16 * subs };
@@ -375,24 +389,24 @@ unsafe fn panel_product<L: Lanes, F: Format, const T: usize, const AHEAD: bool>(
                     let (sum_at, zero_at) =
                         if F::SUB == 32 { (9, 10) } else { (11 + sub, 13 + sub) };
                     // Two chains of the dot instruction: integer sums are exact in any order.
-                    let mut dot0 = match F::ZERO_SHIFT {
+                    let mut dot0 = L::dot_from(match F::ZERO_SHIFT {
                         Some(shift) => zero_term::<L>(ints.add(zero_at).read_unaligned(), shift),
                         None => L::splat_i(0),
-                    };
-                    let mut dot1 = L::splat_i(0);
+                    });
+                    let mut dot1 = L::dot_from(L::splat_i(0));
                     if F::SUB == 32 {
                         for g in 0..4 {
-                            dot0 = L::dot(dot0, w[g], line.add(4 * g).cast());
-                            dot1 = L::dot(dot1, w[g + 4], line.add(16 + 4 * g).cast());
+                            dot0 = L::dot(dot0, bits, w[g], line.add(4 * g).cast());
+                            dot1 = L::dot(dot1, bits, w[g + 4], line.add(16 + 4 * g).cast());
                         }
                     } else {
                         for g in 0..2 {
                             let at = 16 * sub + 4 * g;
-                            dot0 = L::dot(dot0, w[4 * sub + g], line.add(at).cast());
-                            dot1 = L::dot(dot1, w[4 * sub + g + 2], line.add(at + 8).cast());
+                            dot0 = L::dot(dot0, bits, w[4 * sub + g], line.add(at).cast());
+                            dot1 = L::dot(dot1, bits, w[4 * sub + g + 2], line.add(at + 8).cast());
                         }
                     }
-                    let dot = L::to_f32(L::add_i(dot0, dot1));
+                    let dot = L::to_f32(L::dot_sum(bits, dot0, dot1));
                     *acc =
                         L::fma(dot, L::mul(scale, L::splat(floats.add(8).read_unaligned())), *acc);
                     if F::OFFSET {
@@ -539,7 +553,7 @@ unsafe fn float<L: Lanes, W: FloatFormat>(t: &Task<'_>, from: usize, to: usize) 
         let w = t.weights.tile(tile).as_ptr();
         let mut token = t.tokens.start;
         while token < tokens {
-            let count = PANEL.min(tokens - token);
+            let count = L::TOKENS.min(tokens - token);
             let at = Place { tile, token, count };
             // SAFETY: a tile row holds `cols` groups of 16 weights, and `x` has `count` rows of
             // `cols` from `token`; the caller runs where the instructions of `L` exist.
@@ -598,7 +612,7 @@ unsafe fn bfloat<L: Lanes>(t: &Task<'_>, from: usize, to: usize) {
         let w = t.weights.tile(tile).as_ptr().cast::<u16>();
         let mut token = t.tokens.start;
         while token < tokens {
-            let count = PANEL.min(tokens - token);
+            let count = L::TOKENS.min(tokens - token);
             let at = Place { tile, token, count };
             // SAFETY: a tile row holds `cols / 2` groups of 16 pairs, and `x` has `count` rows of
             // `cols` from `token`; the caller runs where the instructions of `L` exist.

@@ -137,8 +137,14 @@ fn shapes() -> impl Strategy<Value = Shape> {
     )
 }
 
+/// As many cases, or as few as PROPTEST_CASES asks for where an emulator is slow.
+fn cases(n: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig { cases: config.cases.min(n), ..config }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(cases(48))]
 
     /// A tree's node sees exactly its path, and gets the bits that decoding the path token by token
     /// gives, on every instruction set and any number of threads.

@@ -193,8 +193,14 @@ fn bias_and_residual_are_added_once() {
     }
 }
 
+/// As many cases, or as few as PROPTEST_CASES asks for where an emulator is slow.
+fn cases(n: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig { cases: config.cases.min(n), ..config }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(cases(24))]
 
     /// The promise that drafting and batching rest on: the same bits on every instruction set, for
     /// every batch that a row may be part of, and for any number of threads.
@@ -226,6 +232,37 @@ proptest! {
 }
 
 #[test]
+fn the_greatest_quants_and_inputs_do_not_overflow() {
+    let (rows, tokens) = (16, 5);
+    for block in BlockType::ALL.into_iter().filter(|block| block.block_len() > 1) {
+        let cols = width_for(block, 2);
+        let random = random_rows(block, rows, cols, &mut Random(1));
+        for fill in [0x00, 0x7F, 0x80, 0xF0, 0x0F, 0xFF] {
+            let mut bytes = vec![fill; random.len()];
+            for (b, scales) in bytes
+                .chunks_exact_mut(block.block_bytes())
+                .zip(random.chunks_exact(block.block_bytes()))
+            {
+                for &at in half_offsets(block) {
+                    b[at..at + 2].copy_from_slice(&scales[at..at + 2]);
+                }
+            }
+            let oracle = Cpu::new(Isa::PORTABLE, 1);
+            let w = pack(&oracle, block, rows, cols, &bytes);
+            // Every input is quantised to 127, to -127, or to both by turns.
+            for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
+                let x: Vec<f32> = (0..tokens * cols).map(|i| signs[i % 2]).collect();
+                let expected = bits(&product(&oracle, &w, &x, tokens));
+                for isa in Isa::available() {
+                    let found = bits(&product(&Cpu::new(isa, 1), &w, &x, tokens));
+                    assert_eq!(found, expected, "{block} of {fill:#x} by {isa}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn shapes_that_cannot_be_packed_are_errors() {
     assert!(PackedMatrix::packed_bytes(BlockType::Q4_0, 4, 33).is_err());
     assert!(PackedMatrix::packed_bytes(BlockType::Q4K, 4, 32).is_err());
@@ -246,7 +283,7 @@ fn inputs(cpu: &Cpu, tokens: usize, cols: usize, x: &[f32]) -> Activations {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(cases(40))]
 
     /// A gated pair gives the bits of its steps one by one, also of two formats, and the quantised
     /// form that the next product reads.

@@ -296,10 +296,15 @@ impl StoreFile {
         &self.digests[3]
     }
 
-    /// Asks the system to read the file in ahead of use.
-    pub fn will_need(&self) {
+    /// Bytes of the file.
+    pub fn bytes(&self) -> usize {
+        self.holder.bytes().len()
+    }
+
+    /// Reads a range of the file's bytes in ahead of use.
+    pub(super) fn populate(&self, range: Range<usize>) {
         if let Holder::Mapped(map) = &*self.holder {
-            map.will_need(0..map.len());
+            map.populate(range);
         }
     }
 

@@ -14,7 +14,9 @@ mod suffix_array;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use offshoot_methods::Shard;
 use offshoot_models::TokenizerId;
@@ -92,9 +94,39 @@ impl Datastore {
         self.files.iter().map(StoreFile::tokens).sum()
     }
 
-    /// Asks the system to read everything in ahead of use.
-    pub fn will_need(&self) {
-        self.files.iter().for_each(StoreFile::will_need);
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes() as u64).sum()
+    }
+
+    /// Reads everything in ahead of use, so that searches do not wait for the disk.
+    pub fn populate(&self) {
+        self.pieces().for_each(|(file, range)| self.files[file].populate(range));
+    }
+
+    /// The same on a thread beside, which ends early if nobody else holds the store any longer. Does
+    /// nothing if the store would take more than half of the memory that is left.
+    pub fn populate_beside(self: &Arc<Self>) {
+        if crate::available_memory().is_some_and(|left| self.bytes() > left / 2) {
+            return;
+        }
+        let (pieces, store) = (self.pieces().collect::<Vec<_>>(), Arc::downgrade(self));
+        // Without a thread, pages come in as they are searched.
+        let _ = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
+            for (file, range) in pieces {
+                let Some(store) = store.upgrade() else { return };
+                store.files[file].populate(range);
+            }
+        });
+    }
+
+    /// All files in pieces that are soon read: places in the list, and bytes.
+    fn pieces(&self) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
+        const PIECE: usize = 8 << 20;
+        self.files.iter().enumerate().flat_map(|(at, file)| {
+            let starts = (0..file.bytes()).step_by(PIECE);
+            starts.map(move |start| (at, start..(start + PIECE).min(file.bytes())))
+        })
     }
 }
 

@@ -125,6 +125,27 @@ fn several_shards_give_what_one_gives_where_no_document_is_cut() {
 }
 
 #[test]
+fn a_store_that_is_read_in_ahead_is_searched_as_before_and_may_be_dropped_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let documents: Vec<Vec<u32>> =
+        (0..30).map(|d| (0..100_000u32).map(|i| (i * i + d) % 251).collect()).collect();
+    build(options(dir.path(), 256, 1 << 30), &documents).unwrap();
+    let store = Arc::new(Datastore::open(dir.path()).unwrap());
+    let pieces: Vec<_> = store.pieces().collect();
+    assert!(pieces.len() > 1, "{pieces:?}");
+    assert_eq!(pieces.iter().map(|(_, range)| range.len() as u64).sum::<u64>(), store.bytes());
+    let before = draft(&store, &documents[7][..50]);
+    store.populate();
+    store.populate_beside();
+    assert_eq!(draft(&store, &documents[7][..50]), before);
+    let weak = Arc::downgrade(&store);
+    drop(store);
+    while weak.strong_count() > 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn building_again_keeps_what_is_there_and_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let documents = vec![vec![1, 2, 3, 1, 2], vec![2, 2]];

@@ -28,7 +28,7 @@ impl RestDrafter {
     /// # Errors
     /// None with the options that are built in.
     pub fn new(store: Arc<Datastore>) -> Result<Self, Error> {
-        store.will_need();
+        store.populate_beside();
         let retriever = Retriever::new(RetrieverOptions::default())?;
         Ok(Self { store, retriever, found: Vec::new(), places: Vec::new() })
     }

@@ -34,10 +34,11 @@ fn as_bf16(x: __m512i) -> __m512bh {
 // 16 elements (or 64 bytes) behind each pointer; all loads and stores are the unaligned forms.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const BF16: bool> Lanes for Avx512<BF16> {
-    const WIDE: bool = true;
+    const TOKENS: usize = 8;
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type D = __m512i;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -203,8 +204,16 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn dot(acc: Self::I, u: Self::B, s: *const i8) -> Self::I {
+    unsafe fn dot_from(x: Self::I) -> Self::D {
+        x
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::D, _: usize, u: Self::B, s: *const i8) -> Self::D {
         unsafe { _mm512_dpbusd_epi32(acc, u, _mm512_set1_epi32(s.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn dot_sum(_: usize, a: Self::D, b: Self::D) -> Self::I {
+        unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
     unsafe fn dot_bf16(acc: Self::F, w: *const u16, x: *const u16) -> Self::F {

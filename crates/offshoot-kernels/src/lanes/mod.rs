@@ -2,18 +2,26 @@
 //!
 //! A kernel is a generic function over [`Lanes`]. Each instruction set implements the same
 //! operations with the same rounding, so a kernel gives the same bits on all of them: the portable
-//! arrays are the oracle, the AVX-512 registers the fast form. What must hold for that:
+//! arrays are the oracle, the registers of AVX2, AVX-512 and NEON the fast forms. What must hold for that:
 //!
 //! - `fma` rounds once everywhere; products and sums are never contracted by the compiler.
 //! - Integer products accumulate in 32 bits and cannot saturate.
 //! - A reduction over lanes is one fixed tree: halves are added, 8 + 8, 4 + 4, 2 + 2, 1 + 1.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
 /// Sixteen lanes of `f32` or `i32`, or the 64 bytes that fill them.
@@ -22,9 +30,9 @@ pub(crate) use portable::Portable;
 /// All functions may only be called where the implementation's instructions exist; those that take
 /// pointers read or write 16 elements (64 bytes for `bytes_load`) there, with no alignment asked.
 pub(crate) trait Lanes: Copy {
-    /// Whether registers are wide enough that several tokens are worth taking at once. What is
-    /// computed does not depend on it.
-    const WIDE: bool;
+    /// Tokens that a product is worth taking at once, by the registers there are: 1, 4 or a panel's 8.
+    /// What is computed does not depend on it.
+    const TOKENS: usize;
 
     /// 16 x `f32`.
     type F: Copy;
@@ -32,6 +40,8 @@ pub(crate) trait Lanes: Copy {
     type I: Copy;
     /// 64 x `u8`, lane `i` being bytes `4 * i .. 4 * i + 4`.
     type B: Copy;
+    /// A running dot product of 16 rows, of at most four [`Lanes::dot`]s, or two of 6 bits.
+    type D: Copy;
 
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::F;
@@ -105,8 +115,13 @@ pub(crate) trait Lanes: Copy {
     ) -> Self::B;
     /// `table[b]` for each byte `b` below 16.
     unsafe fn lookup(table: &[u8; 16], b: Self::B) -> Self::B;
-    /// Adds to each lane the four products of its unsigned bytes with the four signed bytes at `s`.
-    unsafe fn dot(acc: Self::I, u: Self::B, s: *const i8) -> Self::I;
+    /// A running dot product that begins with `x`.
+    unsafe fn dot_from(x: Self::I) -> Self::D;
+    /// Adds to each lane the four products of its unsigned bytes, all below `2^bits`, with the four
+    /// signed bytes at `s`. `bits` is 4, 5, 6 or 8.
+    unsafe fn dot(acc: Self::D, bits: usize, u: Self::B, s: *const i8) -> Self::D;
+    /// `a + b`, both of products of `bits`, wrapping.
+    unsafe fn dot_sum(bits: usize, a: Self::D, b: Self::D) -> Self::I;
     /// Adds to each lane the two products of its pair of bfloat16 at `w` with the pair at `x`: the
     /// odd element first, each step rounded once, subnormals in and out taken as zero.
     unsafe fn dot_bf16(acc: Self::F, w: *const u16, x: *const u16) -> Self::F;

@@ -25,10 +25,11 @@ fn flush(x: f32) -> f32 {
 // SAFETY of the pointer reads below: the trait asks its callers for 16 elements (or 64 bytes).
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Portable {
-    const WIDE: bool = false;
+    const TOKENS: usize = 1;
     type F = [f32; 16];
     type I = [i32; 16];
     type B = [u8; 64];
+    type D = [i32; 16];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -160,12 +161,21 @@ impl Lanes for Portable {
         b.map(|b| table[usize::from(b & 15)])
     }
     #[inline(always)]
-    unsafe fn dot(acc: Self::I, u: Self::B, s: *const i8) -> Self::I {
+    unsafe fn dot_from(x: Self::I) -> Self::D {
+        x
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::D, bits: usize, u: Self::B, s: *const i8) -> Self::D {
+        debug_assert!(u.iter().all(|&u| u32::from(u) < 1 << bits), "{u:?} of {bits} bits");
         let s = unsafe { s.cast::<[i8; 4]>().read_unaligned() };
         std::array::from_fn(|i| {
             let products = (0..4).map(|j| i32::from(u[4 * i + j]) * i32::from(s[j]));
             acc[i].wrapping_add(products.sum::<i32>())
         })
+    }
+    #[inline(always)]
+    unsafe fn dot_sum(_: usize, a: Self::D, b: Self::D) -> Self::I {
+        unsafe { Self::add_i(a, b) }
     }
     #[inline(always)]
     unsafe fn dot_bf16(acc: Self::F, w: *const u16, x: *const u16) -> Self::F {
