@@ -65,7 +65,7 @@ pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
 pub(crate) fn load(
     args: &AnswerArgs,
 ) -> Result<(Model, Session, Option<CalibrationFile>), Failure> {
-    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let (model, mut session) = models::load_for(args.executor.kind(), &args.model, &args.engine)?;
     let SpecArgs { spec: mode, materials, .. } = &args.spec;
     if let AcceptanceRule::Typical = args.spec.acceptance {
         note(
@@ -318,10 +318,10 @@ pub(crate) fn print_stats(model: &Model, answer: &Answer) {
     note(format_args!(
         "\nload    {:7.0} ms ({})",
         (load.open + load.weights + load.text).as_secs_f64() * 1e3,
-        if model.packed().from_cache() {
-            "packed weights from the cache"
-        } else {
-            "weights packed"
+        match model.packed() {
+            Ok(weights) if weights.from_cache() => "packed weights from the cache",
+            Ok(_) => "weights packed",
+            Err(_) => "weights dequantised",
         }
     ));
     note(format_args!(
@@ -352,6 +352,12 @@ pub(crate) fn spec_json(spec: &SpecStats) -> serde_json::Value {
         .iter()
         .map(|d| (d.name.to_owned(), json!({ "proposed": d.proposed, "accepted": d.accepted })))
         .collect();
+    let guard = spec.guard.map(|guard| {
+        json!({
+            "choices": guard.asked, "in_doubt": guard.acted, "rate": guard.rate(),
+            "rows_made_anew": guard.remade,
+        })
+    });
     json!({
         "acceptance": spec.acceptance.name(),
         "steps": spec.steps,
@@ -362,6 +368,7 @@ pub(crate) fn spec_json(spec: &SpecStats) -> serde_json::Value {
         "draft_s": spec.draft.as_secs_f64(),
         "check_s": spec.check.as_secs_f64(),
         "commit_s": spec.commit.as_secs_f64(),
+        "guard": guard,
     })
 }
 
@@ -387,4 +394,13 @@ fn print_spec(spec: &SpecStats) {
         ms(spec.check),
         ms(spec.commit)
     ));
+    if let Some(guard) = spec.guard {
+        note(format_args!(
+            "guard   {:7.2} % in doubt, {} of {} choices; {} rows made anew",
+            100.0 * guard.rate(),
+            guard.acted,
+            guard.asked,
+            guard.remade
+        ));
+    }
 }

@@ -136,7 +136,7 @@ impl Distilled {
         folder: &Path,
         mut progress: impl FnMut(usize) -> Control,
     ) -> Result<Self, Error> {
-        let hidden_size = model.packed().config().hidden_size;
+        let hidden_size = model.config().hidden_size;
         let DistillOptions { tokens, answer_tokens, own_prompts, seed } = *options;
         let wanted = Manifest {
             base,
@@ -246,7 +246,7 @@ fn answer_all(
     options: &DistillOptions,
     mut listen: impl FnMut(Grown<'_>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let config = model.packed().config();
+    let (config, packed) = (model.config(), model.packed()?);
     let context = model.trained_context().min(options.answer_tokens + 512);
     let (hidden, vocab) = (config.hidden_size, config.vocab_size);
     let turn = UserTurn::of(model)?;
@@ -265,7 +265,7 @@ fn answer_all(
                 }
                 continue;
             }
-            let cache = free.pop().unwrap_or_else(|| model.packed().new_cache(context));
+            let cache = free.pop().unwrap_or_else(|| packed.new_cache(context));
             let own = turn.as_ref().filter(|_| options.own(next - 1));
             growing.push(Growing::new(next - 1, (tokens, own), cache, options)?);
         }
@@ -287,7 +287,7 @@ fn answer_all(
                 logits: LogitRows::Last,
             })
             .collect();
-        executor.step(model.packed(), &mut segments, &mut NoHooks)?;
+        executor.step(packed, &mut segments, &mut NoHooks)?;
         drop(segments);
         for (i, g) in growing.iter_mut().enumerate() {
             let logits = &mut executor.logits_mut()[i * vocab..(i + 1) * vocab];
