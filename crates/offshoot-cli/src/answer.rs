@@ -43,7 +43,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
             let mut messages: Vec<Message> =
                 system.iter().map(|text| Message::new("system", text)).collect();
             messages.push(Message::new("user", prompt));
-            chat_tokens(&model, &messages)?
+            model.encode_messages(&messages)?
         }
     };
     let done = one(&model, &mut session, &tokens, args, &options);
@@ -109,15 +109,6 @@ fn no_prompt() -> Failure {
     Failure::Usage(
         "no prompt: give one behind the model, with --prompt, or through a pipe".to_owned(),
     )
-}
-
-/// The ids of a conversation that the assistant is to continue.
-pub(crate) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32>, Failure> {
-    if let Some(tokens) = model.encode_chat(messages)? {
-        return Ok(tokens);
-    }
-    let text: Vec<&str> = messages.iter().filter_map(|m| m.content.as_deref()).collect();
-    Ok(model.encode_text(&text.join("\n"))?)
 }
 
 /// The prompt given or piped in; `None` on a terminal.

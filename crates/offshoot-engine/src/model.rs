@@ -286,6 +286,19 @@ impl Model {
         Ok(ids)
     }
 
+    /// As [`Model::encode_chat`]; where the model has no chat template, the messages' own texts, a line
+    /// each, as [`Model::encode_text`] takes them.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn encode_messages(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        if let Some(tokens) = self.encode_chat(messages)? {
+            return Ok(tokens);
+        }
+        let texts: Vec<&str> = messages.iter().filter_map(|m| m.content.as_deref()).collect();
+        self.encode_text(&texts.join("\n"))
+    }
+
     /// The ids of a conversation that the assistant is to continue, or `None` if the model has no
     /// chat template.
     ///
