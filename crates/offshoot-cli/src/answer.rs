@@ -43,7 +43,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
             let mut messages: Vec<Message> =
                 system.iter().map(|text| Message::new("system", text)).collect();
             messages.push(Message::new("user", prompt));
-            chat_tokens(&model, &messages)?
+            model.encode_messages(&messages)?
         }
     };
     let done = one(&model, &mut session, &tokens, args, &options);
@@ -65,7 +65,7 @@ pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
 pub(crate) fn load(
     args: &AnswerArgs,
 ) -> Result<(Model, Session, Option<CalibrationFile>), Failure> {
-    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let (model, mut session) = models::load_for(args.executor.kind(), &args.model, &args.engine)?;
     let SpecArgs { spec: mode, materials, .. } = &args.spec;
     if let AcceptanceRule::Typical = args.spec.acceptance {
         note(
@@ -109,15 +109,6 @@ fn no_prompt() -> Failure {
     Failure::Usage(
         "no prompt: give one behind the model, with --prompt, or through a pipe".to_owned(),
     )
-}
-
-/// The ids of a conversation that the assistant is to continue.
-pub(crate) fn chat_tokens(model: &Model, messages: &[Message]) -> Result<Vec<u32>, Failure> {
-    if let Some(tokens) = model.encode_chat(messages)? {
-        return Ok(tokens);
-    }
-    let text: Vec<&str> = messages.iter().filter_map(|m| m.content.as_deref()).collect();
-    Ok(model.encode_text(&text.join("\n"))?)
 }
 
 /// The prompt given or piped in; `None` on a terminal.
@@ -318,10 +309,10 @@ pub(crate) fn print_stats(model: &Model, answer: &Answer) {
     note(format_args!(
         "\nload    {:7.0} ms ({})",
         (load.open + load.weights + load.text).as_secs_f64() * 1e3,
-        if model.packed().from_cache() {
-            "packed weights from the cache"
-        } else {
-            "weights packed"
+        match model.packed() {
+            Ok(weights) if weights.from_cache() => "packed weights from the cache",
+            Ok(_) => "weights packed",
+            Err(_) => "weights dequantised",
         }
     ));
     note(format_args!(
@@ -352,6 +343,12 @@ pub(crate) fn spec_json(spec: &SpecStats) -> serde_json::Value {
         .iter()
         .map(|d| (d.name.to_owned(), json!({ "proposed": d.proposed, "accepted": d.accepted })))
         .collect();
+    let guard = spec.guard.map(|guard| {
+        json!({
+            "choices": guard.asked, "in_doubt": guard.acted, "rate": guard.rate(),
+            "rows_made_anew": guard.remade,
+        })
+    });
     json!({
         "acceptance": spec.acceptance.name(),
         "steps": spec.steps,
@@ -362,6 +359,7 @@ pub(crate) fn spec_json(spec: &SpecStats) -> serde_json::Value {
         "draft_s": spec.draft.as_secs_f64(),
         "check_s": spec.check.as_secs_f64(),
         "commit_s": spec.commit.as_secs_f64(),
+        "guard": guard,
     })
 }
 
@@ -387,4 +385,13 @@ fn print_spec(spec: &SpecStats) {
         ms(spec.check),
         ms(spec.commit)
     ));
+    if let Some(guard) = spec.guard {
+        note(format_args!(
+            "guard   {:7.2} % in doubt, {} of {} choices; {} rows made anew",
+            100.0 * guard.rate(),
+            guard.acted,
+            guard.asked,
+            guard.remade
+        ));
+    }
 }

@@ -8,6 +8,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
 use offshoot_engine::datastore::{Share, TokenBits};
 use offshoot_engine::spec::SpecMode;
+use offshoot_engine::{DenseDevice, DenseType, ExecutorKind};
 use offshoot_methods::draft::Typical;
 
 pub(crate) use medusa::{
@@ -48,6 +49,7 @@ pub(crate) enum Command {
         offshoot run smollm2 \"Name three rivers.\" --max-tokens 60\n  \
         offshoot run qwen2.5-coder --temperature 0 --stats \"Write a haiku in Rust.\"\n  \
         offshoot run smollm2 --draft-model ./small.gguf --acceptance rejection \"Tell a story.\"\n  \
+        offshoot run smollm2 --executor dense --spec suffix --stats \"Count to ten.\"\n  \
         git diff | offshoot run qwen2.5-coder --system \"Summarise this change.\"\n  \
         offshoot run smollm2               a chat; /help lists what it understands")]
     Run(RunArgs),
@@ -143,6 +145,37 @@ pub(crate) struct EngineArgs {
     pub(crate) no_cache: bool,
 }
 
+/// What runs the steps of an answer.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ExecutorArgs {
+    /// What runs the model.
+    #[arg(long, env = "OFFSHOOT_EXECUTOR", value_enum, default_value = "packed")]
+    pub(crate) executor: ExecutorName,
+    /// Where the dense executor runs it; cpu is all that is built in.
+    #[arg(long, env = "OFFSHOOT_DEVICE", default_value = "cpu")]
+    pub(crate) device: DenseDevice,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum ExecutorName {
+    /// The kernels, on packed weights
+    Packed,
+    /// The tensor library, on weights in single precision: slow on a processor, and drafts only where
+    /// --spec names who drafts
+    Dense,
+}
+
+impl ExecutorArgs {
+    pub(crate) fn kind(self) -> ExecutorKind {
+        match self.executor {
+            ExecutorName::Packed => ExecutorKind::Packed,
+            ExecutorName::Dense => {
+                ExecutorKind::Dense { device: self.device, dtype: DenseType::F32 }
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -164,6 +197,8 @@ pub(crate) struct AnswerArgs {
     pub(crate) prompt: Option<String>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) executor: ExecutorArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     /// The most tokens to make [default: as many as the context holds]

@@ -11,7 +11,7 @@ use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
 use serde_json::{Value, json};
 
-use crate::answer::{chat_tokens, spec_options, write_file};
+use crate::answer::{spec_options, write_file};
 use crate::args::{BenchArgs, EngineArgs};
 use crate::failure::{Failure, note, say, say_json};
 use crate::models;
@@ -146,7 +146,7 @@ fn prompt(line: &str, model: &Model) -> Result<(String, Vec<u32>), String> {
         (Value::Array(_), _) => {
             let messages: Vec<Message> =
                 serde_json::from_value(value["messages"].clone()).map_err(|e| e.to_string())?;
-            chat_tokens(model, &messages).map_err(|e| e.to_string())?
+            model.encode_messages(&messages).map_err(|e| e.to_string())?
         }
         (_, Value::String(text)) => model.encode_text(text).map_err(|e| e.to_string())?,
         _ => return Err("expected an object with messages or prompt".to_owned()),

@@ -9,7 +9,7 @@ use offshoot_models::Message;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::answer::{chat_tokens, generate_options, load, print_stats, shown, stream};
+use crate::answer::{generate_options, load, print_stats, shown, stream};
 use crate::args::AnswerArgs;
 use crate::failure::{Failure, note, write_out};
 use crate::wrap::Wrap;
@@ -104,7 +104,7 @@ fn answer(
     options: &GenerateOptions,
     (mut wrap, colour): (Wrap, bool),
 ) -> Result<Answer, Failure> {
-    let tokens = chat_tokens(model, messages)?;
+    let tokens = model.encode_messages(messages)?;
     // What was pressed before the answer began is not meant for it.
     interrupt::take();
     let answer = stream(model, session, &tokens, options, |piece| {

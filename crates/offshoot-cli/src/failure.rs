@@ -71,6 +71,7 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Model(offshoot_models::Error::Template(_)) => 3,
         Error::Model(_) => 4,
         Error::Method(_) | Error::Context { .. } => USAGE,
+        Error::OnlyPacked | Error::OnlyDense | Error::OnlyExact { .. } => USAGE,
         Error::Store(error) => store_code(error),
         Error::Datastore(error) => datastore_code(error),
         Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,

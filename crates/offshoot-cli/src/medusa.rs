@@ -112,7 +112,7 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
 
     let mut log = args.log.as_deref().map(create).transpose()?;
     let watch = Watch::new("training", 0);
-    let mut file = train(model.packed(), &data, &options, |step| {
+    let mut file = train(model.packed()?, &data, &options, |step| {
         if let Some((path, log)) = &mut log {
             let line = serde_json::to_string(step).unwrap_or_default();
             if writeln!(log, "{line}").is_err() {
@@ -130,7 +130,7 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
     let watch = Watch::new("measuring on answers that were held out", data.answers().len() / 10);
     let cpu = executor.cpu();
     let progress = |done| watch.at(done, String::new);
-    let calibration = calibrate(model.packed(), cpu, &file, &data, progress)?;
+    let calibration = calibrate(model.packed()?, cpu, &file, &data, progress)?;
     let calibrate_s = watch.finish().as_secs_f64();
     let report = HeadsReport::of(&calibration);
     let cost = evaluation_cost(&model, &mut executor, &file)?;
@@ -172,7 +172,7 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
 
 fn load(args: &MedusaTrainArgs) -> Result<(Model, PackedExecutor), Failure> {
     let (model, cpu) = models::load_model(&args.model, &args.engine)?;
-    let executor = PackedExecutor::new(cpu, model.packed().config());
+    let executor = PackedExecutor::new(cpu, model.config());
     Ok((model, executor))
 }
 
@@ -220,8 +220,8 @@ fn evaluation_cost(
 ) -> Result<Cost, Failure> {
     use offshoot_models::{LogitRows, NoHooks, RopeId, Segment, VariantId};
     const ROUNDS: usize = 41;
-    let mut heads = MedusaHeads::new(executor.cpu(), model.packed(), file, RANKS)?;
-    let mut cache = model.packed().new_cache(ROUNDS);
+    let mut heads = MedusaHeads::new(executor.cpu(), model.packed()?, file, RANKS)?;
+    let mut cache = model.packed()?.new_cache(ROUNDS);
     let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
     for position in 0..ROUNDS as u32 {
         let segment = Segment {
@@ -234,7 +234,7 @@ fn evaluation_cost(
             logits: LogitRows::Last,
         };
         let since = Instant::now();
-        executor.step_greatest(model.packed(), &mut [segment], &mut NoHooks)?;
+        executor.step_greatest(model.packed()?, &mut [segment], &mut NoHooks)?;
         cache.commit_chain(1);
         steps.push(since.elapsed().as_secs_f64());
         let since = Instant::now();

@@ -9,7 +9,7 @@ use offshoot_engine::spec::CalibrationFile;
 use offshoot_engine::store::{
     EntryState, Event, ModelRef, Progress, PullPolicy, ResolvedModel, Store, StoreErrorKind,
 };
-use offshoot_engine::{LoadOptions, Model, Session};
+use offshoot_engine::{ExecutorKind, LoadOptions, Model, Session};
 use offshoot_kernels::{Cpu, Isa};
 use offshoot_models::{BaseId, Checkpoint, TemplateId, TokenizerId};
 use serde_json::json;
@@ -130,7 +130,18 @@ pub(crate) fn isa() -> Result<Isa, Failure> {
 
 /// Loads a model and opens a session of it.
 pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Session), Failure> {
-    let (model, cpu) = load_model(args, engine)?;
+    load_for(ExecutorKind::Packed, args, engine)
+}
+
+/// As [`load`], for any executor.
+pub(crate) fn load_for(
+    executor: ExecutorKind,
+    args: &ModelArgs,
+    engine: &EngineArgs,
+) -> Result<(Model, Session), Failure> {
+    let resolved = resolve(args)?;
+    let options = LoadOptions { executor, ..load_options(engine)? };
+    let (model, cpu) = Model::load(&resolved.path, &options)?;
     let limit = model.trained_context();
     let context = engine.ctx_size.map_or(DEFAULT_CONTEXT.min(limit), |n| n as usize);
     let session = Session::new(&model, cpu, context)?;

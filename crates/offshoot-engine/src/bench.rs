@@ -82,6 +82,7 @@ pub fn measure(
     options: &BenchOptions,
     mut progress: impl FnMut(&str),
 ) -> Result<Bench, Error> {
+    let packed = model.packed()?;
     let widest = WIDTHS[WIDTHS.len() - 1];
     let need = options.prompt.max(options.depth + widest).max(options.decode + 16);
     if need > session.context() {
@@ -92,7 +93,7 @@ pub fn measure(
     let read_bandwidth_gb_s = bandwidth(session, rounds);
     let dot_gop_s = dot(session, rounds);
     progress("prompt");
-    let vocab = model.packed().config().vocab_size as u32;
+    let vocab = model.config().vocab_size as u32;
     let tokens: Vec<u32> = (0..need as u32)
         .map(|i| 100 % vocab + i.wrapping_mul(7919) % (vocab - 100 % vocab))
         .collect();
@@ -129,9 +130,9 @@ pub fn measure(
         steps.push(StepTime { tokens: width, ms: seconds * 1e3, over_one: seconds * 1e3 / one });
     }
     session.truncate(0);
-    let step_bytes = model.packed().step_bytes();
+    let step_bytes = packed.step_bytes();
     let kv_bytes = options.depth * session.cache_bytes_per_position();
-    let weights = model.packed().weights() as f64;
+    let weights = packed.weights() as f64;
     Ok(Bench {
         isa: session.cpu().isa().to_string(),
         threads: session.cpu().team().threads(),

@@ -47,6 +47,21 @@ pub enum Error {
         /// The option that brings it.
         needs: &'static str,
     },
+    /// Only packed weights serve here, and the model was loaded without.
+    #[error("the packed executor alone does this: leave out --executor dense")]
+    OnlyPacked,
+    /// Only weights as tensors serve here, and the model was loaded without.
+    #[error("the dense executor alone does this: load the model for it")]
+    OnlyDense,
+    /// Guesses are to stand by a rule that a guard cannot keep exact.
+    #[error(
+        "--acceptance {rule}: the dense executor checks drafts by the exact rule alone, so leave it \
+         out, or --executor dense"
+    )]
+    OnlyExact {
+        /// The rule's name.
+        rule: &'static str,
+    },
     /// The model that is to draft speaks another language of tokens.
     #[error(
         "--draft-model: its token {token} is not that of the model it drafts for: take a smaller \

@@ -1,27 +1,26 @@
 //! Answers, token by token.
 
+mod guard;
 mod rules;
+mod writer;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use offshoot_kernels::{Cpu, Greatest, KvCache};
-use offshoot_methods::draft::{Distribution, TokenTree, follow};
-use offshoot_methods::{Sampler, SamplingOptions, StopMatcher, TokenFilter, TokenLogprob};
-use offshoot_models::{
-    Controls, Detokenizer, LogitRows, NoHooks, PackedExecutor, RopeId, Segment, Tokenizer,
-    VariantId,
-};
+use offshoot_kernels::{Cpu, Greatest};
+use offshoot_methods::draft::{TokenTree, follow};
+use offshoot_methods::{SamplingOptions, TokenFilter, TokenLogprob};
+use offshoot_models::LogitRows;
 
+use crate::runner::{Rows, Runner, Want, runner};
 use crate::spec::{Acceptance, Filtering, SamplingClass, SpecStats, Speculator};
 use crate::{Error, Model};
+use guard::Guard;
 use rules::Rule;
+use writer::Writer;
 
 /// Prompt tokens of one step: enough to keep the dot units busy, few enough to stay in the cache
 /// and to be interrupted.
 const PROMPT_CHUNK: usize = 256;
-/// Bytes of text that an answer has room for, per token of it; English takes between 4 and 5.
-const TEXT_PER_TOKEN: usize = 8;
 /// Room behind the context for tentative rows of a step.
 const SLACK: usize = 64;
 
@@ -122,10 +121,13 @@ pub struct Answer {
 /// One conversation with a model: its registers, its cache and what the cache holds.
 #[derive(Debug)]
 pub struct Session {
-    executor: PackedExecutor,
-    cache: KvCache,
+    cpu: Cpu,
+    runner: Box<dyn Runner>,
+    guard: Guard,
     /// The tokens whose keys and values are decided.
     cached: Vec<u32>,
+    /// How many of them, from the first, were read in whole chunks of a prompt.
+    whole: usize,
     context: usize,
     parents: Vec<Option<u32>>,
     positions: Vec<u32>,
@@ -141,10 +143,13 @@ impl Session {
         if context == 0 || context > limit {
             return Err(Error::Context { asked: context, limit });
         }
+        let runner = runner(model, &cpu, context + SLACK)?;
         Ok(Self {
-            executor: PackedExecutor::new(cpu, model.packed().config()),
-            cache: model.packed().new_cache(context + SLACK),
+            guard: Guard::new(runner.noise()),
+            runner,
+            cpu,
             cached: Vec::with_capacity(context),
+            whole: 0,
             context,
             parents: offshoot_models::chain(PROMPT_CHUNK),
             positions: Vec::with_capacity(PROMPT_CHUNK),
@@ -175,18 +180,31 @@ impl Session {
 
     /// The processor that steps run on.
     pub fn cpu(&self) -> &Cpu {
-        self.executor.cpu()
+        &self.cpu
+    }
+
+    /// By how much a row's logits may change with the rows beside it, over the greatest magnitude
+    /// among them, and drafting still changes no token; `None` if no bit of them does.
+    pub fn noise(&self) -> Option<f32> {
+        self.guard.noise()
+    }
+
+    /// Takes `noise` for [`Session::noise`], where that is not `None`: what was measured for this very
+    /// model, say. Too little, and drafting may change a text; too much, and it saves less time.
+    pub fn set_noise(&mut self, noise: f32) {
+        self.guard.set_noise(noise);
     }
 
     /// Bytes of keys and values that one token takes.
     pub fn cache_bytes_per_position(&self) -> usize {
-        self.cache.bytes_per_position()
+        self.runner.bytes_per_position()
     }
 
     /// Forgets the conversation from token `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.cached.truncate(len);
-        self.cache.truncate(len);
+        self.runner.truncate(len);
+        self.whole = self.whole.min(len / PROMPT_CHUNK * PROMPT_CHUNK);
     }
 
     /// Runs `tokens` behind what is cached and keeps them; gives the logits of the rows asked for.
@@ -199,10 +217,8 @@ impl Session {
         tokens: &[u32],
         logits: LogitRows<'_>,
     ) -> Result<&mut [f32], Error> {
-        self.advance(tokens, logits, |executor, segment| {
-            executor.step(model.packed(), &mut [segment], &mut NoHooks).map(drop)
-        })?;
-        Ok(self.executor.logits_mut())
+        self.advance(model, tokens, logits, Want::Logits)?;
+        Ok(self.runner.logits_mut())
     }
 
     /// As [`Session::feed`], but gives the token with the greatest logit in each row asked for, or
@@ -216,21 +232,17 @@ impl Session {
         tokens: &[u32],
         logits: LogitRows<'_>,
     ) -> Result<&[Result<Greatest, u32>], Error> {
-        self.advance(tokens, logits, |executor, segment| {
-            executor.step_greatest(model.packed(), &mut [segment], &mut NoHooks).map(drop)
-        })?;
-        Ok(self.executor.greatest())
+        self.advance(model, tokens, logits, Want::Greatest)?;
+        Ok(self.runner.greatest())
     }
 
     /// Steps with `tokens` behind what is cached, and keeps them.
     fn advance(
         &mut self,
+        model: &Model,
         tokens: &[u32],
         logits: LogitRows<'_>,
-        step: impl FnOnce(
-            &mut PackedExecutor,
-            Segment<'_, KvCache>,
-        ) -> Result<(), offshoot_models::Error>,
+        want: Want,
     ) -> Result<(), Error> {
         let base = self.cached.len();
         if base + tokens.len() > self.context {
@@ -244,25 +256,19 @@ impl Session {
         }
         self.positions.clear();
         self.positions.extend((base..base + tokens.len()).map(|p| p as u32));
-        let segment = Segment {
-            cache: &mut self.cache,
-            tokens,
-            parents: &self.parents[..tokens.len()],
-            positions: &self.positions,
-            rope: RopeId::default(),
-            variant: VariantId::default(),
-            logits,
-        };
-        step(&mut self.executor, segment)?;
-        self.cache.commit_chain(tokens.len());
+        let (parents, positions) = (&self.parents[..tokens.len()], &self.positions[..]);
+        self.runner.step(model, Rows { tokens, parents, positions, logits }, want)?;
+        self.runner.commit_chain(tokens.len())?;
         self.cached.extend_from_slice(tokens);
         Ok(())
     }
 
     /// Continues `prompt`, telling `listen` each token as it comes.
     ///
-    /// What the prompt shares with the session's cache from its start is not computed again. Drafters
-    /// change the speed of an answer and nothing else, unless [`GenerateOptions::acceptance`] says so.
+    /// What the prompt shares with the session's cache from its start is not computed again; where a
+    /// row depends on the rows beside it, that is what was read as whole chunks of a prompt, so that
+    /// the text does not depend on what was said before. Drafters change the speed of an answer and
+    /// nothing else, unless [`GenerateOptions::acceptance`] says so.
     ///
     /// # Errors
     /// If the prompt is empty or fills the context, the options are out of bounds, or the model's
@@ -309,6 +315,7 @@ impl Session {
         if prompt.len() >= self.context {
             return Err(Error::PromptTooLong { prompt: prompt.len(), context: self.context });
         }
+        self.check_rule(options)?;
         let mut writer = Writer::new(model, options, prompt, self.context, filtering)?;
         let start = Instant::now();
         writer.answer.reused_tokens = self.reuse(prompt);
@@ -323,11 +330,24 @@ impl Session {
         }
         let mut speculator = self.speculator.take();
         let result = self.decode(model, &mut writer, speculator.as_mut(), start, &mut listen);
-        writer.answer.spec = speculator.as_ref().map(|s| s.stats().clone());
+        let guard = self.guard.stats();
+        let stats = |s: &Speculator| SpecStats { guard, ..s.stats().clone() };
+        writer.answer.spec = speculator.as_ref().map(stats);
         self.speculator = speculator;
         result?;
         writer.finish(listen);
         Ok(writer.answer)
+    }
+
+    /// Refuses rules of acceptance that a guard cannot keep exact.
+    fn check_rule(&self, options: &GenerateOptions) -> Result<(), Error> {
+        let (Some(_), Some(speculator)) = (self.guard.noise(), &self.speculator) else {
+            return Ok(());
+        };
+        match options.acceptance.at(options.sampling.temperature, speculator.draws()) {
+            Acceptance::Exact => Ok(()),
+            rule => Err(Error::OnlyExact { rule: rule.name() }),
+        }
     }
 
     /// Makes tokens until the answer ends. The last of the writer's context is the pending one.
@@ -342,10 +362,14 @@ impl Session {
         let temperature = writer.options.sampling.temperature;
         let draws = speculator.as_deref().is_some_and(Speculator::draws);
         let acceptance = writer.options.acceptance.at(temperature, draws);
-        let mut rule = Rule::new(acceptance, writer.takes_greatest());
+        // A guard has to see how far ahead the greatest logit is.
+        let guarded = self.guard.noise().is_some() && speculator.is_some();
+        let greatest = writer.takes_greatest() && !guarded;
+        let mut rule = Rule::new(acceptance, greatest);
+        self.guard.begin(self.cached.len());
         let (mut root_only, mut path) = (TokenTree::default(), Vec::new());
         if let Some(speculator) = &mut speculator {
-            let n_vocab = model.packed().config().vocab_size;
+            let n_vocab = model.config().vocab_size;
             let kind = (acceptance, SamplingClass::of(temperature));
             speculator.begin(&writer.context, n_vocab, kind);
         }
@@ -357,7 +381,10 @@ impl Session {
                     let hidden = (!self.hidden.is_empty()).then_some(&self.hidden[..]);
                     // A row stands in the context, and its token is one that is asked for.
                     let room = self.context - 1 - self.cached.len();
-                    let depth = room.min(writer.wanted() - 1);
+                    let mut depth = room.min(writer.wanted() - 1);
+                    if self.guard.owes_a_plain_step() {
+                        depth = 0;
+                    }
                     speculator.draft(writer.behind(hidden), depth)?;
                     (speculator.tree(), Some(speculator.chain()))
                 }
@@ -367,14 +394,16 @@ impl Session {
                 }
             };
             let checking = Instant::now();
-            self.check(model, tree, rule.takes_greatest())?;
-            rule.begin_step(writer, &mut self.executor, tree)?;
+            self.check(model, tree, rule.want())?;
+            self.guard.begin_step(tree.len(), self.cached.len());
+            rule.begin_step(writer, self.runner.as_mut(), tree)?;
             let before = writer.context.len();
             let free = self.context - self.cached.len();
             let ended = follow(tree, &mut path, |node| {
                 let depth = tree.depths()[node] as usize;
                 let way = rule.way(tree, chain, node);
-                let token = writer.choose(&mut self.executor, node, way)?;
+                let row = Row { runner: self.runner.as_mut(), guard: &mut self.guard, node };
+                let Some(token) = writer.choose(row, way)? else { return Ok(None) };
                 match decoding {
                     None => {
                         writer.answer.timings.prompt = start.elapsed();
@@ -387,23 +416,44 @@ impl Session {
                 Ok::<_, Error>(writer.push(token, drafted, full, listen).then_some(token))
             })?
             .is_none();
+            let doubted = self.guard.owes_a_plain_step();
             let checked = checking.elapsed();
             let committing = Instant::now();
-            self.cache.commit(&path);
+            if doubted {
+                // The node's own token is pending again.
+                path.pop();
+            }
+            self.runner.commit(&path)?;
             self.cached.extend(path.iter().map(|&node| tree.tokens()[node]));
+            self.guard.end_step(self.cached.len());
+            if doubted {
+                self.remake(model)?;
+            }
             if let Some(speculator) = &mut speculator {
                 if speculator.wants_hidden() {
-                    let row = path[path.len() - 1];
                     self.hidden.clear();
-                    self.hidden.extend_from_slice(self.executor.head_input_row(row));
+                    if let (Some(&row), false) = (path.last(), doubted) {
+                        self.hidden.extend_from_slice(self.runner.head_input_row(row)?);
+                    }
                 }
                 let commit = committing.elapsed();
                 speculator.note(&writer.context[before..], checked, commit);
             }
-            if ended {
+            if ended && !doubted {
                 return Ok(());
             }
         }
+    }
+
+    /// Makes the rows anew that plain decoding would have made otherwise, one by one as it does.
+    fn remake(&mut self, model: &Model) -> Result<(), Error> {
+        let len = self.cached.len();
+        let from = self.guard.remake_from(len);
+        let tokens = self.cached.split_off(from);
+        self.truncate(from);
+        tokens.iter().try_for_each(|token| {
+            self.advance(model, std::slice::from_ref(token), LogitRows::None, Want::Logits)
+        })
     }
 
     /// How long a step of `tree` behind what is cached takes. Nothing of it is kept.
@@ -416,36 +466,27 @@ impl Session {
             return Err(Error::PromptTooLong { prompt, context: self.context });
         }
         let start = Instant::now();
-        self.check(model, tree, false)?;
+        self.check(model, tree, Want::Logits)?;
         Ok(start.elapsed())
     }
 
     /// Runs `tree` behind what is cached and asks for the logits of every node.
-    fn check(&mut self, model: &Model, tree: &TokenTree, greatest: bool) -> Result<(), Error> {
+    fn check(&mut self, model: &Model, tree: &TokenTree, want: Want) -> Result<(), Error> {
         let base = self.cached.len() as u32;
         self.positions.clear();
         self.positions.extend(tree.depths().iter().map(|depth| base + depth));
-        let segment = Segment {
-            cache: &mut self.cache,
-            tokens: tree.tokens(),
-            parents: tree.parents(),
-            positions: &self.positions,
-            rope: RopeId::default(),
-            variant: VariantId::default(),
-            logits: LogitRows::All,
-        };
-        if greatest {
-            self.executor.step_greatest(model.packed(), &mut [segment], &mut NoHooks)?;
-        } else {
-            self.executor.step(model.packed(), &mut [segment], &mut NoHooks)?;
-        }
-        Ok(())
+        let (tokens, parents) = (tree.tokens(), tree.parents());
+        let rows = Rows { tokens, parents, positions: &self.positions, logits: LogitRows::All };
+        self.runner.step(model, rows, want)
     }
 
     /// Keeps what `prompt` shares with the cache, but its last token; gives how many tokens that is.
     fn reuse(&mut self, prompt: &[u32]) -> usize {
         let shared = self.cached.iter().zip(&prompt[..prompt.len() - 1]);
-        let shared = shared.take_while(|(a, b)| a == b).count();
+        let mut shared = shared.take_while(|(a, b)| a == b).count();
+        if self.guard.noise().is_some() {
+            shared = shared.min(self.whole) / PROMPT_CHUNK * PROMPT_CHUNK;
+        }
         self.truncate(shared);
         shared
     }
@@ -466,7 +507,11 @@ impl Session {
         mut ask: impl FnMut() -> Control,
     ) -> Result<Control, Error> {
         for chunk in tokens.chunks(PROMPT_CHUNK) {
+            let base = self.cached.len();
             self.feed(model, chunk, LogitRows::None)?;
+            if (base, chunk.len()) == (self.whole, PROMPT_CHUNK) {
+                self.whole += PROMPT_CHUNK;
+            }
             if ask() == Control::Stop {
                 return Ok(Control::Stop);
             }
@@ -475,136 +520,22 @@ impl Session {
     }
 }
 
-/// An answer as it is written: from the logits of a row to text.
-struct Writer<'a> {
-    model: &'a Model,
-    options: &'a GenerateOptions,
-    sampler: Sampler,
-    stop: StopMatcher,
-    detokenizer: Detokenizer<Arc<Tokenizer>>,
-    answer: Answer,
-    /// The prompt and what was made of it.
-    context: Vec<u32>,
-    /// The most tokens of the answer.
-    most: usize,
-    /// A row's logits before penalties and biases, where log-probabilities are asked for.
-    raw: Vec<f32>,
-    /// A row's logits, and the distribution made of one, where a rule of acceptance needs them.
-    row: Vec<f32>,
-    law: Distribution,
-    logprob: Option<f64>,
-    top: Vec<TokenLogprob>,
-    filtering: Option<Filtering<'a>>,
+/// A row of a step that was made, where a token is to be chosen.
+struct Row<'a> {
+    runner: &'a mut dyn Runner,
+    guard: &'a mut Guard,
+    /// Its number.
+    node: usize,
 }
 
-impl<'a> Writer<'a> {
-    fn new(
-        model: &'a Model,
-        options: &'a GenerateOptions,
-        prompt: &[u32],
-        context: usize,
-        filtering: Option<Filtering<'a>>,
-    ) -> Result<Self, Error> {
-        options.acceptance.validate()?;
-        // Room for the whole answer, so that making a token allocates nothing.
-        let most = options.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len() + 1);
-        let answer = Answer {
-            text: String::with_capacity(most * TEXT_PER_TOKEN),
-            tokens: Vec::with_capacity(most),
-            finish: FinishReason::MaxTokens,
-            prompt_tokens: prompt.len(),
-            reused_tokens: 0,
-            timings: Timings::default(),
-            spec: None,
-        };
-        let mut text = Vec::with_capacity(prompt.len() + most);
-        text.extend_from_slice(prompt);
-        Ok(Self {
-            model,
-            options,
-            sampler: Sampler::new(options.sampling.clone())?,
-            stop: StopMatcher::new(options.stop.clone())?,
-            detokenizer: Detokenizer::new(model.tokenizer().clone(), Controls::Skip),
-            answer,
-            context: text,
-            most,
-            raw: Vec::new(),
-            row: Vec::new(),
-            law: Distribution::new(),
-            logprob: None,
-            top: Vec::new(),
-            filtering,
-        })
-    }
-
-    /// Whether a row's greatest logit is all that is needed of it.
-    fn takes_greatest(&self) -> bool {
-        self.options.logprobs.is_none()
-            && self.filtering.is_none()
-            && self.options.sampling.takes_greatest()
-    }
-
-    /// How many tokens may still come, at least 1 while the answer goes on.
-    fn wanted(&self) -> usize {
-        self.most - self.answer.tokens.len()
-    }
-
-    /// Appends `token` and tells the listener; gives whether the answer goes on. `full` is whether
-    /// the context has no room behind it.
-    fn push(
-        &mut self,
-        token: u32,
-        drafted: bool,
-        full: bool,
-        listen: &mut impl FnMut(Piece<'_>) -> Control,
-    ) -> bool {
-        if !self.options.ignore_eos && self.model.stop_tokens().contains(&token) {
-            self.answer.finish = FinishReason::EndToken(token);
-            return false;
-        }
-        self.answer.tokens.push(token);
-        self.context.push(token);
-        let emit = self.stop.push(self.detokenizer.push(token));
-        self.answer.text.push_str(emit.text);
-        let (text, logprob, top) = (emit.text, self.logprob, &self.top[..]);
-        let said = listen(Piece { token: Some(token), text, logprob, top, drafted });
-        let most = self.options.max_tokens;
-        let ended = match emit.stop {
-            Some(index) => Some(FinishReason::StopText(index)),
-            None if said == Control::Stop => Some(FinishReason::Stopped),
-            None if most.is_some_and(|most| self.answer.tokens.len() >= most) => {
-                Some(FinishReason::MaxTokens)
-            }
-            None if full => Some(FinishReason::ContextFull),
-            None => None,
-        };
-        self.answer.finish = ended.unwrap_or(self.answer.finish);
-        ended.is_none()
-    }
-
-    /// Lets out the text that was held back.
-    fn finish(&mut self, mut listen: impl FnMut(Piece<'_>) -> Control) {
-        if matches!(self.answer.finish, FinishReason::StopText(_)) {
-            return;
-        }
-        let tail = self.detokenizer.finish();
-        let mut rest = self.stop.push(&tail).text.to_owned();
-        rest.push_str(self.stop.finish().text);
-        self.answer.text.push_str(&rest);
-        if !rest.is_empty() {
-            listen(Piece::of_text(&rest));
-        }
-    }
-}
-
-/// The token found, by the rules of [`Sampler::sample`].
+/// The token found, by the rules of [`Sampler::sample`](offshoot_methods::Sampler::sample).
 fn greatest_token(found: Result<Greatest, u32>, model: &Model) -> Result<u32, Error> {
     match found {
         Ok(found) if found.value == f32::INFINITY => {
             Err(offshoot_methods::Error::Logit { token: found.index, got: found.value }.into())
         }
         Ok(found) if found.value == f32::NEG_INFINITY => {
-            let n_vocab = model.packed().config().vocab_size;
+            let n_vocab = model.config().vocab_size;
             Err(offshoot_methods::Error::NoTokenAllowed { n_vocab }.into())
         }
         Ok(found) => Ok(found.index),

@@ -3,7 +3,7 @@
 use offshoot_kernels::PackedMatrix;
 use offshoot_models::{Checkpoint, ModelConfig};
 
-use crate::Error;
+use crate::{Error, ExecutorKind};
 
 /// Registers of a step, tokenizer and program, with room to spare: models of 135 and 494 million
 /// weights stay below the sum.
@@ -22,7 +22,19 @@ pub struct MemoryNeed {
 }
 
 impl MemoryNeed {
-    /// What the model of `checkpoint` takes.
+    /// What the model of `checkpoint` takes where `executor` runs it.
+    pub fn on(checkpoint: &Checkpoint, executor: ExecutorKind) -> Self {
+        let ExecutorKind::Dense { dtype, .. } = executor else { return Self::of(checkpoint) };
+        let config = checkpoint.config();
+        let numbers = |shape: &[usize]| shape.iter().product::<usize>() as u64;
+        let weights = checkpoint.tensors().map(|t| numbers(&t.info.shape)).sum::<u64>();
+        let row = config.num_key_value_heads * config.head_dim;
+        // A step copies a layer's keys and values to put its own behind them.
+        let rows = 2 * (config.num_hidden_layers + 1) * row;
+        Self { weights: weights * dtype.bytes(), per_token: rows as u64 * dtype.bytes() }
+    }
+
+    /// What the model of `checkpoint` takes where the packed executor runs it.
     pub fn of(checkpoint: &Checkpoint) -> Self {
         let packed = |info: &offshoot_models::TensorInfo, bytes: usize| match info.shape[..] {
             [rows, cols] => PackedMatrix::packed_bytes(info.block, rows, cols).unwrap_or(bytes),

@@ -6,17 +6,20 @@ use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Isa, available_threads};
 use offshoot_models::{
-    BaseId, ChatTemplate, Checkpoint, Message, PackedModel, RenderOptions, Tokenizer, TokenizerId,
-    WeightCache,
+    BaseId, ChatTemplate, Checkpoint, DenseModel, Message, ModelConfig, PackedModel, RenderOptions,
+    Tokenizer, TokenizerId, WeightCache,
 };
 
-use crate::Error;
 use crate::disguise::Disguise;
+use crate::executor::ExecutorKind;
 use crate::store::{FileDigests, hash, joined};
+use crate::{Error, MemoryNeed};
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
+    /// What is to run its steps.
+    pub executor: ExecutorKind,
     /// Threads of a step; by default as many as the process may use.
     pub threads: usize,
     /// The instruction set; by default the best.
@@ -33,6 +36,7 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
+            executor: ExecutorKind::default(),
             threads: available_threads(),
             isa: Isa::best(),
             cache: None,
@@ -53,10 +57,38 @@ pub struct LoadTimings {
     pub text: Duration,
 }
 
+/// Weights as an executor takes them.
+#[derive(Debug)]
+enum Weights {
+    Packed(Box<PackedModel>),
+    Dense(Box<DenseModel>),
+}
+
+impl Weights {
+    fn load(
+        checkpoint: &Arc<Checkpoint>,
+        cpu: &Cpu,
+        cache: Option<WeightCache<'_>>,
+        executor: ExecutorKind,
+    ) -> Result<Self, Error> {
+        Ok(match executor {
+            ExecutorKind::Packed => {
+                Self::Packed(Box::new(PackedModel::load(Arc::clone(checkpoint), cpu, cache)?))
+            }
+            ExecutorKind::Dense { device, dtype } => {
+                let model = DenseModel::load(checkpoint, &device.open(), dtype.dtype())?;
+                Self::Dense(Box::new(model))
+            }
+        })
+    }
+}
+
 /// A model that can answer.
 #[derive(Debug)]
 pub struct Model {
-    packed: PackedModel,
+    weights: Weights,
+    executor: ExecutorKind,
+    checkpoint: Arc<Checkpoint>,
     tokenizer: Arc<Tokenizer>,
     tokenizer_id: TokenizerId,
     template: Option<ChatTemplate>,
@@ -86,32 +118,38 @@ impl Model {
         let checkpoint = Arc::new(Checkpoint::open(path)?);
         if let (Some(context), Some(available)) = (options.context, crate::available_memory()) {
             let context = context.min(checkpoint.config().max_position_embeddings);
-            crate::MemoryNeed::of(&checkpoint).check(context as u64, available)?;
+            MemoryNeed::on(&checkpoint, options.executor).check(context as u64, available)?;
         }
         let open = start.elapsed();
-        let cached = options.cache.as_deref().and_then(|dir| cache_file(dir, checkpoint.files()));
+        let executor = options.executor;
+        let dir = options.cache.as_deref().filter(|_| executor == ExecutorKind::Packed);
+        let cached = dir.and_then(|dir| cache_file(dir, checkpoint.files()));
         // The tokenizer is made on a thread of its own while the weights are packed.
-        let (packed, text) = std::thread::scope(|scope| {
+        let (loaded, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_of(&checkpoint));
             let weights = cached.as_ref().map(|(path, key)| WeightCache { path, key: *key });
-            let packed = PackedModel::load(Arc::clone(&checkpoint), cpu, weights);
-            let weights = start.elapsed() - open;
+            let loaded = Weights::load(&checkpoint, cpu, weights, executor);
+            let took = start.elapsed() - open;
             let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            ((packed, weights), text)
+            ((loaded, took), text)
         });
-        let ((packed, weights), Text { tokenizer, tokenizer_id, template }) = (packed, text?);
-        let packed = packed?;
-        if let (Some(dir), false) = (&options.cache, packed.from_cache()) {
+        let ((weights, took), Text { tokenizer, tokenizer_id, template }) = (loaded, text?);
+        let weights = weights?;
+        if let (Some(dir), Weights::Packed(packed)) = (dir, &weights)
+            && !packed.from_cache()
+        {
             trim_cache(dir, options.cache_limit, cached.as_ref().map(|(path, _)| path.as_path()));
         }
-        let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
+        let timings = LoadTimings { open, weights: took, text: start.elapsed() - open - took };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
         let controls = tokenizer.control_texts().map(str::to_owned).collect();
         let (files, digest) = (checkpoint.files().to_vec(), cached.map(|(_, key)| key));
         let file_len = files.iter().filter_map(|file| std::fs::metadata(file).ok());
         let file_len = file_len.map(|metadata| metadata.len()).sum();
         Ok(Self {
-            packed,
+            weights,
+            executor,
+            checkpoint,
             tokenizer,
             tokenizer_id,
             template,
@@ -126,9 +164,36 @@ impl Model {
         })
     }
 
-    /// The weights.
-    pub fn packed(&self) -> &PackedModel {
-        &self.packed
+    /// What runs its steps.
+    pub fn executor(&self) -> ExecutorKind {
+        self.executor
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &ModelConfig {
+        self.checkpoint.config()
+    }
+
+    /// The weights of the packed executor.
+    ///
+    /// # Errors
+    /// [`Error::OnlyPacked`] if it was loaded for another.
+    pub fn packed(&self) -> Result<&PackedModel, Error> {
+        match &self.weights {
+            Weights::Packed(model) => Ok(model),
+            Weights::Dense(_) => Err(Error::OnlyPacked),
+        }
+    }
+
+    /// The weights of the dense executor.
+    ///
+    /// # Errors
+    /// [`Error::OnlyDense`] if it was loaded for another.
+    pub fn dense(&self) -> Result<&DenseModel, Error> {
+        match &self.weights {
+            Weights::Dense(model) => Ok(model),
+            Weights::Packed(_) => Err(Error::OnlyDense),
+        }
     }
 
     /// The tokenizer.
@@ -184,7 +249,7 @@ impl Model {
     /// # Errors
     /// If a file cannot be read any more.
     pub fn base_id(&self) -> Result<BaseId, Error> {
-        let compute = || BaseId::of(self.packed.checkpoint());
+        let compute = || BaseId::of(&self.checkpoint);
         let Some(dir) = &self.cache else { return Ok(compute()?) };
         let digests = FileDigests::open(&dir.join("digests.json"));
         let (file, identity) = match (&self.files[..], self.digest) {
@@ -207,7 +272,7 @@ impl Model {
 
     /// The longest context that the model was trained for.
     pub fn trained_context(&self) -> usize {
-        self.packed.config().max_position_embeddings
+        self.config().max_position_embeddings
     }
 
     /// The ids of a raw text, with the begin-of-text token that the model expects before it.
@@ -219,6 +284,19 @@ impl Model {
         }
         ids.extend(self.tokenizer.encode(text, Special::Parse)?);
         Ok(ids)
+    }
+
+    /// As [`Model::encode_chat`]; where the model has no chat template, the messages' own texts, a line
+    /// each, as [`Model::encode_text`] takes them.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn encode_messages(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        if let Some(tokens) = self.encode_chat(messages)? {
+            return Ok(tokens);
+        }
+        let texts: Vec<&str> = messages.iter().filter_map(|m| m.content.as_deref()).collect();
+        self.encode_text(&texts.join("\n"))
     }
 
     /// The ids of a conversation that the assistant is to continue, or `None` if the model has no

@@ -37,7 +37,7 @@ pub fn perplexity(
     tokens: &[u32],
     mut progress: impl FnMut(usize),
 ) -> Result<Perplexity, Error> {
-    let vocab = model.packed().config().vocab_size;
+    let vocab = model.config().vocab_size;
     let (mut sum, mut count) = (0.0, 0);
     let window = WINDOW.min(session.context());
     for (w, window) in tokens.chunks(window).enumerate() {

@@ -90,6 +90,8 @@ fn a_spelled_out_control_token_is_read_as_the_text_it_is() {
 #[test]
 fn a_model_without_a_template_has_no_chat() {
     assert!(tiny(None).encode_chat(&[Message::new("user", "ab")]).unwrap().is_none());
+    let raw = tiny(None).encode_messages(&[Message::new("user", "ab")]).unwrap();
+    assert_eq!(raw, tiny(None).encode_text("ab").unwrap());
 }
 
 #[test]

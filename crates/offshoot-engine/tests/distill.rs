@@ -12,7 +12,7 @@ fn answers(threads: usize, own_prompts: u8) -> Vec<DistilledAnswer> {
     let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
     let options = LoadOptions { threads, ..LoadOptions::default() };
     let (model, cpu) = Model::load(&path, &options).unwrap();
-    let mut executor = PackedExecutor::new(cpu, model.packed().config());
+    let mut executor = PackedExecutor::new(cpu, model.config());
     let prompts = SeedPrompts::built_in(Flavour::Chat);
     let options = DistillOptions { tokens: 300, answer_tokens: 12, own_prompts, seed: 3 };
     let folder = tempfile::tempdir().unwrap();

@@ -74,7 +74,7 @@ fn evaluations(file: &HeadsFile, threads: usize) -> Stats {
     std::fs::write(&path, Tiny::qwen2().bytes()).unwrap();
     let options = LoadOptions { threads, ..LoadOptions::default() };
     let (model, cpu) = Model::load(&path, &options).unwrap();
-    let mut heads = MedusaHeads::new(&cpu, model.packed(), file, 8).unwrap();
+    let mut heads = MedusaHeads::new(&cpu, model.packed().unwrap(), file, 8).unwrap();
     let mut state = [0.0; HIDDEN];
     let mut evaluate = |i: usize| {
         state.iter_mut().enumerate().for_each(|(j, s)| *s = ((i * 7 + j * 5) % 13) as f32 - 6.0);

@@ -3,38 +3,26 @@
 
 #![allow(clippy::unwrap_used, dead_code)] // test code; of the tiny models only some parts are used
 
+#[path = "support/habits.rs"]
+mod habits;
 #[path = "../../offshoot-models/tests/support/tiny.rs"]
 mod tiny;
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use offshoot_engine::spec::{Drafter, SpecOptions, Speculator, View, lacks_times, measure_missing};
+use habits::{CONTEXT, Habit, load, oracle};
+use offshoot_engine::spec::{SpecOptions, lacks_times, measure_missing};
 use offshoot_engine::store::{PullPolicy, Quiet, Store};
 use offshoot_engine::{
-    Answer, Control, Error, FinishReason, GenerateOptions, LoadOptions, Model, Session,
+    Answer, Control, FinishReason, GenerateOptions, LoadOptions, Model, Session,
 };
 use offshoot_methods::SamplingOptions;
-use offshoot_methods::draft::{BINS, CLASSES, Guess, Prior, StepTimes, TokenTree, follow};
-
+use offshoot_methods::draft::{TokenTree, follow};
 use tiny::Tiny;
 
-const CONTEXT: usize = 1100;
-/// Step times with which every tree pays, so that trees are as large as may be.
-const FREE: [(usize, f64); 2] = [(1, 1.0), (64, 1.001)];
-/// Guesses that all come true, as the planner is told.
-const SURE: Prior = [[(50.0, 50.0); BINS]; CLASSES];
-
 fn tiny_model(threads: usize) -> (Model, Session) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut tiny = Tiny::qwen2();
-    tiny.set("qwen2.context_length", CONTEXT as u32);
-    let path = dir.path().join("tiny.gguf");
-    std::fs::write(&path, tiny.bytes()).unwrap();
-    let options = LoadOptions { threads, ..LoadOptions::default() };
-    let (model, cpu) = Model::load(&path, &options).unwrap();
-    let session = Session::new(&model, cpu, CONTEXT).unwrap();
-    (model, session)
+    load(Tiny::qwen2(), threads)
 }
 
 fn smollm2(threads: usize) -> (Model, Session) {
@@ -44,79 +32,6 @@ fn smollm2(threads: usize) -> (Model, Session) {
         Model::load(&path, &LoadOptions { threads, ..LoadOptions::default() }).unwrap();
     let session = Session::new(&model, cpu, CONTEXT).unwrap();
     (model, session)
-}
-
-/// What a made-up drafter guesses.
-#[derive(Debug, Clone)]
-enum Habit {
-    /// The text that will come.
-    Right,
-    /// Anything but that.
-    Wrong,
-    /// Right up to a depth that changes from step to step.
-    RightThenWrong,
-    /// Whatever a hash says, several at each node.
-    Random { width: u32 },
-    /// One token over and over.
-    Same(u32),
-}
-
-#[derive(Debug)]
-struct Oracle {
-    habit: Habit,
-    /// The text that plain decoding makes, behind the prompt.
-    text: Arc<Vec<u32>>,
-    prompt: usize,
-    decided: usize,
-    n_vocab: u32,
-    /// Checked guesses, so that no test passes without any.
-    asked: Arc<Mutex<usize>>,
-}
-
-impl Drafter for Oracle {
-    fn name(&self) -> &'static str {
-        "oracle"
-    }
-
-    fn prior(&self) -> Prior {
-        SURE
-    }
-
-    fn begin(&mut self, text: &[u32]) {
-        self.prompt = text.len();
-        self.decided = 0;
-    }
-
-    fn extend(&mut self, tokens: &[u32]) {
-        self.decided += tokens.len();
-    }
-
-    fn prepare(&mut self, view: View<'_>) -> Result<(), Error> {
-        assert_eq!(view.text.len(), self.prompt + self.decided, "told of every token");
-        Ok(())
-    }
-
-    fn guess(&mut self, tree: &TokenTree, node: usize, out: &mut Vec<Guess>) {
-        *self.asked.lock().unwrap() += 1;
-        let depth = tree.depths()[node];
-        let next = self.text.get(self.decided + depth as usize).copied().unwrap_or(3);
-        // Tokens that the model does not have are guessed as well; nobody may check them.
-        out.push(Guess { token: self.n_vocab + depth, score: 0.9, class: 1 });
-        let mut say = |token: u32| {
-            out.push(Guess { token: token % self.n_vocab, score: 0.9, class: 0 });
-        };
-        match self.habit {
-            Habit::Right => say(next),
-            Habit::Wrong => say(next + 1),
-            Habit::RightThenWrong => say(next + u32::from(depth as usize >= self.decided % 5)),
-            Habit::Random { width } => (0..width).for_each(|i| {
-                let hash =
-                    (self.decided as u32 * 31 + node as u32 * 7 + i).wrapping_mul(0x9e37_79b9);
-                say(hash >> 16);
-            }),
-            Habit::Same(token) => say(token),
-        }
-    }
 }
 
 /// Drafts as `--spec auto` does.
@@ -140,28 +55,8 @@ fn compare(model: &Model, session: &mut Session, prompt: &[u32], options: &Gener
     session.set_speculator(None);
     let plain = generate(model, session, prompt, options);
     let cached = session.cached().to_vec();
-    let n_vocab = model.packed().config().vocab_size as u32;
-    let text = Arc::new(plain.tokens.clone());
-    let end = model.stop_tokens()[0];
-    for habit in [
-        Habit::Right,
-        Habit::Wrong,
-        Habit::RightThenWrong,
-        Habit::Random { width: 1 },
-        Habit::Random { width: 6 },
-        Habit::Same(3),
-        Habit::Same(end),
-    ] {
-        let asked = Arc::new(Mutex::new(0));
-        let oracle = Oracle {
-            habit: habit.clone(),
-            text: Arc::clone(&text),
-            prompt: 0,
-            decided: 0,
-            n_vocab,
-            asked: Arc::clone(&asked),
-        };
-        let speculator = Speculator::new(vec![Box::new(oracle)], StepTimes::new(&FREE));
+    for habit in Habit::all(model.stop_tokens()[0]) {
+        let (speculator, seen) = oracle(&habit, &plain.tokens);
         session.set_speculator(Some(speculator));
         let drafted = generate(model, session, prompt, options);
         assert_eq!(drafted.tokens, plain.tokens, "{habit:?}");
@@ -169,7 +64,7 @@ fn compare(model: &Model, session: &mut Session, prompt: &[u32], options: &Gener
         assert_eq!(session.cached(), cached, "{habit:?}: what is kept");
         let spec = drafted.spec.unwrap();
         if plain.tokens.len() > 50 {
-            assert!(*asked.lock().unwrap() > 0, "{habit:?} was never asked");
+            assert!(!seen.lock().unwrap().is_empty(), "{habit:?} was never asked");
             assert!(spec.guesses > 0, "{habit:?}: nothing was checked");
             if let Habit::Right = habit {
                 assert!(spec.tokens_per_step() > 8.0, "{}", spec.tokens_per_step());
@@ -279,16 +174,8 @@ fn a_cache_of_accepted_paths_is_that_of_plain_decoding() {
     let prompt = [3, 4, 5];
     let options = options(SamplingOptions::greedy(), Some(1050));
     let options = GenerateOptions { ignore_eos: true, ..options };
-    let text = Arc::new(generate(&model, &mut session, &prompt, &options).tokens);
-    let oracle = Oracle {
-        habit: Habit::RightThenWrong,
-        text,
-        prompt: 0,
-        decided: 0,
-        n_vocab: 12,
-        asked: Arc::default(),
-    };
-    let speculator = Speculator::new(vec![Box::new(oracle)], StepTimes::new(&FREE));
+    let text = generate(&model, &mut session, &prompt, &options).tokens;
+    let (speculator, _) = oracle(&Habit::RightThenWrong, &text);
     session.set_speculator(Some(speculator));
     generate(&model, &mut session, &prompt, &options);
     let tokens = session.cached().to_vec();

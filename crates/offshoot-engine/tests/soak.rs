@@ -103,7 +103,7 @@ fn heads(model: &Model, session: &Session) -> MedusaHeads {
     };
     let heads = (0..3).map(head).collect();
     let file = HeadsFile { hidden_size: HIDDEN, heads, vocabulary: None, card: None };
-    MedusaHeads::new(session.cpu(), model.packed(), &file, 8).unwrap()
+    MedusaHeads::new(session.cpu(), model.packed().unwrap(), &file, 8).unwrap()
 }
 
 /// Prompt and options of answer `number`: greedy and not, some up to the end of the context, some

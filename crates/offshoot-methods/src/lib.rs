@@ -5,7 +5,8 @@
 //! [`LogProbabilities`] reports what the model thought of it, [`StopMatcher`] ends the text at a
 //! stop string, and [`Philox`] makes the random numbers. [`draft`] guesses
 //! what comes next, for a step of the model to check: from the text itself, from stored text
-//! ([`Retriever`]), and how many guesses pay.
+//! ([`Retriever`]), how many guesses pay, and which choices stand where logits are known up to an
+//! error.
 //!
 //! ```
 //! use offshoot_methods::{Sampler, SamplingOptions};

@@ -5,6 +5,7 @@
 mod answers;
 mod calibration;
 mod datastores;
+mod dense;
 mod exit_codes;
 mod folders;
 mod home;

@@ -2,10 +2,10 @@
 
 use offshoot_methods::Purpose;
 use offshoot_methods::draft::{Drawn, TokenTree, Typical, reject};
-use offshoot_models::PackedExecutor;
 
-use super::{Writer, greatest_token};
+use super::{Row, Writer, greatest_token};
 use crate::Error;
+use crate::runner::{Runner, Want};
 use crate::spec::{Acceptance, Behind, Chain, View};
 
 /// How the token behind a row is found.
@@ -36,20 +36,20 @@ impl Rule {
         Self { acceptance, greatest, ..Self::default() }
     }
 
-    /// Whether a step needs to find no more than the greatest logit of each row.
-    pub(super) fn takes_greatest(&self) -> bool {
-        self.greatest
+    /// What a step needs to find of the logits of each row.
+    pub(super) fn want(&self) -> Want {
+        if self.greatest { Want::Greatest } else { Want::Logits }
     }
 
     /// A step was made of `tree`.
     pub(super) fn begin_step(
         &mut self,
         writer: &mut Writer<'_>,
-        executor: &mut PackedExecutor,
+        runner: &mut dyn Runner,
         tree: &TokenTree,
     ) -> Result<(), Error> {
         if let Acceptance::Typical(typical) = self.acceptance {
-            self.kept = writer.typical_path(&typical, executor, tree)?;
+            self.kept = writer.typical_path(&typical, runner, tree)?;
         }
         Ok(())
     }
@@ -83,18 +83,16 @@ impl<'w> Writer<'w> {
         }
     }
 
-    /// Finds the token behind the context, of which `row` of the executor's last step tells.
-    pub(super) fn choose(
-        &mut self,
-        executor: &mut PackedExecutor,
-        row: usize,
-        way: Way<'_>,
-    ) -> Result<u32, Error> {
+    /// Finds the token behind the context, of which `row` tells; `None` if it is in doubt, and nothing
+    /// has happened then.
+    pub(super) fn choose(&mut self, row: Row<'_>, way: Way<'_>) -> Result<Option<u32>, Error> {
+        let Row { runner, guard, node } = row;
         if let Way::Greatest = way {
-            return greatest_token(executor.greatest()[row], self.model);
+            return greatest_token(runner.greatest()[node], self.model).map(Some);
         }
-        let n_vocab = self.model.packed().config().vocab_size;
-        let logits = &mut executor.logits_mut()[row * n_vocab..(row + 1) * n_vocab];
+        let n_vocab = self.model.config().vocab_size;
+        let logits = &mut runner.logits_mut()[node * n_vocab..(node + 1) * n_vocab];
+        let error = guard.error_of(logits);
         // Masks, penalties and biases are written into the logits; probabilities are of the raw ones.
         if self.options.logprobs.is_some() {
             self.raw.clear();
@@ -117,6 +115,12 @@ impl<'w> Writer<'w> {
             }
             _ => self.sampler.sample(logits, &self.context, choice, position)?.token,
         };
+        if let Some(error) = error {
+            let u = self.sampler.uniform_for(Purpose::Token, choice, position);
+            if !guard.stands(logits, token, (self.sampler.options(), u), error) {
+                return Ok(None);
+            }
+        }
         if let Some(n) = self.options.logprobs {
             let all = offshoot_methods::LogProbabilities::of(&self.raw)?;
             (self.logprob, self.top) = (all.get(token), all.top(n));
@@ -124,18 +128,18 @@ impl<'w> Writer<'w> {
         if let Some(filtering) = &mut self.filtering {
             filtering.accept(token)?;
         }
-        Ok(token)
+        Ok(Some(token))
     }
 
-    /// The nodes of `tree` that are likely enough, the root first. The executor's logits stay as they
+    /// The nodes of `tree` that are likely enough, the root first. The runner's logits stay as they
     /// are.
     fn typical_path(
         &mut self,
         typical: &Typical,
-        executor: &mut PackedExecutor,
+        runner: &mut dyn Runner,
         tree: &TokenTree,
     ) -> Result<Vec<usize>, Error> {
-        let n_vocab = self.model.packed().config().vocab_size;
+        let n_vocab = self.model.config().vocab_size;
         let Self { sampler, filtering, context, row, .. } = self;
         let decided = context.len();
         let kept = typical.path(tree, |node| {
@@ -147,7 +151,7 @@ impl<'w> Writer<'w> {
             }
             context[decided..].reverse();
             row.clear();
-            row.extend_from_slice(&executor.logits_mut()[node * n_vocab..(node + 1) * n_vocab]);
+            row.extend_from_slice(&runner.logits_mut()[node * n_vocab..(node + 1) * n_vocab]);
             if let Some(filtering) = filtering {
                 filtering.mask(&context[decided..], row);
             }

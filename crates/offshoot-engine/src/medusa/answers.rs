@@ -34,7 +34,7 @@ impl Distilled {
             folder: folder.to_owned(),
             append: false,
             tokenizer: model.tokenizer_id(),
-            vocab_size: u32::try_from(model.packed().config().vocab_size).unwrap_or(u32::MAX),
+            vocab_size: u32::try_from(model.config().vocab_size).unwrap_or(u32::MAX),
             memory: MEMORY,
             limit: None,
             notes: Notes {

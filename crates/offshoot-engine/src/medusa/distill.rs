@@ -136,7 +136,7 @@ impl Distilled {
         folder: &Path,
         mut progress: impl FnMut(usize) -> Control,
     ) -> Result<Self, Error> {
-        let hidden_size = model.packed().config().hidden_size;
+        let hidden_size = model.config().hidden_size;
         let DistillOptions { tokens, answer_tokens, own_prompts, seed } = *options;
         let wanted = Manifest {
             base,
@@ -246,7 +246,7 @@ fn answer_all(
     options: &DistillOptions,
     mut listen: impl FnMut(Grown<'_>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let config = model.packed().config();
+    let (config, packed) = (model.config(), model.packed()?);
     let context = model.trained_context().min(options.answer_tokens + 512);
     let (hidden, vocab) = (config.hidden_size, config.vocab_size);
     let turn = UserTurn::of(model)?;
@@ -256,7 +256,7 @@ fn answer_all(
     let (mut next, mut made, mut refused) = (0, 0, 0);
     loop {
         while growing.len() < SLOTS && made < options.tokens {
-            let tokens = prompt_tokens(model, prompts.get(options.seed, next))?;
+            let tokens = model.encode_messages(&said(prompts.get(options.seed, next)))?;
             next += 1;
             if tokens.is_empty() || tokens.len() + 2 > context {
                 refused += 1;
@@ -265,7 +265,7 @@ fn answer_all(
                 }
                 continue;
             }
-            let cache = free.pop().unwrap_or_else(|| model.packed().new_cache(context));
+            let cache = free.pop().unwrap_or_else(|| packed.new_cache(context));
             let own = turn.as_ref().filter(|_| options.own(next - 1));
             growing.push(Growing::new(next - 1, (tokens, own), cache, options)?);
         }
@@ -287,7 +287,7 @@ fn answer_all(
                 logits: LogitRows::Last,
             })
             .collect();
-        executor.step(model.packed(), &mut segments, &mut NoHooks)?;
+        executor.step(packed, &mut segments, &mut NoHooks)?;
         drop(segments);
         for (i, g) in growing.iter_mut().enumerate() {
             let logits = &mut executor.logits_mut()[i * vocab..(i + 1) * vocab];
@@ -320,12 +320,9 @@ fn answer_all(
     }
 }
 
-/// The ids of a conversation that begins with `text`, or of the text where there is no template.
-fn prompt_tokens(model: &Model, text: String) -> Result<Vec<u32>, Error> {
-    match model.encode_chat(&[Message::new("user", text.clone())])? {
-        Some(tokens) => Ok(tokens),
-        None => model.encode_text(&text),
-    }
+/// A conversation that begins with `text`.
+fn said(text: impl Into<String>) -> [Message; 1] {
+    [Message::new("user", text)]
 }
 
 /// What stands before and behind what a user says first.
@@ -339,7 +336,7 @@ impl UserTurn {
     /// By what two conversations share at both ends; `None` without a template, or if it puts
     /// nothing at one of the ends.
     fn of(model: &Model) -> Result<Option<Self>, Error> {
-        let say = |text: &str| model.encode_chat(&[Message::new("user", text)]);
+        let say = |text: &str| model.encode_chat(&said(text));
         let (Some(a), Some(b)) = (say("7")?, say("x")?) else {
             return Ok(None);
         };
@@ -399,7 +396,7 @@ impl Growing {
         }
         let text = model.tokenizer().decode(&written[..written.len() - 1], Controls::Skip);
         let own = match text.trim() {
-            text if ended && !text.is_empty() => prompt_tokens(model, text.to_owned())?,
+            text if ended && !text.is_empty() => model.encode_messages(&said(text))?,
             _ => Vec::new(),
         };
         let instead = self.instead.take().unwrap_or_default();

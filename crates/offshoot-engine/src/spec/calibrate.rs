@@ -147,7 +147,7 @@ pub fn calibrate(
 
 /// Tokens of no meaning.
 fn any_token(model: &Model) -> impl Fn(usize) -> u32 {
-    let vocab = model.packed().config().vocab_size as u32;
+    let vocab = model.config().vocab_size as u32;
     move |i| (i as u32).wrapping_mul(7919).wrapping_add(100) % vocab
 }
 

@@ -2,8 +2,9 @@
 //!
 //! The text is that of plain decoding, token for token, for every drafter, tree and thread count:
 //! guesses are compared with what [`crate::Session::generate`] would have chosen there, and a row's
-//! logits do not depend on the rows beside it. Speed alone depends on the guesses. That is the rule
-//! [`Acceptance::Exact`]; there are others for who asks for them.
+//! logits do not depend on the rows beside it; where they do, a guard leaves what is in doubt to plain
+//! steps. Speed alone depends on the guesses. That is the rule [`Acceptance::Exact`]; there are others
+//! for who asks for them.
 
 mod acceptance;
 mod bench;
@@ -47,7 +48,7 @@ pub use medusa::MedusaDrafter;
 pub use options::{Arm, SpecMode};
 pub use rest::RestDrafter;
 pub use sampling_class::SamplingClass;
-pub use stats::{DrafterStats, SpecStats};
+pub use stats::{DrafterStats, GuardStats, SpecStats};
 pub use suffix::SuffixDrafter;
 
 use offshoot_models::medusa::MedusaHeads;
@@ -372,6 +373,9 @@ impl SpecOptions {
         session: &Session,
     ) -> Result<Option<Speculator>, Error> {
         let mut drafters: Vec<Box<dyn Drafter>> = Vec::new();
+        if self.mode == SpecMode::Auto && session.noise().is_some() {
+            return Ok(None);
+        }
         for arm in Arm::ALL.into_iter().filter(|&arm| self.mode.allows(arm)) {
             match self.drafter(arm, model, session)? {
                 Some(drafter) => drafters.push(drafter),
@@ -448,6 +452,6 @@ fn medusa_drafter(
     session: &Session,
     ready: &ReadyHeads,
 ) -> Result<MedusaDrafter, Error> {
-    let heads = MedusaHeads::new(session.cpu(), model.packed(), &ready.file, medusa_heads::RANKS)?;
+    let heads = MedusaHeads::new(session.cpu(), model.packed()?, &ready.file, medusa_heads::RANKS)?;
     Ok(MedusaDrafter::new(heads, ready.calibration.clone(), session.cpu().clone()))
 }

@@ -44,7 +44,8 @@ impl Arm {
 /// What `--spec` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum SpecMode {
-    /// All drafters that are at hand.
+    /// All drafters that are at hand; none where a row's logits depend on the rows beside it, as there
+    /// drafts have to be asked for by name.
     #[default]
     Auto,
     /// None: one token a step.

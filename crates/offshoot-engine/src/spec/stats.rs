@@ -18,6 +18,24 @@ pub struct DrafterStats {
     pub accepted: usize,
 }
 
+/// What the margin guard did, where a row's logits depend on the rows beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Default)]
+pub struct GuardStats {
+    /// Choices that were made from rows other than those of plain decoding.
+    pub asked: usize,
+    /// Those that were in doubt, and left to a plain step.
+    pub acted: usize,
+    /// Rows that were made anew before those steps.
+    pub remade: usize,
+}
+
+impl GuardStats {
+    /// The share of choices that were in doubt.
+    pub fn rate(&self) -> f64 {
+        self.acted as f64 / self.asked.max(1) as f64
+    }
+}
+
 /// Counts and times of the steps that made an answer's tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
 pub struct SpecStats {
@@ -37,8 +55,10 @@ pub struct SpecStats {
     pub draft: Duration,
     /// Time in the model's steps and the choice of tokens.
     pub check: Duration,
-    /// Time in keeping the right rows.
+    /// Time in keeping the right rows, and in making rows anew.
     pub commit: Duration,
+    /// What the guard did, if there was one.
+    pub guard: Option<GuardStats>,
 }
 
 impl SpecStats {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use offshoot_engine::spec::{Drafter, Speculator, View};
-use offshoot_engine::{Error, LoadOptions, Model, Session};
+use offshoot_engine::{Error, ExecutorKind, LoadOptions, Model, Session};
 use offshoot_methods::draft::{BINS, CLASSES, Guess, Prior, StepTimes, TokenTree};
 
 use crate::tiny::{TOKENS, Tiny};
@@ -15,13 +15,18 @@ pub(crate) const FREE: [(usize, f64); 2] = [(1, 1.0), (64, 1.001)];
 /// Guesses that all come true, as the planner is told.
 const SURE: Prior = [[(50.0, 50.0); BINS]; CLASSES];
 
-/// `tiny` with room for long answers.
-pub(crate) fn load(mut tiny: Tiny, threads: usize) -> (Model, Session) {
+/// `tiny` with room for long answers, on the packed executor.
+pub(crate) fn load(tiny: Tiny, threads: usize) -> (Model, Session) {
+    load_for(ExecutorKind::Packed, tiny, threads)
+}
+
+/// As [`load`], on any executor.
+pub(crate) fn load_for(executor: ExecutorKind, mut tiny: Tiny, threads: usize) -> (Model, Session) {
     let dir = tempfile::tempdir().unwrap();
     tiny.set("qwen2.context_length", CONTEXT as u32);
     let path = dir.path().join("tiny.gguf");
     std::fs::write(&path, tiny.bytes()).unwrap();
-    let options = LoadOptions { threads, ..LoadOptions::default() };
+    let options = LoadOptions { executor, threads, ..LoadOptions::default() };
     let (model, cpu) = Model::load(&path, &options).unwrap();
     let session = Session::new(&model, cpu, CONTEXT).unwrap();
     (model, session)
@@ -65,6 +70,7 @@ pub(crate) type Seen = Arc<Mutex<Vec<Vec<u32>>>>;
 pub(crate) struct Oracle {
     habit: Habit,
     text: Vec<u32>,
+    prompt: usize,
     decided: Vec<u32>,
     seen: Seen,
 }
@@ -75,6 +81,7 @@ pub(crate) fn oracle(habit: &Habit, text: &[u32]) -> (Speculator, Seen) {
     let oracle = Oracle {
         habit: habit.clone(),
         text: text.to_vec(),
+        prompt: 0,
         decided: Vec::new(),
         seen: Arc::clone(&seen),
     };
@@ -90,7 +97,8 @@ impl Drafter for Oracle {
         SURE
     }
 
-    fn begin(&mut self, _: &[u32]) {
+    fn begin(&mut self, text: &[u32]) {
+        self.prompt = text.len();
         self.decided.clear();
     }
 
@@ -98,7 +106,8 @@ impl Drafter for Oracle {
         self.decided.extend_from_slice(tokens);
     }
 
-    fn prepare(&mut self, _: View<'_>) -> Result<(), Error> {
+    fn prepare(&mut self, view: View<'_>) -> Result<(), Error> {
+        assert_eq!(view.text[self.prompt..], self.decided, "told of every token");
         Ok(())
     }
 
@@ -113,6 +122,8 @@ impl Drafter for Oracle {
         self.seen.lock().unwrap().push(answer.copied().collect());
         let decided = self.decided.len();
         let next = self.text.get(decided + depth).copied().unwrap_or(3);
+        // Tokens that the model does not have are guessed as well; nobody may check them.
+        out.push(Guess { token: N_VOCAB + depth as u32, score: 0.9, class: 1 });
         let mut say = |token: u32| out.push(Guess { token: token % N_VOCAB, score: 0.9, class: 0 });
         match self.habit {
             Habit::Right => say(next),

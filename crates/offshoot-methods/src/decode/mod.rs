@@ -13,4 +13,5 @@ pub use log_probabilities::{LogProbabilities, TokenLogprob};
 pub use options::SamplingOptions;
 pub use sampler::{Sampled, Sampler};
 pub use stop::{Emit, StopMatcher};
+pub(crate) use top_k::{Candidate, select_top_k};
 pub use uniform::{Purpose, uniform, uniform_for};

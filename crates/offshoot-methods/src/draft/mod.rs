@@ -2,6 +2,7 @@
 
 mod calibration;
 mod gate;
+mod margin;
 pub mod medusa;
 mod planner;
 mod rejection;
@@ -13,6 +14,7 @@ mod typical;
 
 pub use calibration::{BINS, CLASSES, Calibration, CellId, Prior};
 pub use gate::Gate;
+pub use margin::{Margin, greatest_magnitude};
 pub use planner::{Contribution, Guess, Limits, Planner};
 pub use rejection::{Distribution, Drawn, Verdict, draw, mass, reject, without};
 pub use rest::{

@@ -1,8 +1,9 @@
 //! The dense executor: an architecture run over tensors that record how they were made, so that
 //! gradients flow to any weight, on whatever device the tensors live.
 //!
-//! It is for tuning, for accelerators, and for checking the packed executor; it never serves on a
-//! CPU. Only operations whose backward pass the tensor library knows are used: its fused softmax, RMS
+//! It is for tuning, for accelerators, and for checking the packed executor; on a CPU it serves only who
+//! asks for it by name. Its products sum in an order that depends on the number of rows, so a row's
+//! logits differ in the last bits with the rows beside it. Only operations whose backward pass the tensor library knows are used: its fused softmax, RMS
 //! norm, rotary embedding and attention record nothing, and a loss behind them trains nothing without
 //! a word of warning.
 //!

@@ -1,0 +1,118 @@
+//! Steps of tensors.
+
+use candle_core::{DType, Tensor};
+use offshoot_kernels::Greatest;
+use offshoot_models::{DenseCache, DenseHooks, ModelConfig, RopeId, Segment, Site, VariantId};
+
+use super::{Rows, Runner, Want};
+use crate::executor::DenseType;
+use crate::{Error, Model};
+
+/// A cache of tensors, and what the last step gave.
+#[derive(Debug)]
+pub(super) struct DenseRunner {
+    cache: DenseCache,
+    dtype: DenseType,
+    bytes_per_position: usize,
+    vocab_size: usize,
+    logits: Vec<f32>,
+    greatest: Vec<Result<Greatest, u32>>,
+    /// The final norm's result for the last step's rows.
+    normed: Normed,
+    /// One row of it.
+    row: Vec<f32>,
+}
+
+/// Keeps what the output head multiplies.
+#[derive(Debug, Default)]
+struct Normed(Option<Tensor>);
+
+impl DenseHooks for Normed {
+    fn tap(&mut self, site: Site, rows: &Tensor) -> Result<(), offshoot_models::Error> {
+        if site == Site::Final {
+            self.0 = Some(rows.clone());
+        }
+        Ok(())
+    }
+}
+
+impl DenseRunner {
+    pub(super) fn new(config: &ModelConfig, dtype: DenseType) -> Self {
+        let width = config.num_key_value_heads * config.head_dim * dtype.bytes() as usize;
+        Self {
+            cache: DenseCache::new(config),
+            dtype,
+            bytes_per_position: 2 * config.num_hidden_layers * width,
+            vocab_size: config.vocab_size,
+            logits: Vec::new(),
+            greatest: Vec::new(),
+            normed: Normed::default(),
+            row: Vec::new(),
+        }
+    }
+}
+
+/// The library's errors are those of the models' room.
+fn tensors(error: candle_core::Error) -> Error {
+    offshoot_models::Error::from(error).into()
+}
+
+impl Runner for DenseRunner {
+    fn step(&mut self, model: &Model, rows: Rows<'_>, want: Want) -> Result<(), Error> {
+        let segment = Segment {
+            cache: &mut self.cache,
+            tokens: rows.tokens,
+            parents: rows.parents,
+            positions: rows.positions,
+            rope: RopeId::default(),
+            variant: VariantId::default(),
+            logits: rows.logits,
+        };
+        self.greatest.clear();
+        self.logits.clear();
+        let logits = model.dense()?.step(&mut [segment], &mut self.normed)?;
+        let logits = logits.to_dtype(DType::F32).and_then(|x| x.flatten_all()?.to_vec1());
+        self.logits = logits.map_err(tensors)?;
+        if want == Want::Greatest {
+            self.greatest.extend(self.logits.chunks_exact(self.vocab_size).map(Greatest::of));
+        }
+        Ok(())
+    }
+
+    fn logits_mut(&mut self) -> &mut [f32] {
+        &mut self.logits
+    }
+
+    fn greatest(&self) -> &[Result<Greatest, u32>] {
+        &self.greatest
+    }
+
+    fn head_input_row(&mut self, row: usize) -> Result<&[f32], Error> {
+        self.row.clear();
+        if let Some(rows) = &self.normed.0 {
+            let row = rows.get(row).and_then(|row| row.to_dtype(DType::F32)?.to_vec1());
+            self.row = row.map_err(tensors)?;
+        }
+        Ok(&self.row)
+    }
+
+    fn commit(&mut self, path: &[usize]) -> Result<(), Error> {
+        Ok(self.cache.commit(path)?)
+    }
+
+    fn commit_chain(&mut self, rows: usize) -> Result<(), Error> {
+        Ok(self.cache.commit(&(0..rows).collect::<Vec<_>>())?)
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.cache.truncate(len);
+    }
+
+    fn bytes_per_position(&self) -> usize {
+        self.bytes_per_position
+    }
+
+    fn noise(&self) -> Option<f32> {
+        Some(self.dtype.noise())
+    }
+}
