@@ -1,6 +1,7 @@
 //! The command line as types. Every flag is also an `OFFSHOOT_*` variable.
 
 mod medusa;
+mod score;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ pub(crate) use medusa::{
     MedusaCommand, MedusaImportArgs, MedusaInspectArgs, MedusaTrainArgs, MedusaTreeArgs,
     PromptFlavour,
 };
+pub(crate) use score::{EmbedArgs, Pooling, ScoreArgs};
 
 /// Grow many language models from one base, on the machine you have.
 #[derive(Debug, Parser)]
@@ -82,6 +84,16 @@ pub(crate) enum Command {
     /// Measure how well a model predicts a text.
     #[command(after_help = "Example:\n  offshoot perplexity smollm2 --file book.txt")]
     Perplexity(PerplexityArgs),
+    /// Say how likely each token of a text is.
+    #[command(
+        after_help = "Examples:\n  offshoot score smollm2 --prompt \"Paris is in France\"\n  \
+        offshoot score smollm2 --given \"2 + 2 =\" --prompt \" 4\" --top 3 --json"
+    )]
+    Score(ScoreArgs),
+    /// Make vectors of texts.
+    #[command(after_help = "Examples:\n  offshoot embed smollm2 \"a cat\" \"a dog\" --cosines\n  \
+        offshoot embed smollm2 --file lines.txt --pooling last > vectors.jsonl")]
+    Embed(EmbedArgs),
     /// Show how a text is cut into tokens.
     #[command(after_help = "Example:\n  offshoot tokenize smollm2 --prompt \"Hello, world\"")]
     Tokenize(TokenizeArgs),

@@ -10,6 +10,7 @@ mod calibrate;
 mod chat;
 mod datastore;
 mod doctor;
+mod embed;
 mod failure;
 mod interrupt;
 mod medusa;
@@ -56,6 +57,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Perplexity(args) => score::perplexity(&args),
+        Command::Score(args) => score::score(&args),
+        Command::Embed(args) => embed::run(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Medusa(command) => medusa::run(&command),
         Command::Doctor(args) => doctor::run(&args),

@@ -1,4 +1,4 @@
-//! `perplexity` and `tokenize`: what a model makes of a text.
+//! `perplexity`, `score` and `tokenize`: what a model makes of a text.
 
 use std::fs;
 use std::io::{IsTerminal, Write};
@@ -8,7 +8,7 @@ use offshoot_models::{Checkpoint, Special, Tokenizer};
 use serde_json::json;
 
 use crate::answer::read_stdin;
-use crate::args::{PerplexityArgs, TextArgs, TokenizeArgs};
+use crate::args::{PerplexityArgs, ScoreArgs, TextArgs, TokenizeArgs};
 use crate::failure::{Failure, note, say, say_json};
 use crate::models;
 
@@ -38,6 +38,64 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> Result<(), Failure> {
         result.loss,
         result.tokens
     ))
+}
+
+pub(crate) fn score(args: &ScoreArgs) -> Result<(), Failure> {
+    let text = text_of(&args.text)?;
+    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let tokenizer = model.tokenizer();
+    let mut tokens = model.encode_text(args.given.as_deref().unwrap_or_default())?;
+    // Nothing tells of a first token, so it is given where nothing else is.
+    let begin = tokens.len();
+    tokens.extend(tokenizer.encode(&text, Special::Parse)?);
+    let from = begin.max(1);
+    if from >= tokens.len() {
+        return Err(Failure::Data("the text has no token behind another: give more".to_owned()));
+    }
+    let scores =
+        offshoot_engine::score(&model, &mut session, &tokens, from, usize::from(args.top), |_| {})?;
+    let text_of =
+        |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or(&[])).into_owned();
+    let sum: f64 = scores.iter().map(|score| score.logprob).sum();
+    let mean = sum / scores.len() as f64;
+    if args.model.output.json {
+        let first = tokens[begin..from].iter().map(|&id| {
+            json!({ "id": id, "text": text_of(id), "logprob": null, "rank": null, "top": [] })
+        });
+        let others = scores.iter().map(|score| {
+            let top = score.top.iter().map(|t| {
+                json!({ "id": t.token, "text": text_of(t.token), "logprob": finite(t.logprob) })
+            });
+            json!({
+                "id": score.token, "text": text_of(score.token), "logprob": finite(score.logprob),
+                "rank": score.rank, "top": top.collect::<Vec<_>>(),
+            })
+        });
+        return say_json(&json!({
+            "tokens": first.chain(others).collect::<Vec<_>>(), "sum": finite(sum),
+            "mean": finite(mean), "perplexity": finite((-mean).exp()),
+        }));
+    }
+    say("logprob   rank  token")?;
+    for &id in &tokens[begin..from] {
+        say(format_args!("{:>7} {:>6}  {:?}", "-", "-", text_of(id)))?;
+    }
+    for score in &scores {
+        let top = score.top.iter().map(|t| format!("  {:?} {:.2}", text_of(t.token), t.logprob));
+        let top: String = top.collect();
+        let (logprob, rank) = (score.logprob, score.rank);
+        say(format_args!("{logprob:7.3} {rank:>6}  {:?}{top}", text_of(score.token)))?;
+    }
+    say(format_args!(
+        "sum {sum:.4}, mean {mean:.4} nats over {} tokens, perplexity {:.3}",
+        scores.len(),
+        (-mean).exp()
+    ))
+}
+
+/// JSON has no infinities.
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
 }
 
 pub(crate) fn tokenize(args: &TokenizeArgs) -> Result<(), Failure> {

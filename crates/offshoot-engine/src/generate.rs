@@ -236,6 +236,16 @@ impl Session {
         Ok(self.runner.greatest())
     }
 
+    /// As [`Session::feed`], but gives what the output head would multiply: the final norm's result
+    /// for each token, `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn feed_states(&mut self, model: &Model, tokens: &[u32]) -> Result<&[f32], Error> {
+        self.advance(model, tokens, LogitRows::None, Want::States)?;
+        self.runner.states()
+    }
+
     /// Steps with `tokens` behind what is cached, and keeps them.
     fn advance(
         &mut self,

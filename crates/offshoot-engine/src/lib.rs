@@ -3,6 +3,7 @@
 mod bench;
 pub mod datastore;
 mod disguise;
+mod embed;
 mod error;
 mod executor;
 mod generate;
@@ -11,13 +12,16 @@ mod memory;
 mod model;
 mod perplexity;
 mod runner;
+mod score;
 pub mod spec;
 pub mod store;
 
 pub use bench::{Bench, BenchOptions, StepTime, measure, peak_rss_bytes};
+pub use embed::{Pooling, embed, normalize};
 pub use error::Error;
 pub use executor::{DenseDevice, DenseType, ExecutorKind};
 pub use generate::{Answer, Control, FinishReason, GenerateOptions, Piece, Session, Timings};
 pub use memory::{MemoryNeed, available_memory};
 pub use model::{LoadOptions, LoadTimings, Model};
 pub use perplexity::{Perplexity, perplexity};
+pub use score::{TokenScore, score};

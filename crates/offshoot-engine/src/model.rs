@@ -299,6 +299,16 @@ impl Model {
         self.encode_text(&texts.join("\n"))
     }
 
+    /// As [`Model::encode_text`], with the end-of-text token that the model expects behind a text
+    /// that is whole.
+    pub fn encode_whole_text(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut ids = self.encode_text(text)?;
+        if let (true, Some(eos)) = (self.tokenizer.add_eos(), self.tokenizer.eos()) {
+            ids.push(eos);
+        }
+        Ok(ids)
+    }
+
     /// The ids of a conversation that the assistant is to continue, or `None` if the model has no
     /// chat template.
     ///

@@ -184,3 +184,23 @@ macro_rules! by_isa {
 }
 
 pub(crate) use by_isa;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instruction_sets_are_found_by_name_and_the_portable_one_is_always_there() {
+        let all = Isa::available();
+        assert_eq!(all.last(), Some(&Isa::PORTABLE));
+        for &isa in &all {
+            assert_eq!(Isa::named(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::named("avx"), None);
+        // Where the processor is known, as under an emulator, that nothing of it was overlooked.
+        if let Ok(expected) = std::env::var("OFFSHOOT_EXPECTED_ISAS") {
+            let names: Vec<_> = all.iter().map(|isa| isa.name()).collect();
+            assert_eq!(names.join(","), expected);
+        }
+    }
+}

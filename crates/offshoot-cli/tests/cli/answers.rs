@@ -22,6 +22,9 @@ fn every_reading_command_gives_json_and_nothing_else_on_standard_output() {
         (&["doctor", model], "fits"),
         (&["tokenize", model, "--prompt", "abcd"], ""),
         (&["perplexity", model, "--file", "text.txt"], "perplexity"),
+        (&["score", model, "--given", "ab", "--prompt", "cd", "--top", "2"], "perplexity"),
+        (&["embed", model, "ab", "cd"], "embeddings"),
+        (&["embed", model, "ab", "cd", "--cosines"], "cosines"),
         (&["run", model, "ab", "-n", "3", "--stats"], "text"),
         (&["generate", model, "-p", "ab", "-n", "3", "--logprobs", "2"], "logprobs"),
         (&["bench", model, "--rounds", "1"], "decode_tokens_per_s"),
@@ -31,6 +34,41 @@ fn every_reading_command_gives_json_and_nothing_else_on_standard_output() {
         assert!(field.is_empty() && value.is_array() || !value[field].is_null(), "{value}");
         assert!(!left.stderr.contains('\r'), "bars are for terminals: {:?}", left.stderr);
     }
+}
+
+#[test]
+fn texts_are_scored_and_made_vectors_of() {
+    let home = Home::new();
+    home.tiny_with_context(2048);
+    let score = |args: &[&str]| run(home.offshoot(["score", "long.gguf"].iter().chain(args)));
+    let value = score(&["--prompt", "abcd", "--top", "3", "--json"]).ended_with(0).json();
+    let tokens = value["tokens"].as_array().unwrap();
+    assert!(tokens[0]["logprob"].is_null() && tokens.len() > 1, "{value}");
+    let sum: f64 = tokens[1..].iter().map(|t| t["logprob"].as_f64().unwrap()).sum();
+    assert!((sum - value["sum"].as_f64().unwrap()).abs() < 1e-9);
+    assert!(tokens[1..].iter().all(|t| t["top"].as_array().unwrap().len() == 3));
+    let text: String = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
+    assert_eq!(text, "abcd");
+    let given = score(&["--given", "ab", "--prompt", "cd", "--json"]).ended_with(0).json();
+    assert!(given["tokens"].as_array().unwrap().iter().all(|t| t["logprob"].is_f64()), "{given}");
+    let left = score(&["--prompt", ""]).ended_with(3);
+    assert!(left.stderr.contains("no token behind another"), "{}", left.stderr);
+
+    let embed = |args: &[&str]| run(home.offshoot(["embed", "long.gguf"].iter().chain(args)));
+    home.file("lines.txt", "ab\ncd\nab\n");
+    for pooling in ["mean", "last"] {
+        let left = embed(&["--file", "lines.txt", "--pooling", pooling]).ended_with(0);
+        let lines: Vec<Vec<f64>> =
+            left.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((lines.len(), &lines[0]), (3, &lines[2]));
+        assert!((lines[1].iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
+        assert_ne!(lines[0], lines[1]);
+    }
+    let value = embed(&["ab", "cd", "--cosines", "--json"]).ended_with(0).json();
+    assert!((value["cosines"][1][1].as_f64().unwrap() - 1.0).abs() < 1e-5, "{value}");
+    assert_eq!(value["cosines"][0][1], value["cosines"][1][0]);
+    let left = embed(&["ab", ""]).ended_with(3);
+    assert!(left.stderr.contains("text 2 is empty"), "{}", left.stderr);
 }
 
 #[test]

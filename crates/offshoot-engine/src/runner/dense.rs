@@ -19,7 +19,7 @@ pub(super) struct DenseRunner {
     greatest: Vec<Result<Greatest, u32>>,
     /// The final norm's result for the last step's rows.
     normed: Normed,
-    /// One row of it.
+    /// One row of it, or all.
     row: Vec<f32>,
 }
 
@@ -92,6 +92,15 @@ impl Runner for DenseRunner {
         if let Some(rows) = &self.normed.0 {
             let row = rows.get(row).and_then(|row| row.to_dtype(DType::F32)?.to_vec1());
             self.row = row.map_err(tensors)?;
+        }
+        Ok(&self.row)
+    }
+
+    fn states(&mut self) -> Result<&[f32], Error> {
+        self.row.clear();
+        if let Some(rows) = &self.normed.0 {
+            let rows = rows.to_dtype(DType::F32).and_then(|rows| rows.flatten_all()?.to_vec1());
+            self.row = rows.map_err(tensors)?;
         }
         Ok(&self.row)
     }

@@ -31,6 +31,8 @@ pub(crate) enum Want {
     Logits,
     /// Each row's greatest.
     Greatest,
+    /// Nothing: the states of all rows are wanted, and `Rows::logits` is `LogitRows::None`.
+    States,
 }
 
 /// An executor and the cache of one sequence.
@@ -48,6 +50,10 @@ pub(crate) trait Runner: fmt::Debug + Send {
     /// What the output head multiplied for the `row`-th of the last step's rows of logits,
     /// `[hidden_size]`.
     fn head_input_row(&mut self, row: usize) -> Result<&[f32], Error>;
+
+    /// The final norm's result for all rows of the last step, where states were wanted, `[rows,
+    /// hidden_size]`.
+    fn states(&mut self) -> Result<&[f32], Error>;
 
     /// Keeps rows `path` of the last step.
     fn commit(&mut self, path: &[usize]) -> Result<(), Error>;

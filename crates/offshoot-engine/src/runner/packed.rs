@@ -1,7 +1,9 @@
 //! Steps of packed weights, on the kernels.
 
 use offshoot_kernels::{Cpu, Greatest, KvCache};
-use offshoot_models::{NoHooks, PackedExecutor, PackedModel, RopeId, Segment, VariantId};
+use offshoot_models::{
+    Hooks, NoHooks, PackedExecutor, PackedModel, RopeId, Segment, Site, VariantId,
+};
 
 use super::{Rows, Runner, Want};
 use crate::{Error, Model};
@@ -11,12 +13,28 @@ use crate::{Error, Model};
 pub(super) struct PackedRunner {
     executor: PackedExecutor,
     cache: KvCache,
+    states: States,
+}
+
+/// Keeps what the final norm gives.
+#[derive(Debug, Default)]
+struct States(Vec<f32>);
+
+impl Hooks for States {
+    fn taps(&self, site: Site) -> bool {
+        site == Site::Final
+    }
+
+    fn tap(&mut self, _: Site, rows: &[f32], _: usize) {
+        self.0.clear();
+        self.0.extend_from_slice(rows);
+    }
 }
 
 impl PackedRunner {
     pub(super) fn new(model: &PackedModel, cpu: &Cpu, capacity: usize) -> Self {
         let executor = PackedExecutor::new(cpu.clone(), model.config());
-        Self { executor, cache: model.new_cache(capacity) }
+        Self { executor, cache: model.new_cache(capacity), states: States::default() }
     }
 }
 
@@ -37,6 +55,9 @@ impl Runner for PackedRunner {
             Want::Greatest => {
                 self.executor.step_greatest(model, &mut [segment], &mut NoHooks).map(drop)?;
             }
+            Want::States => {
+                self.executor.step(model, &mut [segment], &mut self.states).map(drop)?;
+            }
         }
         Ok(())
     }
@@ -51,6 +72,10 @@ impl Runner for PackedRunner {
 
     fn head_input_row(&mut self, row: usize) -> Result<&[f32], Error> {
         Ok(self.executor.head_input_row(row))
+    }
+
+    fn states(&mut self) -> Result<&[f32], Error> {
+        Ok(&self.states.0)
     }
 
     fn commit(&mut self, path: &[usize]) -> Result<(), Error> {

@@ -39,6 +39,7 @@ impl Tokenizer {
             bos: spec.bos,
             eos: spec.eos,
             add_bos: spec.add_bos,
+            add_eos: spec.add_eos,
         })
     }
 }

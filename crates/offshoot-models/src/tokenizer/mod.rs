@@ -67,6 +67,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
+    add_eos: bool,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -200,6 +201,11 @@ impl Tokenizer {
     /// Whether the model expects [`Tokenizer::bos`] before a text.
     pub fn add_bos(&self) -> bool {
         self.add_bos
+    }
+
+    /// Whether the model expects [`Tokenizer::eos`] behind a text.
+    pub fn add_eos(&self) -> bool {
+        self.add_eos
     }
 }
 
