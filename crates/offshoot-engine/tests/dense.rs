@@ -75,7 +75,7 @@ fn twins() -> Tiny {
         for i in 0..HIDDEN {
             let twin = rows[2 * token * HIDDEN + i];
             // A change of the last bit here and there.
-            let bit = u32::from((i * 7 + token) % 3 == 0);
+            let bit = u32::from((i * 7 + token).is_multiple_of(3));
             rows[(2 * token + 1) * HIDDEN + i] = f32::from_bits(twin.to_bits() ^ bit);
         }
     }

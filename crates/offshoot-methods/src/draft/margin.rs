@@ -74,11 +74,11 @@ impl Margin {
         let temperature = f64::from(options.temperature);
         if temperature == 0.0 {
             let least = f64::from(chosen) - 2.0 * delta;
-            let others = logits.iter().enumerate().filter(|&(t, _)| t != token as usize);
-            return others.into_iter().all(|(_, &logit)| f64::from(logit) < least);
+            let mut others = logits.iter().enumerate().filter(|&(t, _)| t != token as usize);
+            return others.all(|(_, &logit)| f64::from(logit) < least);
         }
         let grow = libm::exp(delta / temperature) * (1.0 + ROUNDING);
-        if !(grow < 1e50) {
+        if grow.is_nan() || grow > 1e50 {
             return false;
         }
         let certain = self.rank(logits, options, delta);
