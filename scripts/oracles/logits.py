@@ -1,9 +1,9 @@
 """Small random checkpoints and the logits that transformers computes from them.
 
-    python scripts/oracles/logits.py crates/offshoot-models/tests/data/logits
+    python scripts/oracles/logits.py crates/offshoot-models/tests/data/logits [NAME ...]
 
-writes for each model `NAME.gguf`, a file as llama.cpp's converter would write it (matrices in F16,
-no tokenizer), and `NAME.logits`, little-endian:
+writes for each model, or for those named, `NAME.gguf`, a file as llama.cpp's converter would write
+it (matrices in F16, no tokenizer), and `NAME.logits`, little-endian:
 
     u32 n tokens | u32 vocabulary | the token ids, u32 | the logits of every position, f32
 
@@ -18,13 +18,21 @@ import sys
 import gguf
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 TOKENS = 24
 
-# Between them: both families; biases everywhere, on q, k and v alone, and nowhere; heads in groups
-# of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output heads; rotary
-# frequencies plain, scaled linearly and by Llama 3's rule; widths that are no multiple of 32.
+# Between them: all families; biases everywhere, on attention alone, on q, k and v alone, and nowhere;
+# heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
+# heads; rotary frequencies plain, scaled linearly, by Llama 3's rule and by YaRN, whose ramp begins
+# and ends within a head; widths that are no multiple of 32.
 MODELS = {
     "llama_biases": dict(
         config=LlamaConfig, hidden_size=40, intermediate_size=56, vocab_size=100,
@@ -55,7 +63,27 @@ MODELS = {
         num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
+    "qwen3_tied": dict(
+        config=Qwen3Config, hidden_size=40, intermediate_size=56, vocab_size=100,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    ),
+    "qwen3_yarn": dict(
+        config=Qwen3Config, hidden_size=48, intermediate_size=40, vocab_size=101,
+        num_attention_heads=3, num_key_value_heads=1, head_dim=24, tie_word_embeddings=False,
+        attention_bias=True,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "beta_fast": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
 }  # fmt: skip
+
+CLASSES = {
+    LlamaConfig: LlamaForCausalLM,
+    Qwen2Config: Qwen2ForCausalLM,
+    Qwen3Config: Qwen3ForCausalLM,
+}
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -66,6 +94,8 @@ NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -89,8 +119,7 @@ def build(seed, spec):
         num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5,
         attn_implementation="eager", **spec,
     )  # fmt: skip
-    model_class = LlamaForCausalLM if config_class is LlamaConfig else Qwen2ForCausalLM
-    model = model_class(config).to(torch.float32).eval()
+    model = CLASSES[config_class](config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -134,6 +163,11 @@ def write(path, model):
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
     if rope["rope_type"] == "llama3":
         plain = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
         scaled = model.model.rotary_emb.inv_freq.double().numpy()
@@ -152,9 +186,11 @@ def write(path, model):
     writer.close()
 
 
-def main(folder):
+def main(folder, names):
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (name, spec) in enumerate(MODELS.items(), start=1):
+        if names and name not in names:
+            continue
         model = build(seed, spec)
         vocab = model.config.vocab_size
         generator = torch.Generator().manual_seed(100 + seed)
@@ -170,4 +206,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:])

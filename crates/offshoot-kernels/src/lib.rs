@@ -31,7 +31,9 @@ mod team;
 mod tile;
 
 pub use activations::{Activations, Forms};
-pub use attention::{AttentionScratch, Heads, ITEM_VECTORS as MAX_GROUP, SequenceRows, attend};
+pub use attention::{
+    AttentionScratch, HeadNorms, Heads, ITEM_VECTORS as MAX_GROUP, SequenceRows, attend,
+};
 pub use blocks::{BlockError, BlockType};
 pub use buffer::{Buffer, Plain};
 pub use bytes::SharedBytes;

@@ -4,7 +4,8 @@
 
 use half::f16;
 use offshoot_kernels::{
-    Activations, AttentionScratch, Cpu, Forms, Heads, Isa, KvCache, SequenceRows, attend, rotate,
+    Activations, AttentionScratch, Cpu, Forms, HeadNorms, Heads, Isa, KvCache, SequenceRows,
+    attend, rms_norm, rotate,
 };
 use proptest::prelude::*;
 
@@ -74,8 +75,16 @@ fn run(cpu: &Cpu, shape: Shape, steps: &mut [Step<'_>]) -> Vec<Vec<f32>> {
     let scale = (shape.head_dim as f32).powf(-0.5);
     let half = tokens.len() * (shape.head_dim / 2);
     let (cos, sin) = (vec![1.0; half], vec![0.0; half]);
-    let heads =
-        Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale, cos: &cos, sin: &sin };
+    let heads = Heads {
+        q: &r.q,
+        k: &r.k,
+        v: &r.v,
+        heads: shape.heads,
+        scale,
+        norms: None,
+        cos: &cos,
+        sin: &sin,
+    };
     let mut out = Activations::new();
     let to = (Forms::default(), &mut out);
     attend(cpu, 1, steps, heads, &mut AttentionScratch::new(), to);
@@ -272,7 +281,7 @@ fn gathered_and_truncated_rows_are_the_same_rows() {
 }
 
 #[test]
-fn rotating_on_the_way_in_equals_rotating_before() {
+fn norms_and_rotations_on_the_way_in_equal_those_before() {
     let shape = Shape { heads: 6, kv_heads: 2, head_dim: 48 };
     let tokens: Vec<u64> = (0..37).collect();
     let parents = chain(tokens.len());
@@ -282,21 +291,37 @@ fn rotating_on_the_way_in_equals_rotating_before() {
         let angles = Random(3).floats(tokens.len() * 24);
         let turn: (Vec<f32>, Vec<f32>) = angles.iter().map(|x| (x.cos(), x.sin())).unzip();
         let still = (vec![1.0; angles.len()], vec![0.0; angles.len()]);
-        let run = |r: &Rows, (cos, sin): &(Vec<f32>, Vec<f32>)| {
+        let run = |r: &Rows, norms, (cos, sin): &(Vec<f32>, Vec<f32>)| {
             let mut c = cache(shape, tokens.len());
             let mut steps = [Step { cache: &mut c, tokens: &tokens, parents: &parents }];
-            let heads =
-                Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale: 0.2, cos, sin };
+            let heads = Heads {
+                q: &r.q,
+                k: &r.k,
+                v: &r.v,
+                heads: shape.heads,
+                scale: 0.2,
+                norms,
+                cos,
+                sin,
+            };
             let mut out = Activations::new();
             let to = (Forms { q8: true, ..Forms::default() }, &mut out);
             attend(&cpu, 1, &mut steps, heads, &mut AttentionScratch::new(), to);
             bits(out.x())
         };
-        let fused = run(&r, &turn);
+        let weights = [Random(5).floats(48), Random(6).floats(48)];
+        let norms = HeadNorms { query: &weights[0], key: &weights[1], eps: 1e-3 };
+        let fused = run(&r, Some(norms), &turn);
+        assert_ne!(run(&r, None, &turn), fused);
+        for (x, weight) in [(&mut r.q, norms.query), (&mut r.k, norms.key)] {
+            for head in x.chunks_exact_mut(48) {
+                rms_norm(isa, &head.to_vec(), weight, norms.eps, head);
+            }
+        }
         for (row, (cos, sin)) in turn.0.chunks(24).zip(turn.1.chunks(24)).enumerate() {
             rotate(isa, &mut r.q[row * 6 * 48..(row + 1) * 6 * 48], cos, sin);
             rotate(isa, &mut r.k[row * 2 * 48..(row + 1) * 2 * 48], cos, sin);
         }
-        assert_eq!(run(&r, &still), fused, "{isa}");
+        assert_eq!(run(&r, None, &still), fused, "{isa}");
     }
 }

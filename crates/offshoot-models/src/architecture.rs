@@ -125,6 +125,28 @@ pub enum Activation {
     Silu,
 }
 
+/// Norms of each head of `Query` and `Key`, before it is rotated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadNorms {
+    /// Weight of a head of `Query`.
+    pub query: VectorId,
+    /// Weight of a head of `Key`.
+    pub key: VectorId,
+    /// Added to the mean square before the root.
+    pub eps: f32,
+}
+
+/// How a layer attends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// The layer whose caches it has.
+    pub layer: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Norms of queries and keys, if there are any.
+    pub norms: Option<HeadNorms>,
+}
+
 /// A place whose activations can be watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Site {
@@ -151,10 +173,10 @@ pub trait Executor {
     /// `Residual += matrix * x + bias`.
     fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Self::Error>;
 
-    /// Rotates each head of `Query` and `Key` by its row's position, appends `Key` and `Value` to the
-    /// caches of `layer` and writes the attention of `Query` over them to `Attended`; scores are
-    /// multiplied by `scale`.
-    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Self::Error>;
+    /// Norms each head of `Query` and `Key` if `how` says so, rotates it by its row's position, appends
+    /// `Key` and `Value` to the caches of the layer and writes the attention of `Query` over them to
+    /// `Attended`.
+    fn attend(&mut self, how: Attention) -> Result<(), Self::Error>;
 
     /// `Gated = activation(gate * x) * (up * x)`, each product with its bias.
     fn gated(

@@ -1,5 +1,7 @@
 //! The shape of a model, in Hugging Face's terms.
 
+use offshoot_kernels::RopeTable;
+
 use crate::Error;
 
 /// An architecture that offshoot runs.
@@ -10,14 +12,20 @@ pub enum Family {
     Llama,
     /// Qwen2 and Qwen2.5: Llama's form with biases on q, k and v.
     Qwen2,
+    /// Qwen3 without experts: norms of each head of queries and keys.
+    Qwen3,
 }
 
 impl Family {
+    /// Every family.
+    pub const ALL: [Self; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
+
     /// The `model_type` of `config.json` and `general.architecture` of GGUF.
     pub const fn name(self) -> &'static str {
         match self {
             Family::Llama => "llama",
             Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
         }
     }
 }
@@ -36,7 +44,7 @@ pub enum RopeScaling {
     /// Frequency `i` divided by `factors[i]`, `head_dim / 2` of them.
     ///
     /// Llama 3.1's scaling comes to this: GGUF stores the factors (`rope_freqs.weight`), and
-    /// `config.json`'s parameters give them by formula.
+    /// `config.json`'s parameters give them by formula. So does YaRN's, by formula in both.
     Factors(Vec<f32>),
 }
 
@@ -67,9 +75,11 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// Stretching of the rotary frequencies.
     pub rope_scaling: RopeScaling,
+    /// Factor of the cosines and sines: 1 but where a scaling comes with another, as YaRN does.
+    pub rope_magnitude: f32,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether q, k and v (Qwen2), or q, k, v and o (Llama with `attention_bias`), carry biases.
+    /// Whether q, k and v (Qwen2), or q, k, v and o (others with `attention_bias`), carry biases.
     pub attention_bias: bool,
     /// Whether gate, up and down carry biases (Llama's `mlp_bias`).
     pub mlp_bias: bool,
@@ -115,6 +125,12 @@ impl ModelConfig {
                 self.rope_theta
             )));
         }
+        if !(self.rope_magnitude > 0.0 && self.rope_magnitude.is_finite()) {
+            return Err(Error::Config(format!(
+                "rope magnitude is {}, expected a finite number above 0",
+                self.rope_magnitude
+            )));
+        }
         match &self.rope_scaling {
             RopeScaling::None => {}
             RopeScaling::Linear { factor } if *factor > 0.0 && factor.is_finite() => {}
@@ -134,5 +150,15 @@ impl ModelConfig {
             }
         }
         Ok(())
+    }
+
+    /// The rotary table that the numbers make, without rows.
+    pub(crate) fn rope_table(&self) -> RopeTable {
+        let magnitude = self.rope_magnitude;
+        RopeTable::new(self.rope_theta, self.head_dim, magnitude, |i| match &self.rope_scaling {
+            RopeScaling::None => 1.0,
+            RopeScaling::Linear { factor } => *factor,
+            RopeScaling::Factors(factors) => f64::from(factors[i]),
+        })
     }
 }

@@ -28,11 +28,21 @@ fn factors() -> Value {
     })
 }
 
+/// YaRN, as the script of the reference logits has it.
+fn yarn() -> Value {
+    json!({
+        "rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0,
+        "original_max_position_embeddings": 64,
+    })
+}
+
 /// The folder of one of the models that transformers computed logits of.
 fn folder(name: &str) -> Folder {
     let mut folder = Folder::of(&logits::checkpoint(name));
-    if name == "llama_factors" {
-        folder.set("rope_scaling", factors());
+    match name {
+        "llama_factors" => folder.set("rope_scaling", factors()),
+        "qwen3_yarn" => folder.set("rope_scaling", yarn()),
+        _ => {}
     }
     folder
 }
@@ -100,7 +110,9 @@ fn configuration_tensors_and_base_id_are_those_of_the_gguf_file() {
         };
         assert_eq!(plain(folder.config()), plain(gguf.config()));
         match (&folder.config().rope_scaling, &gguf.config().rope_scaling) {
-            (RopeScaling::Factors(ours), RopeScaling::Factors(theirs)) => {
+            (RopeScaling::Factors(ours), RopeScaling::Factors(theirs))
+                if name == "llama_factors" =>
+            {
                 assert!(ours.iter().any(|f| *f > 1.0 && *f < 8.0) && ours.contains(&8.0));
                 let error = ours.iter().zip(theirs).map(|(a, b)| (a / b - 1.0).abs());
                 // Four roundings, each of 2^-24.
@@ -129,7 +141,7 @@ fn every_float_format_gives_the_bits_and_the_id_of_the_gguf_file() {
     for (block, dtype) in
         [(BlockType::F32, "F32"), (BlockType::F16, "F16"), (BlockType::Bf16, "BF16")]
     {
-        for mut tiny in [Tiny::llama(), Tiny::qwen2()] {
+        for mut tiny in Tiny::families() {
             let matrices: Vec<_> =
                 tiny.tensors.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
             for (name, tensor) in matrices {
@@ -231,6 +243,8 @@ fn both_spellings_of_scaled_frequencies_are_read() {
         let set = |folder: &mut Folder| folder.set(spelling, value.clone());
         assert_eq!(scaling(&set), expected, "{spelling} {value}");
     }
+    let stretched = scaling(&|folder| folder.set("rope_scaling", yarn()));
+    assert!(matches!(stretched.1, RopeScaling::Factors(_)), "{stretched:?}");
     let old = scaling(&|folder| folder.set("rope_scaling", factors()));
     let new = scaling(&|folder| folder.set("rope_parameters", factors()));
     let apart = scaling(&|folder| {

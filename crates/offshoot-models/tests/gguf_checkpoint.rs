@@ -69,6 +69,7 @@ fn a_llama_file_opens_under_canonical_names() {
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
+        rope_magnitude: 1.0,
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,
@@ -97,6 +98,22 @@ fn a_qwen2_file_has_biases_and_a_head_of_its_own() {
     let bias = checkpoint.require("model.layers.0.self_attn.k_proj.bias").unwrap();
     assert_eq!(bias.info.shape, [KV_HEADS * HEAD_DIM]);
     assert!(checkpoint.unused().is_empty());
+}
+
+#[test]
+fn a_qwen3_file_has_norms_of_heads() {
+    let checkpoint = open(&Tiny::qwen3());
+    let config = checkpoint.config();
+    assert_eq!((config.family, config.attention_bias), (Family::Qwen3, false));
+    assert_eq!(checkpoint.tensors().count(), 2 + 11 * LAYERS);
+    let norm = checkpoint.require("model.layers.1.self_attn.k_norm.weight").unwrap();
+    assert_eq!(norm.info.shape, [HEAD_DIM]);
+    assert!(checkpoint.unused().is_empty());
+    assert_eq!(checkpoint.tokenizer().unwrap().pre, PreTokenizer::Qwen2);
+    let mut tiny = Tiny::qwen3();
+    tiny.tensors.remove("blk.1.attn_q_norm.weight");
+    let error = walk(&tiny.bytes()).unwrap_err();
+    assert!(error.to_string().contains("\"blk.1.attn_q_norm.weight\": missing"), "{error}");
 }
 
 #[test]
@@ -177,6 +194,17 @@ fn rope_scaling_is_read_from_keys() {
     let config = open(&tiny).config().clone();
     assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 4.0 });
     assert_eq!(config.rope_theta, 500_000.0);
+    tiny.set("llama.rope.scaling.type", "yarn");
+    let refused = |tiny: &Tiny| walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(refused(&tiny).contains("rope.scaling.original_context_length\": missing"));
+    tiny.set("llama.rope.scaling.original_context_length", 32u32);
+    let config = open(&tiny).config().clone();
+    assert!(matches!(config.rope_scaling, RopeScaling::Factors(factors) if factors[3] == 4.0));
+    assert!((config.rope_magnitude - 1.138_629_4).abs() < 1e-6, "{}", config.rope_magnitude);
+    tiny.set("llama.rope.scaling.attn_factor", 0.5f32);
+    assert!((open(&tiny).config().rope_magnitude - 0.569_314_7).abs() < 1e-6);
+    tiny.set("llama.rope.scaling.yarn_log_multiplier", 0.1f32);
+    assert!(refused(&tiny).contains("yarn_log_multiplier\": 0.1"), "{}", refused(&tiny));
     tiny.set("llama.rope.scaling.type", "none");
     assert_eq!(open(&tiny).config().rope_scaling, RopeScaling::None);
 }
@@ -324,7 +352,7 @@ fn base_id(checkpoint: &Checkpoint) -> [u8; 32] {
 
 #[test]
 fn the_base_id_is_the_hash_it_is_said_to_be() {
-    for tiny in [Tiny::llama(), Tiny::qwen2(), Tiny::smallest("qwen2")] {
+    for tiny in Tiny::families().into_iter().chain([Tiny::smallest("qwen2")]) {
         let checkpoint = open(&tiny);
         assert_eq!(BaseId::of(&checkpoint).unwrap().as_bytes(), &base_id(&checkpoint));
     }

@@ -22,7 +22,8 @@
 //! What a row does not see has weight zero, which hides everything but a NaN: one in a row's values
 //! may reach the results of rows before it in the step. It is an error wherever it goes.
 //!
-//! Queries and keys are rotated by their positions on the way in, and the result is brought into the
+//! Queries and keys are normed, where a model does that, and rotated by their positions on the way in,
+//! and the result is brought into the
 //! forms that the next product reads on the way out, so that neither takes a pass of its own.
 
 mod chunk;
@@ -31,7 +32,7 @@ use std::ops::Range;
 
 use crate::disjoint::Disjoint;
 use crate::kv_cache::{KEYS, key_offset};
-use crate::{Activations, Buffer, Cpu, Forms, KvCache, rotate};
+use crate::{Activations, Buffer, Cpu, Forms, KvCache, rms_norm, rotate};
 use chunk::{CHUNK, Pass, Source, chunk_pass, clear, merge, narrow};
 
 /// Query vectors of an item at most, and so the query heads that may share a head of keys.
@@ -78,6 +79,17 @@ impl AttentionScratch {
     }
 }
 
+/// Norms of each head of queries and of keys, before it is rotated.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorms<'a> {
+    /// Weight of a query head, `[head_dim]`.
+    pub query: &'a [f32],
+    /// Weight of a key head, `[head_dim]`.
+    pub key: &'a [f32],
+    /// Added to the mean square before the root.
+    pub eps: f32,
+}
+
 /// The rows of a step as attention takes them, `[rows, heads * head_dim]` each.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads<'a> {
@@ -91,6 +103,8 @@ pub struct Heads<'a> {
     pub heads: usize,
     /// Factor of the scores, commonly `head_dim^-1/2`.
     pub scale: f32,
+    /// Norms of each head of queries and keys, if the model has them.
+    pub norms: Option<HeadNorms<'a>>,
     /// Cosines of each row's position, `[rows, head_dim / 2]`, by which queries and keys are rotated.
     pub cos: &'a [f32],
     /// Sines of each row's position.
@@ -238,6 +252,10 @@ impl Shape {
         assert_eq!(heads.v.len(), heads.k.len(), "values");
         assert_eq!(heads.cos.len(), rows * (head_dim / 2), "cosines");
         assert_eq!(heads.sin.len(), heads.cos.len(), "sines");
+        if let Some(norms) = heads.norms {
+            let whole = norms.query.len() == head_dim && norms.key.len() == head_dim;
+            assert!(whole, "weights of whole heads");
+        }
         let group = heads.heads / kv_heads;
         assert!(group <= ITEM_VECTORS, "at most {ITEM_VECTORS} query heads a head of keys");
         for s in sequences {
@@ -293,7 +311,11 @@ fn enter<S: SequenceRows>(
                 (keys.slice(at * head_dim, head_dim), queries.slice(at * each, each))
             };
             let from = (row * kv_heads + kv_head) * head_dim;
-            key.copy_from_slice(&heads.k[from..from + head_dim]);
+            let of_head = &heads.k[from..from + head_dim];
+            match heads.norms {
+                Some(norms) => rms_norm(isa, of_head, norms.key, norms.eps, key),
+                None => key.copy_from_slice(of_head),
+            }
             rotate(isa, key, turn.0, turn.1);
             let value = &heads.v[from..from + head_dim];
             let slot = position % KEYS;
@@ -313,7 +335,10 @@ fn enter<S: SequenceRows>(
             let from = heads.q[from..from + group * head_dim].chunks_exact(head_dim);
             for (query, from) in queries.chunks_exact_mut(stored).zip(from) {
                 let (query, rest) = query.split_at_mut(head_dim);
-                query.copy_from_slice(from);
+                match heads.norms {
+                    Some(norms) => rms_norm(isa, from, norms.query, norms.eps, query),
+                    None => query.copy_from_slice(from),
+                }
                 rest.fill(0.0);
                 rotate(isa, query, turn.0, turn.1);
                 query.iter_mut().for_each(|x| *x *= shape.scale);

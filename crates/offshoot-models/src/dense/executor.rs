@@ -7,8 +7,8 @@ use candle_core::{Device, Tensor};
 use super::primitives::{self, wide};
 use super::{DenseCache, DenseHooks, DenseModel};
 use crate::{
-    Activation, Error, Executor, Input, LinearId, Output, RopeId, Segment, SegmentRows, Site,
-    VectorId,
+    Activation, Attention, Error, Executor, HeadNorms, Input, LinearId, Output, RopeId, Segment,
+    SegmentRows, Site, VectorId,
 };
 
 impl DenseModel {
@@ -104,12 +104,14 @@ fn mask(segment: &Segment<'_, DenseCache>, device: &Device) -> Result<Tensor, Er
 /// Cosines and sines of each position's angles. An angle is rounded to f32, as in the reference
 /// implementations.
 fn rotations(model: &DenseModel, positions: &[u32]) -> Result<(Tensor, Tensor), Error> {
-    let shape = (positions.len(), model.frequencies.len());
+    let (frequencies, magnitude) = (model.rope.frequencies(), model.rope.magnitude());
+    let shape = (positions.len(), frequencies.len());
     let angles = positions.iter().flat_map(|&position| {
-        model.frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
+        frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
     });
-    let (sin, cos): (Vec<f32>, Vec<f32>) =
-        angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
+    let (sin, cos): (Vec<f32>, Vec<f32>) = angles
+        .map(|angle| (angle.sin() as f32 * magnitude, angle.cos() as f32 * magnitude))
+        .unzip();
     let tensor = |values| Tensor::from_vec(values, shape, model.device())?.to_dtype(model.dtype());
     Ok((tensor(cos)?, tensor(sin)?))
 }
@@ -210,19 +212,31 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Error> {
+    fn attend(&mut self, how: Attention) -> Result<(), Error> {
+        let norms = match how.norms {
+            Some(HeadNorms { query, key, eps }) => {
+                Some((self.model.vector(query)?, self.model.vector(key)?, eps))
+            }
+            None => None,
+        };
         let (mut attended, mut first) = (Vec::with_capacity(self.segments.len()), 0);
         for index in 0..self.segments.len() {
             let rows = self.segments[index].tokens.len();
             let by_head = |x: Tensor| x.transpose(0, 1)?.contiguous();
             let (cos, sin) =
                 (self.rows.cos.narrow(0, first, rows)?, self.rows.sin.narrow(0, first, rows)?);
-            let q = primitives::rotate(&self.heads(Output::Query, first, rows)?, &cos, &sin)?;
-            let k = primitives::rotate(&self.heads(Output::Key, first, rows)?, &cos, &sin)?;
+            let mut q = self.heads(Output::Query, first, rows)?;
+            let mut k = self.heads(Output::Key, first, rows)?;
+            if let Some((query, key, eps)) = norms {
+                q = primitives::rms_norm(&q, query, eps)?;
+                k = primitives::rms_norm(&k, key, eps)?;
+            }
+            let q = primitives::rotate(&q, &cos, &sin)?;
+            let k = primitives::rotate(&k, &cos, &sin)?;
             let k = by_head(k)?;
             let v = by_head(self.heads(Output::Value, first, rows)?)?;
-            let (k, v) = self.segments[index].cache.append(layer, k, v)?;
-            attended.push(primitives::attend(&q, &k, &v, &self.rows.masks[index], scale)?);
+            let (k, v) = self.segments[index].cache.append(how.layer, k, v)?;
+            attended.push(primitives::attend(&q, &k, &v, &self.rows.masks[index], how.scale)?);
             first += rows;
         }
         self.inputs.insert(Input::Attended, Tensor::cat(&attended, 0)?);

@@ -14,7 +14,7 @@
 
 use crate::ModelConfig;
 use crate::architecture::{
-    Activation, Blueprint, Executor, Input, LinearId, Output, Site, VectorId,
+    Activation, Attention, Blueprint, Executor, Input, LinearId, Output, Site, VectorId,
 };
 
 /// The places of a Llama's parts.
@@ -61,7 +61,7 @@ impl Llama {
                     (block.v_proj, Output::Value),
                 ],
             )?;
-            e.attend(layer, scale)?;
+            e.attend(Attention { layer, scale, norms: None })?;
             e.linear_residual(Input::Attended, block.o_proj)?;
             e.norm(block.post_attention_layernorm, self.eps)?;
             e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::Silu)?;

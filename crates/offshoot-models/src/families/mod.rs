@@ -2,11 +2,13 @@
 
 mod llama;
 mod qwen2;
+mod qwen3;
 
 use crate::architecture::{Blueprint, Executor};
 use crate::{Family, ModelConfig};
 pub use llama::Llama;
 pub use qwen2::Qwen2;
+pub use qwen3::Qwen3;
 
 /// An architecture of any family, with the places of its parts.
 #[derive(Debug, Clone)]
@@ -15,6 +17,8 @@ pub enum Architecture {
     Llama(Llama),
     /// See [`Family::Qwen2`].
     Qwen2(Qwen2),
+    /// See [`Family::Qwen3`].
+    Qwen3(Qwen3),
 }
 
 impl Architecture {
@@ -24,6 +28,7 @@ impl Architecture {
         let architecture = match config.family {
             Family::Llama => Architecture::Llama(Llama::new(config, &mut blueprint)),
             Family::Qwen2 => Architecture::Qwen2(Qwen2::new(config, &mut blueprint)),
+            Family::Qwen3 => Architecture::Qwen3(Qwen3::new(config, &mut blueprint)),
         };
         (architecture, blueprint)
     }
@@ -33,6 +38,7 @@ impl Architecture {
         match self {
             Architecture::Llama(model) => model.forward(e),
             Architecture::Qwen2(model) => model.forward(e),
+            Architecture::Qwen3(model) => model.forward(e),
         }
     }
 }

@@ -6,6 +6,7 @@ use offshoot_kernels::BlockType;
 
 use super::reader::{Gguf, GgufTensor};
 use super::{Shown, malformed, tokenizer};
+use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
 use crate::{Contents, Error, Family, ModelConfig, RopeScaling, RowOrder, TensorInfo};
 
 /// Keys of the architecture that, unless zero, mean a model that offshoot would run wrongly, and
@@ -25,7 +26,11 @@ impl Gguf<'_> {
     /// out of bounds, or a tensor that the architecture needs is missing or of another shape.
     pub fn contents(&self) -> Result<Contents, Error> {
         let family = family(self)?;
-        let config = config(self, family)?;
+        let mut config = config(self, family)?;
+        // What is as long as these numbers say comes after they were found sound.
+        config.validate().map_err(malformed)?;
+        (config.rope_scaling, config.rope_magnitude) =
+            rope_scaling(self, family.name(), config.rope_theta, config.head_dim)?;
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
         let taken = mapping.all()?;
@@ -66,14 +71,13 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
         )));
     }
     let name = gguf.text("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
-    [Family::Llama, Family::Qwen2].into_iter().find(|family| family.name() == name).ok_or_else(
-        || {
-            malformed(format_args!(
-                "key \"general.architecture\": {} is not supported, only \"llama\" and \"qwen2\"",
-                Shown(name)
-            ))
-        },
-    )
+    Family::ALL.into_iter().find(|family| family.name() == name).ok_or_else(|| {
+        malformed(format_args!(
+            "key \"general.architecture\": {} is not supported, only {}",
+            Shown(name),
+            Family::ALL.map(Family::name).join(", ")
+        ))
+    })
 }
 
 fn missing(key: &str) -> Error {
@@ -93,6 +97,7 @@ fn required_size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<usize, Er
     size(gguf, family, key)?.ok_or_else(|| missing(&format!("{}.{key}", family.name())))
 }
 
+/// Sizes and constants, with the rotary frequencies as trained.
 fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
     let arch = family.name();
     for (key, why) in REFUSED {
@@ -128,7 +133,8 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
         max_position_embeddings: required_size(gguf, family, "context_length")?,
         rms_norm_eps: gguf.float(&eps)?.ok_or_else(|| missing(&eps))? as f32,
         rope_theta: gguf.float(&format!("{arch}.rope.freq_base"))?.unwrap_or(10_000.0),
-        rope_scaling: rope_scaling(gguf, arch, head_dim)?,
+        rope_scaling: RopeScaling::None,
+        rope_magnitude: 1.0,
         tie_word_embeddings: gguf.tensor("output.weight").is_none(),
         attention_bias: family == Family::Qwen2
             || block_has(&[".attn_q.bias", ".attn_k.bias", ".attn_v.bias", ".attn_output.bias"]),
@@ -175,25 +181,72 @@ fn embedding_rows(gguf: &Gguf<'_>) -> Result<usize, Error> {
     }
 }
 
-fn rope_scaling(gguf: &Gguf<'_>, arch: &str, head_dim: usize) -> Result<RopeScaling, Error> {
+/// The stretching of the rotary frequencies, and the magnitude that comes with it.
+fn rope_scaling(
+    gguf: &Gguf<'_>,
+    arch: &str,
+    theta: f64,
+    head_dim: usize,
+) -> Result<(RopeScaling, f32), Error> {
     let type_key = format!("{arch}.rope.scaling.type");
     let factors = rope_factors(gguf, head_dim)?;
     match (gguf.text(&type_key)?, factors) {
-        (None | Some("none"), None) => Ok(RopeScaling::None),
-        (None | Some("none"), Some(factors)) => Ok(RopeScaling::Factors(factors)),
+        (None | Some("none"), None) => Ok((RopeScaling::None, 1.0)),
+        (None | Some("none"), Some(factors)) => Ok((RopeScaling::Factors(factors), 1.0)),
         (Some("linear"), None) => {
             let key = format!("{arch}.rope.scaling.factor");
             let factor = gguf.float(&key)?.ok_or_else(|| missing(&key))?;
-            Ok(RopeScaling::Linear { factor })
+            Ok((RopeScaling::Linear { factor }, 1.0))
         }
-        (Some("linear"), Some(_)) => Err(malformed(format_args!(
-            "key \"{type_key}\": linear scaling beside tensor \"rope_freqs.weight\", expected one"
+        (Some("yarn"), None) => yarn(gguf, arch, theta, head_dim),
+        (Some(kind @ ("linear" | "yarn")), Some(_)) => Err(malformed(format_args!(
+            "key \"{type_key}\": {kind} scaling beside tensor \"rope_freqs.weight\", expected one"
         ))),
         (Some(other), _) => Err(malformed(format_args!(
-            "key \"{type_key}\": {} scaling is not supported, only none and linear",
+            "key \"{type_key}\": {} scaling is not supported, only none, linear and yarn",
             Shown(other)
         ))),
     }
+}
+
+fn yarn(
+    gguf: &Gguf<'_>,
+    arch: &str,
+    theta: f64,
+    head_dim: usize,
+) -> Result<(RopeScaling, f32), Error> {
+    let read = |key: &str, absent: Option<f32>| {
+        let key = format!("{arch}.rope.scaling.{key}");
+        let value = match gguf.get(&key).and_then(|value| value.as_integer()) {
+            Some(whole) => Some(whole as f64),
+            None => gguf.float(&key)?,
+        };
+        match value.map(|value| value as f32).or(absent) {
+            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
+            Some(value) => Err(malformed(format_args!(
+                "key \"{key}\": {value}, expected a finite number above 0"
+            ))),
+            None => Err(missing(&key)),
+        }
+    };
+    for (key, idle) in [("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)] {
+        let key = format!("{arch}.rope.scaling.{key}");
+        if let Some(other) = gguf.float(&key)?.filter(|value| *value != idle) {
+            return Err(malformed(format_args!(
+                "key \"{key}\": {other} is not supported, only {idle}"
+            )));
+        }
+    }
+    let rule = Yarn {
+        factor: read("factor", None)?,
+        context: read("original_context_length", None)?,
+        beta_fast: read("yarn_beta_fast", Some(BETA_FAST))?,
+        beta_slow: read("yarn_beta_slow", Some(BETA_SLOW))?,
+    };
+    // A file's own factors multiply the rule's.
+    let attention = read("attn_factor", Some(1.0))? * read("yarn_attn_factor", Some(1.0))?;
+    let magnitude = attention * rule.magnitude();
+    Ok((RopeScaling::Factors(rule.factors(theta, head_dim)), magnitude))
 }
 
 /// The divisors of `rope_freqs.weight`, if the file has them.
@@ -293,14 +346,14 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
     let kv = config.num_key_value_heads * config.head_dim;
     let ffn = config.intermediate_size;
     // llama.cpp's converter stores q and k of Llama with the two halves of a head interleaved,
-    // weights and biases alike; Qwen2 rotates halves there as here, and is stored plain.
+    // weights and biases alike; Qwen rotates halves there as here, and is stored plain.
     let rotary = match config.family {
         Family::Llama => RowOrder::RotaryPairs { head_dim: config.head_dim },
-        Family::Qwen2 => RowOrder::Plain,
+        Family::Qwen2 | Family::Qwen3 => RowOrder::Plain,
     };
     let plain = RowOrder::Plain;
     let qkv_bias = config.attention_bias;
-    let o_bias = qkv_bias && config.family == Family::Llama;
+    let o_bias = qkv_bias && config.family != Family::Qwen2;
     let linears = [
         ("attn_q", "self_attn.q_proj", [q, hidden], rotary, qkv_bias),
         ("attn_k", "self_attn.k_proj", [kv, hidden], rotary, qkv_bias),
@@ -320,6 +373,11 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
         part("attn_norm", "input_layernorm", "weight", &[hidden], plain),
         part("ffn_norm", "post_attention_layernorm", "weight", &[hidden], plain),
     ];
+    if config.family == Family::Qwen3 {
+        let head = &[config.head_dim];
+        parts.push(part("attn_q_norm", "self_attn.q_norm", "weight", head, plain));
+        parts.push(part("attn_k_norm", "self_attn.k_norm", "weight", head, plain));
+    }
     for (gguf, canonical, shape, rows, bias) in linears {
         parts.push(part(gguf, canonical, "weight", &shape, rows));
         if bias {

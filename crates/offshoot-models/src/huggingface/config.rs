@@ -78,7 +78,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
     let mut config = sizes(fields, family)?;
     let check = |config: &ModelConfig| config.validate().map_err(|e| named(&e));
     check(&config)?;
-    config.rope_scaling = rope::scaling(fields, config.rope_theta, config.head_dim)?;
+    (config.rope_scaling, config.rope_magnitude) =
+        rope::scaling(fields, config.rope_theta, config.head_dim)?;
     check(&config)?;
     Ok(Told {
         eos: eos(fields, config.vocab_size)?,
@@ -102,15 +103,21 @@ fn class(family: Family) -> &'static str {
     match family {
         Family::Llama => "LlamaForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
+        Family::Qwen3 => "Qwen3ForCausalLM",
     }
+}
+
+/// Names of all families.
+fn any_of(name: impl Fn(Family) -> &'static str) -> String {
+    let names = Family::ALL.map(name);
+    names.join(", ")
 }
 
 /// The architecture, if it is one that offshoot runs. Both fields that name it must agree.
 fn family(fields: Fields<'_>) -> Result<Family, Error> {
-    let families = [Family::Llama, Family::Qwen2];
-    let unsupported = |field: &str, found: &str, names: [&str; 2]| {
-        let [one, two] = names;
-        let what = format!("{} is not supported, only {one} and {two}", Shown(found));
+    let families = Family::ALL;
+    let unsupported = |field: &str, found: &str, name: fn(Family) -> &'static str| {
+        let what = format!("{} is not supported, only {}", Shown(found), any_of(name));
         fields.error(field, what)
     };
     let kind = fields.text("model_type")?;
@@ -123,11 +130,11 @@ fn family(fields: Fields<'_>) -> Result<Family, Error> {
     };
     let of_class = architecture.map(|name| {
         let found = families.into_iter().find(|family| class(*family) == name);
-        found.ok_or_else(|| unsupported("architectures", name, families.map(class)))
+        found.ok_or_else(|| unsupported("architectures", name, class))
     });
     let of_type = kind.map(|name| {
         let found = families.into_iter().find(|family| family.name() == name);
-        found.ok_or_else(|| unsupported("model_type", name, families.map(Family::name)))
+        found.ok_or_else(|| unsupported("model_type", name, Family::name))
     });
     match (of_class.transpose()?, of_type.transpose()?) {
         (Some(family), None) | (None, Some(family)) => Ok(family),
@@ -177,13 +184,13 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
     let heads = fields.required_size("num_attention_heads")?;
     let head_dim = match fields.size("head_dim")? {
         Some(head_dim) => head_dim,
+        None if family == Family::Qwen3 => 128,
         None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             let what = format!("{hidden_size} is no multiple of num_attention_heads, {heads}");
             return Err(fields.error("hidden_size", what));
         }
     };
-    let llama = family == Family::Llama;
     let flag = |name: &str| Ok::<_, Error>(fields.flag(name)?.unwrap_or(false));
     Ok(ModelConfig {
         family,
@@ -198,9 +205,10 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
         rms_norm_eps: fields.required_number("rms_norm_eps")? as f32,
         rope_theta: rope::theta(fields)?,
         rope_scaling: RopeScaling::None,
+        rope_magnitude: 1.0,
         tie_word_embeddings: flag("tie_word_embeddings")?,
-        attention_bias: !llama || flag("attention_bias")?,
-        mlp_bias: llama && flag("mlp_bias")?,
+        attention_bias: family == Family::Qwen2 || flag("attention_bias")?,
+        mlp_bias: family == Family::Llama && flag("mlp_bias")?,
     })
 }
 

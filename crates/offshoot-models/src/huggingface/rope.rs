@@ -5,13 +5,14 @@ use std::f32::consts::TAU;
 
 use super::fields::Fields;
 use crate::shown::Shown;
+use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
 use crate::{Error, RopeScaling};
 
 /// transformers' default.
 const THETA: f64 = 10_000.0;
 
 /// The fields of a scaling that are understood.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 11] = [
     "rope_type",
     "type",
     "rope_theta",
@@ -20,6 +21,9 @@ const KNOWN: [&str; 8] = [
     "high_freq_factor",
     "original_max_position_embeddings",
     "partial_rotary_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
 ];
 
 /// The object that says how, if there is one.
@@ -53,19 +57,20 @@ pub(super) fn theta(fields: Fields<'_>) -> Result<f64, Error> {
     Ok(f64::from(theta as f32))
 }
 
-/// The stretching of the frequencies of heads of `head_dim`, which is sound, as `theta` is.
+/// The stretching of the frequencies of heads of `head_dim`, which is sound, as `theta` is, and the
+/// magnitude that comes with it.
 pub(super) fn scaling(
     fields: Fields<'_>,
     theta: f64,
     head_dim: usize,
-) -> Result<RopeScaling, Error> {
+) -> Result<(RopeScaling, f32), Error> {
     for fields in [Some(fields), parameters(fields)?].into_iter().flatten() {
         let name = "partial_rotary_factor";
         if let Some(part) = fields.number(name)?.filter(|part| *part != 1.0) {
             return Err(fields.error(name, format_args!("{part} is not supported, only 1")));
         }
     }
-    let Some(parameters) = parameters(fields)? else { return Ok(RopeScaling::None) };
+    let Some(parameters) = parameters(fields)? else { return Ok((RopeScaling::None, 1.0)) };
     let (new, old) = (parameters.text("rope_type")?, parameters.text("type")?);
     if let (Some(new), Some(old)) = (new, old)
         && new != old
@@ -76,22 +81,61 @@ pub(super) fn scaling(
     let name = if new.is_none() && old.is_some() { "type" } else { "rope_type" };
     match new.or(old) {
         None if parameters.get("factor").is_some() => Err(parameters.missing(name)),
-        None | Some("default") => Ok(RopeScaling::None),
+        None | Some("default") => Ok((RopeScaling::None, 1.0)),
         Some("linear") => {
             let factor = parameters.required_number("factor")? as f32;
-            Ok(RopeScaling::Linear { factor: f64::from(factor) })
+            Ok((RopeScaling::Linear { factor: f64::from(factor) }, 1.0))
         }
-        Some("llama3") => Ok(RopeScaling::Factors(
-            Llama3::read(fields, parameters)?.factors(theta as f32, head_dim),
-        )),
+        Some("llama3") => {
+            let factors = Llama3::read(fields, parameters)?.factors(theta as f32, head_dim);
+            Ok((RopeScaling::Factors(factors), 1.0))
+        }
+        Some("yarn") => {
+            let yarn = yarn(fields, parameters)?;
+            let magnitude = positive_or(parameters, "attention_factor", yarn.magnitude())?;
+            Ok((RopeScaling::Factors(yarn.factors(theta, head_dim)), magnitude))
+        }
         Some(other) => Err(parameters.error(
             name,
             format_args!(
-                "{} is not supported, only \"default\", \"linear\" and \"llama3\"",
+                "{} is not supported, only \"default\", \"linear\", \"llama3\" and \"yarn\"",
                 Shown(other)
             ),
         )),
     }
+}
+
+/// A number above zero, in single precision.
+fn positive(parameters: Fields<'_>, name: &str, value: f64) -> Result<f32, Error> {
+    let value = value as f32;
+    if value > 0.0 && value.is_finite() {
+        Ok(value)
+    } else {
+        Err(parameters.error(name, format_args!("{value}, expected a number above 0")))
+    }
+}
+
+fn positive_or(parameters: Fields<'_>, name: &str, absent: f32) -> Result<f32, Error> {
+    parameters.number(name)?.map_or(Ok(absent), |value| positive(parameters, name, value))
+}
+
+/// The context that the model was trained with, before any stretching.
+fn trained_context(fields: Fields<'_>, parameters: Fields<'_>) -> Result<f32, Error> {
+    let name = "original_max_position_embeddings";
+    let trained = match parameters.number(name)? {
+        Some(trained) => trained,
+        None => fields.number(name)?.ok_or_else(|| parameters.missing(name))?,
+    };
+    positive(parameters, name, trained)
+}
+
+fn yarn(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Yarn, Error> {
+    Ok(Yarn {
+        factor: positive(parameters, "factor", parameters.required_number("factor")?)?,
+        context: trained_context(fields, parameters)?,
+        beta_fast: positive_or(parameters, "beta_fast", BETA_FAST)?,
+        beta_slow: positive_or(parameters, "beta_slow", BETA_SLOW)?,
+    })
 }
 
 /// Llama 3.1's rule: long waves are stretched by `factor`, short ones stay, those between lie
@@ -105,25 +149,12 @@ struct Llama3 {
 
 impl Llama3 {
     fn read(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Self, Error> {
-        let positive = |name: &str, value: f64| {
-            let value = value as f32;
-            if value > 0.0 && value.is_finite() {
-                Ok(value)
-            } else {
-                Err(parameters.error(name, format_args!("{value}, expected a number above 0")))
-            }
-        };
-        let read = |name: &str| positive(name, parameters.required_number(name)?);
-        let context = "original_max_position_embeddings";
-        let trained = match parameters.number(context)? {
-            Some(trained) => trained,
-            None => fields.number(context)?.ok_or_else(|| parameters.missing(context))?,
-        };
+        let read = |name: &str| positive(parameters, name, parameters.required_number(name)?);
         let rule = Self {
             factor: read("factor")?,
             low_freq_factor: read("low_freq_factor")?,
             high_freq_factor: read("high_freq_factor")?,
-            context: positive(context, trained)?,
+            context: trained_context(fields, parameters)?,
         };
         if rule.high_freq_factor <= rule.low_freq_factor {
             let what = format!("expected more than low_freq_factor, {}", rule.low_freq_factor);

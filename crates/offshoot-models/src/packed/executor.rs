@@ -1,15 +1,15 @@
 //! One step of a packed model, register by register.
 
 use offshoot_kernels::{
-    Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch, Heads,
-    KvCache, Product, RopeTable, SequenceRows, add_assign, attend, multiply, multiply_gated,
-    multiply_greatest, multiply_perturbed, rms_norm, silu_gate,
+    self as kernels, Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Greatest,
+    GreatestScratch, Heads, KvCache, Product, RopeTable, SequenceRows, add_assign, attend,
+    multiply, multiply_gated, multiply_greatest, multiply_perturbed, rms_norm, silu_gate,
 };
 
 use super::hooks::{Hooks, SegmentRows};
 use super::weights::PackedModel;
 use crate::{
-    Activation, Error, Executor, Input, LinearId, ModelConfig, Output, RopeScaling, Segment, Site,
+    Activation, Attention, Error, Executor, Input, LinearId, ModelConfig, Output, Segment, Site,
     VectorId,
 };
 
@@ -93,7 +93,7 @@ impl PackedExecutor {
         let inner = config.intermediate_size;
         Self {
             cpu,
-            ropes: vec![rope_table(config)],
+            ropes: vec![config.rope_table()],
             residual: Rows::new(config.hidden_size),
             query: Rows::new(q),
             key: Rows::new(kv),
@@ -235,14 +235,6 @@ impl PackedExecutor {
         }
         model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows, want })
     }
-}
-
-fn rope_table(config: &ModelConfig) -> RopeTable {
-    RopeTable::new(config.rope_theta, config.head_dim, |i| match &config.rope_scaling {
-        RopeScaling::None => 1.0,
-        RopeScaling::Linear { factor } => *factor,
-        RopeScaling::Factors(factors) => f64::from(factors[i]),
-    })
 }
 
 /// What a step gives of its rows' logits.
@@ -405,22 +397,28 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Error> {
+    fn attend(&mut self, how: Attention) -> Result<(), Error> {
         let rows = self.rows;
         let PackedExecutor { cpu, query, key, value, cos, sin, attended, scratch, .. } =
             &mut *self.registers;
         let width = query.width;
+        let norms = how.norms.map(|norms| kernels::HeadNorms {
+            query: self.model.vector(norms.query),
+            key: self.model.vector(norms.key),
+            eps: norms.eps,
+        });
         let heads = Heads {
             q: query.get(rows),
             k: key.get(rows),
             v: value.get(rows),
             heads: width / self.model.config().head_dim,
-            scale,
+            scale: how.scale,
+            norms,
             cos: cos.get(rows),
             sin: sin.get(rows),
         };
         let forms = forms_for(self.model.forms, width);
-        attend(cpu, layer, self.segments, heads, scratch, (forms, attended));
+        attend(cpu, how.layer, self.segments, heads, scratch, (forms, attended));
         Ok(())
     }
 

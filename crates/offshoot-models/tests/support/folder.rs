@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::BlockType;
-use offshoot_models::{Checkpoint, Contents, ModelConfig, RopeScaling, Tokenizer, huggingface};
+use offshoot_models::{
+    Checkpoint, Contents, Family, ModelConfig, RopeScaling, Tokenizer, huggingface,
+};
 use serde_json::{Value, json};
 
 /// A tensor of a safetensors file.
@@ -271,7 +273,12 @@ pub(crate) fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
 
 /// `config.json` in the older spelling; of scaled frequencies only linear ones.
 fn config(c: &ModelConfig) -> Value {
-    let class = if c.family.name() == "llama" { "LlamaForCausalLM" } else { "Qwen2ForCausalLM" };
+    let class = match c.family {
+        Family::Llama => "LlamaForCausalLM",
+        Family::Qwen2 => "Qwen2ForCausalLM",
+        Family::Qwen3 => "Qwen3ForCausalLM",
+        other => unreachable!("{other:?}"),
+    };
     let scaling = match c.rope_scaling {
         RopeScaling::Linear { factor } => json!({ "type": "linear", "factor": factor }),
         _ => Value::Null,

@@ -242,8 +242,14 @@ fn ropes() -> Vec<Case> {
         (
             "yarn",
             scaling(json!({"type": "yarn", "factor": 4.0})),
-            r#"rope_scaling.type: "yarn" is"#,
+            "original_max_position_embeddings: missing",
         ),
+        (
+            "yarn-mscale",
+            scaling(json!({"type": "yarn", "factor": 4.0, "mscale": 1.0})),
+            "mscale\": is not supported",
+        ),
+        ("ntk", scaling(json!({"type": "ntk", "factor": 4.0})), r#"rope_scaling.type: "ntk" is"#),
         (
             "dynamic",
             scaling(json!({"rope_type": "dynamic"})),

@@ -55,9 +55,30 @@ impl Tiny {
         tiny
     }
 
+    /// Qwen3's form: norms of each head of q and k.
+    pub(crate) fn qwen3() -> Self {
+        let mut tiny = Self::without_biases("qwen3");
+        tiny.set("tokenizer.ggml.pre", "qwen2");
+        for layer in 0..LAYERS {
+            for part in ["q", "k"] {
+                tiny.vector(&format!("blk.{layer}.attn_{part}_norm.weight"), HEAD_DIM);
+            }
+        }
+        tiny
+    }
+
+    /// A model of every family.
+    pub(crate) fn families() -> Vec<Self> {
+        vec![Self::llama(), Self::qwen2(), Self::qwen3()]
+    }
+
     /// A model of one layer and few weights, for a corpus where bytes count.
     pub(crate) fn smallest(arch: &str) -> Self {
-        let mut tiny = if arch == "qwen2" { Self::qwen2() } else { Self::llama() };
+        let mut tiny = match arch {
+            "qwen2" => Self::qwen2(),
+            "qwen3" => Self::qwen3(),
+            _ => Self::llama(),
+        };
         tiny.set(&format!("{arch}.block_count"), 1u32);
         tiny.tensors.retain(|name, _| !name.starts_with("blk.1."));
         tiny
