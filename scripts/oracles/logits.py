@@ -3,7 +3,8 @@
     python scripts/oracles/logits.py crates/offshoot-models/tests/data/logits [NAME ...]
 
 writes for each model, or for those named, `NAME.gguf`, a file as llama.cpp's converter would write
-it (matrices in F16, no tokenizer), and `NAME.logits`, little-endian:
+it (matrices in F16, no tokenizer; none for those that are like another but for settings that such
+files do not have), and `NAME.logits`, little-endian:
 
     u32 n tokens | u32 vocabulary | the token ids, u32 | the logits of every position, f32
 
@@ -21,6 +22,8 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -32,7 +35,7 @@ TOKENS = 24
 # Between them: all families; biases everywhere, on attention alone, on q, k and v alone, and nowhere;
 # heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
 # heads; rotary frequencies plain, scaled linearly, by Llama 3's rule and by YaRN, whose ramp begins
-# and ends within a head; widths that are no multiple of 32.
+# and ends within a head; widths that are no multiple of 32; windows in all layers and in some.
 MODELS = {
     "llama_biases": dict(
         config=LlamaConfig, hidden_size=40, intermediate_size=56, vocab_size=100,
@@ -77,13 +80,26 @@ MODELS = {
             "original_max_position_embeddings": 64,
         },
     ),
+    "mistral_window": dict(
+        config=MistralConfig, hidden_size=40, intermediate_size=48, vocab_size=100,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=12, tie_word_embeddings=False,
+        sliding_window=5, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "mistral_whole": dict(like="mistral_window", sliding_window=None),
+    "qwen3_window": dict(
+        like="qwen3_tied", use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
 }  # fmt: skip
 
 CLASSES = {
     LlamaConfig: LlamaForCausalLM,
+    MistralConfig: MistralForCausalLM,
     Qwen2Config: Qwen2ForCausalLM,
     Qwen3Config: Qwen3ForCausalLM,
 }
+
+# What llama.cpp calls the architectures that it does not call as transformers does.
+ARCHITECTURES = {"mistral": "llama"}
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -145,7 +161,8 @@ def interleave(rows, heads):
 
 def write(path, model):
     config = model.config
-    writer = gguf.GGUFWriter(path, config.model_type)
+    arch = ARCHITECTURES.get(config.model_type, config.model_type)
+    writer = gguf.GGUFWriter(path, arch)
     head_dim = model.model.layers[0].self_attn.head_dim
     writer.add_name(path.stem)
     writer.add_context_length(config.max_position_embeddings)
@@ -158,6 +175,8 @@ def write(path, model):
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
@@ -174,9 +193,9 @@ def write(path, model):
         writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
     for name, weight in model.named_parameters():
         values = weight.detach().numpy()
-        if config.model_type == "llama" and "q_proj" in name:
+        if arch == "llama" and "q_proj" in name:
             values = interleave(values, config.num_attention_heads)
-        if config.model_type == "llama" and "k_proj" in name:
+        if arch == "llama" and "k_proj" in name:
             values = interleave(values, config.num_key_value_heads)
         stored = np.float16 if values.ndim == 2 else np.float32
         writer.add_tensor(gguf_name(name), values.astype(stored))
@@ -188,9 +207,14 @@ def write(path, model):
 
 def main(folder, names):
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, (name, spec) in enumerate(MODELS.items(), start=1):
+    seeds = {name: seed for seed, name in enumerate(MODELS, start=1)}
+    for name, spec in MODELS.items():
         if names and name not in names:
             continue
+        like = spec.get("like")
+        if like:
+            spec = MODELS[like] | {key: value for key, value in spec.items() if key != "like"}
+        seed = seeds[like or name]
         model = build(seed, spec)
         vocab = model.config.vocab_size
         generator = torch.Generator().manual_seed(100 + seed)
@@ -198,10 +222,11 @@ def main(folder, names):
         with torch.no_grad():
             logits = model(tokens).logits[0]
         assert logits.dtype == torch.float32 and logits.std() > 1
-        write(folder / f"{name}.gguf", model)
+        if not like:
+            write(folder / f"{name}.gguf", model)
         record = struct.pack("<2I", TOKENS, vocab) + tokens.numpy().astype("<u4").tobytes()
         (folder / f"{name}.logits").write_bytes(record + logits.numpy().astype("<f4").tobytes())
-        sizes = [(folder / f"{name}.{end}").stat().st_size for end in ("gguf", "logits")]
+        sizes = {path.suffix: path.stat().st_size for path in folder.glob(f"{name}.*")}
         print(f"{name}: {sizes} bytes, logits of spread {logits.std():.2f}")
 
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // test code
 
+use std::num::NonZeroUsize;
+
 use half::f16;
 use offshoot_kernels::{
     Activations, AttentionScratch, Cpu, Forms, HeadNorms, Heads, Isa, KvCache, SequenceRows,
@@ -28,6 +30,8 @@ struct Shape {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// Positions that a row sees; 0 for all.
+    window: usize,
 }
 
 /// The q, k, v of some tokens; a token's are a function of its number, as in a model.
@@ -81,6 +85,7 @@ fn run(cpu: &Cpu, shape: Shape, steps: &mut [Step<'_>]) -> Vec<Vec<f32>> {
         v: &r.v,
         heads: shape.heads,
         scale,
+        window: NonZeroUsize::new(shape.window),
         norms: None,
         cos: &cos,
         sin: &sin,
@@ -119,7 +124,8 @@ fn brute_force(shape: Shape, path: &[u64]) -> Vec<f64> {
     for head in 0..shape.heads {
         let q = &r.q[((path.len() - 1) * shape.heads + head) * hd..][..hd];
         let at = |p: usize| (p * shape.kv_heads + head / group) * hd;
-        let scores: Vec<f64> = (0..path.len())
+        let first = if shape.window == 0 { 0 } else { path.len().saturating_sub(shape.window) };
+        let scores: Vec<f64> = (first..path.len())
             .map(|p| {
                 let k = &r.k[at(p)..][..hd];
                 let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * half(*k)).sum();
@@ -130,7 +136,8 @@ fn brute_force(shape: Shape, path: &[u64]) -> Vec<f64> {
         let e: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
         let l: f64 = e.iter().sum();
         for d in 0..hd {
-            out.push((0..path.len()).map(|p| e[p] / l * half(r.v[at(p) + d])).sum());
+            let at = |p: usize| half(r.v[at(first + p) + d]);
+            out.push(e.iter().enumerate().map(|(p, e)| e / l * at(p)).sum());
         }
     }
     out
@@ -141,9 +148,15 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
-    (1usize..4, 1usize..8, prop::sample::select(vec![12, 16, 24, 32, 48, 64, 80, 128])).prop_map(
-        |(kv_heads, group, head_dim)| Shape { heads: kv_heads * group, kv_heads, head_dim },
-    )
+    let widths = prop::sample::select(vec![12, 16, 24, 32, 48, 64, 80, 128]);
+    // Half of them without a window; others shorter than a block, than a chunk, and longer.
+    let windows = prop_oneof![3 => Just(0), 1 => 1usize..20, 1 => 20usize..128, 1 => 128usize..400];
+    (1usize..4, 1usize..8, widths, windows).prop_map(|(kv_heads, group, head_dim, window)| Shape {
+        heads: kv_heads * group,
+        kv_heads,
+        head_dim,
+        window,
+    })
 }
 
 proptest! {
@@ -261,7 +274,7 @@ proptest! {
 
 #[test]
 fn gathered_and_truncated_rows_are_the_same_rows() {
-    let shape = Shape { heads: 2, kv_heads: 2, head_dim: 32 };
+    let shape = Shape { heads: 2, kv_heads: 2, head_dim: 32, window: 0 };
     let cpu = Cpu::new(Isa::best(), 2);
     let tokens: Vec<u64> = (0..70).collect();
     let mut c = cache(shape, 80);
@@ -282,7 +295,7 @@ fn gathered_and_truncated_rows_are_the_same_rows() {
 
 #[test]
 fn norms_and_rotations_on_the_way_in_equal_those_before() {
-    let shape = Shape { heads: 6, kv_heads: 2, head_dim: 48 };
+    let shape = Shape { heads: 6, kv_heads: 2, head_dim: 48, window: 0 };
     let tokens: Vec<u64> = (0..37).collect();
     let parents = chain(tokens.len());
     for isa in Isa::available() {
@@ -300,6 +313,7 @@ fn norms_and_rotations_on_the_way_in_equal_those_before() {
                 v: &r.v,
                 heads: shape.heads,
                 scale: 0.2,
+                window: None,
                 norms,
                 cos,
                 sin,

@@ -3,6 +3,8 @@
 //! An architecture is written once, as a walk over an [`Executor`]'s registers. Two executors run
 //! it: the packed one over the kernels' own buffers, the dense one over tensors with gradients.
 
+use std::num::NonZeroUsize;
+
 use crate::ModelConfig;
 
 /// A matrix of the model that activations are multiplied with: an index into
@@ -145,6 +147,8 @@ pub struct Attention {
     pub scale: f32,
     /// Norms of queries and keys, if there are any.
     pub norms: Option<HeadNorms>,
+    /// How many positions a row sees, itself the last of them; `None` for all.
+    pub window: Option<NonZeroUsize>,
 }
 
 /// A place whose activations can be watched.

@@ -1,5 +1,7 @@
 //! The shape of a model, in Hugging Face's terms.
 
+use std::num::NonZeroUsize;
+
 use offshoot_kernels::RopeTable;
 
 use crate::Error;
@@ -10,6 +12,8 @@ use crate::Error;
 pub enum Family {
     /// Llama 1, 2, 3.x and what shares its form: SmolLM2, TinyLlama.
     Llama,
+    /// Mistral: Llama's form, with or without a window.
+    Mistral,
     /// Qwen2 and Qwen2.5: Llama's form with biases on q, k and v.
     Qwen2,
     /// Qwen3 without experts: norms of each head of queries and keys.
@@ -18,12 +22,13 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
+    pub const ALL: [Self; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
 
-    /// The `model_type` of `config.json` and `general.architecture` of GGUF.
+    /// The `model_type` of `config.json`.
     pub const fn name(self) -> &'static str {
         match self {
             Family::Llama => "llama",
+            Family::Mistral => "mistral",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
         }
@@ -46,6 +51,15 @@ pub enum RopeScaling {
     /// Llama 3.1's scaling comes to this: GGUF stores the factors (`rope_freqs.weight`), and
     /// `config.json`'s parameters give them by formula. So does YaRN's, by formula in both.
     Factors(Vec<f32>),
+}
+
+/// Attention that reaches no further back than a window, and where a model has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// How many positions a row sees, itself the last of them.
+    pub size: NonZeroUsize,
+    /// For each layer whether it is limited so; the others see everything.
+    pub layers: Vec<bool>,
 }
 
 /// Sizes and constants of a model. Field names are those of `config.json`.
@@ -77,6 +91,8 @@ pub struct ModelConfig {
     pub rope_scaling: RopeScaling,
     /// Factor of the cosines and sines: 1 but where a scaling comes with another, as YaRN does.
     pub rope_magnitude: f32,
+    /// Layers that see no further back than a window, if there are any.
+    pub sliding_window: Option<SlidingWindow>,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether q, k and v (Qwen2), or q, k, v and o (others with `attention_bias`), carry biases.
@@ -131,6 +147,15 @@ impl ModelConfig {
                 self.rope_magnitude
             )));
         }
+        if let Some(window) = &self.sliding_window
+            && window.layers.len() != self.num_hidden_layers
+        {
+            return Err(Error::Config(format!(
+                "sliding windows: of {} layers, expected {}",
+                window.layers.len(),
+                self.num_hidden_layers
+            )));
+        }
         match &self.rope_scaling {
             RopeScaling::None => {}
             RopeScaling::Linear { factor } if *factor > 0.0 && factor.is_finite() => {}
@@ -150,6 +175,12 @@ impl ModelConfig {
             }
         }
         Ok(())
+    }
+
+    /// How many positions a row of `layer` sees, itself the last of them; `None` for all.
+    pub fn window(&self, layer: usize) -> Option<NonZeroUsize> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.get(layer)?.then_some(window.size)
     }
 
     /// The rotary table that the numbers make, without rows.

@@ -27,11 +27,11 @@ pub use architecture::{
     Site, VectorId, VectorSpec,
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
-pub use config::{Family, ModelConfig, RopeScaling};
+pub use config::{Family, ModelConfig, RopeScaling, SlidingWindow};
 pub use dense::{DenseCache, DenseHooks, DenseModel};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
-pub use families::{Architecture, Llama, Qwen2, Qwen3};
+pub use families::{Architecture, Llama, Mistral, Qwen2, Qwen3};
 pub use identity::{BaseId, TemplateId, TokenizerId};
 pub use packed::{Hooks, NoHooks, PackedExecutor, PackedModel, SegmentRows, WeightCache};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};

@@ -76,6 +76,24 @@ impl<C> Segment<'_, C> {
         Ok(())
     }
 
+    /// Checks that positions count from the start of the text without a gap, which attention within a
+    /// window relies on; `cached` positions are decided.
+    pub(crate) fn check_places(&self, index: usize, cached: usize) -> Result<(), Error> {
+        for (row, (parent, &position)) in self.parents.iter().zip(self.positions).enumerate() {
+            let place = match parent {
+                Some(parent) => u64::from(self.positions[*parent as usize]) + 1,
+                None => cached as u64,
+            };
+            if u64::from(position) != place {
+                return Err(Error::Step(format!(
+                    "segment {index}: row {row} has position {position}, expected {place}, since \
+                     this model counts positions to see within a window"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `f` with each row, counted in the segment, that needs logits.
     pub(crate) fn for_logit_rows(&self, mut f: impl FnMut(usize)) {
         match self.logits {

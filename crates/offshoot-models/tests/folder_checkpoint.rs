@@ -7,11 +7,12 @@ mod support;
 
 use std::sync::Arc;
 
+use candle_core::{DType, Device};
 use logits::{MODELS, max_error, reference};
 use offshoot_kernels::{BlockType, Cpu, Isa};
 use offshoot_models::{
-    BaseId, Checkpoint, LogitRows, ModelConfig, NoHooks, PackedExecutor, PackedModel, RopeId,
-    RopeScaling, Segment, VariantId, chain,
+    BaseId, Checkpoint, DenseCache, DenseModel, LogitRows, ModelConfig, NoHooks, PackedExecutor,
+    PackedModel, RopeId, RopeScaling, Segment, VariantId, chain,
 };
 use serde_json::{Value, json};
 use support::folder::{Folder, safetensors};
@@ -94,6 +95,77 @@ fn a_folder_gives_the_logits_of_transformers_and_the_bits_of_the_gguf_file() {
             let gguf = run(logits::checkpoint(name), &reference.tokens);
             assert!(bits(ours) == bits(gguf), "{name}");
         }
+    }
+}
+
+/// What a GGUF file does not say: the folder of another model with some fields, and its logits.
+fn only_folders() -> Vec<(&'static str, Folder)> {
+    let like = |name: &str, fields: &[(&str, Value)]| {
+        let mut folder = folder(name);
+        fields.iter().for_each(|(field, value)| folder.set(field, value.clone()));
+        folder
+    };
+    let first_whole = json!(["full_attention", "sliding_attention"]);
+    let in_qwen = [("use_sliding_window", true.into()), ("sliding_window", 4.into())];
+    let [used, size] = in_qwen.clone();
+    let by_number = [used, size, ("max_window_layers", 1.into())];
+    let [used, size] = in_qwen;
+    let by_name = [used, size, ("layer_types", first_whole)];
+    vec![
+        ("mistral_whole", like("mistral_window", &[("sliding_window", Value::Null)])),
+        ("qwen3_window", like("qwen3_tied", &by_number)),
+        ("qwen3_window", like("qwen3_tied", &by_name)),
+    ]
+}
+
+#[test]
+fn what_only_a_folder_says_gives_the_logits_of_transformers() {
+    for (name, folder) in only_folders() {
+        let reference = reference(name);
+        let checkpoint = folder.open().unwrap();
+        let dense = DenseModel::load(&checkpoint, &Device::Cpu, DType::F32).unwrap();
+        let mut cache = DenseCache::new(dense.config());
+        let positions: Vec<u32> = (0..reference.tokens.len() as u32).collect();
+        let segment = Segment {
+            cache: &mut cache,
+            tokens: &reference.tokens,
+            parents: &chain(positions.len()),
+            positions: &positions,
+            rope: RopeId::default(),
+            variant: VariantId::default(),
+            logits: LogitRows::All,
+        };
+        let logits = dense.step(&mut [segment], &mut NoHooks).unwrap();
+        let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
+        let error = max_error(&logits, &reference.logits);
+        // As in the test of the dense executor.
+        assert!(error <= 1e-4, "{name}: {error}");
+        let greatest = reference.logits.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let error = max_error(&run(checkpoint, &reference.tokens), &reference.logits);
+        assert!(error < CLOSE * greatest, "{name}: {error} of {greatest}");
+    }
+}
+
+#[test]
+fn windows_are_read_as_transformers_reads_them() {
+    let window = |change: &dyn Fn(&mut Folder)| {
+        let mut folder = folder("mistral_window");
+        change(&mut folder);
+        let window = folder.open().unwrap().config().sliding_window.clone();
+        window.map(|window| (window.size.get(), window.layers))
+    };
+    let without = |folder: &mut Folder| {
+        folder.config.as_object_mut().unwrap().remove("sliding_window");
+    };
+    assert_eq!(window(&|_| {}), Some((5, vec![true; 2])));
+    assert_eq!(window(&|folder| folder.set("sliding_window", Value::Null)), None);
+    assert_eq!(window(&without), Some((4096, vec![true; 2])));
+    // Llama has none, and Qwen only where a flag says so.
+    for name in ["llama_linear", "qwen3_tied"] {
+        let mut folder = folder(name);
+        folder.set("sliding_window", 5);
+        folder.set("use_sliding_window", false);
+        assert_eq!(folder.open().unwrap().config().sliding_window, None, "{name}");
     }
 }
 

@@ -70,6 +70,7 @@ fn a_llama_file_opens_under_canonical_names() {
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
         rope_magnitude: 1.0,
+        sliding_window: None,
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,
@@ -98,6 +99,28 @@ fn a_qwen2_file_has_biases_and_a_head_of_its_own() {
     let bias = checkpoint.require("model.layers.0.self_attn.k_proj.bias").unwrap();
     assert_eq!(bias.info.shape, [KV_HEADS * HEAD_DIM]);
     assert!(checkpoint.unused().is_empty());
+}
+
+#[test]
+fn a_llama_file_with_a_window_is_a_mistral() {
+    let config = open(&Tiny::mistral()).config().clone();
+    assert_eq!(config.family, Family::Mistral);
+    assert_eq!(config.window(1).map(|window| window.get()), Some(3));
+    let mut tiny = Tiny::mistral();
+    tiny.set("llama.attention.sliding_window", 0u32);
+    let config = open(&tiny).config().clone();
+    assert_eq!((config.family, config.window(0)), (Family::Llama, None));
+    // A window that nothing reaches is none; another would be of layers that the file does not name.
+    let mut tiny = Tiny::qwen2();
+    tiny.set("qwen2.attention.sliding_window", 64u32);
+    assert_eq!(open(&tiny).config().sliding_window, None);
+    tiny.set("qwen2.attention.sliding_window", 63u32);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("sliding_window\": 63, but the file does not say"), "{error}");
+    let mut tiny = Tiny::mistral();
+    tiny.vector("blk.0.ffn_up.bias", FFN);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("sliding_window\": not supported beside biases"), "{error}");
 }
 
 #[test]

@@ -49,6 +49,8 @@ struct Rows {
     /// For each segment what is added to its scores, `[rows of it, cached + rows of it]`: nothing for
     /// what a row sees, minus infinity for the rest.
     masks: Vec<Tensor>,
+    /// The same within the model's window, if it has one.
+    window_masks: Vec<Tensor>,
     /// The step's rows whose logits are asked for, and how many of them each segment has.
     logits: Vec<u32>,
     logit_counts: Vec<usize>,
@@ -58,7 +60,8 @@ impl Rows {
     fn of(model: &DenseModel, segments: &[Segment<'_, DenseCache>]) -> Result<Self, Error> {
         let (config, device) = (model.config(), model.device());
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
-        let (mut masks, mut logits, mut logit_counts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut masks, mut window_masks) = (Vec::new(), Vec::new());
+        let (mut logits, mut logit_counts) = (Vec::new(), Vec::new());
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
             if s.rope != RopeId::default() {
@@ -74,31 +77,40 @@ impl Rows {
             let first = tokens.len();
             tokens.extend_from_slice(s.tokens);
             positions.extend_from_slice(s.positions);
-            masks.push(mask(s, device)?.to_dtype(wide(model.dtype()))?);
+            let mask = |window| mask(s, window, device)?.to_dtype(wide(model.dtype()));
+            masks.push(mask(usize::MAX)?);
+            if let Some(window) = &config.sliding_window {
+                s.check_places(index, s.cache.len())?;
+                window_masks.push(mask(window.size.get())?);
+            }
             let before = logits.len();
             s.for_logit_rows(|row| logits.push((first + row) as u32));
             logit_counts.push(logits.len() - before);
         }
         let tokens = Tensor::new(tokens, device)?;
         let (cos, sin) = rotations(model, &positions)?;
-        Ok(Self { tokens, cos, sin, masks, logits, logit_counts })
+        Ok(Self { tokens, cos, sin, masks, window_masks, logits, logit_counts })
     }
 }
 
-/// A row sees every cached position, its ancestors and itself.
-fn mask(segment: &Segment<'_, DenseCache>, device: &Device) -> Result<Tensor, Error> {
+/// A row sees itself and its last ancestors and cached positions, `window` in all.
+fn mask(
+    segment: &Segment<'_, DenseCache>,
+    window: usize,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
     let (cached, rows) = (segment.cache.len(), segment.tokens.len());
     let width = cached + rows;
     let mut mask = vec![f32::NEG_INFINITY; rows * width];
     for (row, mask) in mask.chunks_exact_mut(width).enumerate() {
-        mask[..cached].fill(0.0);
-        let mut seen = Some(row as u32);
-        while let Some(row) = seen {
+        let (mut seen, mut left) = (Some(row as u32), window);
+        while let Some(row) = seen.filter(|_| left > 0) {
             mask[cached + row as usize] = 0.0;
-            seen = segment.parents[row as usize];
+            (seen, left) = (segment.parents[row as usize], left - 1);
         }
+        mask[cached.saturating_sub(left)..cached].fill(0.0);
     }
-    Ok(Tensor::from_vec(mask, (rows, width), device)?)
+    Tensor::from_vec(mask, (rows, width), device)
 }
 
 /// Cosines and sines of each position's angles. An angle is rounded to f32, as in the reference
@@ -219,6 +231,10 @@ impl Executor for Run<'_, '_> {
             }
             None => None,
         };
+        let masks = match how.window {
+            Some(_) => &self.rows.window_masks,
+            None => &self.rows.masks,
+        };
         let (mut attended, mut first) = (Vec::with_capacity(self.segments.len()), 0);
         for index in 0..self.segments.len() {
             let rows = self.segments[index].tokens.len();
@@ -236,7 +252,8 @@ impl Executor for Run<'_, '_> {
             let k = by_head(k)?;
             let v = by_head(self.heads(Output::Value, first, rows)?)?;
             let (k, v) = self.segments[index].cache.append(how.layer, k, v)?;
-            attended.push(primitives::attend(&q, &k, &v, &self.rows.masks[index], how.scale)?);
+            let mask = &masks[index];
+            attended.push(primitives::attend(&q, &k, &v, mask, how.scale)?);
             first += rows;
         }
         self.inputs.insert(Input::Attended, Tensor::cat(&attended, 0)?);

@@ -61,7 +61,7 @@ impl Llama {
                     (block.v_proj, Output::Value),
                 ],
             )?;
-            e.attend(Attention { layer, scale, norms: None })?;
+            e.attend(Attention { layer, scale, norms: None, window: None })?;
             e.linear_residual(Input::Attended, block.o_proj)?;
             e.norm(block.post_attention_layernorm, self.eps)?;
             e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::Silu)?;

@@ -1,12 +1,14 @@
 //! One architecture a file: what it asks of a checkpoint, and its forward pass.
 
 mod llama;
+mod mistral;
 mod qwen2;
 mod qwen3;
 
 use crate::architecture::{Blueprint, Executor};
 use crate::{Family, ModelConfig};
 pub use llama::Llama;
+pub use mistral::Mistral;
 pub use qwen2::Qwen2;
 pub use qwen3::Qwen3;
 
@@ -15,6 +17,8 @@ pub use qwen3::Qwen3;
 pub enum Architecture {
     /// See [`Family::Llama`].
     Llama(Llama),
+    /// See [`Family::Mistral`].
+    Mistral(Mistral),
     /// See [`Family::Qwen2`].
     Qwen2(Qwen2),
     /// See [`Family::Qwen3`].
@@ -27,6 +31,7 @@ impl Architecture {
         let mut blueprint = Blueprint::default();
         let architecture = match config.family {
             Family::Llama => Architecture::Llama(Llama::new(config, &mut blueprint)),
+            Family::Mistral => Architecture::Mistral(Mistral::new(config, &mut blueprint)),
             Family::Qwen2 => Architecture::Qwen2(Qwen2::new(config, &mut blueprint)),
             Family::Qwen3 => Architecture::Qwen3(Qwen3::new(config, &mut blueprint)),
         };
@@ -37,6 +42,7 @@ impl Architecture {
     pub fn forward<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
         match self {
             Architecture::Llama(model) => model.forward(e),
+            Architecture::Mistral(model) => model.forward(e),
             Architecture::Qwen2(model) => model.forward(e),
             Architecture::Qwen3(model) => model.forward(e),
         }

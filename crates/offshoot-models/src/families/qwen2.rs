@@ -11,6 +11,8 @@
 //! logits = W_head rms_norm(h)
 //! ```
 
+use std::num::NonZeroUsize;
+
 use crate::ModelConfig;
 use crate::architecture::{
     Activation, Attention, Blueprint, Executor, Input, LinearId, Output, Site, VectorId,
@@ -28,6 +30,7 @@ pub struct Qwen2 {
 
 #[derive(Debug, Clone)]
 struct Block {
+    window: Option<NonZeroUsize>,
     input_layernorm: VectorId,
     q_proj: LinearId,
     k_proj: LinearId,
@@ -60,7 +63,7 @@ impl Qwen2 {
                     (block.v_proj, Output::Value),
                 ],
             )?;
-            e.attend(Attention { layer, scale, norms: None })?;
+            e.attend(Attention { layer, scale, norms: None, window: block.window })?;
             e.linear_residual(Input::Attended, block.o_proj)?;
             e.norm(block.post_attention_layernorm, self.eps)?;
             e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::Silu)?;
@@ -79,6 +82,7 @@ impl Block {
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let name = |part: &str| format!("model.layers.{i}.{part}");
         Self {
+            window: c.window(i),
             input_layernorm: b.vector(name("input_layernorm.weight"), hidden),
             q_proj: b.linear(name("self_attn.q_proj"), q, hidden, true),
             k_proj: b.linear(name("self_attn.k_proj"), kv, hidden, true),

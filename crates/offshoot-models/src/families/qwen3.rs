@@ -12,6 +12,8 @@
 //! logits = W_head rms_norm(h)
 //! ```
 
+use std::num::NonZeroUsize;
+
 use crate::ModelConfig;
 use crate::architecture::{
     Activation, Attention, Blueprint, Executor, HeadNorms, Input, LinearId, Output, Site, VectorId,
@@ -29,6 +31,7 @@ pub struct Qwen3 {
 
 #[derive(Debug, Clone)]
 struct Block {
+    window: Option<NonZeroUsize>,
     input_layernorm: VectorId,
     q_proj: LinearId,
     k_proj: LinearId,
@@ -64,7 +67,7 @@ impl Qwen3 {
                 ],
             )?;
             let norms = HeadNorms { query: block.q_norm, key: block.k_norm, eps: self.eps };
-            e.attend(Attention { layer, scale, norms: Some(norms) })?;
+            e.attend(Attention { layer, scale, norms: Some(norms), window: block.window })?;
             e.linear_residual(Input::Attended, block.o_proj)?;
             e.norm(block.post_attention_layernorm, self.eps)?;
             e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::Silu)?;
@@ -84,6 +87,7 @@ impl Block {
         let name = |part: &str| format!("model.layers.{i}.{part}");
         let bias = c.attention_bias;
         Self {
+            window: c.window(i),
             input_layernorm: b.vector(name("input_layernorm.weight"), hidden),
             q_proj: b.linear(name("self_attn.q_proj"), q, hidden, bias),
             k_proj: b.linear(name("self_attn.k_proj"), kv, hidden, bias),

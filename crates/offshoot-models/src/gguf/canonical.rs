@@ -1,13 +1,16 @@
 //! GGUF names, keys and row orders into Hugging Face's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 
 use offshoot_kernels::BlockType;
 
 use super::reader::{Gguf, GgufTensor};
 use super::{Shown, malformed, tokenizer};
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
-use crate::{Contents, Error, Family, ModelConfig, RopeScaling, RowOrder, TensorInfo};
+use crate::{
+    Contents, Error, Family, ModelConfig, RopeScaling, RowOrder, SlidingWindow, TensorInfo,
+};
 
 /// Keys of the architecture that, unless zero, mean a model that offshoot would run wrongly, and
 /// what to say of them.
@@ -30,7 +33,8 @@ impl Gguf<'_> {
         // What is as long as these numbers say comes after they were found sound.
         config.validate().map_err(malformed)?;
         (config.rope_scaling, config.rope_magnitude) =
-            rope_scaling(self, family.name(), config.rope_theta, config.head_dim)?;
+            rope_scaling(self, arch(family), config.rope_theta, config.head_dim)?;
+        config.sliding_window = sliding_window(self, &config)?;
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
         let taken = mapping.all()?;
@@ -71,13 +75,54 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
         )));
     }
     let name = gguf.text("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
-    Family::ALL.into_iter().find(|family| family.name() == name).ok_or_else(|| {
-        malformed(format_args!(
-            "key \"general.architecture\": {} is not supported, only {}",
-            Shown(name),
-            Family::ALL.map(Family::name).join(", ")
-        ))
-    })
+    match name {
+        "llama" if window(gguf, name)?.is_some() => Ok(Family::Mistral),
+        "llama" => Ok(Family::Llama),
+        "qwen2" => Ok(Family::Qwen2),
+        "qwen3" => Ok(Family::Qwen3),
+        _ => Err(malformed(format_args!(
+            "key \"general.architecture\": {} is not supported, only llama, qwen2, qwen3",
+            Shown(name)
+        ))),
+    }
+}
+
+/// The name of a family in GGUF files. Mistral's are Llama's, with a window if they have one.
+fn arch(family: Family) -> &'static str {
+    match family {
+        Family::Llama | Family::Mistral => "llama",
+        Family::Qwen2 => "qwen2",
+        Family::Qwen3 => "qwen3",
+    }
+}
+
+/// How many positions a row sees; none and 0 mean all.
+fn window(gguf: &Gguf<'_>, arch: &str) -> Result<Option<NonZeroUsize>, Error> {
+    let key = format!("{arch}.attention.sliding_window");
+    let size = gguf.unsigned(&key)?.unwrap_or(0);
+    let size =
+        usize::try_from(size).map_err(|_| malformed(format_args!("key \"{key}\": too big")))?;
+    Ok(NonZeroUsize::new(size))
+}
+
+/// The layers that see no further back than a window.
+fn sliding_window(gguf: &Gguf<'_>, config: &ModelConfig) -> Result<Option<SlidingWindow>, Error> {
+    let (family, layers) = (config.family, config.num_hidden_layers);
+    let Some(size) = window(gguf, arch(family))? else { return Ok(None) };
+    match family {
+        Family::Mistral if config.attention_bias || config.mlp_bias => {
+            Err(malformed("key \"llama.attention.sliding_window\": not supported beside biases"))
+        }
+        Family::Llama | Family::Mistral => {
+            Ok(Some(SlidingWindow { size, layers: vec![true; layers] }))
+        }
+        // Files that name a window which nothing reaches are of models that have none.
+        Family::Qwen2 | Family::Qwen3 if size.get() >= config.max_position_embeddings => Ok(None),
+        Family::Qwen2 | Family::Qwen3 => Err(malformed(format_args!(
+            "key \"{}.attention.sliding_window\": {size}, but the file does not say of which layers",
+            arch(family)
+        ))),
+    }
 }
 
 fn missing(key: &str) -> Error {
@@ -86,7 +131,7 @@ fn missing(key: &str) -> Error {
 
 /// A number of the architecture, as `usize`.
 fn size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<Option<usize>, Error> {
-    let key = format!("{}.{key}", family.name());
+    let key = format!("{}.{key}", arch(family));
     let Some(value) = gguf.unsigned(&key)? else { return Ok(None) };
     usize::try_from(value)
         .map(Some)
@@ -94,12 +139,12 @@ fn size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<Option<usize>, Err
 }
 
 fn required_size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<usize, Error> {
-    size(gguf, family, key)?.ok_or_else(|| missing(&format!("{}.{key}", family.name())))
+    size(gguf, family, key)?.ok_or_else(|| missing(&format!("{}.{key}", arch(family))))
 }
 
 /// Sizes and constants, with the rotary frequencies as trained.
 fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
-    let arch = family.name();
+    let arch = arch(family);
     for (key, why) in REFUSED {
         let key = format!("{arch}.{key}");
         let zero = gguf.get(&key).is_none_or(|value| {
@@ -135,10 +180,11 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
         rope_theta: gguf.float(&format!("{arch}.rope.freq_base"))?.unwrap_or(10_000.0),
         rope_scaling: RopeScaling::None,
         rope_magnitude: 1.0,
+        sliding_window: None,
         tie_word_embeddings: gguf.tensor("output.weight").is_none(),
         attention_bias: family == Family::Qwen2
             || block_has(&[".attn_q.bias", ".attn_k.bias", ".attn_v.bias", ".attn_output.bias"]),
-        mlp_bias: family == Family::Llama
+        mlp_bias: matches!(family, Family::Llama | Family::Mistral)
             && block_has(&[".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"]),
     })
 }
@@ -156,7 +202,7 @@ fn head_dim(
         None => {
             return Err(malformed(format_args!(
                 "key \"{}.embedding_length\": {hidden_size} is no multiple of the {heads} heads",
-                family.name()
+                arch(family)
             )));
         }
     };
@@ -164,7 +210,7 @@ fn head_dim(
         if let Some(other) = size(gguf, family, key)?.filter(|other| *other != head_dim) {
             return Err(malformed(format_args!(
                 "key \"{}.{key}\": {other}, expected the width of a head, {head_dim}",
-                family.name()
+                arch(family)
             )));
         }
     }
@@ -345,10 +391,10 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
     let ffn = config.intermediate_size;
-    // llama.cpp's converter stores q and k of Llama with the two halves of a head interleaved,
+    // llama.cpp's converter stores q and k of Llama and Mistral with the two halves of a head interleaved,
     // weights and biases alike; Qwen rotates halves there as here, and is stored plain.
     let rotary = match config.family {
-        Family::Llama => RowOrder::RotaryPairs { head_dim: config.head_dim },
+        Family::Llama | Family::Mistral => RowOrder::RotaryPairs { head_dim: config.head_dim },
         Family::Qwen2 | Family::Qwen3 => RowOrder::Plain,
     };
     let plain = RowOrder::Plain;

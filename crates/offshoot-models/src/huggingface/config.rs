@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::{CONFIG, not_json, rope, wrong};
+use super::{CONFIG, not_json, rope, windows, wrong};
 use crate::shown::Shown;
 use crate::{Error, Family, ModelConfig, RopeScaling};
 
@@ -47,10 +47,9 @@ impl Eos {
 
 /// Fields that, unless absent, false, zero or empty, mean a model that offshoot would run wrongly,
 /// and what to say of them.
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 12] = [
     ("quantization_config", "quantised weights are not read; take the model that it was made from"),
     ("quantization", "quantised weights are not read; take the model that it was made from"),
-    ("use_sliding_window", "attention within a window is not supported"),
     ("rope_interleaved", "interleaved rotary pairs are not supported"),
     ("num_experts", "mixtures of experts are not supported"),
     ("num_local_experts", "mixtures of experts are not supported"),
@@ -80,6 +79,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
     check(&config)?;
     (config.rope_scaling, config.rope_magnitude) =
         rope::scaling(fields, config.rope_theta, config.head_dim)?;
+    config.sliding_window = windows::read(fields, family, config.num_hidden_layers)?;
     check(&config)?;
     Ok(Told {
         eos: eos(fields, config.vocab_size)?,
@@ -102,6 +102,7 @@ fn named(error: &Error) -> Error {
 fn class(family: Family) -> &'static str {
     match family {
         Family::Llama => "LlamaForCausalLM",
+        Family::Mistral => "MistralForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
         Family::Qwen3 => "Qwen3ForCausalLM",
     }
@@ -165,11 +166,6 @@ fn refuse(fields: Fields<'_>) -> Result<(), Error> {
         let what = format!("{} is not supported, only \"silu\"", Shown(activation));
         return Err(fields.error("hidden_act", what));
     }
-    let whole = |value: &Value| value.as_str() == Some("full_attention");
-    if let Some(layer) = fields.list("layer_types")?.into_iter().flatten().find(|v| !whole(v)) {
-        let what = format!("{}, expected \"full_attention\"", Shown(&layer.to_string()));
-        return Err(fields.error("layer_types", what));
-    }
     let own_code = fields.inner("auto_map", "auto_map.")?;
     if let Some(code) = own_code.and_then(|map| map.get("AutoModelForCausalLM")) {
         let what = format!("{}: the model runs code of its own", Shown(&code.to_string()));
@@ -206,8 +202,13 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
         rope_theta: rope::theta(fields)?,
         rope_scaling: RopeScaling::None,
         rope_magnitude: 1.0,
+        sliding_window: None,
         tie_word_embeddings: flag("tie_word_embeddings")?,
-        attention_bias: family == Family::Qwen2 || flag("attention_bias")?,
+        attention_bias: match family {
+            Family::Llama | Family::Qwen3 => flag("attention_bias")?,
+            Family::Mistral => false,
+            Family::Qwen2 => true,
+        },
         mlp_bias: family == Family::Llama && flag("mlp_bias")?,
     })
 }

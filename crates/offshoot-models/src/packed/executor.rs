@@ -190,6 +190,9 @@ impl PackedExecutor {
         self.logits_given = 0;
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
+            if config.sliding_window.is_some() {
+                s.check_places(index, s.cache.len())?;
+            }
             if s.cache.len() + s.tokens.len() > s.cache.capacity() {
                 return Err(Error::Step(format!(
                     "segment {index}: {} tokens after {} positions pass the context of {}",
@@ -413,6 +416,7 @@ impl Executor for Run<'_, '_> {
             v: value.get(rows),
             heads: width / self.model.config().head_dim,
             scale: how.scale,
+            window: how.window,
             norms,
             cos: cos.get(rows),
             sin: sin.get(rows),

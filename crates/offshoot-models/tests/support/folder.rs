@@ -275,6 +275,7 @@ pub(crate) fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
 fn config(c: &ModelConfig) -> Value {
     let class = match c.family {
         Family::Llama => "LlamaForCausalLM",
+        Family::Mistral => "MistralForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
         Family::Qwen3 => "Qwen3ForCausalLM",
         other => unreachable!("{other:?}"),
@@ -283,8 +284,11 @@ fn config(c: &ModelConfig) -> Value {
         RopeScaling::Linear { factor } => json!({ "type": "linear", "factor": factor }),
         _ => Value::Null,
     };
+    let window = c.sliding_window.as_ref();
     json!({
         "architectures": [class],
+        // Written out: left out, Mistral has one.
+        "sliding_window": window.map(|window| window.size),
         "model_type": c.family.name(),
         "hidden_act": "silu",
         "hidden_size": c.hidden_size,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use offshoot_models::Checkpoint;
 
 /// The models, which between them have every branch that an architecture has.
-pub(crate) const MODELS: [&str; 7] = [
+pub(crate) const MODELS: [&str; 8] = [
     "llama_biases",
     "llama_linear",
     "llama_factors",
@@ -15,6 +15,7 @@ pub(crate) const MODELS: [&str; 7] = [
     "qwen2_untied",
     "qwen3_tied",
     "qwen3_yarn",
+    "mistral_window",
 ];
 
 /// A text of one model and what transformers makes of it.

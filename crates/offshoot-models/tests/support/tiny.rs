@@ -40,6 +40,13 @@ impl Tiny {
         tiny
     }
 
+    /// Mistral's form: Llama's with a window of 3 positions.
+    pub(crate) fn mistral() -> Self {
+        let mut tiny = Self::llama();
+        tiny.set("llama.attention.sliding_window", 3u32);
+        tiny
+    }
+
     /// Qwen2's form: biases on q, k and v, and an output head of its own.
     pub(crate) fn qwen2() -> Self {
         let mut tiny = Self::without_biases("qwen2");
@@ -69,7 +76,7 @@ impl Tiny {
 
     /// A model of every family.
     pub(crate) fn families() -> Vec<Self> {
-        vec![Self::llama(), Self::qwen2(), Self::qwen3()]
+        vec![Self::llama(), Self::mistral(), Self::qwen2(), Self::qwen3()]
     }
 
     /// A model of one layer and few weights, for a corpus where bytes count.
