@@ -20,6 +20,8 @@ import gguf
 import numpy as np
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -35,7 +37,8 @@ TOKENS = 24
 # Between them: all families; biases everywhere, on attention alone, on q, k and v alone, and nowhere;
 # heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
 # heads; rotary frequencies plain, scaled linearly, by Llama 3's rule and by YaRN, whose ramp begins
-# and ends within a head; widths that are no multiple of 32; windows in all layers and in some.
+# and ends within a head; widths that are no multiple of 32; windows in all layers and in some;
+# norms after each half of a block, capped logits, scores of a scale of their own.
 MODELS = {
     "llama_biases": dict(
         config=LlamaConfig, hidden_size=40, intermediate_size=56, vocab_size=100,
@@ -89,9 +92,28 @@ MODELS = {
     "qwen3_window": dict(
         like="qwen3_tied", use_sliding_window=True, sliding_window=4, max_window_layers=1
     ),
+    "gemma3_linear": dict(
+        config=Gemma3TextConfig, num_hidden_layers=7, hidden_size=32, intermediate_size=40,
+        vocab_size=100, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        query_pre_attn_scalar=12, sliding_window=5, tie_word_embeddings=True,
+        final_logit_softcapping=4.0,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    "gemma3_scalar": dict(
+        like="gemma3_linear", query_pre_attn_scalar=40, final_logit_softcapping=None,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+        layer_types=["full_attention", "sliding_attention"] * 3 + ["full_attention"],
+    ),
 }  # fmt: skip
 
 CLASSES = {
+    Gemma3TextConfig: Gemma3ForCausalLM,
     LlamaConfig: LlamaForCausalLM,
     MistralConfig: MistralForCausalLM,
     Qwen2Config: Qwen2ForCausalLM,
@@ -99,12 +121,14 @@ CLASSES = {
 }
 
 # What llama.cpp calls the architectures that it does not call as transformers does.
-ARCHITECTURES = {"mistral": "llama"}
+ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
 
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q",
@@ -119,8 +143,10 @@ NAMES = {
 }
 
 
-def gguf_name(name):
+def gguf_name(name, arch):
     stem, kind = name.rsplit(".", 1)
+    if arch == "gemma3" and stem.endswith("post_attention_layernorm"):
+        return f"blk.{stem.split('.')[2]}.post_attention_norm.{kind}"
     if stem.startswith("model.layers."):
         layer, part = stem.removeprefix("model.layers.").split(".", 1)
         return f"blk.{layer}.{NAMES[part]}.{kind}"
@@ -131,16 +157,19 @@ def build(seed, spec):
     """A model with random weights, none of which the forward pass can do without."""
     spec = dict(spec)
     config_class = spec.pop("config")
-    config = config_class(
-        num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5,
-        attn_implementation="eager", **spec,
-    )  # fmt: skip
+    config = config_class(**{
+        "num_hidden_layers": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "attn_implementation": "eager", **spec,
+    })  # fmt: skip
     model = CLASSES[config_class](config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             random = torch.randn(weight.shape, generator=generator)
-            if name.endswith("norm.weight"):
+            if name.endswith("norm.weight") and config_class is Gemma3TextConfig:
+                # Less 1, and exact beside 1, as brain floats are.
+                weight.copy_((0.3 * random).bfloat16().float())
+            elif name.endswith("norm.weight"):
                 weight.copy_(1 + 0.3 * random)
             elif weight.dim() == 1:
                 weight.copy_(0.3 * random)
@@ -177,7 +206,10 @@ def write(path, model):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
+    if getattr(config, "final_logit_softcapping", None):
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -193,12 +225,14 @@ def write(path, model):
         writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
     for name, weight in model.named_parameters():
         values = weight.detach().numpy()
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            values = values + np.float32(1)
         if arch == "llama" and "q_proj" in name:
             values = interleave(values, config.num_attention_heads)
         if arch == "llama" and "k_proj" in name:
             values = interleave(values, config.num_key_value_heads)
         stored = np.float16 if values.ndim == 2 else np.float32
-        writer.add_tensor(gguf_name(name), values.astype(stored))
+        writer.add_tensor(gguf_name(name, arch), values.astype(stored))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -26,9 +26,13 @@ const FREE: [(usize, f64); 2] = [(1, 1.0), (64, 1.001)];
 const SURE: Prior = [[(50.0, 50.0); BINS]; CLASSES];
 
 fn tiny_model(threads: usize) -> (Model, Session) {
+    tiny_of(Tiny::qwen2(), threads)
+}
+
+fn tiny_of(mut tiny: Tiny, threads: usize) -> (Model, Session) {
     let dir = tempfile::tempdir().unwrap();
-    let mut tiny = Tiny::qwen2();
-    tiny.set("qwen2.context_length", CONTEXT as u32);
+    let context = tiny.keys.keys().find(|key| key.ends_with(".context_length")).unwrap().clone();
+    tiny.set(&context, CONTEXT as u32);
     let path = dir.path().join("tiny.gguf");
     std::fs::write(&path, tiny.bytes()).unwrap();
     let options = LoadOptions { threads, ..LoadOptions::default() };
@@ -275,11 +279,18 @@ fn who_listens_may_end_the_answer_in_the_middle_of_a_step() {
 /// there: a thousand steps of one session, then the next logits.
 #[test]
 fn a_cache_of_accepted_paths_is_that_of_plain_decoding() {
-    let (model, mut session) = tiny_model(2);
+    for tiny in Tiny::families() {
+        accepted_paths(tiny);
+    }
+}
+
+fn accepted_paths(tiny: Tiny) {
+    let (model, mut session) = tiny_of(tiny, 2);
     let prompt = [3, 4, 5];
     let options = options(SamplingOptions::greedy(), Some(1050));
     let options = GenerateOptions { ignore_eos: true, ..options };
     let text = Arc::new(generate(&model, &mut session, &prompt, &options).tokens);
+    let plain = text.clone();
     let oracle = Oracle {
         habit: Habit::RightThenWrong,
         text,
@@ -290,7 +301,8 @@ fn a_cache_of_accepted_paths_is_that_of_plain_decoding() {
     };
     let speculator = Speculator::new(vec![Box::new(oracle)], StepTimes::new(&FREE));
     session.set_speculator(Some(speculator));
-    generate(&model, &mut session, &prompt, &options);
+    let drafted = generate(&model, &mut session, &prompt, &options).tokens;
+    assert_eq!(drafted, *plain);
     let tokens = session.cached().to_vec();
     let rows = offshoot_models::LogitRows::Last;
     let after: Vec<u32> =

@@ -47,6 +47,9 @@ pub use kv_cache::KvCache;
 pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed};
 pub use ranked::{Ranked, rank_rows};
 pub use rope::RopeTable;
-pub use rows::{add_assign, argmax, rms_norm, rotate, silu_gate, softmax};
+pub use rows::{
+    Activation, add_assign, add_normed, argmax, gelu_gate, rms_norm, rotate, silu_gate, soft_cap,
+    softmax,
+};
 pub use team::{Pinning, Team, available_threads, pin_current_thread};
 pub use tile::{PackedMatrix, TILE_KIND, TileError};

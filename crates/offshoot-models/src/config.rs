@@ -10,6 +10,8 @@ use crate::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Family {
+    /// The text models of Gemma 3.
+    Gemma3,
     /// Llama 1, 2, 3.x and what shares its form: SmolLM2, TinyLlama.
     Llama,
     /// Mistral: Llama's form, with or without a window.
@@ -22,11 +24,13 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+    pub const ALL: [Self; 5] =
+        [Family::Gemma3, Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
 
     /// The `model_type` of `config.json`.
     pub const fn name(self) -> &'static str {
         match self {
+            Family::Gemma3 => "gemma3_text",
             Family::Llama => "llama",
             Family::Mistral => "mistral",
             Family::Qwen2 => "qwen2",
@@ -91,6 +95,13 @@ pub struct ModelConfig {
     pub rope_scaling: RopeScaling,
     /// Factor of the cosines and sines: 1 but where a scaling comes with another, as YaRN does.
     pub rope_magnitude: f32,
+    /// Base of the rotary frequencies, not stretched, of Gemma's layers that see no further back than
+    /// a window.
+    pub rope_local_base_freq: Option<f64>,
+    /// What the root is taken of that scores are divided by: the width of a head, but for Gemma.
+    pub query_pre_attn_scalar: f64,
+    /// Greatest magnitude that logits are brought to, if there is one.
+    pub final_logit_softcapping: Option<f32>,
     /// Layers that see no further back than a window, if there are any.
     pub sliding_window: Option<SlidingWindow>,
     /// Whether the output head is the embedding.
@@ -147,6 +158,20 @@ impl ModelConfig {
                 self.rope_magnitude
             )));
         }
+        for (name, value) in [
+            ("rope_local_base_freq", self.rope_local_base_freq),
+            ("query_pre_attn_scalar", Some(self.query_pre_attn_scalar)),
+            ("final_logit_softcapping", self.final_logit_softcapping.map(f64::from)),
+        ] {
+            if let Some(value) = value.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                return Err(Error::Config(format!(
+                    "{name} is {value}, expected a finite number above 0"
+                )));
+            }
+        }
+        if self.rope_local_base_freq.is_some_and(|base| base < 1.0) {
+            return Err(Error::Config("rope_local_base_freq is below 1".to_owned()));
+        }
         if let Some(window) = &self.sliding_window
             && window.layers.len() != self.num_hidden_layers
         {
@@ -181,6 +206,11 @@ impl ModelConfig {
     pub fn window(&self, layer: usize) -> Option<NonZeroUsize> {
         let window = self.sliding_window.as_ref()?;
         window.layers.get(layer)?.then_some(window.size)
+    }
+
+    /// The rotary table of layers within a window, where that is another, without rows.
+    pub(crate) fn local_rope_table(&self) -> Option<RopeTable> {
+        self.rope_local_base_freq.map(|base| RopeTable::new(base, self.head_dim, 1.0, |_| 1.0))
     }
 
     /// The rotary table that the numbers make, without rows.

@@ -23,16 +23,17 @@ mod tokenizer_spec;
 mod yarn;
 
 pub use architecture::{
-    Activation, Attention, Blueprint, Executor, HeadNorms, Input, LinearId, LinearSpec, Output,
-    Site, VectorId, VectorSpec,
+    Attention, Blueprint, Executor, Frequencies, HeadNorms, Input, LinearId, LinearSpec, Output,
+    PostNorm, Site, VectorId, VectorSpec,
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
 pub use config::{Family, ModelConfig, RopeScaling, SlidingWindow};
 pub use dense::{DenseCache, DenseHooks, DenseModel};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
-pub use families::{Architecture, Llama, Mistral, Qwen2, Qwen3};
+pub use families::{Architecture, Gemma3, Llama, Mistral, Qwen2, Qwen3};
 pub use identity::{BaseId, TemplateId, TokenizerId};
+pub use offshoot_kernels::Activation;
 pub use packed::{Hooks, NoHooks, PackedExecutor, PackedModel, SegmentRows, WeightCache};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use template::{ChatTemplate, Message, RenderOptions};

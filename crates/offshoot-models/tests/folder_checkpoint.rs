@@ -111,10 +111,38 @@ fn only_folders() -> Vec<(&'static str, Folder)> {
     let by_number = [used, size, ("max_window_layers", 1.into())];
     let [used, size] = in_qwen;
     let by_name = [used, size, ("layer_types", first_whole)];
+    let kinds: Vec<_> =
+        (0..7).map(|i| if i % 2 == 0 { "full_attention" } else { "sliding_attention" }).collect();
+    let gemma_old = [
+        ("query_pre_attn_scalar", 40.into()),
+        ("final_logit_softcapping", Value::Null),
+        ("sliding_window_pattern", Value::Null),
+        ("layer_types", json!(kinds)),
+        ("rope_scaling", Value::Null),
+        ("rope_theta", 1_000_000.0.into()),
+        ("rope_local_base_freq", 500.0.into()),
+    ];
+    let mut gemma_new = gemma_old.to_vec();
+    gemma_new.truncate(5);
+    for (name, value) in [
+        ("rope_theta", Value::Null),
+        ("rope_local_base_freq", Value::Null),
+        (
+            "rope_parameters",
+            json!({
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            }),
+        ),
+    ] {
+        gemma_new.push((name, value));
+    }
     vec![
         ("mistral_whole", like("mistral_window", &[("sliding_window", Value::Null)])),
         ("qwen3_window", like("qwen3_tied", &by_number)),
         ("qwen3_window", like("qwen3_tied", &by_name)),
+        ("gemma3_scalar", like("gemma3_linear", &gemma_old)),
+        ("gemma3_scalar", like("gemma3_linear", &gemma_new)),
     ]
 }
 
@@ -160,6 +188,17 @@ fn windows_are_read_as_transformers_reads_them() {
     assert_eq!(window(&|_| {}), Some((5, vec![true; 2])));
     assert_eq!(window(&|folder| folder.set("sliding_window", Value::Null)), None);
     assert_eq!(window(&without), Some((4096, vec![true; 2])));
+    // Gemma's layers in turns of six, or of what the file says.
+    let turns = |pattern: Value| {
+        let mut folder = folder("gemma3_linear");
+        folder.set("layer_types", Value::Null);
+        folder.set("sliding_window_pattern", pattern);
+        folder.open().unwrap().config().sliding_window.clone().map(|window| window.layers)
+    };
+    let local = |whole: &[usize]| Some((0..7).map(|i| !whole.contains(&i)).collect());
+    assert_eq!(turns(Value::Null), local(&[5]));
+    assert_eq!(turns(3.into()), local(&[2, 5]));
+    assert_eq!(turns(1.into()), None);
     // Llama has none, and Qwen only where a flag says so.
     for name in ["llama_linear", "qwen3_tied"] {
         let mut folder = folder(name);

@@ -71,6 +71,9 @@ fn a_llama_file_opens_under_canonical_names() {
         rope_scaling: RopeScaling::None,
         rope_magnitude: 1.0,
         sliding_window: None,
+        rope_local_base_freq: None,
+        query_pre_attn_scalar: 8.0,
+        final_logit_softcapping: None,
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,
@@ -99,6 +102,31 @@ fn a_qwen2_file_has_biases_and_a_head_of_its_own() {
     let bias = checkpoint.require("model.layers.0.self_attn.k_proj.bias").unwrap();
     assert_eq!(bias.info.shape, [KV_HEADS * HEAD_DIM]);
     assert!(checkpoint.unused().is_empty());
+}
+
+#[test]
+fn a_gemma3_file_has_norms_after_each_half_of_a_block_and_local_layers() {
+    let checkpoint = open(&Tiny::gemma3());
+    let config = checkpoint.config();
+    assert_eq!((config.family, config.tie_word_embeddings), (Family::Gemma3, true));
+    let windows = [config.window(0), config.window(1)].map(|window| window.map(|w| w.get()));
+    assert_eq!(windows, [Some(3), None]);
+    assert_eq!((config.rope_local_base_freq, config.query_pre_attn_scalar), (Some(10_000.0), 8.0));
+    assert_eq!(config.final_logit_softcapping, Some(30.0));
+    assert_eq!(checkpoint.tensors().count(), 2 + 13 * LAYERS);
+    assert!(checkpoint.unused().is_empty());
+    // A file stores the weights of norms, not these less 1.
+    assert_eq!(values(&checkpoint, "model.norm.weight")[8], 1.0);
+    let mut tiny = Tiny::gemma3();
+    tiny.keys.remove("gemma3.attention.sliding_window_pattern");
+    assert_eq!(open(&tiny).config().sliding_window.clone().unwrap().layers, [true; 2]);
+    tiny.set("gemma3.attn_logit_softcapping", 50f32);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("softcapped attention is not supported"), "{error}");
+    let mut tiny = Tiny::llama();
+    tiny.set("llama.final_logit_softcapping", 30f32);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("softcapped logits are not supported"), "{error}");
 }
 
 #[test]

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
+use offshoot_kernels::RopeTable;
 
 use super::primitives::{self, wide};
 use super::{DenseCache, DenseHooks, DenseModel};
 use crate::{
-    Activation, Attention, Error, Executor, HeadNorms, Input, LinearId, Output, RopeId, Segment,
-    SegmentRows, Site, VectorId,
+    Activation, Attention, Error, Executor, Frequencies, HeadNorms, Input, LinearId, Output,
+    PostNorm, RopeId, Segment, SegmentRows, Site, VectorId,
 };
 
 impl DenseModel {
@@ -46,6 +47,8 @@ struct Rows {
     /// Cosines and sines of the rotary angles, `[rows, head_dim / 2]` each.
     cos: Tensor,
     sin: Tensor,
+    /// The same by the model's local frequencies, where it has them.
+    local: Option<(Tensor, Tensor)>,
     /// For each segment what is added to its scores, `[rows of it, cached + rows of it]`: nothing for
     /// what a row sees, minus infinity for the rest.
     masks: Vec<Tensor>,
@@ -88,8 +91,12 @@ impl Rows {
             logit_counts.push(logits.len() - before);
         }
         let tokens = Tensor::new(tokens, device)?;
-        let (cos, sin) = rotations(model, &positions)?;
-        Ok(Self { tokens, cos, sin, masks, window_masks, logits, logit_counts })
+        let (cos, sin) = rotations(model, &model.rope, &positions)?;
+        let local = match &model.local_rope {
+            Some(rope) => Some(rotations(model, rope, &positions)?),
+            None => None,
+        };
+        Ok(Self { tokens, cos, sin, local, masks, window_masks, logits, logit_counts })
     }
 }
 
@@ -115,8 +122,12 @@ fn mask(
 
 /// Cosines and sines of each position's angles. An angle is rounded to f32, as in the reference
 /// implementations.
-fn rotations(model: &DenseModel, positions: &[u32]) -> Result<(Tensor, Tensor), Error> {
-    let (frequencies, magnitude) = (model.rope.frequencies(), model.rope.magnitude());
+fn rotations(
+    model: &DenseModel,
+    rope: &RopeTable,
+    positions: &[u32],
+) -> Result<(Tensor, Tensor), Error> {
+    let (frequencies, magnitude) = (rope.frequencies(), rope.magnitude());
     let shape = (positions.len(), frequencies.len());
     let angles = positions.iter().flat_map(|&position| {
         frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
@@ -196,9 +207,10 @@ fn unwritten(register: &impl std::fmt::Debug) -> Error {
 impl Executor for Run<'_, '_> {
     type Error = Error;
 
-    fn embed(&mut self) -> Result<(), Error> {
+    fn embed(&mut self, scale: f32) -> Result<(), Error> {
         let embedding = self.model.tensor(&self.model.blueprint.embedding)?;
         let rows = embedding.index_select(&self.rows.tokens, 0)?;
+        let rows = if scale == 1.0 { rows } else { (rows * f64::from(scale))? };
         self.outputs.insert(Output::Residual, rows);
         Ok(())
     }
@@ -218,8 +230,17 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Error> {
-        let sum = (self.output(Output::Residual)? + self.product(x, linear)?)?;
+    fn linear_residual(
+        &mut self,
+        x: Input,
+        linear: LinearId,
+        norm: Option<PostNorm>,
+    ) -> Result<(), Error> {
+        let mut product = self.product(x, linear)?;
+        if let Some(PostNorm { weight, eps }) = norm {
+            product = primitives::rms_norm(&product, self.model.vector(weight)?, eps)?;
+        }
+        let sum = (self.output(Output::Residual)? + product)?;
         self.outputs.insert(Output::Residual, sum);
         Ok(())
     }
@@ -231,6 +252,11 @@ impl Executor for Run<'_, '_> {
             }
             None => None,
         };
+        let local = self.rows.local.as_ref().map(|(cos, sin)| (cos, sin));
+        let (cos, sin) = match how.frequencies {
+            Frequencies::Segment => (&self.rows.cos, &self.rows.sin),
+            Frequencies::Local => local.ok_or_else(|| unwritten(&how.frequencies))?,
+        };
         let masks = match how.window {
             Some(_) => &self.rows.window_masks,
             None => &self.rows.masks,
@@ -239,8 +265,7 @@ impl Executor for Run<'_, '_> {
         for index in 0..self.segments.len() {
             let rows = self.segments[index].tokens.len();
             let by_head = |x: Tensor| x.transpose(0, 1)?.contiguous();
-            let (cos, sin) =
-                (self.rows.cos.narrow(0, first, rows)?, self.rows.sin.narrow(0, first, rows)?);
+            let (cos, sin) = (cos.narrow(0, first, rows)?, sin.narrow(0, first, rows)?);
             let mut q = self.heads(Output::Query, first, rows)?;
             let mut k = self.heads(Output::Key, first, rows)?;
             if let Some((query, key, eps)) = norms {
@@ -267,8 +292,13 @@ impl Executor for Run<'_, '_> {
         up: LinearId,
         activation: Activation,
     ) -> Result<(), Error> {
-        let Activation::Silu = activation;
-        let gated = (self.product(x, gate)?.silu()? * self.product(x, up)?)?;
+        let gate = self.product(x, gate)?;
+        let gate = match activation {
+            Activation::Silu => gate.silu()?,
+            // The approximation by `tanh`.
+            Activation::GeluTanh => gate.gelu()?,
+        };
+        let gated = (gate * self.product(x, up)?)?;
         self.inputs.insert(Input::Gated, gated);
         Ok(())
     }
@@ -281,14 +311,18 @@ impl Executor for Run<'_, '_> {
         self.hooks.tap(site, &rows)
     }
 
-    fn logits(&mut self, head: LinearId) -> Result<(), Error> {
+    fn logits(&mut self, head: LinearId, cap: Option<f32>) -> Result<(), Error> {
         if self.rows.logits.is_empty() {
             return Ok(());
         }
         let rows = Tensor::new(self.rows.logits.as_slice(), self.model.device())?;
         let x = self.input(Input::Normed)?.index_select(&rows, 0)?;
         let logits = self.with_addends(head, &x, |run, s| run.rows.logit_counts[s])?;
-        self.logits = logits.to_dtype(wide(self.model.dtype()))?;
+        let logits = logits.to_dtype(wide(self.model.dtype()))?;
+        self.logits = match cap.map(f64::from) {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        };
         Ok(())
     }
 }

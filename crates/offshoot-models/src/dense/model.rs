@@ -19,6 +19,8 @@ pub struct DenseModel {
     tensors: BTreeMap<String, Tensor>,
     /// The rotary frequencies; the table has no rows.
     pub(super) rope: RopeTable,
+    /// Those of layers within a window, where they are others.
+    pub(super) local_rope: Option<RopeTable>,
 }
 
 impl DenseModel {
@@ -61,8 +63,8 @@ impl DenseModel {
         for (name, shape) in &shapes {
             check(name, get(&tensors, name)?, shape, &device, dtype)?;
         }
-        let rope = config.rope_table();
-        Ok(Self { config, architecture, blueprint, device, dtype, tensors, rope })
+        let (rope, local_rope) = (config.rope_table(), config.local_rope_table());
+        Ok(Self { config, architecture, blueprint, device, dtype, tensors, rope, local_rope })
     }
 
     /// Sizes and constants.

@@ -14,10 +14,11 @@ use crate::{
 
 /// Keys of the architecture that, unless zero, mean a model that offshoot would run wrongly, and
 /// what to say of them.
-const REFUSED: [(&str, &str); 4] = [
+const REFUSED: [(&str, &str); 5] = [
     ("expert_count", "mixtures of experts are not supported"),
     ("expert_used_count", "mixtures of experts are not supported"),
     ("attention.clamp_kqv", "clamped attention is not supported"),
+    ("attn_logit_softcapping", "softcapped attention is not supported"),
     ("attention.max_alibi_bias", "ALiBi attention is not supported"),
 ];
 
@@ -76,12 +77,13 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
     }
     let name = gguf.text("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
     match name {
+        "gemma3" => Ok(Family::Gemma3),
         "llama" if window(gguf, name)?.is_some() => Ok(Family::Mistral),
         "llama" => Ok(Family::Llama),
         "qwen2" => Ok(Family::Qwen2),
         "qwen3" => Ok(Family::Qwen3),
         _ => Err(malformed(format_args!(
-            "key \"general.architecture\": {} is not supported, only llama, qwen2, qwen3",
+            "key \"general.architecture\": {} is not supported, only gemma3, llama, qwen2 and qwen3",
             Shown(name)
         ))),
     }
@@ -90,6 +92,7 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
 /// The name of a family in GGUF files. Mistral's are Llama's, with a window if they have one.
 fn arch(family: Family) -> &'static str {
     match family {
+        Family::Gemma3 => "gemma3",
         Family::Llama | Family::Mistral => "llama",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
@@ -110,6 +113,11 @@ fn sliding_window(gguf: &Gguf<'_>, config: &ModelConfig) -> Result<Option<Slidin
     let (family, layers) = (config.family, config.num_hidden_layers);
     let Some(size) = window(gguf, arch(family))? else { return Ok(None) };
     match family {
+        Family::Gemma3 => {
+            let each = pattern(gguf)?;
+            let layers = (1..=layers).map(|i| !i.is_multiple_of(each)).collect();
+            Ok(Some(SlidingWindow { size, layers }))
+        }
         Family::Mistral if config.attention_bias || config.mlp_bias => {
             Err(malformed("key \"llama.attention.sliding_window\": not supported beside biases"))
         }
@@ -165,11 +173,18 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
             })
         })
     };
+    let layers = required_size(gguf, family, "block_count")?;
+    let cap = format!("{arch}.final_logit_softcapping");
+    let final_logit_softcapping = gguf.float(&cap)?.filter(|cap| *cap != 0.0).map(|cap| cap as f32);
+    if family != Family::Gemma3 && final_logit_softcapping.is_some() {
+        return Err(malformed(format_args!("key \"{cap}\": softcapped logits are not supported")));
+    }
+    let local_theta = gguf.float(&format!("{arch}.rope.freq_base_swa"))?.unwrap_or(10_000.0);
     Ok(ModelConfig {
         family,
         hidden_size,
         intermediate_size: required_size(gguf, family, "feed_forward_length")?,
-        num_hidden_layers: required_size(gguf, family, "block_count")?,
+        num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: size(gguf, family, "attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
@@ -181,12 +196,43 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
         rope_scaling: RopeScaling::None,
         rope_magnitude: 1.0,
         sliding_window: None,
+        rope_local_base_freq: (family == Family::Gemma3).then_some(local_theta),
+        query_pre_attn_scalar: score_scalar(family, hidden_size, heads, head_dim, layers),
+        final_logit_softcapping,
         tie_word_embeddings: gguf.tensor("output.weight").is_none(),
         attention_bias: family == Family::Qwen2
             || block_has(&[".attn_q.bias", ".attn_k.bias", ".attn_v.bias", ".attn_output.bias"]),
         mlp_bias: matches!(family, Family::Llama | Family::Mistral)
             && block_has(&[".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"]),
     })
+}
+
+/// How often a layer of Gemma sees everything: llama.cpp's own number unless the file has one.
+fn pattern(gguf: &Gguf<'_>) -> Result<usize, Error> {
+    let key = "gemma3.attention.sliding_window_pattern";
+    let each = gguf.unsigned(key)?.unwrap_or(6);
+    usize::try_from(each)
+        .ok()
+        .filter(|each| *each > 0)
+        .ok_or_else(|| malformed(format_args!("key \"{key}\": {each}, expected 1 or more")))
+}
+
+/// Layers of the Gemma 3 of 27 billion weights, whose scores have a scale of their own that files do
+/// not give; llama.cpp knows it by this number, too.
+const GEMMA_27B_LAYERS: usize = 62;
+
+/// What Gemma's scores are divided by the root of.
+fn score_scalar(
+    family: Family,
+    hidden: usize,
+    heads: usize,
+    head_dim: usize,
+    layers: usize,
+) -> f64 {
+    match family {
+        Family::Gemma3 if layers == GEMMA_27B_LAYERS => hidden as f64 / heads as f64,
+        _ => head_dim as f64,
+    }
 }
 
 /// The width of a head, equal for queries, keys and values and rotated whole.
@@ -364,7 +410,7 @@ impl Mapping<'_, '_> {
             )));
         }
         let (block, range) = (tensor.block, tensor.range.clone());
-        self.tensors.insert(name, TensorInfo { shape, block, range, file: 0, rows });
+        self.tensors.insert(name, TensorInfo { shape, block, range, file: 0, rows, shift: 0.0 });
         Ok(())
     }
 }
@@ -392,10 +438,11 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
     let kv = config.num_key_value_heads * config.head_dim;
     let ffn = config.intermediate_size;
     // llama.cpp's converter stores q and k of Llama and Mistral with the two halves of a head interleaved,
-    // weights and biases alike; Qwen rotates halves there as here, and is stored plain.
+    // weights and biases alike; the others rotate halves there as here, and are
+    // stored plain.
     let rotary = match config.family {
         Family::Llama | Family::Mistral => RowOrder::RotaryPairs { head_dim: config.head_dim },
-        Family::Qwen2 | Family::Qwen3 => RowOrder::Plain,
+        Family::Gemma3 | Family::Qwen2 | Family::Qwen3 => RowOrder::Plain,
     };
     let plain = RowOrder::Plain;
     let qkv_bias = config.attention_bias;
@@ -415,11 +462,18 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
         shape: shape.to_vec(),
         rows,
     };
-    let mut parts = vec![
-        part("attn_norm", "input_layernorm", "weight", &[hidden], plain),
-        part("ffn_norm", "post_attention_layernorm", "weight", &[hidden], plain),
-    ];
-    if config.family == Family::Qwen3 {
+    let norms: &[(&str, &str)] = match config.family {
+        Family::Gemma3 => &[
+            ("attn_norm", "input_layernorm"),
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("ffn_norm", "pre_feedforward_layernorm"),
+            ("post_ffw_norm", "post_feedforward_layernorm"),
+        ],
+        _ => &[("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")],
+    };
+    let norm = |(gguf, canonical): &(&str, &str)| part(gguf, canonical, "weight", &[hidden], plain);
+    let mut parts: Vec<Part> = norms.iter().map(norm).collect();
+    if matches!(config.family, Family::Gemma3 | Family::Qwen3) {
         let head = &[config.head_dim];
         parts.push(part("attn_q_norm", "self_attn.q_norm", "weight", head, plain));
         parts.push(part("attn_k_norm", "self_attn.k_norm", "weight", head, plain));

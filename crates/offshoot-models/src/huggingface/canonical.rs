@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::shards::Stored;
 use super::{INDEX, Parts, WEIGHTS, wrong};
 use crate::shown::Shown;
-use crate::{Architecture, Error, ModelConfig, RowOrder, TensorInfo};
+use crate::{Architecture, Error, Family, ModelConfig, RowOrder, TensorInfo};
 
 /// The tensors under canonical names, and those of the folder that the model does without.
 ///
@@ -35,7 +35,9 @@ pub(super) fn map(
         }
         let (block, range) = (place.block, place.range);
         let rows = RowOrder::Plain;
-        tensors.insert(name, TensorInfo { shape, block, range, file: number, rows });
+        let gemma = config.family == Family::Gemma3;
+        let shift = if gemma && name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        tensors.insert(name, TensorInfo { shape, block, range, file: number, rows, shift });
     }
     if let Some((name, found)) = stored.iter().find(|(name, _)| !is_idle(config, name)) {
         let what = format!(

@@ -58,7 +58,7 @@ const REFUSED: [(&str, &str); 12] = [
     ("use_qk_norm", "norms of queries and keys are not supported"),
     ("qk_norm", "norms of queries and keys are not supported"),
     ("attn_logit_softcapping", "softcapped attention is not supported"),
-    ("final_logit_softcapping", "softcapped logits are not supported"),
+    ("use_bidirectional_attention", "attention to what follows is not supported"),
     ("is_encoder_decoder", "models with an encoder are not supported"),
 ];
 
@@ -73,12 +73,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
     let value: Value = serde_json::from_slice(bytes).map_err(|e| not_json(CONFIG, &e))?;
     let fields = Fields::whole(CONFIG, &value)?;
     let family = family(fields)?;
-    refuse(fields)?;
+    refuse(fields, family)?;
     let mut config = sizes(fields, family)?;
     let check = |config: &ModelConfig| config.validate().map_err(|e| named(&e));
     check(&config)?;
     (config.rope_scaling, config.rope_magnitude) =
-        rope::scaling(fields, config.rope_theta, config.head_dim)?;
+        rope::scaling(fields, family, config.rope_theta, config.head_dim)?;
     config.sliding_window = windows::read(fields, family, config.num_hidden_layers)?;
     check(&config)?;
     Ok(Told {
@@ -101,6 +101,7 @@ fn named(error: &Error) -> Error {
 /// The architecture's class in transformers.
 fn class(family: Family) -> &'static str {
     match family {
+        Family::Gemma3 => "Gemma3ForCausalLM",
         Family::Llama => "LlamaForCausalLM",
         Family::Mistral => "MistralForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
@@ -149,7 +150,7 @@ fn family(fields: Fields<'_>) -> Result<Family, Error> {
 }
 
 /// Refuses settings that change the computation in ways that offshoot does not have.
-fn refuse(fields: Fields<'_>) -> Result<(), Error> {
+fn refuse(fields: Fields<'_>, family: Family) -> Result<(), Error> {
     let idle = |value: &Value| match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(number) => number.as_f64() == Some(0.0),
@@ -161,10 +162,19 @@ fn refuse(fields: Fields<'_>) -> Result<(), Error> {
             return Err(fields.error(name, why));
         }
     }
-    if let Some(activation) = fields.text("hidden_act")?.filter(|a| !matches!(*a, "silu" | "swish"))
-    {
-        let what = format!("{} is not supported, only \"silu\"", Shown(activation));
-        return Err(fields.error("hidden_act", what));
+    let (names, activations): (&[&str], &[&str]) = match family {
+        Family::Gemma3 => (&["hidden_activation", "hidden_act"], &["gelu_pytorch_tanh"]),
+        _ => (&["hidden_act"], &["silu", "swish"]),
+    };
+    for name in names {
+        if let Some(other) = fields.text(name)?.filter(|name| !activations.contains(name)) {
+            let what = format!("{} is not supported, only {:?}", Shown(other), activations[0]);
+            return Err(fields.error(name, what));
+        }
+    }
+    if family != Family::Gemma3 && fields.number("final_logit_softcapping")?.is_some() {
+        let what = "softcapped logits are not supported of this model";
+        return Err(fields.error("final_logit_softcapping", what));
     }
     let own_code = fields.inner("auto_map", "auto_map.")?;
     if let Some(code) = own_code.and_then(|map| map.get("AutoModelForCausalLM")) {
@@ -178,9 +188,11 @@ fn refuse(fields: Fields<'_>) -> Result<(), Error> {
 fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
     let hidden_size = fields.required_size("hidden_size")?;
     let heads = fields.required_size("num_attention_heads")?;
+    let gemma = family == Family::Gemma3;
     let head_dim = match fields.size("head_dim")? {
         Some(head_dim) => head_dim,
         None if family == Family::Qwen3 => 128,
+        None if gemma => 256,
         None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             let what = format!("{hidden_size} is no multiple of num_attention_heads, {heads}");
@@ -194,18 +206,29 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
         intermediate_size: fields.required_size("intermediate_size")?,
         num_hidden_layers: fields.required_size("num_hidden_layers")?,
         num_attention_heads: heads,
-        num_key_value_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
+        num_key_value_heads: fields.size("num_key_value_heads")?.unwrap_or(if gemma {
+            4
+        } else {
+            heads
+        }),
         head_dim,
         vocab_size: fields.required_size("vocab_size")?,
         max_position_embeddings: fields.required_size("max_position_embeddings")?,
         rms_norm_eps: fields.required_number("rms_norm_eps")? as f32,
-        rope_theta: rope::theta(fields)?,
+        rope_theta: rope::theta(fields, family)?,
+        rope_local_base_freq: if gemma { Some(rope::local_theta(fields)?) } else { None },
+        query_pre_attn_scalar: match fields.number("query_pre_attn_scalar")?.filter(|_| gemma) {
+            Some(scalar) => scalar,
+            None if gemma => 256.0,
+            None => head_dim as f64,
+        },
+        final_logit_softcapping: fields.number("final_logit_softcapping")?.map(|cap| cap as f32),
         rope_scaling: RopeScaling::None,
         rope_magnitude: 1.0,
         sliding_window: None,
-        tie_word_embeddings: flag("tie_word_embeddings")?,
+        tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(gemma),
         attention_bias: match family {
-            Family::Llama | Family::Qwen3 => flag("attention_bias")?,
+            Family::Gemma3 | Family::Llama | Family::Qwen3 => flag("attention_bias")?,
             Family::Mistral => false,
             Family::Qwen2 => true,
         },

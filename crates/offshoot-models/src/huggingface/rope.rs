@@ -6,10 +6,15 @@ use std::f32::consts::TAU;
 use super::fields::Fields;
 use crate::shown::Shown;
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
-use crate::{Error, RopeScaling};
+use crate::{Error, Family, RopeScaling};
 
 /// transformers' default.
 const THETA: f64 = 10_000.0;
+/// Its default for Gemma's layers that see everything; those within a window have the other.
+const GEMMA_THETA: f64 = 1_000_000.0;
+/// Gemma's two kinds of layers, each of which newer files give parameters of its own.
+const WHOLE: &str = "full_attention";
+const LOCAL: &str = "sliding_attention";
 
 /// The fields of a scaling that are understood.
 const KNOWN: [&str; 11] = [
@@ -26,9 +31,45 @@ const KNOWN: [&str; 11] = [
     "beta_slow",
 ];
 
+/// Gemma's parameters of one kind of layer, if the file is a newer one.
+fn of_layers<'a>(fields: Fields<'a>, kind: &str) -> Result<Option<Fields<'a>>, Error> {
+    let Some(both) = fields.inner("rope_parameters", "rope_parameters.")? else { return Ok(None) };
+    if let Some(name) = both.names().find(|name| ![WHOLE, LOCAL].contains(name)) {
+        let what = format!("is not supported, only {WHOLE} and {LOCAL}");
+        return Err(both.error(&Shown(name).to_string(), what));
+    }
+    both.inner(
+        kind,
+        if kind == WHOLE {
+            "rope_parameters.full_attention."
+        } else {
+            "rope_parameters.sliding_attention."
+        },
+    )
+}
+
+/// The base of the frequencies of Gemma's layers that see no further back than a window.
+pub(super) fn local_theta(fields: Fields<'_>) -> Result<f64, Error> {
+    let mut theta = fields.number("rope_local_base_freq")?;
+    if let Some(parameters) = of_layers(fields, LOCAL)? {
+        if let Some(name) = parameters.names().find(|n| !["rope_type", "rope_theta"].contains(n)) {
+            return Err(parameters.error(&Shown(name).to_string(), "is not supported"));
+        }
+        if let Some(kind) = parameters.text("rope_type")?.filter(|kind| *kind != "default") {
+            let what = format!("{} is not supported, only \"default\"", Shown(kind));
+            return Err(parameters.error("rope_type", what));
+        }
+        theta = parameters.number("rope_theta")?.or(theta);
+    }
+    Ok(f64::from(theta.unwrap_or(THETA) as f32))
+}
+
 /// The object that says how, if there is one.
-fn parameters<'a>(fields: Fields<'a>) -> Result<Option<Fields<'a>>, Error> {
-    let new = fields.inner("rope_parameters", "rope_parameters.")?;
+fn parameters<'a>(fields: Fields<'a>, family: Family) -> Result<Option<Fields<'a>>, Error> {
+    let new = match family {
+        Family::Gemma3 => of_layers(fields, WHOLE)?,
+        _ => fields.inner("rope_parameters", "rope_parameters.")?,
+    };
     let old = fields.inner("rope_scaling", "rope_scaling.")?;
     match (new, old) {
         (Some(_), Some(_)) if fields.get("rope_parameters") != fields.get("rope_scaling") => {
@@ -45,14 +86,17 @@ fn parameters<'a>(fields: Fields<'a>) -> Result<Option<Fields<'a>>, Error> {
 }
 
 /// The base of the frequencies, in single precision as transformers and GGUF files have it.
-pub(super) fn theta(fields: Fields<'_>) -> Result<f64, Error> {
-    let inner = match parameters(fields)? {
+pub(super) fn theta(fields: Fields<'_>, family: Family) -> Result<f64, Error> {
+    let inner = match parameters(fields, family)? {
         Some(parameters) => parameters.number("rope_theta")?,
         None => None,
     };
     let theta = match inner {
         Some(theta) => theta,
-        None => fields.number("rope_theta")?.unwrap_or(THETA),
+        None => fields.number("rope_theta")?.unwrap_or(match family {
+            Family::Gemma3 => GEMMA_THETA,
+            _ => THETA,
+        }),
     };
     Ok(f64::from(theta as f32))
 }
@@ -61,16 +105,17 @@ pub(super) fn theta(fields: Fields<'_>) -> Result<f64, Error> {
 /// magnitude that comes with it.
 pub(super) fn scaling(
     fields: Fields<'_>,
+    family: Family,
     theta: f64,
     head_dim: usize,
 ) -> Result<(RopeScaling, f32), Error> {
-    for fields in [Some(fields), parameters(fields)?].into_iter().flatten() {
+    for fields in [Some(fields), parameters(fields, family)?].into_iter().flatten() {
         let name = "partial_rotary_factor";
         if let Some(part) = fields.number(name)?.filter(|part| *part != 1.0) {
             return Err(fields.error(name, format_args!("{part} is not supported, only 1")));
         }
     }
-    let Some(parameters) = parameters(fields)? else { return Ok((RopeScaling::None, 1.0)) };
+    let Some(parameters) = parameters(fields, family)? else { return Ok((RopeScaling::None, 1.0)) };
     let (new, old) = (parameters.text("rope_type")?, parameters.text("type")?);
     if let (Some(new), Some(old)) = (new, old)
         && new != old

@@ -4,6 +4,8 @@
 //! Mistral         `sliding_window`, in every layer; absent 4096, null none
 //! Qwen2, Qwen3    `sliding_window` if `use_sliding_window`, in the layers from `max_window_layers` on or
 //!                 in those that `layer_types` names
+//! Gemma 3         `sliding_window`, in all layers but every sixth, or as `sliding_window_pattern` or
+//!                 `layer_types` say
 //! Llama           none
 //! ```
 
@@ -19,6 +21,9 @@ use crate::{Error, Family, SlidingWindow};
 const SIZE: usize = 4096;
 /// Qwen's default of `max_window_layers`.
 const FIRST_LAYER: usize = 28;
+
+/// Gemma's default: every sixth layer sees everything.
+const PATTERN: usize = 6;
 
 /// The windows of a model of `layers` layers.
 pub(super) fn read(
@@ -36,6 +41,19 @@ pub(super) fn read(
                 return Err(fields.error(flag, "attention within a window is not supported here"));
             }
             None
+        }
+        Family::Gemma3 => {
+            let pattern = "sliding_window_pattern";
+            let each = fields.size(pattern)?.unwrap_or(PATTERN);
+            if each == 0 {
+                return Err(fields.error(pattern, "0, expected 1 or more"));
+            }
+            let of_pattern = || (1..=layers).map(|i| !i.is_multiple_of(each)).collect();
+            let local = named.clone().unwrap_or_else(of_pattern);
+            if size.is_none() && local.contains(&true) {
+                return Err(fields.error("sliding_window", "null, but there are layers with one"));
+            }
+            size.map(|size| (size, local))
         }
         Family::Mistral => size.map(|size| (size, vec![true; layers])),
         Family::Qwen2 | Family::Qwen3 => {

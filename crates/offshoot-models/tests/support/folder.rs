@@ -30,7 +30,10 @@ pub(crate) struct Folder {
 impl Folder {
     /// The same model: tensors in F16 or BF16 where they are so there, else in F32.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+        let gemma = checkpoint.config().family == Family::Gemma3;
         let tensors = checkpoint.tensors().map(|tensor| {
+            // Gemma's folders store the weights of norms less 1.
+            let less = if gemma && tensor.name.ends_with("norm.weight") { 1.0 } else { 0.0 };
             let block = match tensor.info.block {
                 half @ (BlockType::F16 | BlockType::Bf16) => half,
                 _ => BlockType::F32,
@@ -39,6 +42,7 @@ impl Folder {
             let mut bytes = Vec::new();
             for r in 0..tensor.row_count() {
                 tensor.read_row(r, &mut row).unwrap();
+                row.iter_mut().for_each(|x| *x -= less);
                 block.quantize(&row, &mut bytes).unwrap();
             }
             let shape = tensor.info.shape.clone();
@@ -274,6 +278,7 @@ pub(crate) fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
 /// `config.json` in the older spelling; of scaled frequencies only linear ones.
 fn config(c: &ModelConfig) -> Value {
     let class = match c.family {
+        Family::Gemma3 => "Gemma3ForCausalLM",
         Family::Llama => "LlamaForCausalLM",
         Family::Mistral => "MistralForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
@@ -285,12 +290,13 @@ fn config(c: &ModelConfig) -> Value {
         _ => Value::Null,
     };
     let window = c.sliding_window.as_ref();
-    json!({
+    let gemma = c.family == Family::Gemma3;
+    let activation = if gemma { "hidden_activation" } else { "hidden_act" };
+    let mut config = json!({
         "architectures": [class],
         // Written out: left out, Mistral has one.
         "sliding_window": window.map(|window| window.size),
         "model_type": c.family.name(),
-        "hidden_act": "silu",
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,
         "num_hidden_layers": c.num_hidden_layers,
@@ -308,5 +314,15 @@ fn config(c: &ModelConfig) -> Value {
         "mlp_bias": c.mlp_bias,
         "torch_dtype": "float16",
         "transformers_version": "4.57.1",
-    })
+    });
+    config[activation] = if gemma { "gelu_pytorch_tanh" } else { "silu" }.into();
+    if gemma {
+        config["rope_local_base_freq"] = c.rope_local_base_freq.into();
+        config["query_pre_attn_scalar"] = c.query_pre_attn_scalar.into();
+        config["final_logit_softcapping"] = c.final_logit_softcapping.into();
+        let local = window.map(|window| window.layers.clone()).unwrap_or_default();
+        let kind = |local| if local { "sliding_attention" } else { "full_attention" };
+        config["layer_types"] = local.into_iter().map(kind).collect();
+    }
+    config
 }

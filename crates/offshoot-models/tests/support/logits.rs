@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use offshoot_models::Checkpoint;
 
 /// The models, which between them have every branch that an architecture has.
-pub(crate) const MODELS: [&str; 8] = [
+pub(crate) const MODELS: [&str; 9] = [
     "llama_biases",
     "llama_linear",
     "llama_factors",
@@ -16,6 +16,7 @@ pub(crate) const MODELS: [&str; 8] = [
     "qwen3_tied",
     "qwen3_yarn",
     "mistral_window",
+    "gemma3_linear",
 ];
 
 /// A text of one model and what transformers makes of it.

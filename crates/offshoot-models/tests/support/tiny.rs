@@ -40,6 +40,25 @@ impl Tiny {
         tiny
     }
 
+    /// Gemma 3's form: norms of each head of q and k and after each half of a block, the layers but each
+    /// second within a window of 3 positions, capped logits.
+    pub(crate) fn gemma3() -> Self {
+        let mut tiny = Self::without_biases("gemma3");
+        tiny.set("tokenizer.ggml.pre", "smollm");
+        tiny.set("gemma3.attention.sliding_window", 3u32);
+        tiny.set("gemma3.attention.sliding_window_pattern", 2u32);
+        tiny.set("gemma3.final_logit_softcapping", 30f32);
+        for layer in 0..LAYERS {
+            for part in ["post_attention_norm", "post_ffw_norm"] {
+                tiny.vector(&format!("blk.{layer}.{part}.weight"), HIDDEN);
+            }
+            for part in ["q", "k"] {
+                tiny.vector(&format!("blk.{layer}.attn_{part}_norm.weight"), HEAD_DIM);
+            }
+        }
+        tiny
+    }
+
     /// Mistral's form: Llama's with a window of 3 positions.
     pub(crate) fn mistral() -> Self {
         let mut tiny = Self::llama();
@@ -76,7 +95,7 @@ impl Tiny {
 
     /// A model of every family.
     pub(crate) fn families() -> Vec<Self> {
-        vec![Self::llama(), Self::mistral(), Self::qwen2(), Self::qwen3()]
+        vec![Self::gemma3(), Self::llama(), Self::mistral(), Self::qwen2(), Self::qwen3()]
     }
 
     /// A model of one layer and few weights, for a corpus where bytes count.
