@@ -26,6 +26,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -36,8 +38,8 @@ TOKENS = 24
 
 # Between them: all families; biases everywhere, on attention alone, on q, k and v alone, and nowhere;
 # heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
-# heads; rotary frequencies plain, scaled linearly, by Llama 3's rule and by YaRN, whose ramp begins
-# and ends within a head; widths that are no multiple of 32; windows in all layers and in some;
+# heads; rotary frequencies plain, scaled linearly, by Llama 3's rule, by LongRoPE's and by YaRN,
+# whose ramp begins and ends within a head; widths that are no multiple of 32; windows in all layers and in some;
 # norms after each half of a block, capped logits, scores of a scale of their own.
 MODELS = {
     "llama_biases": dict(
@@ -102,6 +104,24 @@ MODELS = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         },
     ),
+    "phi3_short": dict(
+        config=Phi3Config, hidden_size=48, intermediate_size=40, vocab_size=101,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, sliding_window=7,
+        original_max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64,
+            "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
+        },
+    ),
+    "phi3_long": dict(
+        like="phi3_short", original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 16,
+            "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
+        },
+    ),
     "gemma3_scalar": dict(
         like="gemma3_linear", query_pre_attn_scalar=40, final_logit_softcapping=None,
         rope_parameters={
@@ -116,6 +136,7 @@ CLASSES = {
     Gemma3TextConfig: Gemma3ForCausalLM,
     LlamaConfig: LlamaForCausalLM,
     MistralConfig: MistralForCausalLM,
+    Phi3Config: Phi3ForCausalLM,
     Qwen2Config: Qwen2ForCausalLM,
     Qwen3Config: Qwen3ForCausalLM,
 }
@@ -136,7 +157,9 @@ NAMES = {
     "self_attn.v_proj": "attn_v",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -219,6 +242,12 @@ def write(path, model):
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+    if rope["rope_type"] == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_attn_factors(model.model.rotary_emb.attention_scaling)
+        for length in ["short", "long"]:
+            factors = np.array(rope[f"{length}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{length}.weight", factors)
     if rope["rope_type"] == "llama3":
         plain = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
         scaled = model.model.rotary_emb.inv_freq.double().numpy()

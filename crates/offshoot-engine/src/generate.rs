@@ -127,6 +127,8 @@ pub struct Session {
     /// The tokens whose keys and values are decided.
     cached: Vec<u32>,
     context: usize,
+    /// The rotary table for texts that may fill the context.
+    rope: RopeId,
     parents: Vec<Option<u32>>,
     positions: Vec<u32>,
     speculator: Option<Speculator>,
@@ -146,6 +148,7 @@ impl Session {
             cache: model.packed().new_cache(context + SLACK),
             cached: Vec::with_capacity(context),
             context,
+            rope: model.packed().config().rope_for(context),
             parents: offshoot_models::chain(PROMPT_CHUNK),
             positions: Vec::with_capacity(PROMPT_CHUNK),
             speculator: None,
@@ -249,7 +252,7 @@ impl Session {
             tokens,
             parents: &self.parents[..tokens.len()],
             positions: &self.positions,
-            rope: RopeId::default(),
+            rope: self.rope,
             variant: VariantId::default(),
             logits,
         };
@@ -430,7 +433,7 @@ impl Session {
             tokens: tree.tokens(),
             parents: tree.parents(),
             positions: &self.positions,
-            rope: RopeId::default(),
+            rope: self.rope,
             variant: VariantId::default(),
             logits: LogitRows::All,
         };

@@ -44,7 +44,7 @@ pub(crate) unsafe fn silu<L: Lanes>(x: L::F) -> L::F {
 #[inline(always)]
 pub(crate) unsafe fn gelu_tanh<L: Lanes>(x: L::F) -> L::F {
     // 2 sqrt(2 / pi), and that times 0.044715.
-    const LINEAR: f32 = 1.595_769_1;
+    const LINEAR: f32 = 1.595_769;
     const CUBIC: f32 = 0.071_354_814;
     // SAFETY: the caller runs where the instructions of `L` exist.
     unsafe {

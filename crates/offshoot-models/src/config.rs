@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use offshoot_kernels::RopeTable;
 
-use crate::Error;
+use crate::{Error, RopeId};
 
 /// An architecture that offshoot runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,6 +16,8 @@ pub enum Family {
     Llama,
     /// Mistral: Llama's form, with or without a window.
     Mistral,
+    /// Phi-3 and 3.5 mini: Llama's form, stored otherwise.
+    Phi3,
     /// Qwen2 and Qwen2.5: Llama's form with biases on q, k and v.
     Qwen2,
     /// Qwen3 without experts: norms of each head of queries and keys.
@@ -24,8 +26,14 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 5] =
-        [Family::Gemma3, Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+    pub const ALL: [Self; 6] = [
+        Family::Gemma3,
+        Family::Llama,
+        Family::Mistral,
+        Family::Phi3,
+        Family::Qwen2,
+        Family::Qwen3,
+    ];
 
     /// The `model_type` of `config.json`.
     pub const fn name(self) -> &'static str {
@@ -33,6 +41,7 @@ impl Family {
             Family::Gemma3 => "gemma3_text",
             Family::Llama => "llama",
             Family::Mistral => "mistral",
+            Family::Phi3 => "phi3",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
         }
@@ -55,6 +64,15 @@ pub enum RopeScaling {
     /// Llama 3.1's scaling comes to this: GGUF stores the factors (`rope_freqs.weight`), and
     /// `config.json`'s parameters give them by formula. So does YaRN's, by formula in both.
     Factors(Vec<f32>),
+    /// LongRoPE: one set of such factors for texts up to the `trained` context and one for longer ones.
+    Long {
+        /// For texts that stay within the trained context.
+        short: Vec<f32>,
+        /// For those that may pass it.
+        long: Vec<f32>,
+        /// The trained context, in tokens.
+        trained: usize,
+    },
 }
 
 /// Attention that reaches no further back than a window, and where a model has it.
@@ -187,15 +205,12 @@ impl ModelConfig {
             RopeScaling::Linear { factor } => {
                 return Err(Error::Config(format!("rope scaling factor is {factor}")));
             }
-            RopeScaling::Factors(factors) => {
-                if factors.len() != self.head_dim / 2
-                    || !factors.iter().all(|f| f.is_finite() && *f > 0.0)
-                {
-                    return Err(Error::Config(format!(
-                        "rope factors: {} of them, expected {} finite numbers above 0",
-                        factors.len(),
-                        self.head_dim / 2
-                    )));
+            RopeScaling::Factors(factors) => self.check_factors(factors)?,
+            RopeScaling::Long { short, long, trained } => {
+                self.check_factors(short)?;
+                self.check_factors(long)?;
+                if *trained == 0 {
+                    return Err(Error::Config("the trained context is 0".to_owned()));
                 }
             }
         }
@@ -213,13 +228,37 @@ impl ModelConfig {
         self.rope_local_base_freq.map(|base| RopeTable::new(base, self.head_dim, 1.0, |_| 1.0))
     }
 
-    /// The rotary table that the numbers make, without rows.
-    pub(crate) fn rope_table(&self) -> RopeTable {
-        let magnitude = self.rope_magnitude;
-        RopeTable::new(self.rope_theta, self.head_dim, magnitude, |i| match &self.rope_scaling {
-            RopeScaling::None => 1.0,
-            RopeScaling::Linear { factor } => *factor,
-            RopeScaling::Factors(factors) => f64::from(factors[i]),
-        })
+    fn check_factors(&self, factors: &[f32]) -> Result<(), Error> {
+        let pairs = self.head_dim / 2;
+        if factors.len() != pairs || !factors.iter().all(|f| f.is_finite() && *f > 0.0) {
+            return Err(Error::Config(format!(
+                "rope factors: {} of them, expected {pairs} finite numbers above 0",
+                factors.len()
+            )));
+        }
+        Ok(())
+    }
+
+    /// The rotary table for a text that may come to have `context` tokens.
+    pub fn rope_for(&self, context: usize) -> RopeId {
+        match &self.rope_scaling {
+            RopeScaling::Long { trained, .. } => RopeId(usize::from(context > *trained)),
+            _ => RopeId::default(),
+        }
+    }
+
+    /// The rotary tables that the numbers make, by [`RopeId`], without rows.
+    pub(crate) fn rope_tables(&self) -> Vec<RopeTable> {
+        let table = |divisor: &dyn Fn(usize) -> f64| {
+            RopeTable::new(self.rope_theta, self.head_dim, self.rope_magnitude, divisor)
+        };
+        match &self.rope_scaling {
+            RopeScaling::None => vec![table(&|_| 1.0)],
+            RopeScaling::Linear { factor } => vec![table(&|_| *factor)],
+            RopeScaling::Factors(factors) => vec![table(&|i| factors[i].into())],
+            RopeScaling::Long { short, long, .. } => {
+                vec![table(&|i| short[i].into()), table(&|i| long[i].into())]
+            }
+        }
     }
 }

@@ -15,7 +15,8 @@ pub enum LogitRows<'a> {
     These(&'a [u32]),
 }
 
-/// The rotary table that a segment's positions index.
+/// The rotary table that a segment's positions index: 0, but for models that read long texts by other
+/// frequencies ([`crate::ModelConfig::rope_for`]), and then one for the whole of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RopeId(pub usize);
 

@@ -12,7 +12,7 @@ use logits::{MODELS, max_error, reference};
 use offshoot_kernels::{BlockType, Cpu, Isa};
 use offshoot_models::{
     BaseId, Checkpoint, DenseCache, DenseModel, LogitRows, ModelConfig, NoHooks, PackedExecutor,
-    PackedModel, RopeId, RopeScaling, Segment, VariantId, chain,
+    PackedModel, RopeScaling, Segment, VariantId, chain,
 };
 use serde_json::{Value, json};
 use support::folder::{Folder, safetensors};
@@ -71,7 +71,7 @@ fn run(checkpoint: Checkpoint, tokens: &[u32]) -> Vec<f32> {
         tokens,
         parents: &chain(tokens.len()),
         positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-        rope: RopeId::default(),
+        rope: model.config().rope_for(tokens.len()),
         variant: VariantId::default(),
         logits: LogitRows::All,
     };
@@ -111,6 +111,9 @@ fn only_folders() -> Vec<(&'static str, Folder)> {
     let by_number = [used, size, ("max_window_layers", 1.into())];
     let [used, size] = in_qwen;
     let by_name = [used, size, ("layer_types", first_whole)];
+    // The text is longer than this trained context.
+    let mut long = folder("phi3_short").config["rope_scaling"].clone();
+    long["original_max_position_embeddings"] = 16.into();
     let kinds: Vec<_> =
         (0..7).map(|i| if i % 2 == 0 { "full_attention" } else { "sliding_attention" }).collect();
     let gemma_old = [
@@ -139,6 +142,7 @@ fn only_folders() -> Vec<(&'static str, Folder)> {
     }
     vec![
         ("mistral_whole", like("mistral_window", &[("sliding_window", Value::Null)])),
+        ("phi3_long", like("phi3_short", &[("rope_scaling", long)])),
         ("qwen3_window", like("qwen3_tied", &by_number)),
         ("qwen3_window", like("qwen3_tied", &by_name)),
         ("gemma3_scalar", like("gemma3_linear", &gemma_old)),
@@ -159,7 +163,7 @@ fn what_only_a_folder_says_gives_the_logits_of_transformers() {
             tokens: &reference.tokens,
             parents: &chain(positions.len()),
             positions: &positions,
-            rope: RopeId::default(),
+            rope: dense.config().rope_for(positions.len()),
             variant: VariantId::default(),
             logits: LogitRows::All,
         };
@@ -423,4 +427,49 @@ fn a_header_of_odd_length_moves_no_weight() {
         assert_eq!(BaseId::of(&checkpoint).unwrap(), id);
         assert_eq!(run(checkpoint, &[3, 4, 5]).len(), 3 * 12);
     }
+}
+
+#[test]
+fn settings_that_a_family_has_no_place_for_are_refused() {
+    let first_local = json!(["sliding_attention", "full_attention"]);
+    let long = json!({
+        "type": "longrope", "short_factor": [1.0], "long_factor": [1.0],
+        "original_max_position_embeddings": 64,
+    });
+    for (name, field, value, expected) in [
+        ("gemma3_linear", "attn_logit_softcapping", 50.into(), "softcapped attention is not"),
+        ("gemma3_linear", "use_bidirectional_attention", true.into(), "attention to what follows"),
+        ("gemma3_linear", "hidden_activation", "gelu".into(), r#"only "gelu_pytorch_tanh""#),
+        ("gemma3_linear", "sliding_window", Value::Null, "sliding_window: null, but there are"),
+        (
+            "gemma3_linear",
+            "sliding_window_pattern",
+            0.into(),
+            "sliding_window_pattern: 0, expected",
+        ),
+        ("gemma3_linear", "query_pre_attn_scalar", 0.into(), "query_pre_attn_scalar is 0"),
+        ("gemma3_linear", "rope_parameters", json!({"rope_theta": 1e6}), "only full_attention and"),
+        ("mistral_window", "final_logit_softcapping", 30.into(), "softcapped logits are not"),
+        ("mistral_window", "layer_types", first_local.clone(), r#"expected "sliding_attention""#),
+        ("qwen3_tied", "layer_types", first_local, r#"layer 0 is "sliding_attention", expected"#),
+        ("qwen3_tied", "hidden_act", "gelu_pytorch_tanh".into(), r#"only "silu""#),
+        ("qwen3_tied", "rope_scaling", long.clone(), r#""longrope" is not supported"#),
+        ("phi3_short", "rope_scaling", long, "short_factor: 1 of them, expected 6"),
+        ("phi3_short", "partial_rotary_factor", 0.75.into(), "0.75 is not supported, only 1"),
+        ("phi3_short", "attention_bias", true.into(), "biases of attention are not supported"),
+    ] {
+        let mut folder = folder(name);
+        folder.set(field, value);
+        let error = folder.open().map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{name} {field}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    // A matrix that is not as wide as its parts together is not taken apart.
+    let mut folder = folder("phi3_short");
+    let name = "model.layers.1.self_attn.qkv_proj.weight";
+    let fused = folder.tensors.get_mut(name).unwrap();
+    fused.shape[0] -= 1;
+    fused.bytes.truncate(fused.bytes.len() - 2 * fused.shape[1]);
+    let error = folder.open().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("model.layers.1.self_attn.q_proj.weight\": missing"), "{error}");
 }

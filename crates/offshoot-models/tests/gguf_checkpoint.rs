@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use offshoot_kernels::BlockType;
 use offshoot_models::gguf::Array;
 use offshoot_models::{
-    BaseId, Checkpoint, Error, Family, ModelConfig, PreTokenizer, RopeScaling, TemplateId,
+    BaseId, Checkpoint, Error, Family, ModelConfig, PreTokenizer, RopeId, RopeScaling, TemplateId,
     TokenKind, TokenizerId,
 };
 
@@ -149,6 +149,43 @@ fn a_llama_file_with_a_window_is_a_mistral() {
     tiny.vector("blk.0.ffn_up.bias", FFN);
     let error = walk(&tiny.bytes()).unwrap_err().to_string();
     assert!(error.contains("sliding_window\": not supported beside biases"), "{error}");
+}
+
+#[test]
+fn a_phi3_file_is_read_as_the_parts_of_its_matrices() {
+    let tiny = Tiny::phi3();
+    let checkpoint = open(&tiny);
+    let config = checkpoint.config();
+    assert_eq!((config.family, config.rope_magnitude), (Family::Phi3, 1.2f64.sqrt() as f32));
+    assert_eq!(config.window(1).map(|window| window.get()), Some(5));
+    let RopeScaling::Long { short, long, trained: 32 } = &config.rope_scaling else {
+        panic!("{:?}", config.rope_scaling)
+    };
+    assert_eq!((short[3], long[3]), (0.6875, 8.0));
+    assert_eq!((config.rope_for(32), config.rope_for(33)), (RopeId(0), RopeId(1)));
+    assert!(checkpoint.unused().is_empty());
+    assert_eq!(checkpoint.tensors().count(), 2 + 9 * LAYERS);
+    let whole = |name: &str| {
+        let TinyTensor { shape, block, bytes } = &tiny.tensors[name];
+        let mut out = vec![0.0; shape.iter().product()];
+        block.dequantize(bytes, &mut out).unwrap();
+        out
+    };
+    let name = |part: &str| format!("model.layers.1.{part}_proj.weight");
+    let parts = |parts: &[&str]| -> Vec<f32> {
+        parts.iter().flat_map(|part| values(&checkpoint, &name(part))).collect()
+    };
+    let qkv = parts(&["self_attn.q", "self_attn.k", "self_attn.v"]);
+    assert_eq!(qkv, whole("blk.1.attn_qkv.weight"));
+    assert_eq!(parts(&["mlp.gate", "mlp.up"]), whole("blk.1.ffn_up.weight"));
+    let mut half = Tiny::phi3();
+    half.tensors.remove("rope_factors_long.weight");
+    let error = walk(&half.bytes()).unwrap_err().to_string();
+    assert!(error.contains("expected both"), "{error}");
+    let mut narrow = Tiny::phi3();
+    narrow.matrix("blk.1.attn_qkv.weight", HEADS * HEAD_DIM, HIDDEN, BlockType::F16);
+    let error = walk(&narrow.bytes()).unwrap_err().to_string();
+    assert!(error.contains("shape [32, 32], expected [64, 32]"), "{error}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::primitives::{self, wide};
 use super::{DenseCache, DenseHooks, DenseModel};
 use crate::{
     Activation, Attention, Error, Executor, Frequencies, HeadNorms, Input, LinearId, Output,
-    PostNorm, RopeId, Segment, SegmentRows, Site, VectorId,
+    PostNorm, Segment, SegmentRows, Site, VectorId,
 };
 
 impl DenseModel {
@@ -25,11 +25,11 @@ impl DenseModel {
         segments: &mut [Segment<'_, DenseCache>],
         hooks: &mut dyn DenseHooks,
     ) -> Result<Tensor, Error> {
-        let rows = Rows::of(self, segments)?;
         let none = Tensor::zeros((0, self.config().vocab_size), wide(self.dtype()), self.device())?;
         if segments.is_empty() {
             return Ok(none);
         }
+        let rows = Rows::of(self, segments)?;
         segments.iter_mut().for_each(|s| s.cache.begin());
         let (inputs, outputs) = (HashMap::new(), HashMap::new());
         let mut run = Run { model: self, segments, hooks, rows, inputs, outputs, logits: none };
@@ -63,13 +63,14 @@ impl Rows {
     fn of(model: &DenseModel, segments: &[Segment<'_, DenseCache>]) -> Result<Self, Error> {
         let (config, device) = (model.config(), model.device());
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+        let mut turns = Vec::new();
         let (mut masks, mut window_masks) = (Vec::new(), Vec::new());
         let (mut logits, mut logit_counts) = (Vec::new(), Vec::new());
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
-            if s.rope != RopeId::default() {
+            let Some(rope) = model.ropes.get(s.rope.0) else {
                 return Err(Error::Step(format!("segment {index}: no rotary table {}", s.rope.0)));
-            }
+            };
             if s.cache.layers() != config.num_hidden_layers {
                 return Err(Error::Step(format!(
                     "segment {index}: a cache of {} layers for a model of {}",
@@ -80,6 +81,7 @@ impl Rows {
             let first = tokens.len();
             tokens.extend_from_slice(s.tokens);
             positions.extend_from_slice(s.positions);
+            turns.push(rotations(model, rope, s.positions)?);
             let mask = |window| mask(s, window, device)?.to_dtype(wide(model.dtype()));
             masks.push(mask(usize::MAX)?);
             if let Some(window) = &config.sliding_window {
@@ -91,7 +93,8 @@ impl Rows {
             logit_counts.push(logits.len() - before);
         }
         let tokens = Tensor::new(tokens, device)?;
-        let (cos, sin) = rotations(model, &model.rope, &positions)?;
+        let (cos, sin): (Vec<_>, Vec<_>) = turns.into_iter().unzip();
+        let (cos, sin) = (Tensor::cat(&cos, 0)?, Tensor::cat(&sin, 0)?);
         let local = match &model.local_rope {
             Some(rope) => Some(rotations(model, rope, &positions)?),
             None => None,
@@ -262,7 +265,7 @@ impl Executor for Run<'_, '_> {
             None => &self.rows.masks,
         };
         let (mut attended, mut first) = (Vec::with_capacity(self.segments.len()), 0);
-        for index in 0..self.segments.len() {
+        for (index, mask) in masks.iter().enumerate() {
             let rows = self.segments[index].tokens.len();
             let by_head = |x: Tensor| x.transpose(0, 1)?.contiguous();
             let (cos, sin) = (cos.narrow(0, first, rows)?, sin.narrow(0, first, rows)?);
@@ -277,7 +280,6 @@ impl Executor for Run<'_, '_> {
             let k = by_head(k)?;
             let v = by_head(self.heads(Output::Value, first, rows)?)?;
             let (k, v) = self.segments[index].cache.append(how.layer, k, v)?;
-            let mask = &masks[index];
             attended.push(primitives::attend(&q, &k, &v, mask, how.scale)?);
             first += rows;
         }

@@ -17,8 +17,8 @@ pub struct DenseModel {
     device: Device,
     dtype: DType,
     tensors: BTreeMap<String, Tensor>,
-    /// The rotary frequencies; the table has no rows.
-    pub(super) rope: RopeTable,
+    /// The rotary frequencies by [`crate::RopeId`]; the tables have no rows.
+    pub(super) ropes: Vec<RopeTable>,
     /// Those of layers within a window, where they are others.
     pub(super) local_rope: Option<RopeTable>,
 }
@@ -63,8 +63,8 @@ impl DenseModel {
         for (name, shape) in &shapes {
             check(name, get(&tensors, name)?, shape, &device, dtype)?;
         }
-        let (rope, local_rope) = (config.rope_table(), config.local_rope_table());
-        Ok(Self { config, architecture, blueprint, device, dtype, tensors, rope, local_rope })
+        let (ropes, local_rope) = (config.rope_tables(), config.local_rope_table());
+        Ok(Self { config, architecture, blueprint, device, dtype, tensors, ropes, local_rope })
     }
 
     /// Sizes and constants.

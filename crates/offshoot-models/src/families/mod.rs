@@ -3,6 +3,7 @@
 mod gemma3;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen2;
 mod qwen3;
 
@@ -11,6 +12,7 @@ use crate::{Family, ModelConfig};
 pub use gemma3::Gemma3;
 pub use llama::Llama;
 pub use mistral::Mistral;
+pub use phi3::Phi3;
 pub use qwen2::Qwen2;
 pub use qwen3::Qwen3;
 
@@ -23,6 +25,8 @@ pub enum Architecture {
     Llama(Llama),
     /// See [`Family::Mistral`].
     Mistral(Mistral),
+    /// See [`Family::Phi3`].
+    Phi3(Phi3),
     /// See [`Family::Qwen2`].
     Qwen2(Qwen2),
     /// See [`Family::Qwen3`].
@@ -37,6 +41,7 @@ impl Architecture {
             Family::Gemma3 => Architecture::Gemma3(Gemma3::new(config, &mut blueprint)),
             Family::Llama => Architecture::Llama(Llama::new(config, &mut blueprint)),
             Family::Mistral => Architecture::Mistral(Mistral::new(config, &mut blueprint)),
+            Family::Phi3 => Architecture::Phi3(Phi3::new(config, &mut blueprint)),
             Family::Qwen2 => Architecture::Qwen2(Qwen2::new(config, &mut blueprint)),
             Family::Qwen3 => Architecture::Qwen3(Qwen3::new(config, &mut blueprint)),
         };
@@ -49,6 +54,7 @@ impl Architecture {
             Architecture::Gemma3(model) => model.forward(e),
             Architecture::Llama(model) => model.forward(e),
             Architecture::Mistral(model) => model.forward(e),
+            Architecture::Phi3(model) => model.forward(e),
             Architecture::Qwen2(model) => model.forward(e),
             Architecture::Qwen3(model) => model.forward(e),
         }

@@ -3,11 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
-use offshoot_kernels::BlockType;
-
 use super::reader::{Gguf, GgufTensor};
-use super::{Shown, malformed, tokenizer};
-use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
+use super::{Shown, malformed, rope, tokenizer};
 use crate::{
     Contents, Error, Family, ModelConfig, RopeScaling, RowOrder, SlidingWindow, TensorInfo,
 };
@@ -34,7 +31,7 @@ impl Gguf<'_> {
         // What is as long as these numbers say comes after they were found sound.
         config.validate().map_err(malformed)?;
         (config.rope_scaling, config.rope_magnitude) =
-            rope_scaling(self, arch(family), config.rope_theta, config.head_dim)?;
+            rope::scaling(self, arch(family), config.rope_theta, config.head_dim)?;
         config.sliding_window = sliding_window(self, &config)?;
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
@@ -80,10 +77,11 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
         "gemma3" => Ok(Family::Gemma3),
         "llama" if window(gguf, name)?.is_some() => Ok(Family::Mistral),
         "llama" => Ok(Family::Llama),
+        "phi3" => Ok(Family::Phi3),
         "qwen2" => Ok(Family::Qwen2),
         "qwen3" => Ok(Family::Qwen3),
         _ => Err(malformed(format_args!(
-            "key \"general.architecture\": {} is not supported, only gemma3, llama, qwen2 and qwen3",
+            "key \"general.architecture\": {} is not supported, only gemma3, llama, phi3, qwen2 and qwen3",
             Shown(name)
         ))),
     }
@@ -94,6 +92,7 @@ fn arch(family: Family) -> &'static str {
     match family {
         Family::Gemma3 => "gemma3",
         Family::Llama | Family::Mistral => "llama",
+        Family::Phi3 => "phi3",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
     }
@@ -121,7 +120,7 @@ fn sliding_window(gguf: &Gguf<'_>, config: &ModelConfig) -> Result<Option<Slidin
         Family::Mistral if config.attention_bias || config.mlp_bias => {
             Err(malformed("key \"llama.attention.sliding_window\": not supported beside biases"))
         }
-        Family::Llama | Family::Mistral => {
+        Family::Llama | Family::Mistral | Family::Phi3 => {
             Ok(Some(SlidingWindow { size, layers: vec![true; layers] }))
         }
         // Files that name a window which nothing reaches are of models that have none.
@@ -133,7 +132,7 @@ fn sliding_window(gguf: &Gguf<'_>, config: &ModelConfig) -> Result<Option<Slidin
     }
 }
 
-fn missing(key: &str) -> Error {
+pub(super) fn missing(key: &str) -> Error {
     malformed(format_args!("key \"{key}\": missing"))
 }
 
@@ -273,89 +272,6 @@ fn embedding_rows(gguf: &Gguf<'_>) -> Result<usize, Error> {
     }
 }
 
-/// The stretching of the rotary frequencies, and the magnitude that comes with it.
-fn rope_scaling(
-    gguf: &Gguf<'_>,
-    arch: &str,
-    theta: f64,
-    head_dim: usize,
-) -> Result<(RopeScaling, f32), Error> {
-    let type_key = format!("{arch}.rope.scaling.type");
-    let factors = rope_factors(gguf, head_dim)?;
-    match (gguf.text(&type_key)?, factors) {
-        (None | Some("none"), None) => Ok((RopeScaling::None, 1.0)),
-        (None | Some("none"), Some(factors)) => Ok((RopeScaling::Factors(factors), 1.0)),
-        (Some("linear"), None) => {
-            let key = format!("{arch}.rope.scaling.factor");
-            let factor = gguf.float(&key)?.ok_or_else(|| missing(&key))?;
-            Ok((RopeScaling::Linear { factor }, 1.0))
-        }
-        (Some("yarn"), None) => yarn(gguf, arch, theta, head_dim),
-        (Some(kind @ ("linear" | "yarn")), Some(_)) => Err(malformed(format_args!(
-            "key \"{type_key}\": {kind} scaling beside tensor \"rope_freqs.weight\", expected one"
-        ))),
-        (Some(other), _) => Err(malformed(format_args!(
-            "key \"{type_key}\": {} scaling is not supported, only none, linear and yarn",
-            Shown(other)
-        ))),
-    }
-}
-
-fn yarn(
-    gguf: &Gguf<'_>,
-    arch: &str,
-    theta: f64,
-    head_dim: usize,
-) -> Result<(RopeScaling, f32), Error> {
-    let read = |key: &str, absent: Option<f32>| {
-        let key = format!("{arch}.rope.scaling.{key}");
-        let value = match gguf.get(&key).and_then(|value| value.as_integer()) {
-            Some(whole) => Some(whole as f64),
-            None => gguf.float(&key)?,
-        };
-        match value.map(|value| value as f32).or(absent) {
-            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
-            Some(value) => Err(malformed(format_args!(
-                "key \"{key}\": {value}, expected a finite number above 0"
-            ))),
-            None => Err(missing(&key)),
-        }
-    };
-    for (key, idle) in [("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)] {
-        let key = format!("{arch}.rope.scaling.{key}");
-        if let Some(other) = gguf.float(&key)?.filter(|value| *value != idle) {
-            return Err(malformed(format_args!(
-                "key \"{key}\": {other} is not supported, only {idle}"
-            )));
-        }
-    }
-    let rule = Yarn {
-        factor: read("factor", None)?,
-        context: read("original_context_length", None)?,
-        beta_fast: read("yarn_beta_fast", Some(BETA_FAST))?,
-        beta_slow: read("yarn_beta_slow", Some(BETA_SLOW))?,
-    };
-    // A file's own factors multiply the rule's.
-    let attention = read("attn_factor", Some(1.0))? * read("yarn_attn_factor", Some(1.0))?;
-    let magnitude = attention * rule.magnitude();
-    Ok((RopeScaling::Factors(rule.factors(theta, head_dim)), magnitude))
-}
-
-/// The divisors of `rope_freqs.weight`, if the file has them.
-fn rope_factors(gguf: &Gguf<'_>, head_dim: usize) -> Result<Option<Vec<f32>>, Error> {
-    let Some(tensor) = gguf.tensor("rope_freqs.weight") else { return Ok(None) };
-    if tensor.block != BlockType::F32 || tensor.shape != [head_dim / 2] {
-        return Err(malformed(format_args!(
-            "tensor \"rope_freqs.weight\": {} of shape {:?}, expected F32 of [{}]",
-            tensor.block,
-            tensor.shape,
-            head_dim / 2
-        )));
-    }
-    let values = gguf.data(tensor).chunks_exact(4);
-    Ok(Some(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
-}
-
 /// Collects tensors under their canonical names.
 struct Mapping<'g, 'a> {
     gguf: &'g Gguf<'a>,
@@ -367,7 +283,7 @@ impl Mapping<'_, '_> {
     /// Takes every tensor that the architecture has, and gives the names they have in the file.
     fn all(&mut self) -> Result<BTreeSet<String>, Error> {
         let config = self.config;
-        let mut taken = BTreeSet::from(["rope_freqs.weight".to_owned()]);
+        let mut taken = BTreeSet::from(rope::TENSORS.map(str::to_owned));
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let plain = RowOrder::Plain;
         let mut wanted = vec![
@@ -378,7 +294,7 @@ impl Mapping<'_, '_> {
             wanted.push(("output.weight", "lm_head.weight", vec![vocab, hidden], plain));
         }
         for (gguf_name, name, shape, rows) in wanted {
-            self.take(gguf_name, name.to_owned(), shape, rows)?;
+            self.take(gguf_name, name.to_owned(), shape, rows, None)?;
             taken.insert(gguf_name.to_owned());
         }
         let parts = layer_parts(config);
@@ -386,7 +302,7 @@ impl Mapping<'_, '_> {
             for part in &parts {
                 let gguf_name = format!("blk.{layer}.{}", part.gguf);
                 let name = format!("model.layers.{layer}.{}", part.canonical);
-                self.take(&gguf_name, name, part.shape.clone(), part.rows)?;
+                self.take(&gguf_name, name, part.shape.clone(), part.rows, part.within)?;
                 taken.insert(gguf_name);
             }
         }
@@ -399,17 +315,27 @@ impl Mapping<'_, '_> {
         name: String,
         shape: Vec<usize>,
         rows: RowOrder,
+        within: Option<Within>,
     ) -> Result<(), Error> {
+        let stored = match within {
+            Some(Within { rows, .. }) => vec![rows, shape[1]],
+            None => shape.clone(),
+        };
         let tensor = self.gguf.tensor(gguf_name).ok_or_else(|| {
-            malformed(format_args!("tensor \"{gguf_name}\": missing, expected shape {shape:?}"))
+            malformed(format_args!("tensor \"{gguf_name}\": missing, expected shape {stored:?}"))
         })?;
-        if !same_shape(tensor, &shape) {
+        if !same_shape(tensor, &stored) {
             return Err(malformed(format_args!(
-                "tensor \"{gguf_name}\": shape {:?}, expected {shape:?}",
+                "tensor \"{gguf_name}\": shape {:?}, expected {stored:?}",
                 tensor.shape
             )));
         }
-        let (block, range) = (tensor.block, tensor.range.clone());
+        let (block, mut range) = (tensor.block, tensor.range.clone());
+        if let Some(Within { rows, first }) = within {
+            let row_bytes = range.len() / rows;
+            let start = range.start + first * row_bytes;
+            range = start..start + shape[0] * row_bytes;
+        }
         self.tensors.insert(name, TensorInfo { shape, block, range, file: 0, rows, shift: 0.0 });
         Ok(())
     }
@@ -424,12 +350,20 @@ fn same_shape(tensor: &GgufTensor, shape: &[usize]) -> bool {
     without_ones(&tensor.shape) == without_ones(shape)
 }
 
+/// Where a matrix stands that a file keeps in another one: how many rows that has, and its first there.
+#[derive(Clone, Copy)]
+struct Within {
+    rows: usize,
+    first: usize,
+}
+
 /// A tensor of every layer.
 struct Part {
     gguf: String,
     canonical: String,
     shape: Vec<usize>,
     rows: RowOrder,
+    within: Option<Within>,
 }
 
 fn layer_parts(config: &ModelConfig) -> Vec<Part> {
@@ -442,7 +376,7 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
     // stored plain.
     let rotary = match config.family {
         Family::Llama | Family::Mistral => RowOrder::RotaryPairs { head_dim: config.head_dim },
-        Family::Gemma3 | Family::Qwen2 | Family::Qwen3 => RowOrder::Plain,
+        Family::Gemma3 | Family::Phi3 | Family::Qwen2 | Family::Qwen3 => RowOrder::Plain,
     };
     let plain = RowOrder::Plain;
     let qkv_bias = config.attention_bias;
@@ -461,6 +395,7 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
         canonical: format!("{canonical}.{kind}"),
         shape: shape.to_vec(),
         rows,
+        within: None,
     };
     let norms: &[(&str, &str)] = match config.family {
         Family::Gemma3 => &[
@@ -478,8 +413,20 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
         parts.push(part("attn_q_norm", "self_attn.q_norm", "weight", head, plain));
         parts.push(part("attn_k_norm", "self_attn.k_norm", "weight", head, plain));
     }
+    let fused = |gguf: &str| match (config.family, gguf) {
+        (Family::Phi3, "attn_q") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: 0 })),
+        (Family::Phi3, "attn_k") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: q })),
+        (Family::Phi3, "attn_v") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: q + kv })),
+        (Family::Phi3, "ffn_gate") => Some(("ffn_up", Within { rows: 2 * ffn, first: 0 })),
+        (Family::Phi3, "ffn_up") => Some(("ffn_up", Within { rows: 2 * ffn, first: ffn })),
+        _ => None,
+    };
     for (gguf, canonical, shape, rows, bias) in linears {
-        parts.push(part(gguf, canonical, "weight", &shape, rows));
+        let (gguf, within) = match fused(gguf) {
+            Some((gguf, within)) => (gguf, Some(within)),
+            None => (gguf, None),
+        };
+        parts.push(Part { within, ..part(gguf, canonical, "weight", &shape, rows) });
         if bias {
             parts.push(part(gguf, canonical, "bias", &shape[..1], rows));
         }

@@ -77,8 +77,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
     let mut config = sizes(fields, family)?;
     let check = |config: &ModelConfig| config.validate().map_err(|e| named(&e));
     check(&config)?;
-    (config.rope_scaling, config.rope_magnitude) =
-        rope::scaling(fields, family, config.rope_theta, config.head_dim)?;
+    (config.rope_scaling, config.rope_magnitude) = rope::scaling(fields, &config)?;
     config.sliding_window = windows::read(fields, family, config.num_hidden_layers)?;
     check(&config)?;
     Ok(Told {
@@ -104,6 +103,7 @@ fn class(family: Family) -> &'static str {
         Family::Gemma3 => "Gemma3ForCausalLM",
         Family::Llama => "LlamaForCausalLM",
         Family::Mistral => "MistralForCausalLM",
+        Family::Phi3 => "Phi3ForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
         Family::Qwen3 => "Qwen3ForCausalLM",
     }
@@ -229,7 +229,11 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
         tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(gemma),
         attention_bias: match family {
             Family::Gemma3 | Family::Llama | Family::Qwen3 => flag("attention_bias")?,
-            Family::Mistral => false,
+            Family::Mistral | Family::Phi3 if flag("attention_bias")? => {
+                let what = "biases of attention are not supported of this model";
+                return Err(fields.error("attention_bias", what));
+            }
+            Family::Mistral | Family::Phi3 => false,
             Family::Qwen2 => true,
         },
         mlp_bias: family == Family::Llama && flag("mlp_bias")?,

@@ -3,10 +3,12 @@
 
 use std::f32::consts::TAU;
 
+use serde_json::Value;
+
 use super::fields::Fields;
 use crate::shown::Shown;
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
-use crate::{Error, Family, RopeScaling};
+use crate::{Error, Family, ModelConfig, RopeScaling};
 
 /// transformers' default.
 const THETA: f64 = 10_000.0;
@@ -17,7 +19,7 @@ const WHOLE: &str = "full_attention";
 const LOCAL: &str = "sliding_attention";
 
 /// The fields of a scaling that are understood.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 13] = [
     "rope_type",
     "type",
     "rope_theta",
@@ -29,6 +31,8 @@ const KNOWN: [&str; 11] = [
     "attention_factor",
     "beta_fast",
     "beta_slow",
+    "short_factor",
+    "long_factor",
 ];
 
 /// Gemma's parameters of one kind of layer, if the file is a newer one.
@@ -101,14 +105,13 @@ pub(super) fn theta(fields: Fields<'_>, family: Family) -> Result<f64, Error> {
     Ok(f64::from(theta as f32))
 }
 
-/// The stretching of the frequencies of heads of `head_dim`, which is sound, as `theta` is, and the
-/// magnitude that comes with it.
+/// The stretching of the frequencies of a model whose sizes are sound, and the magnitude that comes with
+/// it.
 pub(super) fn scaling(
     fields: Fields<'_>,
-    family: Family,
-    theta: f64,
-    head_dim: usize,
+    config: &ModelConfig,
 ) -> Result<(RopeScaling, f32), Error> {
+    let (family, theta, head_dim) = (config.family, config.rope_theta, config.head_dim);
     for fields in [Some(fields), parameters(fields, family)?].into_iter().flatten() {
         let name = "partial_rotary_factor";
         if let Some(part) = fields.number(name)?.filter(|part| *part != 1.0) {
@@ -140,6 +143,8 @@ pub(super) fn scaling(
             let magnitude = positive_or(parameters, "attention_factor", yarn.magnitude())?;
             Ok((RopeScaling::Factors(yarn.factors(theta, head_dim)), magnitude))
         }
+        // Older files of Phi-3 call it "su".
+        Some("longrope" | "su") if family == Family::Phi3 => long(fields, parameters, config),
         Some(other) => Err(parameters.error(
             name,
             format_args!(
@@ -172,6 +177,40 @@ fn trained_context(fields: Fields<'_>, parameters: Fields<'_>) -> Result<f32, Er
         None => fields.number(name)?.ok_or_else(|| parameters.missing(name))?,
     };
     positive(parameters, name, trained)
+}
+
+/// LongRoPE (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>). The magnitude is
+/// `sqrt(1 + ln(context / trained) / ln(trained))`, unless the file gives another.
+fn long(
+    fields: Fields<'_>,
+    parameters: Fields<'_>,
+    config: &ModelConfig,
+) -> Result<(RopeScaling, f32), Error> {
+    let read = |name: &str| {
+        let list = parameters.list(name)?.ok_or_else(|| parameters.missing(name))?;
+        if list.len() != config.head_dim / 2 {
+            let what = format!("{} of them, expected {}", list.len(), config.head_dim / 2);
+            return Err(parameters.error(name, what));
+        }
+        let number = |value: &Value| {
+            let number =
+                value.as_f64().ok_or_else(|| parameters.error(name, "expected numbers"))?;
+            positive(parameters, name, number)
+        };
+        list.iter().map(number).collect::<Result<Vec<_>, _>>()
+    };
+    let trained = trained_context(fields, parameters)?;
+    let stretch = match parameters.number("factor")? {
+        Some(factor) => factor,
+        None => config.max_position_embeddings as f64 / f64::from(trained),
+    };
+    let magnitude = match stretch > 1.0 {
+        true => (1.0 + stretch.ln() / f64::from(trained).ln()).sqrt() as f32,
+        false => 1.0,
+    };
+    let magnitude = positive_or(parameters, "attention_factor", magnitude)?;
+    let (short, long) = (read("short_factor")?, read("long_factor")?);
+    Ok((RopeScaling::Long { short, long, trained: trained as usize }, magnitude))
 }
 
 fn yarn(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Yarn, Error> {

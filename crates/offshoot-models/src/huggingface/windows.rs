@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Mistral         `sliding_window`, in every layer; absent 4096, null none
+//! Phi-3           `sliding_window`, in every layer; absent or null none
 //! Qwen2, Qwen3    `sliding_window` if `use_sliding_window`, in the layers from `max_window_layers` on or
 //!                 in those that `layer_types` names
 //! Gemma 3         `sliding_window`, in all layers but every sixth, or as `sliding_window_pattern` or
@@ -56,6 +57,10 @@ pub(super) fn read(
             size.map(|size| (size, local))
         }
         Family::Mistral => size.map(|size| (size, vec![true; layers])),
+        Family::Phi3 => {
+            let size = size.filter(|_| fields.get("sliding_window").is_some());
+            size.map(|size| (size, vec![true; layers]))
+        }
         Family::Qwen2 | Family::Qwen3 => {
             let first = fields.size("max_window_layers")?.unwrap_or(FIRST_LAYER);
             let of_layers =

@@ -103,7 +103,7 @@ impl PackedExecutor {
         let inner = config.intermediate_size;
         Self {
             cpu,
-            ropes: vec![config.rope_table()],
+            ropes: config.rope_tables(),
             residual: Rows::new(config.hidden_size),
             query: Rows::new(q),
             key: Rows::new(kv),

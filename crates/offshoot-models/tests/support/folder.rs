@@ -48,7 +48,10 @@ impl Folder {
             let shape = tensor.info.shape.clone();
             (tensor.name.to_owned(), Stored { dtype: dtype(block), shape, bytes })
         });
-        let tensors = tensors.collect();
+        let mut tensors = tensors.collect();
+        if checkpoint.config().family == Family::Phi3 {
+            fuse(&mut tensors);
+        }
         Self { config: config(checkpoint.config()), tensors, files: BTreeMap::new() }
     }
 
@@ -255,6 +258,30 @@ fn dtype(block: BlockType) -> &'static str {
     }
 }
 
+/// Puts q, k and v into one matrix, and gate and up, as Phi-3's folders have them.
+fn fuse(tensors: &mut BTreeMap<String, Stored>) {
+    let blocks = tensors.keys().filter(|name| name.ends_with("q_proj.weight")).count();
+    for layer in 0..blocks {
+        for (whole, parts) in [
+            (
+                "self_attn.qkv_proj",
+                &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"][..],
+            ),
+            ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
+        ] {
+            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+            let mut parts = parts.iter().map(|part| tensors.remove(&name(part)).unwrap());
+            let mut fused = parts.next().unwrap();
+            for part in parts {
+                assert_eq!((part.dtype, part.shape[1]), (fused.dtype, fused.shape[1]));
+                fused.shape[0] += part.shape[0];
+                fused.bytes.extend(part.bytes);
+            }
+            tensors.insert(name(whole), fused);
+        }
+    }
+}
+
 /// A safetensors file of these tensors.
 pub(crate) fn safetensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a Stored)>) -> Vec<u8> {
     let mut header =
@@ -281,12 +308,17 @@ fn config(c: &ModelConfig) -> Value {
         Family::Gemma3 => "Gemma3ForCausalLM",
         Family::Llama => "LlamaForCausalLM",
         Family::Mistral => "MistralForCausalLM",
+        Family::Phi3 => "Phi3ForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
         Family::Qwen3 => "Qwen3ForCausalLM",
         other => unreachable!("{other:?}"),
     };
     let scaling = match c.rope_scaling {
         RopeScaling::Linear { factor } => json!({ "type": "linear", "factor": factor }),
+        RopeScaling::Long { ref short, ref long, trained } => json!({
+            "type": "longrope", "short_factor": short, "long_factor": long,
+            "original_max_position_embeddings": trained,
+        }),
         _ => Value::Null,
     };
     let window = c.sliding_window.as_ref();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use offshoot_models::Checkpoint;
 
 /// The models, which between them have every branch that an architecture has.
-pub(crate) const MODELS: [&str; 9] = [
+pub(crate) const MODELS: [&str; 10] = [
     "llama_biases",
     "llama_linear",
     "llama_factors",
@@ -17,6 +17,7 @@ pub(crate) const MODELS: [&str; 9] = [
     "qwen3_yarn",
     "mistral_window",
     "gemma3_linear",
+    "phi3_short",
 ];
 
 /// A text of one model and what transformers makes of it.

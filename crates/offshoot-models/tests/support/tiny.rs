@@ -66,6 +66,29 @@ impl Tiny {
         tiny
     }
 
+    /// Phi-3's form: q, k and v in one matrix, gate and up in another, a window of 5 positions, and two
+    /// sets of factors of the frequencies.
+    pub(crate) fn phi3() -> Self {
+        let mut tiny = Self::without_biases("phi3");
+        tiny.set("tokenizer.ggml.pre", "smollm");
+        tiny.set("phi3.attention.sliding_window", 5u32);
+        tiny.set("phi3.rope.scaling.original_context_length", 32u32);
+        // As folders have it by formula: sqrt(1 + ln(64 / 32) / ln(32)).
+        tiny.set("phi3.rope.scaling.attn_factor", 1.2f64.sqrt() as f32);
+        tiny.vector("rope_factors_short.weight", HEAD_DIM / 2);
+        tiny.floats("rope_factors_long.weight", &[HEAD_DIM / 2], &[1.0, 2.0, 4.0, 8.0]);
+        let block = BlockType::F16;
+        for layer in 0..LAYERS {
+            for part in ["attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"] {
+                tiny.tensors.remove(&format!("blk.{layer}.{part}.weight"));
+            }
+            let rows = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
+            tiny.matrix(&format!("blk.{layer}.attn_qkv.weight"), rows, HIDDEN, block);
+            tiny.matrix(&format!("blk.{layer}.ffn_up.weight"), 2 * FFN, HIDDEN, BlockType::Q4_0);
+        }
+        tiny
+    }
+
     /// Qwen2's form: biases on q, k and v, and an output head of its own.
     pub(crate) fn qwen2() -> Self {
         let mut tiny = Self::without_biases("qwen2");
@@ -95,7 +118,14 @@ impl Tiny {
 
     /// A model of every family.
     pub(crate) fn families() -> Vec<Self> {
-        vec![Self::gemma3(), Self::llama(), Self::mistral(), Self::qwen2(), Self::qwen3()]
+        vec![
+            Self::gemma3(),
+            Self::llama(),
+            Self::mistral(),
+            Self::phi3(),
+            Self::qwen2(),
+            Self::qwen3(),
+        ]
     }
 
     /// A model of one layer and few weights, for a corpus where bytes count.
