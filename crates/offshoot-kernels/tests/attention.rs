@@ -329,7 +329,8 @@ fn norms_and_rotations_on_the_way_in_equal_those_before() {
         assert_ne!(run(&r, None, &turn), fused);
         for (x, weight) in [(&mut r.q, norms.query), (&mut r.k, norms.key)] {
             for head in x.chunks_exact_mut(48) {
-                rms_norm(isa, &head.to_vec(), weight, norms.eps, head);
+                let before = head.to_vec();
+                rms_norm(isa, &before, weight, norms.eps, head);
             }
         }
         for (row, (cos, sin)) in turn.0.chunks(24).zip(turn.1.chunks(24)).enumerate() {
