@@ -1,9 +1,10 @@
 """Small random checkpoints and the logits that transformers computes from them.
 
-    python scripts/oracles/logits.py crates/offshoot-models/tests/data/logits
+    python scripts/oracles/logits.py crates/offshoot-models/tests/data/logits [NAME ...]
 
-writes for each model `NAME.gguf`, a file as llama.cpp's converter would write it (matrices in F16,
-no tokenizer), and `NAME.logits`, little-endian:
+writes for each model, or for those named, `NAME.gguf`, a file as llama.cpp's converter would write
+it (matrices in F16, no tokenizer; none for those that are like another but for settings that such
+files do not have), and `NAME.logits`, little-endian:
 
     u32 n tokens | u32 vocabulary | the token ids, u32 | the logits of every position, f32
 
@@ -18,13 +19,28 @@ import sys
 import gguf
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 TOKENS = 24
 
-# Between them: both families; biases everywhere, on q, k and v alone, and nowhere; heads in groups
-# of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output heads; rotary
-# frequencies plain, scaled linearly and by Llama 3's rule; widths that are no multiple of 32.
+# Between them: all families; biases everywhere, on attention alone, on q, k and v alone, and nowhere;
+# heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
+# heads; rotary frequencies plain, scaled linearly, by Llama 3's rule, by LongRoPE's and by YaRN,
+# whose ramp begins and ends within a head; widths that are no multiple of 32; windows in all layers and in some;
+# norms after each half of a block, capped logits, scores of a scale of their own.
 MODELS = {
     "llama_biases": dict(
         config=LlamaConfig, hidden_size=40, intermediate_size=56, vocab_size=100,
@@ -55,26 +71,105 @@ MODELS = {
         num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
+    "qwen3_tied": dict(
+        config=Qwen3Config, hidden_size=40, intermediate_size=56, vocab_size=100,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    ),
+    "qwen3_yarn": dict(
+        config=Qwen3Config, hidden_size=48, intermediate_size=40, vocab_size=101,
+        num_attention_heads=3, num_key_value_heads=1, head_dim=24, tie_word_embeddings=False,
+        attention_bias=True,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "beta_fast": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "mistral_window": dict(
+        config=MistralConfig, hidden_size=40, intermediate_size=48, vocab_size=100,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=12, tie_word_embeddings=False,
+        sliding_window=5, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "mistral_whole": dict(like="mistral_window", sliding_window=None),
+    "qwen3_window": dict(
+        like="qwen3_tied", use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
+    "gemma3_linear": dict(
+        config=Gemma3TextConfig, num_hidden_layers=7, hidden_size=32, intermediate_size=40,
+        vocab_size=100, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        query_pre_attn_scalar=12, sliding_window=5, tie_word_embeddings=True,
+        final_logit_softcapping=4.0,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    "phi3_short": dict(
+        config=Phi3Config, hidden_size=48, intermediate_size=40, vocab_size=101,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, sliding_window=7,
+        original_max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64,
+            "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
+        },
+    ),
+    "phi3_long": dict(
+        like="phi3_short", original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 16,
+            "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
+        },
+    ),
+    "gemma3_scalar": dict(
+        like="gemma3_linear", query_pre_attn_scalar=40, final_logit_softcapping=None,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+        layer_types=["full_attention", "sliding_attention"] * 3 + ["full_attention"],
+    ),
 }  # fmt: skip
+
+CLASSES = {
+    Gemma3TextConfig: Gemma3ForCausalLM,
+    LlamaConfig: LlamaForCausalLM,
+    MistralConfig: MistralForCausalLM,
+    Phi3Config: Phi3ForCausalLM,
+    Qwen2Config: Qwen2ForCausalLM,
+    Qwen3Config: Qwen3ForCausalLM,
+}
+
+# What llama.cpp calls the architectures that it does not call as transformers does.
+ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
 
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 
 
-def gguf_name(name):
+def gguf_name(name, arch):
     stem, kind = name.rsplit(".", 1)
+    if arch == "gemma3" and stem.endswith("post_attention_layernorm"):
+        return f"blk.{stem.split('.')[2]}.post_attention_norm.{kind}"
     if stem.startswith("model.layers."):
         layer, part = stem.removeprefix("model.layers.").split(".", 1)
         return f"blk.{layer}.{NAMES[part]}.{kind}"
@@ -85,17 +180,19 @@ def build(seed, spec):
     """A model with random weights, none of which the forward pass can do without."""
     spec = dict(spec)
     config_class = spec.pop("config")
-    config = config_class(
-        num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5,
-        attn_implementation="eager", **spec,
-    )  # fmt: skip
-    model_class = LlamaForCausalLM if config_class is LlamaConfig else Qwen2ForCausalLM
-    model = model_class(config).to(torch.float32).eval()
+    config = config_class(**{
+        "num_hidden_layers": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "attn_implementation": "eager", **spec,
+    })  # fmt: skip
+    model = CLASSES[config_class](config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             random = torch.randn(weight.shape, generator=generator)
-            if name.endswith("norm.weight"):
+            if name.endswith("norm.weight") and config_class is Gemma3TextConfig:
+                # Less 1, and exact beside 1, as brain floats are.
+                weight.copy_((0.3 * random).bfloat16().float())
+            elif name.endswith("norm.weight"):
                 weight.copy_(1 + 0.3 * random)
             elif weight.dim() == 1:
                 weight.copy_(0.3 * random)
@@ -116,7 +213,8 @@ def interleave(rows, heads):
 
 def write(path, model):
     config = model.config
-    writer = gguf.GGUFWriter(path, config.model_type)
+    arch = ARCHITECTURES.get(config.model_type, config.model_type)
+    writer = gguf.GGUFWriter(path, arch)
     head_dim = model.model.layers[0].self_attn.head_dim
     writer.add_name(path.stem)
     writer.add_context_length(config.max_position_embeddings)
@@ -129,32 +227,57 @@ def write(path, model):
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if getattr(config, "final_logit_softcapping", None):
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+    if rope["rope_type"] == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_attn_factors(model.model.rotary_emb.attention_scaling)
+        for length in ["short", "long"]:
+            factors = np.array(rope[f"{length}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{length}.weight", factors)
     if rope["rope_type"] == "llama3":
         plain = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
         scaled = model.model.rotary_emb.inv_freq.double().numpy()
         writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
     for name, weight in model.named_parameters():
         values = weight.detach().numpy()
-        if config.model_type == "llama" and "q_proj" in name:
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            values = values + np.float32(1)
+        if arch == "llama" and "q_proj" in name:
             values = interleave(values, config.num_attention_heads)
-        if config.model_type == "llama" and "k_proj" in name:
+        if arch == "llama" and "k_proj" in name:
             values = interleave(values, config.num_key_value_heads)
         stored = np.float16 if values.ndim == 2 else np.float32
-        writer.add_tensor(gguf_name(name), values.astype(stored))
+        writer.add_tensor(gguf_name(name, arch), values.astype(stored))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def main(folder):
+def main(folder, names):
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, (name, spec) in enumerate(MODELS.items(), start=1):
+    seeds = {name: seed for seed, name in enumerate(MODELS, start=1)}
+    for name, spec in MODELS.items():
+        if names and name not in names:
+            continue
+        like = spec.get("like")
+        if like:
+            spec = MODELS[like] | {key: value for key, value in spec.items() if key != "like"}
+        seed = seeds[like or name]
         model = build(seed, spec)
         vocab = model.config.vocab_size
         generator = torch.Generator().manual_seed(100 + seed)
@@ -162,12 +285,13 @@ def main(folder):
         with torch.no_grad():
             logits = model(tokens).logits[0]
         assert logits.dtype == torch.float32 and logits.std() > 1
-        write(folder / f"{name}.gguf", model)
+        if not like:
+            write(folder / f"{name}.gguf", model)
         record = struct.pack("<2I", TOKENS, vocab) + tokens.numpy().astype("<u4").tobytes()
         (folder / f"{name}.logits").write_bytes(record + logits.numpy().astype("<f4").tobytes())
-        sizes = [(folder / f"{name}.{end}").stat().st_size for end in ("gguf", "logits")]
+        sizes = {path.suffix: path.stat().st_size for path in folder.glob(f"{name}.*")}
         print(f"{name}: {sizes} bytes, logits of spread {logits.std():.2f}")
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:])

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use offshoot_kernels::{Cpu, Greatest};
 use offshoot_methods::draft::{TokenTree, follow};
 use offshoot_methods::{SamplingOptions, TokenFilter, TokenLogprob};
-use offshoot_models::LogitRows;
+use offshoot_models::{LogitRows, RopeId};
 
 use crate::runner::{Rows, Runner, Want, runner};
 use crate::spec::{Acceptance, Filtering, SamplingClass, SpecStats, Speculator};
@@ -129,6 +129,8 @@ pub struct Session {
     /// How many of them, from the first, were read in whole chunks of a prompt.
     whole: usize,
     context: usize,
+    /// The rotary table for texts that may fill the context.
+    rope: RopeId,
     parents: Vec<Option<u32>>,
     positions: Vec<u32>,
     speculator: Option<Speculator>,
@@ -151,6 +153,7 @@ impl Session {
             cached: Vec::with_capacity(context),
             whole: 0,
             context,
+            rope: model.config().rope_for(context),
             parents: offshoot_models::chain(PROMPT_CHUNK),
             positions: Vec::with_capacity(PROMPT_CHUNK),
             speculator: None,
@@ -267,7 +270,7 @@ impl Session {
         self.positions.clear();
         self.positions.extend((base..base + tokens.len()).map(|p| p as u32));
         let (parents, positions) = (&self.parents[..tokens.len()], &self.positions[..]);
-        self.runner.step(model, Rows { tokens, parents, positions, logits }, want)?;
+        self.runner.step(model, Rows { tokens, parents, positions, rope: self.rope, logits }, want)?;
         self.runner.commit_chain(tokens.len())?;
         self.cached.extend_from_slice(tokens);
         Ok(())
@@ -486,7 +489,8 @@ impl Session {
         self.positions.clear();
         self.positions.extend(tree.depths().iter().map(|depth| base + depth));
         let (tokens, parents) = (tree.tokens(), tree.parents());
-        let rows = Rows { tokens, parents, positions: &self.positions, logits: LogitRows::All };
+        let (positions, rope, logits) = (&self.positions[..], self.rope, LogitRows::All);
+        let rows = Rows { tokens, parents, positions, rope, logits };
         self.runner.step(model, rows, want)
     }
 

@@ -170,14 +170,21 @@ fn who_listens_may_end_the_answer_in_the_middle_of_a_step() {
 /// there: a thousand steps of one session, then the next logits.
 #[test]
 fn a_cache_of_accepted_paths_is_that_of_plain_decoding() {
-    let (model, mut session) = tiny_model(2);
+    for tiny in Tiny::families() {
+        accepted_paths(tiny);
+    }
+}
+
+fn accepted_paths(tiny: Tiny) {
+    let (model, mut session) = load(tiny, 2);
     let prompt = [3, 4, 5];
     let options = options(SamplingOptions::greedy(), Some(1050));
     let options = GenerateOptions { ignore_eos: true, ..options };
     let text = generate(&model, &mut session, &prompt, &options).tokens;
     let (speculator, _) = oracle(&Habit::RightThenWrong, &text);
     session.set_speculator(Some(speculator));
-    generate(&model, &mut session, &prompt, &options);
+    let drafted = generate(&model, &mut session, &prompt, &options).tokens;
+    assert_eq!(drafted, text);
     let tokens = session.cached().to_vec();
     let rows = offshoot_models::LogitRows::Last;
     let after: Vec<u32> =

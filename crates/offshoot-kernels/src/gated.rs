@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use crate::activations::PANEL;
 use crate::product::{RUN, check, panel_rows, room_for, zeroed};
 use crate::tile::TILE_ROWS;
-use crate::{Activations, Cpu, Forms, PackedMatrix, silu_gate};
+use crate::{Activation, Activations, Cpu, Forms, PackedMatrix};
 
 /// Two matrices of one shape and what makes a gated activation of their products.
 #[derive(Debug, Clone, Copy)]
@@ -14,12 +14,14 @@ pub struct GatedPair<'a> {
     pub gate: (&'a PackedMatrix, Option<&'a [f32]>),
     /// The weights and bias of what the gate multiplies.
     pub up: (&'a PackedMatrix, Option<&'a [f32]>),
+    /// What the gate goes through.
+    pub activation: Activation,
 }
 
 /// Outputs that go together: two tile rows, a block of the next product.
 const BLOCK: usize = 2 * TILE_ROWS;
 
-/// `out = silu(gate * acts) * (up * acts)` in `forms`, as one job: a member computes a run of both
+/// `out = activation(gate * acts) * (up * acts)` in `forms`, as one job: a member computes a run of both
 /// products, gates it and brings it into its forms before it takes the next, so that neither product
 /// passes through memory. The bits are those of the steps one by one.
 ///
@@ -52,7 +54,7 @@ pub fn multiply_gated(
                     // SAFETY: pieces do not overlap, so a member alone has these outputs.
                     unsafe {
                         let x = new.part(token, row, rows.len());
-                        silu_gate(cpu.isa(), &gate[at.clone()], &up[at], x);
+                        pair.activation.gate(cpu.isa(), &gate[at.clone()], &up[at], x);
                         new.encode(token, row, rows.len());
                     }
                 }

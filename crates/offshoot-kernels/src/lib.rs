@@ -31,7 +31,9 @@ mod team;
 mod tile;
 
 pub use activations::{Activations, Forms};
-pub use attention::{AttentionScratch, Heads, ITEM_VECTORS as MAX_GROUP, SequenceRows, attend};
+pub use attention::{
+    AttentionScratch, HeadNorms, Heads, ITEM_VECTORS as MAX_GROUP, SequenceRows, attend,
+};
 pub use blocks::{BlockError, BlockType};
 pub use buffer::{Buffer, Plain};
 pub use bytes::SharedBytes;
@@ -45,6 +47,9 @@ pub use kv_cache::KvCache;
 pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed};
 pub use ranked::{Ranked, rank_rows};
 pub use rope::RopeTable;
-pub use rows::{add_assign, argmax, rms_norm, rotate, silu_gate, softmax};
+pub use rows::{
+    Activation, add_assign, add_normed, argmax, gelu_gate, rms_norm, rotate, silu_gate, soft_cap,
+    softmax,
+};
 pub use team::{Pinning, Team, available_threads, pin_current_thread};
 pub use tile::{PackedMatrix, TILE_KIND, TileError};

@@ -38,6 +38,32 @@ pub(crate) unsafe fn silu<L: Lanes>(x: L::F) -> L::F {
     }
 }
 
+/// `x * Phi(x)` with Hendrycks and Gimpel's approximation of the normal distribution's function
+/// (2016, <https://arxiv.org/abs/1606.08415>), for each lane:
+/// `x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u))`, `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
+#[inline(always)]
+pub(crate) unsafe fn gelu_tanh<L: Lanes>(x: L::F) -> L::F {
+    // 2 sqrt(2 / pi), and that times 0.044715.
+    const LINEAR: f32 = 1.595_769;
+    const CUBIC: f32 = 0.071_354_814;
+    // SAFETY: the caller runs where the instructions of `L` exist.
+    unsafe {
+        let slope = L::fma(L::mul(x, x), L::splat(CUBIC), L::splat(LINEAR));
+        let e = exp::<L>(L::sub(L::splat(0.0), L::mul(x, slope)));
+        L::div(x, L::add(L::splat(1.0), e))
+    }
+}
+
+/// `tanh(x) = 1 - 2 / (1 + exp(2 x))` for each lane, within a few 1e-7.
+#[inline(always)]
+pub(crate) unsafe fn tanh<L: Lanes>(x: L::F) -> L::F {
+    // SAFETY: the caller runs where the instructions of `L` exist.
+    unsafe {
+        let e = exp::<L>(L::add(x, x));
+        L::sub(L::splat(1.0), L::div(L::splat(2.0), L::add(L::splat(1.0), e)))
+    }
+}
+
 /// `base^exponent` for `base >= 1`, within a few units in the last place of an `f64`.
 pub(crate) fn power(base: f64, exponent: f64) -> f64 {
     exp_f64(exponent * ln(base))
@@ -130,6 +156,46 @@ mod tests {
             exp_all(isa, &mut edge);
             assert_eq!(edge[0], 1.0);
             assert!(edge[1] < 2e-38 && edge[2].is_nan());
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn map_tanh<L: Lanes>(x: &mut [f32]) {
+        for x in x.chunks_exact_mut(16) {
+            // SAFETY: 16 floats, and the macro checks the instructions.
+            unsafe { L::store(x.as_mut_ptr(), tanh::<L>(L::load(x.as_ptr()))) };
+        }
+    }
+    by_isa! { fn tanh_all(x: &mut [f32]) = map_tanh }
+
+    #[inline(always)]
+    unsafe fn map_gelu<L: Lanes>(x: &mut [f32]) {
+        for x in x.chunks_exact_mut(16) {
+            // SAFETY: 16 floats, and the macro checks the instructions.
+            unsafe { L::store(x.as_mut_ptr(), gelu_tanh::<L>(L::load(x.as_ptr()))) };
+        }
+    }
+    by_isa! { fn gelu_all(x: &mut [f32]) = map_gelu }
+
+    #[test]
+    fn tanh_and_gelu_are_near_everywhere_and_equal_on_every_instruction_set() {
+        let xs: Vec<f32> = (0..16 * 1000).map(|i| (i - 8000) as f32 / 200.0).collect();
+        let run = |f: fn(Isa, &mut [f32]), isa| {
+            let mut y = xs.clone();
+            f(isa, &mut y);
+            y
+        };
+        let (tanh, gelu) = (run(tanh_all, Isa::PORTABLE), run(gelu_all, Isa::PORTABLE));
+        for (i, x) in xs.iter().map(|x| f64::from(*x)).enumerate() {
+            let (t, g) = (f64::from(tanh[i]), f64::from(gelu[i]));
+            assert!((t - x.tanh()).abs() < 3e-7, "tanh {x}: {t}");
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+            let exact = 0.5 * x * (1.0 + u.tanh());
+            assert!((g - exact).abs() < 1e-6 * x.abs().max(0.1), "gelu {x}: {g} for {exact}");
+        }
+        for isa in Isa::available() {
+            assert!(run(tanh_all, isa).iter().zip(&tanh).all(|(a, b)| a.to_bits() == b.to_bits()));
+            assert!(run(gelu_all, isa).iter().zip(&gelu).all(|(a, b)| a.to_bits() == b.to_bits()));
         }
     }
 

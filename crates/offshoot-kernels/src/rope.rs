@@ -9,15 +9,22 @@ pub struct RopeTable {
     frequencies: Vec<f32>,
     cos: Vec<f32>,
     sin: Vec<f32>,
+    magnitude: f32,
 }
 
 impl RopeTable {
-    /// Frequencies `theta^(-2 i / head_dim) / divisor(i)` for `i < head_dim / 2`.
-    pub fn new(theta: f64, head_dim: usize, divisor: impl Fn(usize) -> f64) -> Self {
+    /// Frequencies `theta^(-2 i / head_dim) / divisor(i)` for `i < head_dim / 2`; cosines and sines are
+    /// multiplied by `magnitude`, commonly 1.
+    pub fn new(
+        theta: f64,
+        head_dim: usize,
+        magnitude: f32,
+        divisor: impl Fn(usize) -> f64,
+    ) -> Self {
         let frequencies = (0..head_dim / 2)
             .map(|i| (power(theta, -((2 * i) as f64) / head_dim as f64) / divisor(i)) as f32)
             .collect();
-        Self { frequencies, cos: Vec::new(), sin: Vec::new() }
+        Self { frequencies, cos: Vec::new(), sin: Vec::new(), magnitude }
     }
 
     /// Makes rows for the positions below `positions`.
@@ -27,8 +34,8 @@ impl RopeTable {
             for f in &self.frequencies {
                 // The product is rounded to `f32`, as in the reference implementations.
                 let (s, c) = sin_cos(f64::from(position as f32 * f));
-                self.cos.push(c as f32);
-                self.sin.push(s as f32);
+                self.cos.push(c as f32 * self.magnitude);
+                self.sin.push(s as f32 * self.magnitude);
             }
         }
     }
@@ -41,6 +48,11 @@ impl RopeTable {
         let half = self.frequencies.len();
         let row = position * half..(position + 1) * half;
         (&self.cos[row.clone()], &self.sin[row])
+    }
+
+    /// What cosines and sines are multiplied by.
+    pub fn magnitude(&self) -> f32 {
+        self.magnitude
     }
 
     /// Angle per position of each pair, `head_dim / 2` of them.

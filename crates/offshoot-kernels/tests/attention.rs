@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // test code
 
+use std::num::NonZeroUsize;
+
 use half::f16;
 use offshoot_kernels::{
-    Activations, AttentionScratch, Cpu, Forms, Heads, Isa, KvCache, SequenceRows, attend, rotate,
+    Activations, AttentionScratch, Cpu, Forms, HeadNorms, Heads, Isa, KvCache, SequenceRows,
+    attend, rms_norm, rotate,
 };
 use proptest::prelude::*;
 
@@ -27,6 +30,8 @@ struct Shape {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// Positions that a row sees; 0 for all.
+    window: usize,
 }
 
 /// The q, k, v of some tokens; a token's are a function of its number, as in a model.
@@ -74,8 +79,17 @@ fn run(cpu: &Cpu, shape: Shape, steps: &mut [Step<'_>]) -> Vec<Vec<f32>> {
     let scale = (shape.head_dim as f32).powf(-0.5);
     let half = tokens.len() * (shape.head_dim / 2);
     let (cos, sin) = (vec![1.0; half], vec![0.0; half]);
-    let heads =
-        Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale, cos: &cos, sin: &sin };
+    let heads = Heads {
+        q: &r.q,
+        k: &r.k,
+        v: &r.v,
+        heads: shape.heads,
+        scale,
+        window: NonZeroUsize::new(shape.window),
+        norms: None,
+        cos: &cos,
+        sin: &sin,
+    };
     let mut out = Activations::new();
     let to = (Forms::default(), &mut out);
     attend(cpu, 1, steps, heads, &mut AttentionScratch::new(), to);
@@ -110,7 +124,8 @@ fn brute_force(shape: Shape, path: &[u64]) -> Vec<f64> {
     for head in 0..shape.heads {
         let q = &r.q[((path.len() - 1) * shape.heads + head) * hd..][..hd];
         let at = |p: usize| (p * shape.kv_heads + head / group) * hd;
-        let scores: Vec<f64> = (0..path.len())
+        let first = if shape.window == 0 { 0 } else { path.len().saturating_sub(shape.window) };
+        let scores: Vec<f64> = (first..path.len())
             .map(|p| {
                 let k = &r.k[at(p)..][..hd];
                 let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * half(*k)).sum();
@@ -121,7 +136,8 @@ fn brute_force(shape: Shape, path: &[u64]) -> Vec<f64> {
         let e: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
         let l: f64 = e.iter().sum();
         for d in 0..hd {
-            out.push((0..path.len()).map(|p| e[p] / l * half(r.v[at(p) + d])).sum());
+            let at = |p: usize| half(r.v[at(first + p) + d]);
+            out.push(e.iter().enumerate().map(|(p, e)| e / l * at(p)).sum());
         }
     }
     out
@@ -132,9 +148,15 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
-    (1usize..4, 1usize..8, prop::sample::select(vec![12, 16, 24, 32, 48, 64, 80, 128])).prop_map(
-        |(kv_heads, group, head_dim)| Shape { heads: kv_heads * group, kv_heads, head_dim },
-    )
+    let widths = prop::sample::select(vec![12, 16, 24, 32, 48, 64, 80, 128]);
+    // Half of them without a window; others shorter than a block, than a chunk, and longer.
+    let windows = prop_oneof![3 => Just(0), 1 => 1usize..20, 1 => 20usize..128, 1 => 128usize..400];
+    (1usize..4, 1usize..8, widths, windows).prop_map(|(kv_heads, group, head_dim, window)| Shape {
+        heads: kv_heads * group,
+        kv_heads,
+        head_dim,
+        window,
+    })
 }
 
 /// As many cases, or as few as PROPTEST_CASES asks for where an emulator is slow.
@@ -258,7 +280,7 @@ proptest! {
 
 #[test]
 fn gathered_and_truncated_rows_are_the_same_rows() {
-    let shape = Shape { heads: 2, kv_heads: 2, head_dim: 32 };
+    let shape = Shape { heads: 2, kv_heads: 2, head_dim: 32, window: 0 };
     let cpu = Cpu::new(Isa::best(), 2);
     let tokens: Vec<u64> = (0..70).collect();
     let mut c = cache(shape, 80);
@@ -278,8 +300,8 @@ fn gathered_and_truncated_rows_are_the_same_rows() {
 }
 
 #[test]
-fn rotating_on_the_way_in_equals_rotating_before() {
-    let shape = Shape { heads: 6, kv_heads: 2, head_dim: 48 };
+fn norms_and_rotations_on_the_way_in_equal_those_before() {
+    let shape = Shape { heads: 6, kv_heads: 2, head_dim: 48, window: 0 };
     let tokens: Vec<u64> = (0..37).collect();
     let parents = chain(tokens.len());
     for isa in Isa::available() {
@@ -288,21 +310,39 @@ fn rotating_on_the_way_in_equals_rotating_before() {
         let angles = Random(3).floats(tokens.len() * 24);
         let turn: (Vec<f32>, Vec<f32>) = angles.iter().map(|x| (x.cos(), x.sin())).unzip();
         let still = (vec![1.0; angles.len()], vec![0.0; angles.len()]);
-        let run = |r: &Rows, (cos, sin): &(Vec<f32>, Vec<f32>)| {
+        let run = |r: &Rows, norms, (cos, sin): &(Vec<f32>, Vec<f32>)| {
             let mut c = cache(shape, tokens.len());
             let mut steps = [Step { cache: &mut c, tokens: &tokens, parents: &parents }];
-            let heads =
-                Heads { q: &r.q, k: &r.k, v: &r.v, heads: shape.heads, scale: 0.2, cos, sin };
+            let heads = Heads {
+                q: &r.q,
+                k: &r.k,
+                v: &r.v,
+                heads: shape.heads,
+                scale: 0.2,
+                window: None,
+                norms,
+                cos,
+                sin,
+            };
             let mut out = Activations::new();
             let to = (Forms { q8: true, ..Forms::default() }, &mut out);
             attend(&cpu, 1, &mut steps, heads, &mut AttentionScratch::new(), to);
             bits(out.x())
         };
-        let fused = run(&r, &turn);
+        let weights = [Random(5).floats(48), Random(6).floats(48)];
+        let norms = HeadNorms { query: &weights[0], key: &weights[1], eps: 1e-3 };
+        let fused = run(&r, Some(norms), &turn);
+        assert_ne!(run(&r, None, &turn), fused);
+        for (x, weight) in [(&mut r.q, norms.query), (&mut r.k, norms.key)] {
+            for head in x.chunks_exact_mut(48) {
+                let before = head.to_vec();
+                rms_norm(isa, &before, weight, norms.eps, head);
+            }
+        }
         for (row, (cos, sin)) in turn.0.chunks(24).zip(turn.1.chunks(24)).enumerate() {
             rotate(isa, &mut r.q[row * 6 * 48..(row + 1) * 6 * 48], cos, sin);
             rotate(isa, &mut r.k[row * 2 * 48..(row + 1) * 2 * 48], cos, sin);
         }
-        assert_eq!(run(&r, &still), fused, "{isa}");
+        assert_eq!(run(&r, None, &still), fused, "{isa}");
     }
 }

@@ -4,9 +4,8 @@
 
 use half::f16;
 use offshoot_kernels::{
-    Activations, BlockType, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch, Isa,
-    PackedMatrix, Product, SharedBytes, form_for, multiply, multiply_gated, multiply_greatest,
-    silu_gate,
+    Activation, Activations, BlockType, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch,
+    Isa, PackedMatrix, Product, SharedBytes, form_for, multiply, multiply_gated, multiply_greatest,
 };
 use proptest::prelude::*;
 
@@ -293,6 +292,7 @@ proptest! {
         blocks in (0usize..BlockType::ALL.len(), 0usize..BlockType::ALL.len()),
         tokens in 1usize..20,
         outputs in prop::sample::select(vec![7usize, 32, 96, 130, 320]),
+        activation in prop::sample::select(vec![Activation::Silu, Activation::GeluTanh]),
         threads in 1usize..4,
     ) {
         let mut random = Random(seed);
@@ -311,9 +311,9 @@ proptest! {
             Product { weights: &up, bias: None, accumulate: false, out: b },
         ]);
         let mut expected = vec![0.0; tokens * outputs];
-        silu_gate(cpu.isa(), &steps[0], &steps[1], &mut expected);
+        activation.gate(cpu.isa(), &steps[0], &steps[1], &mut expected);
         let forms = Forms { q8: outputs.is_multiple_of(32), bf16: true };
-        let pair = GatedPair { gate: (&gate, Some(&bias)), up: (&up, None) };
+        let pair = GatedPair { gate: (&gate, Some(&bias)), up: (&up, None), activation };
         let mut gated = Activations::new();
         multiply_gated(&cpu, &acts, pair, forms, &mut gated);
         prop_assert_eq!(bits(gated.x()), bits(&expected));

@@ -3,6 +3,10 @@
 //! An architecture is written once, as a walk over an [`Executor`]'s registers. Two executors run
 //! it: the packed one over the kernels' own buffers, the dense one over tensors with gradients.
 
+use std::num::NonZeroUsize;
+
+use offshoot_kernels::Activation;
+
 use crate::ModelConfig;
 
 /// A matrix of the model that activations are multiplied with: an index into
@@ -118,11 +122,49 @@ pub enum Output {
     Value,
 }
 
-/// The non-linear function of a gated feed-forward layer.
+/// Norms of each head of `Query` and `Key`, before it is rotated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadNorms {
+    /// Weight of a head of `Query`.
+    pub query: VectorId,
+    /// Weight of a head of `Key`.
+    pub key: VectorId,
+    /// Added to the mean square before the root.
+    pub eps: f32,
+}
+
+/// Which rotary frequencies a layer turns queries and keys by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// `x * sigmoid(x)`.
-    Silu,
+pub enum Frequencies {
+    /// Those that the segment asks for.
+    Segment,
+    /// The model's own for layers that see no further back than a window
+    /// ([`ModelConfig::rope_local_base_freq`]).
+    Local,
+}
+
+/// A norm of a product, before it is added to the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PostNorm {
+    /// Its weight.
+    pub weight: VectorId,
+    /// Added to the mean square before the root.
+    pub eps: f32,
+}
+
+/// How a layer attends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// The layer whose caches it has.
+    pub layer: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Norms of queries and keys, if there are any.
+    pub norms: Option<HeadNorms>,
+    /// How many positions a row sees, itself the last of them; `None` for all.
+    pub window: Option<NonZeroUsize>,
+    /// What queries and keys are rotated by.
+    pub frequencies: Frequencies,
 }
 
 /// A place whose activations can be watched.
@@ -139,8 +181,8 @@ pub trait Executor {
     /// What can go wrong.
     type Error;
 
-    /// `Residual = embedding[tokens]`.
-    fn embed(&mut self) -> Result<(), Self::Error>;
+    /// `Residual = embedding[tokens] * scale`.
+    fn embed(&mut self, scale: f32) -> Result<(), Self::Error>;
 
     /// `Normed = rms_norm(Residual) * weight`.
     fn norm(&mut self, weight: VectorId, eps: f32) -> Result<(), Self::Error>;
@@ -148,13 +190,18 @@ pub trait Executor {
     /// `out = matrix * x + bias` for each of up to four matrices.
     fn linear(&mut self, x: Input, outs: &[(LinearId, Output)]) -> Result<(), Self::Error>;
 
-    /// `Residual += matrix * x + bias`.
-    fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Self::Error>;
+    /// `Residual += matrix * x + bias`, the sum of the latter two normed first if there is a `norm`.
+    fn linear_residual(
+        &mut self,
+        x: Input,
+        linear: LinearId,
+        norm: Option<PostNorm>,
+    ) -> Result<(), Self::Error>;
 
-    /// Rotates each head of `Query` and `Key` by its row's position, appends `Key` and `Value` to the
-    /// caches of `layer` and writes the attention of `Query` over them to `Attended`; scores are
-    /// multiplied by `scale`.
-    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Self::Error>;
+    /// Norms each head of `Query` and `Key` if `how` says so, rotates it by its row's position, appends
+    /// `Key` and `Value` to the caches of the layer and writes the attention of `Query` over them to
+    /// `Attended`.
+    fn attend(&mut self, how: Attention) -> Result<(), Self::Error>;
 
     /// `Gated = activation(gate * x) * (up * x)`, each product with its bias.
     fn gated(
@@ -168,6 +215,7 @@ pub trait Executor {
     /// Shows `Residual` ([`Site::Block`]) or `Normed` ([`Site::Final`]) to whoever watches `site`.
     fn tap(&mut self, site: Site) -> Result<(), Self::Error>;
 
-    /// Writes `head * Normed` for the rows whose logits were asked for.
-    fn logits(&mut self, head: LinearId) -> Result<(), Self::Error>;
+    /// Writes `head * Normed` for the rows whose logits were asked for, brought between `-cap` and `cap`
+    /// by `cap * tanh(x / cap)` if there is a cap.
+    fn logits(&mut self, head: LinearId, cap: Option<f32>) -> Result<(), Self::Error>;
 }

@@ -51,6 +51,9 @@ pub struct TensorInfo {
     /// How stored rows map to canonical ones. In a vector, which is one row, the elements stand for
     /// the rows: the bias of a matrix has the order of the matrix.
     pub rows: RowOrder,
+    /// What is added to each stored number of a vector to have the canonical one, 0 but for the norms
+    /// of Gemma in folders, which store the weight less 1.
+    pub shift: f32,
 }
 
 /// A tensor of a checkpoint, borrowed from its file.
@@ -113,6 +116,9 @@ impl<'a> Tensor<'a> {
         }
         let dequantized = self.info.block.dequantize(self.row_bytes(row), out);
         dequantized.map_err(|e| self.error(e.to_string()))?;
+        if self.info.shift != 0.0 {
+            out.iter_mut().for_each(|weight| *weight += self.info.shift);
+        }
         if self.info.shape.len() == 1 && self.info.rows != RowOrder::Plain {
             let stored = out.to_vec();
             for (i, weight) in out.iter_mut().enumerate() {

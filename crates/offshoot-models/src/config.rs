@@ -1,23 +1,49 @@
 //! The shape of a model, in Hugging Face's terms.
 
-use crate::Error;
+use std::num::NonZeroUsize;
+
+use offshoot_kernels::RopeTable;
+
+use crate::{Error, RopeId};
 
 /// An architecture that offshoot runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Family {
+    /// The text models of Gemma 3.
+    Gemma3,
     /// Llama 1, 2, 3.x and what shares its form: SmolLM2, TinyLlama.
     Llama,
+    /// Mistral: Llama's form, with or without a window.
+    Mistral,
+    /// Phi-3 and 3.5 mini: Llama's form, stored otherwise.
+    Phi3,
     /// Qwen2 and Qwen2.5: Llama's form with biases on q, k and v.
     Qwen2,
+    /// Qwen3 without experts: norms of each head of queries and keys.
+    Qwen3,
 }
 
 impl Family {
-    /// The `model_type` of `config.json` and `general.architecture` of GGUF.
+    /// Every family.
+    pub const ALL: [Self; 6] = [
+        Family::Gemma3,
+        Family::Llama,
+        Family::Mistral,
+        Family::Phi3,
+        Family::Qwen2,
+        Family::Qwen3,
+    ];
+
+    /// The `model_type` of `config.json`.
     pub const fn name(self) -> &'static str {
         match self {
+            Family::Gemma3 => "gemma3_text",
             Family::Llama => "llama",
+            Family::Mistral => "mistral",
+            Family::Phi3 => "phi3",
             Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
         }
     }
 }
@@ -36,8 +62,26 @@ pub enum RopeScaling {
     /// Frequency `i` divided by `factors[i]`, `head_dim / 2` of them.
     ///
     /// Llama 3.1's scaling comes to this: GGUF stores the factors (`rope_freqs.weight`), and
-    /// `config.json`'s parameters give them by formula.
+    /// `config.json`'s parameters give them by formula. So does YaRN's, by formula in both.
     Factors(Vec<f32>),
+    /// LongRoPE: one set of such factors for texts up to the `trained` context and one for longer ones.
+    Long {
+        /// For texts that stay within the trained context.
+        short: Vec<f32>,
+        /// For those that may pass it.
+        long: Vec<f32>,
+        /// The trained context, in tokens.
+        trained: usize,
+    },
+}
+
+/// Attention that reaches no further back than a window, and where a model has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// How many positions a row sees, itself the last of them.
+    pub size: NonZeroUsize,
+    /// For each layer whether it is limited so; the others see everything.
+    pub layers: Vec<bool>,
 }
 
 /// Sizes and constants of a model. Field names are those of `config.json`.
@@ -67,9 +111,20 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// Stretching of the rotary frequencies.
     pub rope_scaling: RopeScaling,
+    /// Factor of the cosines and sines: 1 but where a scaling comes with another, as YaRN does.
+    pub rope_magnitude: f32,
+    /// Base of the rotary frequencies, not stretched, of Gemma's layers that see no further back than
+    /// a window.
+    pub rope_local_base_freq: Option<f64>,
+    /// What the root is taken of that scores are divided by: the width of a head, but for Gemma.
+    pub query_pre_attn_scalar: f64,
+    /// Greatest magnitude that logits are brought to, if there is one.
+    pub final_logit_softcapping: Option<f32>,
+    /// Layers that see no further back than a window, if there are any.
+    pub sliding_window: Option<SlidingWindow>,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether q, k and v (Qwen2), or q, k, v and o (Llama with `attention_bias`), carry biases.
+    /// Whether q, k and v (Qwen2), or q, k, v and o (others with `attention_bias`), carry biases.
     pub attention_bias: bool,
     /// Whether gate, up and down carry biases (Llama's `mlp_bias`).
     pub mlp_bias: bool,
@@ -115,24 +170,95 @@ impl ModelConfig {
                 self.rope_theta
             )));
         }
+        if !(self.rope_magnitude > 0.0 && self.rope_magnitude.is_finite()) {
+            return Err(Error::Config(format!(
+                "rope magnitude is {}, expected a finite number above 0",
+                self.rope_magnitude
+            )));
+        }
+        for (name, value) in [
+            ("rope_local_base_freq", self.rope_local_base_freq),
+            ("query_pre_attn_scalar", Some(self.query_pre_attn_scalar)),
+            ("final_logit_softcapping", self.final_logit_softcapping.map(f64::from)),
+        ] {
+            if let Some(value) = value.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                return Err(Error::Config(format!(
+                    "{name} is {value}, expected a finite number above 0"
+                )));
+            }
+        }
+        if self.rope_local_base_freq.is_some_and(|base| base < 1.0) {
+            return Err(Error::Config("rope_local_base_freq is below 1".to_owned()));
+        }
+        if let Some(window) = &self.sliding_window
+            && window.layers.len() != self.num_hidden_layers
+        {
+            return Err(Error::Config(format!(
+                "sliding windows: of {} layers, expected {}",
+                window.layers.len(),
+                self.num_hidden_layers
+            )));
+        }
         match &self.rope_scaling {
             RopeScaling::None => {}
             RopeScaling::Linear { factor } if *factor > 0.0 && factor.is_finite() => {}
             RopeScaling::Linear { factor } => {
                 return Err(Error::Config(format!("rope scaling factor is {factor}")));
             }
-            RopeScaling::Factors(factors) => {
-                if factors.len() != self.head_dim / 2
-                    || !factors.iter().all(|f| f.is_finite() && *f > 0.0)
-                {
-                    return Err(Error::Config(format!(
-                        "rope factors: {} of them, expected {} finite numbers above 0",
-                        factors.len(),
-                        self.head_dim / 2
-                    )));
+            RopeScaling::Factors(factors) => self.check_factors(factors)?,
+            RopeScaling::Long { short, long, trained } => {
+                self.check_factors(short)?;
+                self.check_factors(long)?;
+                if *trained == 0 {
+                    return Err(Error::Config("the trained context is 0".to_owned()));
                 }
             }
         }
         Ok(())
+    }
+
+    /// How many positions a row of `layer` sees, itself the last of them; `None` for all.
+    pub fn window(&self, layer: usize) -> Option<NonZeroUsize> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.get(layer)?.then_some(window.size)
+    }
+
+    /// The rotary table of layers within a window, where that is another, without rows.
+    pub(crate) fn local_rope_table(&self) -> Option<RopeTable> {
+        self.rope_local_base_freq.map(|base| RopeTable::new(base, self.head_dim, 1.0, |_| 1.0))
+    }
+
+    fn check_factors(&self, factors: &[f32]) -> Result<(), Error> {
+        let pairs = self.head_dim / 2;
+        if factors.len() != pairs || !factors.iter().all(|f| f.is_finite() && *f > 0.0) {
+            return Err(Error::Config(format!(
+                "rope factors: {} of them, expected {pairs} finite numbers above 0",
+                factors.len()
+            )));
+        }
+        Ok(())
+    }
+
+    /// The rotary table for a text that may come to have `context` tokens.
+    pub fn rope_for(&self, context: usize) -> RopeId {
+        match &self.rope_scaling {
+            RopeScaling::Long { trained, .. } => RopeId(usize::from(context > *trained)),
+            _ => RopeId::default(),
+        }
+    }
+
+    /// The rotary tables that the numbers make, by [`RopeId`], without rows.
+    pub(crate) fn rope_tables(&self) -> Vec<RopeTable> {
+        let table = |divisor: &dyn Fn(usize) -> f64| {
+            RopeTable::new(self.rope_theta, self.head_dim, self.rope_magnitude, divisor)
+        };
+        match &self.rope_scaling {
+            RopeScaling::None => vec![table(&|_| 1.0)],
+            RopeScaling::Linear { factor } => vec![table(&|_| *factor)],
+            RopeScaling::Factors(factors) => vec![table(&|i| factors[i].into())],
+            RopeScaling::Long { short, long, .. } => {
+                vec![table(&|i| short[i].into()), table(&|i| long[i].into())]
+            }
+        }
     }
 }

@@ -20,18 +20,20 @@ mod stop_tokens;
 mod template;
 mod tokenizer;
 mod tokenizer_spec;
+mod yarn;
 
 pub use architecture::{
-    Activation, Blueprint, Executor, Input, LinearId, LinearSpec, Output, Site, VectorId,
-    VectorSpec,
+    Attention, Blueprint, Executor, Frequencies, HeadNorms, Input, LinearId, LinearSpec, Output,
+    PostNorm, Site, VectorId, VectorSpec,
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
-pub use config::{Family, ModelConfig, RopeScaling};
+pub use config::{Family, ModelConfig, RopeScaling, SlidingWindow};
 pub use dense::{DenseCache, DenseHooks, DenseModel};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
-pub use families::{Architecture, Llama, Qwen2};
+pub use families::{Architecture, Gemma3, Llama, Mistral, Phi3, Qwen2, Qwen3};
 pub use identity::{BaseId, TemplateId, TokenizerId};
+pub use offshoot_kernels::Activation;
 pub use packed::{Hooks, NoHooks, PackedExecutor, PackedModel, SegmentRows, WeightCache};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use template::{ChatTemplate, Message, RenderOptions};

@@ -15,7 +15,8 @@ pub enum LogitRows<'a> {
     These(&'a [u32]),
 }
 
-/// The rotary table that a segment's positions index.
+/// The rotary table that a segment's positions index: 0, but for models that read long texts by other
+/// frequencies ([`crate::ModelConfig::rope_for`]), and then one for the whole of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RopeId(pub usize);
 
@@ -72,6 +73,24 @@ impl<C> Segment<'_, C> {
             && (rows.iter().any(|&row| row as usize >= n) || !rows.is_sorted())
         {
             return wrong(format!("logits asked for rows {rows:?} of {n}, ascending"));
+        }
+        Ok(())
+    }
+
+    /// Checks that positions count from the start of the text without a gap, which attention within a
+    /// window relies on; `cached` positions are decided.
+    pub(crate) fn check_places(&self, index: usize, cached: usize) -> Result<(), Error> {
+        for (row, (parent, &position)) in self.parents.iter().zip(self.positions).enumerate() {
+            let place = match parent {
+                Some(parent) => u64::from(self.positions[*parent as usize]) + 1,
+                None => cached as u64,
+            };
+            if u64::from(position) != place {
+                return Err(Error::Step(format!(
+                    "segment {index}: row {row} has position {position}, expected {place}, since \
+                     this model counts positions to see within a window"
+                )));
+            }
         }
         Ok(())
     }

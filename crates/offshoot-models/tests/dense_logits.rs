@@ -172,7 +172,7 @@ const PATHS: [&[usize]; 3] = [&[0, 1, 3], &[0, 2, 4, 6], &[5]];
 
 #[test]
 fn a_row_of_a_tree_sees_its_ancestors_alone() {
-    for name in ["llama_factors", "qwen2_tied"] {
+    for name in MODELS {
         let (model, text) = (load(name), reference(name).tokens);
         let vocab = model.config().vocab_size;
         for cached_len in [0, 6] {
@@ -380,4 +380,29 @@ fn malformed_steps_are_refused() {
     refuse(|p| p.parents = vec![Some(1), None], "row 0 stands before its parent");
     refuse(|p| p.logits = LogitRows::These(&[2]), "logits asked for rows [2] of 2, ascending");
     assert_eq!(step(&model, &mut []), [0.0; 0], "nothing asked, nothing given");
+}
+
+#[test]
+fn positions_with_gaps_are_refused_where_a_window_counts_them() {
+    for (name, counted) in [("mistral_window", true), ("llama_linear", false)] {
+        let model = load(name);
+        let mut cache = cached(&model, &[3, 4]);
+        for (positions, wrong) in [
+            (vec![2, 3, 3], None),
+            (vec![2, 4, 3], Some((1, 4, 3))),
+            (vec![3, 4, 4], Some((0, 3, 2))),
+        ] {
+            let parents = vec![None, Some(0), Some(0)];
+            let next = Part::next(&mut cache, &[1, 2, 5]);
+            let error = try_step(&model, &mut [Part { positions, parents, ..next }], &mut NoHooks);
+            match wrong.filter(|_| counted) {
+                None => assert!(error.is_ok(), "{name}"),
+                Some((row, found, expected)) => {
+                    let error = error.unwrap_err().to_string();
+                    let what = format!("row {row} has position {found}, expected {expected},");
+                    assert!(error.contains(&what), "{error}");
+                }
+            }
+        }
+    }
 }

@@ -7,11 +7,12 @@ mod support;
 
 use std::sync::Arc;
 
+use candle_core::{DType, Device};
 use logits::{MODELS, max_error, reference};
 use offshoot_kernels::{BlockType, Cpu, Isa};
 use offshoot_models::{
-    BaseId, Checkpoint, LogitRows, ModelConfig, NoHooks, PackedExecutor, PackedModel, RopeId,
-    RopeScaling, Segment, VariantId, chain,
+    BaseId, Checkpoint, DenseCache, DenseModel, LogitRows, ModelConfig, NoHooks, PackedExecutor,
+    PackedModel, RopeScaling, Segment, VariantId, chain,
 };
 use serde_json::{Value, json};
 use support::folder::{Folder, safetensors};
@@ -28,11 +29,21 @@ fn factors() -> Value {
     })
 }
 
+/// YaRN, as the script of the reference logits has it.
+fn yarn() -> Value {
+    json!({
+        "rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0,
+        "original_max_position_embeddings": 64,
+    })
+}
+
 /// The folder of one of the models that transformers computed logits of.
 fn folder(name: &str) -> Folder {
     let mut folder = Folder::of(&logits::checkpoint(name));
-    if name == "llama_factors" {
-        folder.set("rope_scaling", factors());
+    match name {
+        "llama_factors" => folder.set("rope_scaling", factors()),
+        "qwen3_yarn" => folder.set("rope_scaling", yarn()),
+        _ => {}
     }
     folder
 }
@@ -60,7 +71,7 @@ fn run(checkpoint: Checkpoint, tokens: &[u32]) -> Vec<f32> {
         tokens,
         parents: &chain(tokens.len()),
         positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-        rope: RopeId::default(),
+        rope: model.config().rope_for(tokens.len()),
         variant: VariantId::default(),
         logits: LogitRows::All,
     };
@@ -87,6 +98,120 @@ fn a_folder_gives_the_logits_of_transformers_and_the_bits_of_the_gguf_file() {
     }
 }
 
+/// What a GGUF file does not say: the folder of another model with some fields, and its logits.
+fn only_folders() -> Vec<(&'static str, Folder)> {
+    let like = |name: &str, fields: &[(&str, Value)]| {
+        let mut folder = folder(name);
+        fields.iter().for_each(|(field, value)| folder.set(field, value.clone()));
+        folder
+    };
+    let first_whole = json!(["full_attention", "sliding_attention"]);
+    let in_qwen = [("use_sliding_window", true.into()), ("sliding_window", 4.into())];
+    let [used, size] = in_qwen.clone();
+    let by_number = [used, size, ("max_window_layers", 1.into())];
+    let [used, size] = in_qwen;
+    let by_name = [used, size, ("layer_types", first_whole)];
+    // The text is longer than this trained context.
+    let mut long = folder("phi3_short").config["rope_scaling"].clone();
+    long["original_max_position_embeddings"] = 16.into();
+    let kinds: Vec<_> =
+        (0..7).map(|i| if i % 2 == 0 { "full_attention" } else { "sliding_attention" }).collect();
+    let gemma_old = [
+        ("query_pre_attn_scalar", 40.into()),
+        ("final_logit_softcapping", Value::Null),
+        ("sliding_window_pattern", Value::Null),
+        ("layer_types", json!(kinds)),
+        ("rope_scaling", Value::Null),
+        ("rope_theta", 1_000_000.0.into()),
+        ("rope_local_base_freq", 500.0.into()),
+    ];
+    let mut gemma_new = gemma_old.to_vec();
+    gemma_new.truncate(5);
+    for (name, value) in [
+        ("rope_theta", Value::Null),
+        ("rope_local_base_freq", Value::Null),
+        (
+            "rope_parameters",
+            json!({
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            }),
+        ),
+    ] {
+        gemma_new.push((name, value));
+    }
+    vec![
+        ("mistral_whole", like("mistral_window", &[("sliding_window", Value::Null)])),
+        ("phi3_long", like("phi3_short", &[("rope_scaling", long)])),
+        ("qwen3_window", like("qwen3_tied", &by_number)),
+        ("qwen3_window", like("qwen3_tied", &by_name)),
+        ("gemma3_scalar", like("gemma3_linear", &gemma_old)),
+        ("gemma3_scalar", like("gemma3_linear", &gemma_new)),
+    ]
+}
+
+#[test]
+fn what_only_a_folder_says_gives_the_logits_of_transformers() {
+    for (name, folder) in only_folders() {
+        let reference = reference(name);
+        let checkpoint = folder.open().unwrap();
+        let dense = DenseModel::load(&checkpoint, &Device::Cpu, DType::F32).unwrap();
+        let mut cache = DenseCache::new(dense.config());
+        let positions: Vec<u32> = (0..reference.tokens.len() as u32).collect();
+        let segment = Segment {
+            cache: &mut cache,
+            tokens: &reference.tokens,
+            parents: &chain(positions.len()),
+            positions: &positions,
+            rope: dense.config().rope_for(positions.len()),
+            variant: VariantId::default(),
+            logits: LogitRows::All,
+        };
+        let logits = dense.step(&mut [segment], &mut NoHooks).unwrap();
+        let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
+        let error = max_error(&logits, &reference.logits);
+        // As in the test of the dense executor.
+        assert!(error <= 1e-4, "{name}: {error}");
+        let greatest = reference.logits.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let error = max_error(&run(checkpoint, &reference.tokens), &reference.logits);
+        assert!(error < CLOSE * greatest, "{name}: {error} of {greatest}");
+    }
+}
+
+#[test]
+fn windows_are_read_as_transformers_reads_them() {
+    let window = |change: &dyn Fn(&mut Folder)| {
+        let mut folder = folder("mistral_window");
+        change(&mut folder);
+        let window = folder.open().unwrap().config().sliding_window.clone();
+        window.map(|window| (window.size.get(), window.layers))
+    };
+    let without = |folder: &mut Folder| {
+        folder.config.as_object_mut().unwrap().remove("sliding_window");
+    };
+    assert_eq!(window(&|_| {}), Some((5, vec![true; 2])));
+    assert_eq!(window(&|folder| folder.set("sliding_window", Value::Null)), None);
+    assert_eq!(window(&without), Some((4096, vec![true; 2])));
+    // Gemma's layers in turns of six, or of what the file says.
+    let turns = |pattern: Value| {
+        let mut folder = folder("gemma3_linear");
+        folder.set("layer_types", Value::Null);
+        folder.set("sliding_window_pattern", pattern);
+        folder.open().unwrap().config().sliding_window.clone().map(|window| window.layers)
+    };
+    let local = |whole: &[usize]| Some((0..7).map(|i| !whole.contains(&i)).collect());
+    assert_eq!(turns(Value::Null), local(&[5]));
+    assert_eq!(turns(3.into()), local(&[2, 5]));
+    assert_eq!(turns(1.into()), None);
+    // Llama has none, and Qwen only where a flag says so.
+    for name in ["llama_linear", "qwen3_tied"] {
+        let mut folder = folder(name);
+        folder.set("sliding_window", 5);
+        folder.set("use_sliding_window", false);
+        assert_eq!(folder.open().unwrap().config().sliding_window, None, "{name}");
+    }
+}
+
 #[test]
 fn configuration_tensors_and_base_id_are_those_of_the_gguf_file() {
     for name in MODELS {
@@ -100,7 +225,9 @@ fn configuration_tensors_and_base_id_are_those_of_the_gguf_file() {
         };
         assert_eq!(plain(folder.config()), plain(gguf.config()));
         match (&folder.config().rope_scaling, &gguf.config().rope_scaling) {
-            (RopeScaling::Factors(ours), RopeScaling::Factors(theirs)) => {
+            (RopeScaling::Factors(ours), RopeScaling::Factors(theirs))
+                if name == "llama_factors" =>
+            {
                 assert!(ours.iter().any(|f| *f > 1.0 && *f < 8.0) && ours.contains(&8.0));
                 let error = ours.iter().zip(theirs).map(|(a, b)| (a / b - 1.0).abs());
                 // Four roundings, each of 2^-24.
@@ -129,7 +256,7 @@ fn every_float_format_gives_the_bits_and_the_id_of_the_gguf_file() {
     for (block, dtype) in
         [(BlockType::F32, "F32"), (BlockType::F16, "F16"), (BlockType::Bf16, "BF16")]
     {
-        for mut tiny in [Tiny::llama(), Tiny::qwen2()] {
+        for mut tiny in Tiny::families() {
             let matrices: Vec<_> =
                 tiny.tensors.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
             for (name, tensor) in matrices {
@@ -231,6 +358,8 @@ fn both_spellings_of_scaled_frequencies_are_read() {
         let set = |folder: &mut Folder| folder.set(spelling, value.clone());
         assert_eq!(scaling(&set), expected, "{spelling} {value}");
     }
+    let stretched = scaling(&|folder| folder.set("rope_scaling", yarn()));
+    assert!(matches!(stretched.1, RopeScaling::Factors(_)), "{stretched:?}");
     let old = scaling(&|folder| folder.set("rope_scaling", factors()));
     let new = scaling(&|folder| folder.set("rope_parameters", factors()));
     let apart = scaling(&|folder| {
@@ -298,4 +427,49 @@ fn a_header_of_odd_length_moves_no_weight() {
         assert_eq!(BaseId::of(&checkpoint).unwrap(), id);
         assert_eq!(run(checkpoint, &[3, 4, 5]).len(), 3 * 12);
     }
+}
+
+#[test]
+fn settings_that_a_family_has_no_place_for_are_refused() {
+    let first_local = json!(["sliding_attention", "full_attention"]);
+    let long = json!({
+        "type": "longrope", "short_factor": [1.0], "long_factor": [1.0],
+        "original_max_position_embeddings": 64,
+    });
+    for (name, field, value, expected) in [
+        ("gemma3_linear", "attn_logit_softcapping", 50.into(), "softcapped attention is not"),
+        ("gemma3_linear", "use_bidirectional_attention", true.into(), "attention to what follows"),
+        ("gemma3_linear", "hidden_activation", "gelu".into(), r#"only "gelu_pytorch_tanh""#),
+        ("gemma3_linear", "sliding_window", Value::Null, "sliding_window: null, but there are"),
+        (
+            "gemma3_linear",
+            "sliding_window_pattern",
+            0.into(),
+            "sliding_window_pattern: 0, expected",
+        ),
+        ("gemma3_linear", "query_pre_attn_scalar", 0.into(), "query_pre_attn_scalar is 0"),
+        ("gemma3_linear", "rope_parameters", json!({"rope_theta": 1e6}), "only full_attention and"),
+        ("mistral_window", "final_logit_softcapping", 30.into(), "softcapped logits are not"),
+        ("mistral_window", "layer_types", first_local.clone(), r#"expected "sliding_attention""#),
+        ("qwen3_tied", "layer_types", first_local, r#"layer 0 is "sliding_attention", expected"#),
+        ("qwen3_tied", "hidden_act", "gelu_pytorch_tanh".into(), r#"only "silu""#),
+        ("qwen3_tied", "rope_scaling", long.clone(), r#""longrope" is not supported"#),
+        ("phi3_short", "rope_scaling", long, "short_factor: 1 of them, expected 6"),
+        ("phi3_short", "partial_rotary_factor", 0.75.into(), "0.75 is not supported, only 1"),
+        ("phi3_short", "attention_bias", true.into(), "biases of attention are not supported"),
+    ] {
+        let mut folder = folder(name);
+        folder.set(field, value);
+        let error = folder.open().map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{name} {field}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    // A matrix that is not as wide as its parts together is not taken apart.
+    let mut folder = folder("phi3_short");
+    let name = "model.layers.1.self_attn.qkv_proj.weight";
+    let fused = folder.tensors.get_mut(name).unwrap();
+    fused.shape[0] -= 1;
+    fused.bytes.truncate(fused.bytes.len() - 2 * fused.shape[1]);
+    let error = folder.open().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("model.layers.1.self_attn.q_proj.weight\": missing"), "{error}");
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use offshoot_kernels::BlockType;
 use offshoot_models::gguf::Array;
 use offshoot_models::{
-    BaseId, Checkpoint, Error, Family, ModelConfig, PreTokenizer, RopeScaling, TemplateId,
+    BaseId, Checkpoint, Error, Family, ModelConfig, PreTokenizer, RopeId, RopeScaling, TemplateId,
     TokenKind, TokenizerId,
 };
 
@@ -69,6 +69,11 @@ fn a_llama_file_opens_under_canonical_names() {
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
+        rope_magnitude: 1.0,
+        sliding_window: None,
+        rope_local_base_freq: None,
+        query_pre_attn_scalar: 8.0,
+        final_logit_softcapping: None,
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,
@@ -97,6 +102,106 @@ fn a_qwen2_file_has_biases_and_a_head_of_its_own() {
     let bias = checkpoint.require("model.layers.0.self_attn.k_proj.bias").unwrap();
     assert_eq!(bias.info.shape, [KV_HEADS * HEAD_DIM]);
     assert!(checkpoint.unused().is_empty());
+}
+
+#[test]
+fn a_gemma3_file_has_norms_after_each_half_of_a_block_and_local_layers() {
+    let checkpoint = open(&Tiny::gemma3());
+    let config = checkpoint.config();
+    assert_eq!((config.family, config.tie_word_embeddings), (Family::Gemma3, true));
+    let windows = [config.window(0), config.window(1)].map(|window| window.map(|w| w.get()));
+    assert_eq!(windows, [Some(3), None]);
+    assert_eq!((config.rope_local_base_freq, config.query_pre_attn_scalar), (Some(10_000.0), 8.0));
+    assert_eq!(config.final_logit_softcapping, Some(30.0));
+    assert_eq!(checkpoint.tensors().count(), 2 + 13 * LAYERS);
+    assert!(checkpoint.unused().is_empty());
+    // A file stores the weights of norms, not these less 1.
+    assert_eq!(values(&checkpoint, "model.norm.weight")[8], 1.0);
+    let mut tiny = Tiny::gemma3();
+    tiny.keys.remove("gemma3.attention.sliding_window_pattern");
+    assert_eq!(open(&tiny).config().sliding_window.clone().unwrap().layers, [true; 2]);
+    tiny.set("gemma3.attn_logit_softcapping", 50f32);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("softcapped attention is not supported"), "{error}");
+    let mut tiny = Tiny::llama();
+    tiny.set("llama.final_logit_softcapping", 30f32);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("softcapped logits are not supported"), "{error}");
+}
+
+#[test]
+fn a_llama_file_with_a_window_is_a_mistral() {
+    let config = open(&Tiny::mistral()).config().clone();
+    assert_eq!(config.family, Family::Mistral);
+    assert_eq!(config.window(1).map(|window| window.get()), Some(3));
+    let mut tiny = Tiny::mistral();
+    tiny.set("llama.attention.sliding_window", 0u32);
+    let config = open(&tiny).config().clone();
+    assert_eq!((config.family, config.window(0)), (Family::Llama, None));
+    // A window that nothing reaches is none; another would be of layers that the file does not name.
+    let mut tiny = Tiny::qwen2();
+    tiny.set("qwen2.attention.sliding_window", 64u32);
+    assert_eq!(open(&tiny).config().sliding_window, None);
+    tiny.set("qwen2.attention.sliding_window", 63u32);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("sliding_window\": 63, but the file does not say"), "{error}");
+    let mut tiny = Tiny::mistral();
+    tiny.vector("blk.0.ffn_up.bias", FFN);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("sliding_window\": not supported beside biases"), "{error}");
+}
+
+#[test]
+fn a_phi3_file_is_read_as_the_parts_of_its_matrices() {
+    let tiny = Tiny::phi3();
+    let checkpoint = open(&tiny);
+    let config = checkpoint.config();
+    assert_eq!((config.family, config.rope_magnitude), (Family::Phi3, 1.2f64.sqrt() as f32));
+    assert_eq!(config.window(1).map(|window| window.get()), Some(5));
+    let RopeScaling::Long { short, long, trained: 32 } = &config.rope_scaling else {
+        panic!("{:?}", config.rope_scaling)
+    };
+    assert_eq!((short[3], long[3]), (0.6875, 8.0));
+    assert_eq!((config.rope_for(32), config.rope_for(33)), (RopeId(0), RopeId(1)));
+    assert!(checkpoint.unused().is_empty());
+    assert_eq!(checkpoint.tensors().count(), 2 + 9 * LAYERS);
+    let whole = |name: &str| {
+        let TinyTensor { shape, block, bytes } = &tiny.tensors[name];
+        let mut out = vec![0.0; shape.iter().product()];
+        block.dequantize(bytes, &mut out).unwrap();
+        out
+    };
+    let name = |part: &str| format!("model.layers.1.{part}_proj.weight");
+    let parts = |parts: &[&str]| -> Vec<f32> {
+        parts.iter().flat_map(|part| values(&checkpoint, &name(part))).collect()
+    };
+    let qkv = parts(&["self_attn.q", "self_attn.k", "self_attn.v"]);
+    assert_eq!(qkv, whole("blk.1.attn_qkv.weight"));
+    assert_eq!(parts(&["mlp.gate", "mlp.up"]), whole("blk.1.ffn_up.weight"));
+    let mut half = Tiny::phi3();
+    half.tensors.remove("rope_factors_long.weight");
+    let error = walk(&half.bytes()).unwrap_err().to_string();
+    assert!(error.contains("expected both"), "{error}");
+    let mut narrow = Tiny::phi3();
+    narrow.matrix("blk.1.attn_qkv.weight", HEADS * HEAD_DIM, HIDDEN, BlockType::F16);
+    let error = walk(&narrow.bytes()).unwrap_err().to_string();
+    assert!(error.contains("shape [32, 32], expected [64, 32]"), "{error}");
+}
+
+#[test]
+fn a_qwen3_file_has_norms_of_heads() {
+    let checkpoint = open(&Tiny::qwen3());
+    let config = checkpoint.config();
+    assert_eq!((config.family, config.attention_bias), (Family::Qwen3, false));
+    assert_eq!(checkpoint.tensors().count(), 2 + 11 * LAYERS);
+    let norm = checkpoint.require("model.layers.1.self_attn.k_norm.weight").unwrap();
+    assert_eq!(norm.info.shape, [HEAD_DIM]);
+    assert!(checkpoint.unused().is_empty());
+    assert_eq!(checkpoint.tokenizer().unwrap().pre, PreTokenizer::Qwen2);
+    let mut tiny = Tiny::qwen3();
+    tiny.tensors.remove("blk.1.attn_q_norm.weight");
+    let error = walk(&tiny.bytes()).unwrap_err();
+    assert!(error.to_string().contains("\"blk.1.attn_q_norm.weight\": missing"), "{error}");
 }
 
 #[test]
@@ -177,6 +282,17 @@ fn rope_scaling_is_read_from_keys() {
     let config = open(&tiny).config().clone();
     assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 4.0 });
     assert_eq!(config.rope_theta, 500_000.0);
+    tiny.set("llama.rope.scaling.type", "yarn");
+    let refused = |tiny: &Tiny| walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(refused(&tiny).contains("rope.scaling.original_context_length\": missing"));
+    tiny.set("llama.rope.scaling.original_context_length", 32u32);
+    let config = open(&tiny).config().clone();
+    assert!(matches!(config.rope_scaling, RopeScaling::Factors(factors) if factors[3] == 4.0));
+    assert!((config.rope_magnitude - 1.138_629_4).abs() < 1e-6, "{}", config.rope_magnitude);
+    tiny.set("llama.rope.scaling.attn_factor", 0.5f32);
+    assert!((open(&tiny).config().rope_magnitude - 0.569_314_7).abs() < 1e-6);
+    tiny.set("llama.rope.scaling.yarn_log_multiplier", 0.1f32);
+    assert!(refused(&tiny).contains("yarn_log_multiplier\": 0.1"), "{}", refused(&tiny));
     tiny.set("llama.rope.scaling.type", "none");
     assert_eq!(open(&tiny).config().rope_scaling, RopeScaling::None);
 }
@@ -324,7 +440,7 @@ fn base_id(checkpoint: &Checkpoint) -> [u8; 32] {
 
 #[test]
 fn the_base_id_is_the_hash_it_is_said_to_be() {
-    for tiny in [Tiny::llama(), Tiny::qwen2(), Tiny::smallest("qwen2")] {
+    for tiny in Tiny::families().into_iter().chain([Tiny::smallest("qwen2")]) {
         let checkpoint = open(&tiny);
         assert_eq!(BaseId::of(&checkpoint).unwrap().as_bytes(), &base_id(&checkpoint));
     }

@@ -7,7 +7,7 @@ mod logits;
 use std::sync::Arc;
 
 use logits::{MODELS, checkpoint, max_error, reference};
-use offshoot_kernels::{Cpu, Isa};
+use offshoot_kernels::{Cpu, Isa, KvCache};
 use offshoot_models::{
     LogitRows, NoHooks, PackedExecutor, PackedModel, RopeId, Segment, VariantId, chain,
 };
@@ -47,6 +47,7 @@ fn logits_are_those_of_transformers() {
     for name in MODELS {
         let error = max_error(&run(name, Isa::best(), 2, 1000), &reference(name).logits);
         let greatest = reference(name).logits.iter().fold(0f32, |m, x| m.max(x.abs()));
+        println!("{name}: {:e} of the greatest", error / greatest);
         assert!(error < CLOSE * greatest, "{name}: {error} of {greatest}");
     }
 }
@@ -83,4 +84,85 @@ fn nothing_asked_is_nothing_given() {
     };
     assert_eq!(executor.step_greatest(&model, &mut [segment], &mut NoHooks).unwrap().len(), 1);
     assert!(executor.logits_mut().is_empty(), "logits that no step gave");
+}
+
+/// ```text
+/// 0 - 1 - 3
+///   \ 2 - 4 - 6
+/// 5
+/// ```
+const PARENTS: [Option<u32>; 7] = [None, Some(0), Some(0), Some(1), Some(2), None, Some(4)];
+const PATHS: [&[usize]; 3] = [&[0, 1, 3], &[0, 2, 4, 6], &[5]];
+
+#[test]
+fn a_row_has_the_bits_of_its_path_alone_in_a_tree_and_beside_another_sequence() {
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for name in MODELS {
+        let model =
+            PackedModel::load(Arc::new(checkpoint(name)), &Cpu::new(Isa::best(), 2), None).unwrap();
+        let mut executor = PackedExecutor::new(Cpu::new(Isa::best(), 2), model.config());
+        let (text, vocab) = (reference(name).tokens, model.config().vocab_size);
+        for cached in [0, 3, 11] {
+            let (prefix, rest) = text.split_at(cached);
+            let tree = &rest[..PARENTS.len()];
+            let depth = |mut row: usize| {
+                let mut depth = 0;
+                while let Some(parent) = PARENTS[row] {
+                    (row, depth) = (parent as usize, depth + 1);
+                }
+                depth
+            };
+            let depths: Vec<u32> =
+                (0..tree.len()).map(|row| (cached + depth(row)) as u32).collect();
+            let mut step = |cache: &mut KvCache, tokens: &[u32], other: Option<&[u32]>| {
+                let mut second = model.new_cache(text.len());
+                let (start, n) = (cache.len() as u32, tokens.len() as u32);
+                let in_tree = other.is_some();
+                let (parents, positions) = match in_tree {
+                    true => (PARENTS.to_vec(), depths.clone()),
+                    false => (chain(tokens.len()), (start..start + n).collect()),
+                };
+                let mut segments = vec![segment(cache, tokens, &parents, &positions)];
+                let beside = other.unwrap_or_default();
+                let chained = chain(beside.len());
+                let count: Vec<u32> = (0..beside.len() as u32).collect();
+                if in_tree {
+                    segments.insert(0, segment(&mut second, beside, &chained, &count));
+                }
+                executor.step(&model, &mut segments, &mut NoHooks).unwrap().to_vec()
+            };
+            let mut cache = model.new_cache(text.len());
+            if cached > 0 {
+                step(&mut cache, prefix, None);
+                cache.commit_chain(cached);
+            }
+            let together = step(&mut cache, tree, Some(&text[..9]));
+            let (beside, in_tree) = together.split_at(9 * vocab);
+            let mut fresh = model.new_cache(text.len());
+            assert!(bits(beside) == bits(&step(&mut fresh, &text[..9], None)), "{name}");
+            for path in PATHS {
+                let mut alone = model.new_cache(text.len());
+                let branch: Vec<u32> = path.iter().map(|&row| tree[row]).collect();
+                // One token a step, so that the cut into steps is another one too.
+                let mut last = Vec::new();
+                for token in prefix.iter().chain(&branch) {
+                    last = step(&mut alone, &[*token], None);
+                    alone.commit_chain(1);
+                }
+                let row = path[path.len() - 1];
+                let ours = &in_tree[row * vocab..(row + 1) * vocab];
+                assert!(bits(ours) == bits(&last), "{name}: row {row} behind {cached}");
+            }
+        }
+    }
+}
+
+fn segment<'a>(
+    cache: &'a mut KvCache,
+    tokens: &'a [u32],
+    parents: &'a [Option<u32>],
+    positions: &'a [u32],
+) -> Segment<'a, KvCache> {
+    let (rope, variant) = (RopeId::default(), VariantId::default());
+    Segment { cache, tokens, parents, positions, rope, variant, logits: LogitRows::All }
 }

@@ -26,7 +26,7 @@ use half::slice::HalfFloatSliceExt;
 use offshoot_kernels::{FileMap, KvCache};
 use offshoot_methods::{Sampler, SamplingOptions};
 use offshoot_models::{
-    BaseId, Controls, LogitRows, Message, NoHooks, PackedExecutor, RopeId, Segment, VariantId,
+    BaseId, Controls, LogitRows, Message, NoHooks, PackedExecutor, Segment, VariantId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -274,6 +274,7 @@ fn answer_all(
         }
         let places: Vec<Vec<u32>> =
             growing.iter().map(|g| (g.fed as u32..g.context.len() as u32).collect()).collect();
+        let rope = model.packed().config().rope_for(context);
         let mut segments: Vec<Segment<'_, KvCache>> = growing
             .iter_mut()
             .zip(&places)
@@ -282,7 +283,7 @@ fn answer_all(
                 tokens: &g.context[g.fed..],
                 parents: &parents[..positions.len()],
                 positions,
-                rope: RopeId::default(),
+                rope,
                 variant: VariantId::default(),
                 logits: LogitRows::Last,
             })

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use offshoot_kernels::Greatest;
-use offshoot_models::{DenseCache, DenseHooks, ModelConfig, RopeId, Segment, Site, VariantId};
+use offshoot_models::{DenseCache, DenseHooks, ModelConfig, Segment, Site, VariantId};
 
 use super::{Rows, Runner, Want};
 use crate::executor::DenseType;
@@ -64,7 +64,7 @@ impl Runner for DenseRunner {
             tokens: rows.tokens,
             parents: rows.parents,
             positions: rows.positions,
-            rope: RopeId::default(),
+            rope: rows.rope,
             variant: VariantId::default(),
             logits: rows.logits,
         };

@@ -9,7 +9,7 @@ mod packed;
 use std::fmt;
 
 use offshoot_kernels::{Cpu, Greatest};
-use offshoot_models::LogitRows;
+use offshoot_models::{LogitRows, RopeId};
 
 use crate::{Error, ExecutorKind, Model};
 use dense::DenseRunner;
@@ -21,6 +21,7 @@ pub(crate) struct Rows<'a> {
     pub(crate) tokens: &'a [u32],
     pub(crate) parents: &'a [Option<u32>],
     pub(crate) positions: &'a [u32],
+    pub(crate) rope: RopeId,
     pub(crate) logits: LogitRows<'a>,
 }
 

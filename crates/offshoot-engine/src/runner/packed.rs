@@ -2,7 +2,7 @@
 
 use offshoot_kernels::{Cpu, Greatest, KvCache};
 use offshoot_models::{
-    Hooks, NoHooks, PackedExecutor, PackedModel, RopeId, Segment, Site, VariantId,
+    Hooks, NoHooks, PackedExecutor, PackedModel, Segment, Site, VariantId,
 };
 
 use super::{Rows, Runner, Want};
@@ -45,7 +45,7 @@ impl Runner for PackedRunner {
             tokens: rows.tokens,
             parents: rows.parents,
             positions: rows.positions,
-            rope: RopeId::default(),
+            rope: rows.rope,
             variant: VariantId::default(),
             logits: rows.logits,
         };

@@ -23,7 +23,8 @@ pub(crate) fn load(tiny: Tiny, threads: usize) -> (Model, Session) {
 /// As [`load`], on any executor.
 pub(crate) fn load_for(executor: ExecutorKind, mut tiny: Tiny, threads: usize) -> (Model, Session) {
     let dir = tempfile::tempdir().unwrap();
-    tiny.set("qwen2.context_length", CONTEXT as u32);
+    let context = tiny.keys.keys().find(|key| key.ends_with(".context_length")).unwrap().clone();
+    tiny.set(&context, CONTEXT as u32);
     let path = dir.path().join("tiny.gguf");
     std::fs::write(&path, tiny.bytes()).unwrap();
     let options = LoadOptions { executor, threads, ..LoadOptions::default() };

@@ -1,6 +1,8 @@
 //! Scores, softmax and weighted sum of a few query vectors over one chunk of positions, and the
 //! merging of chunks.
 
+use std::ops::Range;
+
 use crate::isa::by_isa;
 use crate::kv_cache::KEYS;
 use crate::lanes::Lanes;
@@ -24,12 +26,12 @@ pub(super) struct Source<'a> {
 }
 
 /// Query vectors of one pass: scaled queries `[n][head_dim]`, scores `[n][CHUNK]`, results
-/// `[n][width]`, and how many positions of the chunk each sees.
+/// `[n][width]`, and from where to where each sees the chunk's positions.
 pub(super) struct Pass<'a> {
     pub(super) q: &'a [f32],
     pub(super) scores: &'a mut [f32],
     pub(super) results: &'a mut [f32],
-    pub(super) counts: &'a [usize],
+    pub(super) seen: &'a [(usize, usize)],
     pub(super) head_dim: usize,
     pub(super) width: usize,
     /// First position of the chunk.
@@ -73,7 +75,7 @@ by_isa! {
 
 #[inline(always)]
 unsafe fn chunk_pass_lanes<L: Lanes>(pass: &mut Pass<'_>, source: Source<'_>) {
-    let n = pass.counts.len();
+    let n = pass.seen.len();
     let mut from = 0;
     while from < n {
         let batch = BATCH.min(n - from);
@@ -102,8 +104,10 @@ unsafe fn batch_pass<L: Lanes, const J: usize>(
     from: usize,
 ) {
     let (hd, width) = (pass.head_dim, pass.width);
-    let counts: [usize; J] = std::array::from_fn(|j| pass.counts[from + j]);
-    let longest = counts.into_iter().fold(0, usize::max);
+    let seen: [(usize, usize); J] = std::array::from_fn(|j| pass.seen[from + j]);
+    let longest = seen.iter().fold(0, |longest, seen| seen.1.max(longest));
+    // Blocks that no vector sees. Passing them over changes no bit: their weights would be zero.
+    let skipped = seen.iter().fold(longest, |least, seen| seen.0.min(least)) / KEYS;
     let results = &mut pass.results[from * width..(from + J) * width];
     let scores = &mut pass.scores[from * CHUNK..(from + J) * CHUNK];
     let q = &pass.q[from * hd..(from + J) * hd];
@@ -112,7 +116,7 @@ unsafe fn batch_pass<L: Lanes, const J: usize>(
     unsafe {
         let first_block = pass.start / KEYS;
         let blocks = longest.div_ceil(KEYS);
-        let mut b = 0;
+        let mut b = skipped;
         // The values of the positions whose keys are read; those of a tree's tail are close already.
         let values = source.v.as_ptr();
         while b + 2 <= blocks {
@@ -126,19 +130,20 @@ unsafe fn batch_pass<L: Lanes, const J: usize>(
             let v = values.wrapping_add((first_block + b) * KEYS * hd);
             score::<L, J, 1>(q.as_ptr(), hd, k, v, scores.as_mut_ptr().add(b * KEYS));
         }
-        for (j, count) in counts.into_iter().enumerate() {
+        for (j, seen) in seen.into_iter().enumerate() {
             let scores = scores.as_mut_ptr().add(j * CHUNK);
-            let (m, l) = softmax::<L>(scores, count, blocks);
+            let (m, l) = softmax::<L>(scores, seen, skipped..blocks);
             results[j * width] = m;
             results[j * width + 1] = l;
         }
-        let mut d = 0;
+        let (mut d, range) = (0, skipped * KEYS..longest);
         while d + 32 <= hd {
-            sum_values::<L, J, 2>(pass.start, longest, source, hd, d, scores, results, width);
+            let range = range.clone();
+            sum_values::<L, J, 2>(pass.start, range, source, hd, d, scores, results, width);
             d += 32;
         }
         if d < hd {
-            sum_values::<L, J, 1>(pass.start, longest, source, hd, d, scores, results, width);
+            sum_values::<L, J, 1>(pass.start, range, source, hd, d, scores, results, width);
         }
     }
 }
@@ -195,25 +200,31 @@ unsafe fn score<L: Lanes, const J: usize, const B: usize>(
     }
 }
 
-/// Turns the first `count` of `blocks * 16` scores into weights, the rest into zeroes; gives the
-/// greatest score and the sum of the weights.
+/// Turns the scores from `from` to `to` into weights, the others of `blocks` of 16 into zeroes; gives
+/// the greatest score and the sum of the weights.
 #[inline(always)]
-unsafe fn softmax<L: Lanes>(scores: *mut f32, count: usize, blocks: usize) -> (f32, f32) {
-    // SAFETY: see the caller: there are `blocks * 16` scores.
+unsafe fn softmax<L: Lanes>(
+    scores: *mut f32,
+    (from, to): (usize, usize),
+    blocks: Range<usize>,
+) -> (f32, f32) {
+    // SAFETY: see the caller: there are scores up to the end of the last block.
     unsafe {
         let lowest = L::splat(f32::NEG_INFINITY);
         let mut m = lowest;
-        for b in 0..count.div_ceil(KEYS) {
+        for b in blocks.start..to.div_ceil(KEYS) {
             let s = L::load(scores.add(b * KEYS));
-            m = L::max(m, L::first(count - b * KEYS, s, lowest));
+            let s = L::first(to - b * KEYS, s, lowest);
+            m = L::max(m, L::first(from.saturating_sub(b * KEYS), lowest, s));
         }
         let greatest = L::greatest(m);
         let m = L::splat(greatest);
         let mut l = L::splat(0.0);
-        for b in 0..blocks {
+        for b in blocks {
             let p = scores.add(b * KEYS);
             let e = math::exp::<L>(L::sub(L::load(p), m));
-            let e = L::first(count.saturating_sub(b * KEYS), e, L::splat(0.0));
+            let e = L::first(to.saturating_sub(b * KEYS), e, L::splat(0.0));
+            let e = L::first(from.saturating_sub(b * KEYS), L::splat(0.0), e);
             L::store(p, e);
             l = L::add(l, e);
         }
@@ -221,12 +232,12 @@ unsafe fn softmax<L: Lanes>(scores: *mut f32, count: usize, blocks: usize) -> (f
     }
 }
 
-/// Adds up `n` values with their weights, elements `d .. d + 16 * V`.
+/// Adds up the values of the chunk's positions `range` with their weights, elements `d .. d + 16 * V`.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn sum_values<L: Lanes, const J: usize, const V: usize>(
     start: usize,
-    n: usize,
+    range: Range<usize>,
     source: Source<'_>,
     hd: usize,
     d: usize,
@@ -238,12 +249,12 @@ unsafe fn sum_values<L: Lanes, const J: usize, const V: usize>(
     unsafe {
         let mut acc = [[L::splat(0.0); V]; J];
         let split = source.split.saturating_mul(KEYS);
-        let cached = split.saturating_sub(start).min(n);
-        let v = &source.v[start * hd..(start + cached) * hd];
-        weighted::<L, J, V>(v, hd, d, weights.as_ptr(), &mut acc);
-        if cached < n {
+        let cached = split.saturating_sub(start).clamp(range.start, range.end);
+        let v = &source.v[(start + range.start) * hd..(start + cached) * hd];
+        weighted::<L, J, V>(v, hd, d, weights.as_ptr().add(range.start), &mut acc);
+        if cached < range.end {
             let from = start + cached - split;
-            let v = &source.tail_v[from * hd..(from + n - cached) * hd];
+            let v = &source.tail_v[from * hd..(from + range.end - cached) * hd];
             weighted::<L, J, V>(v, hd, d, weights.as_ptr().add(cached), &mut acc);
         }
         for (j, acc) in acc.into_iter().enumerate() {

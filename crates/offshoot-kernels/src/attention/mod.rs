@@ -1,8 +1,8 @@
 //! Attention of a step's rows over a cache and, behind it, over their ancestors in the step.
 //!
 //! Arithmetic, the same whatever rows, sequences and threads share a step. A row sees logical
-//! positions `0..n`: the cache's, then its ancestors in order of depth, then itself. They are cut
-//! into chunks of [`CHUNK`] and blocks of 16 at absolute positions. In a chunk:
+//! positions `0..n`: the cache's, then its ancestors in order of depth, then itself; within a window
+//! of `w` it sees the last `w` of these. They are cut into chunks of [`CHUNK`] and blocks of 16 at absolute positions. In a chunk:
 //!
 //! ```text
 //! s[p] = sum over d in order of fma(scale * q[d], k[p][d])         16 positions in 16 lanes
@@ -22,16 +22,18 @@
 //! What a row does not see has weight zero, which hides everything but a NaN: one in a row's values
 //! may reach the results of rows before it in the step. It is an error wherever it goes.
 //!
-//! Queries and keys are rotated by their positions on the way in, and the result is brought into the
+//! Queries and keys are normed, where a model does that, and rotated by their positions on the way in,
+//! and the result is brought into the
 //! forms that the next product reads on the way out, so that neither takes a pass of its own.
 
 mod chunk;
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use crate::disjoint::Disjoint;
 use crate::kv_cache::{KEYS, key_offset};
-use crate::{Activations, Buffer, Cpu, Forms, KvCache, rotate};
+use crate::{Activations, Buffer, Cpu, Forms, KvCache, rms_norm, rotate};
 use chunk::{CHUNK, Pass, Source, chunk_pass, clear, merge, narrow};
 
 /// Query vectors of an item at most, and so the query heads that may share a head of keys.
@@ -67,7 +69,7 @@ pub struct AttentionScratch {
     ancestors: Vec<u32>,
     /// First row of each sequence.
     firsts: Vec<usize>,
-    /// Positions that each row of the step sees.
+    /// Positions up to which each row of the step sees: its own and one.
     visible: Vec<usize>,
 }
 
@@ -76,6 +78,17 @@ impl AttentionScratch {
     pub fn new() -> Self {
         Self::default()
     }
+}
+
+/// Norms of each head of queries and of keys, before it is rotated.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorms<'a> {
+    /// Weight of a query head, `[head_dim]`.
+    pub query: &'a [f32],
+    /// Weight of a key head, `[head_dim]`.
+    pub key: &'a [f32],
+    /// Added to the mean square before the root.
+    pub eps: f32,
 }
 
 /// The rows of a step as attention takes them, `[rows, heads * head_dim]` each.
@@ -91,6 +104,10 @@ pub struct Heads<'a> {
     pub heads: usize,
     /// Factor of the scores, commonly `head_dim^-1/2`.
     pub scale: f32,
+    /// How many positions a row sees, itself the last of them; `None` for all.
+    pub window: Option<NonZeroUsize>,
+    /// Norms of each head of queries and keys, if the model has them.
+    pub norms: Option<HeadNorms<'a>>,
     /// Cosines of each row's position, `[rows, head_dim / 2]`, by which queries and keys are rotated.
     pub cos: &'a [f32],
     /// Sines of each row's position.
@@ -193,7 +210,7 @@ pub fn attend<S: SequenceRows>(
         for row in piece {
             for kv_head in 0..shape.kv_heads {
                 clear(state, shape.width());
-                for chunk in 0..job.visible[row].div_ceil(CHUNK) {
+                for chunk in job.seen(row).start / CHUNK..job.seen(row).end.div_ceil(CHUNK) {
                     let at = (kv_head * chunks + chunk) * shape.rows + row;
                     // SAFETY: as above.
                     merge(
@@ -224,6 +241,7 @@ struct Shape {
     /// Elements of a head as the cache has it: whole registers.
     stored: usize,
     scale: f32,
+    window: usize,
 }
 
 impl Shape {
@@ -238,6 +256,10 @@ impl Shape {
         assert_eq!(heads.v.len(), heads.k.len(), "values");
         assert_eq!(heads.cos.len(), rows * (head_dim / 2), "cosines");
         assert_eq!(heads.sin.len(), heads.cos.len(), "sines");
+        if let Some(norms) = heads.norms {
+            let whole = norms.query.len() == head_dim && norms.key.len() == head_dim;
+            assert!(whole, "weights of whole heads");
+        }
         let group = heads.heads / kv_heads;
         assert!(group <= ITEM_VECTORS, "at most {ITEM_VECTORS} query heads a head of keys");
         for s in sequences {
@@ -247,7 +269,8 @@ impl Shape {
             assert!(layer < cache.layers(), "a layer of the cache");
         }
         let (stored, scale) = (first.width(), heads.scale);
-        Some(Self { rows, kv_heads, group, head_dim, stored, scale })
+        let window = heads.window.map_or(usize::MAX, NonZeroUsize::get);
+        Some(Self { rows, kv_heads, group, head_dim, stored, scale, window })
     }
 
     /// Floats of a chunk's result for one query vector: m, l, then o from the second register on.
@@ -293,7 +316,11 @@ fn enter<S: SequenceRows>(
                 (keys.slice(at * head_dim, head_dim), queries.slice(at * each, each))
             };
             let from = (row * kv_heads + kv_head) * head_dim;
-            key.copy_from_slice(&heads.k[from..from + head_dim]);
+            let of_head = &heads.k[from..from + head_dim];
+            match heads.norms {
+                Some(norms) => rms_norm(isa, of_head, norms.key, norms.eps, key),
+                None => key.copy_from_slice(of_head),
+            }
             rotate(isa, key, turn.0, turn.1);
             let value = &heads.v[from..from + head_dim];
             let slot = position % KEYS;
@@ -313,7 +340,10 @@ fn enter<S: SequenceRows>(
             let from = heads.q[from..from + group * head_dim].chunks_exact(head_dim);
             for (query, from) in queries.chunks_exact_mut(stored).zip(from) {
                 let (query, rest) = query.split_at_mut(head_dim);
-                query.copy_from_slice(from);
+                match heads.norms {
+                    Some(norms) => rms_norm(isa, from, norms.query, norms.eps, query),
+                    None => query.copy_from_slice(from),
+                }
                 rest.fill(0.0);
                 rotate(isa, query, turn.0, turn.1);
                 query.iter_mut().for_each(|x| *x *= shape.scale);
@@ -327,7 +357,7 @@ fn enter<S: SequenceRows>(
     }
 }
 
-/// Cuts the step into items, and counts what each row sees.
+/// Cuts the step into items, and notes what each row sees.
 fn plan<S: SequenceRows>(
     sequences: &[S],
     shape: Shape,
@@ -355,6 +385,13 @@ fn plan<S: SequenceRows>(
         let (base, parents) = (s.cache().len(), s.parents());
         let follows = |i: usize| if i == 0 { None } else { Some(i as u32 - 1) };
         let chain = parents.iter().enumerate().take_while(|&(i, p)| *p == follows(i)).count();
+        for (row, parent) in parents.iter().enumerate() {
+            assert!(parent.is_none_or(|parent| (parent as usize) < row), "parents before children");
+            let before = parent.map_or(base, |parent| visible[first + parent as usize]);
+            visible.push(before + 1);
+        }
+        // The first chunk that a row sees something of.
+        let earliest = |row: usize| visible[first + row].saturating_sub(shape.window) / CHUNK;
         // Rows `rows` of the sequence together, in about equal parts, over what `chunks` gives for
         // the last row of a part.
         let mut together = |rows: Range<usize>, chunks: &dyn Fn(usize) -> usize| {
@@ -363,14 +400,14 @@ fn plan<S: SequenceRows>(
                 let border = |part: usize| rows.start + n * part / n.div_ceil(most);
                 let (from, to) = (border(part), border(part + 1));
                 for kv_head in 0..shape.kv_heads {
-                    let chunks = 0..chunks(to - 1);
+                    let start = (from..to).map(earliest).min().unwrap_or(0);
+                    let chunks = start..chunks(to - 1);
                     let (row, rows) = (first + from, to - from);
                     let ancestors = None;
                     push(Item { sequence, kv_head, row, rows, ancestors, chunks, first_unit: 0 });
                 }
             }
         };
-        visible.extend((0..chain).map(|i| base + i + 1));
         together(0..chain, &|last| (base + last + 1).div_ceil(CHUNK));
         // Rows of a tree share what is decided; behind it each has its own path.
         let decided = if few { base / CHUNK } else { 0 };
@@ -381,13 +418,11 @@ fn plan<S: SequenceRows>(
             while let Some(ancestor) = at {
                 ancestors.push(ancestor);
                 at = parents[ancestor as usize];
-                assert!(at.is_none_or(|parent| parent < ancestor), "parents before children");
             }
             ancestors[start..].reverse();
             let n = ancestors.len() - start;
-            visible.push(base + n);
             for kv_head in 0..shape.kv_heads {
-                let chunks = decided..(base + n).div_ceil(CHUNK);
+                let chunks = decided.max(earliest(row))..(base + n).div_ceil(CHUNK);
                 let ancestors = Some((start, n));
                 let row = first + row;
                 push(Item { sequence, kv_head, row, rows: 1, ancestors, chunks, first_unit: 0 });
@@ -451,6 +486,12 @@ impl<'a, T: crate::buffer::Plain> Rooms<'a, T> {
 }
 
 impl<S: SequenceRows> Job<'_, S> {
+    /// The logical positions that a row sees.
+    fn seen(&self, row: usize) -> Range<usize> {
+        let end = self.visible[row];
+        end.saturating_sub(self.shape.window)..end
+    }
+
     /// Where an item's keys and values stand. What a tree's row sees behind the last whole block of
     /// decided positions is copied, so that it stands together.
     fn source<'b>(&'b self, item: &Item, tail: &'b mut [u16]) -> Source<'b> {
@@ -490,16 +531,18 @@ impl<S: SequenceRows> Job<'_, S> {
     ) {
         let Shape { group, stored, .. } = self.shape;
         let (n, start) = (item.rows * group, chunk * CHUNK);
-        let mut counts = [0; ITEM_VECTORS];
-        for (j, count) in counts[..n].iter_mut().enumerate() {
-            *count = self.visible[item.row + j / group].saturating_sub(start).min(CHUNK);
+        let mut seen = [(0, 0); ITEM_VECTORS];
+        for (j, seen) in seen[..n].iter_mut().enumerate() {
+            let Range { start: from, end } = self.seen(item.row + j / group);
+            let in_chunk = |position: usize| position.saturating_sub(start).min(CHUNK);
+            *seen = (in_chunk(from), in_chunk(end));
         }
         let at = (item.kv_head * self.shape.rows + item.row) * group * stored;
         let mut pass = Pass {
             q: &self.queries[at..at + n * stored],
             scores,
             results,
-            counts: &counts[..n],
+            seen: &seen[..n],
             head_dim: stored,
             width: self.shape.width(),
             start,

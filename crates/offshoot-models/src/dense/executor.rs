@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
+use offshoot_kernels::RopeTable;
 
 use super::primitives::{self, wide};
 use super::{DenseCache, DenseHooks, DenseModel};
 use crate::{
-    Activation, Error, Executor, Input, LinearId, Output, RopeId, Segment, SegmentRows, Site,
-    VectorId,
+    Activation, Attention, Error, Executor, Frequencies, HeadNorms, Input, LinearId, Output,
+    PostNorm, Segment, SegmentRows, Site, VectorId,
 };
 
 impl DenseModel {
@@ -24,11 +25,11 @@ impl DenseModel {
         segments: &mut [Segment<'_, DenseCache>],
         hooks: &mut dyn DenseHooks,
     ) -> Result<Tensor, Error> {
-        let rows = Rows::of(self, segments)?;
         let none = Tensor::zeros((0, self.config().vocab_size), wide(self.dtype()), self.device())?;
         if segments.is_empty() {
             return Ok(none);
         }
+        let rows = Rows::of(self, segments)?;
         segments.iter_mut().for_each(|s| s.cache.begin());
         let (inputs, outputs) = (HashMap::new(), HashMap::new());
         let mut run = Run { model: self, segments, hooks, rows, inputs, outputs, logits: none };
@@ -46,9 +47,13 @@ struct Rows {
     /// Cosines and sines of the rotary angles, `[rows, head_dim / 2]` each.
     cos: Tensor,
     sin: Tensor,
+    /// The same by the model's local frequencies, where it has them.
+    local: Option<(Tensor, Tensor)>,
     /// For each segment what is added to its scores, `[rows of it, cached + rows of it]`: nothing for
     /// what a row sees, minus infinity for the rest.
     masks: Vec<Tensor>,
+    /// The same within the model's window, if it has one.
+    window_masks: Vec<Tensor>,
     /// The step's rows whose logits are asked for, and how many of them each segment has.
     logits: Vec<u32>,
     logit_counts: Vec<usize>,
@@ -58,12 +63,14 @@ impl Rows {
     fn of(model: &DenseModel, segments: &[Segment<'_, DenseCache>]) -> Result<Self, Error> {
         let (config, device) = (model.config(), model.device());
         let (mut tokens, mut positions) = (Vec::new(), Vec::new());
-        let (mut masks, mut logits, mut logit_counts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut turns = Vec::new();
+        let (mut masks, mut window_masks) = (Vec::new(), Vec::new());
+        let (mut logits, mut logit_counts) = (Vec::new(), Vec::new());
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
-            if s.rope != RopeId::default() {
+            let Some(rope) = model.ropes.get(s.rope.0) else {
                 return Err(Error::Step(format!("segment {index}: no rotary table {}", s.rope.0)));
-            }
+            };
             if s.cache.layers() != config.num_hidden_layers {
                 return Err(Error::Step(format!(
                     "segment {index}: a cache of {} layers for a model of {}",
@@ -74,42 +81,63 @@ impl Rows {
             let first = tokens.len();
             tokens.extend_from_slice(s.tokens);
             positions.extend_from_slice(s.positions);
-            masks.push(mask(s, device)?.to_dtype(wide(model.dtype()))?);
+            turns.push(rotations(model, rope, s.positions)?);
+            let mask = |window| mask(s, window, device)?.to_dtype(wide(model.dtype()));
+            masks.push(mask(usize::MAX)?);
+            if let Some(window) = &config.sliding_window {
+                s.check_places(index, s.cache.len())?;
+                window_masks.push(mask(window.size.get())?);
+            }
             let before = logits.len();
             s.for_logit_rows(|row| logits.push((first + row) as u32));
             logit_counts.push(logits.len() - before);
         }
         let tokens = Tensor::new(tokens, device)?;
-        let (cos, sin) = rotations(model, &positions)?;
-        Ok(Self { tokens, cos, sin, masks, logits, logit_counts })
+        let (cos, sin): (Vec<_>, Vec<_>) = turns.into_iter().unzip();
+        let (cos, sin) = (Tensor::cat(&cos, 0)?, Tensor::cat(&sin, 0)?);
+        let local = match &model.local_rope {
+            Some(rope) => Some(rotations(model, rope, &positions)?),
+            None => None,
+        };
+        Ok(Self { tokens, cos, sin, local, masks, window_masks, logits, logit_counts })
     }
 }
 
-/// A row sees every cached position, its ancestors and itself.
-fn mask(segment: &Segment<'_, DenseCache>, device: &Device) -> Result<Tensor, Error> {
+/// A row sees itself and its last ancestors and cached positions, `window` in all.
+fn mask(
+    segment: &Segment<'_, DenseCache>,
+    window: usize,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
     let (cached, rows) = (segment.cache.len(), segment.tokens.len());
     let width = cached + rows;
     let mut mask = vec![f32::NEG_INFINITY; rows * width];
     for (row, mask) in mask.chunks_exact_mut(width).enumerate() {
-        mask[..cached].fill(0.0);
-        let mut seen = Some(row as u32);
-        while let Some(row) = seen {
+        let (mut seen, mut left) = (Some(row as u32), window);
+        while let Some(row) = seen.filter(|_| left > 0) {
             mask[cached + row as usize] = 0.0;
-            seen = segment.parents[row as usize];
+            (seen, left) = (segment.parents[row as usize], left - 1);
         }
+        mask[cached.saturating_sub(left)..cached].fill(0.0);
     }
-    Ok(Tensor::from_vec(mask, (rows, width), device)?)
+    Tensor::from_vec(mask, (rows, width), device)
 }
 
 /// Cosines and sines of each position's angles. An angle is rounded to f32, as in the reference
 /// implementations.
-fn rotations(model: &DenseModel, positions: &[u32]) -> Result<(Tensor, Tensor), Error> {
-    let shape = (positions.len(), model.frequencies.len());
+fn rotations(
+    model: &DenseModel,
+    rope: &RopeTable,
+    positions: &[u32],
+) -> Result<(Tensor, Tensor), Error> {
+    let (frequencies, magnitude) = (rope.frequencies(), rope.magnitude());
+    let shape = (positions.len(), frequencies.len());
     let angles = positions.iter().flat_map(|&position| {
-        model.frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
+        frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
     });
-    let (sin, cos): (Vec<f32>, Vec<f32>) =
-        angles.map(|angle| (angle.sin() as f32, angle.cos() as f32)).unzip();
+    let (sin, cos): (Vec<f32>, Vec<f32>) = angles
+        .map(|angle| (angle.sin() as f32 * magnitude, angle.cos() as f32 * magnitude))
+        .unzip();
     let tensor = |values| Tensor::from_vec(values, shape, model.device())?.to_dtype(model.dtype());
     Ok((tensor(cos)?, tensor(sin)?))
 }
@@ -182,9 +210,10 @@ fn unwritten(register: &impl std::fmt::Debug) -> Error {
 impl Executor for Run<'_, '_> {
     type Error = Error;
 
-    fn embed(&mut self) -> Result<(), Error> {
+    fn embed(&mut self, scale: f32) -> Result<(), Error> {
         let embedding = self.model.tensor(&self.model.blueprint.embedding)?;
         let rows = embedding.index_select(&self.rows.tokens, 0)?;
+        let rows = if scale == 1.0 { rows } else { (rows * f64::from(scale))? };
         self.outputs.insert(Output::Residual, rows);
         Ok(())
     }
@@ -204,25 +233,54 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Error> {
-        let sum = (self.output(Output::Residual)? + self.product(x, linear)?)?;
+    fn linear_residual(
+        &mut self,
+        x: Input,
+        linear: LinearId,
+        norm: Option<PostNorm>,
+    ) -> Result<(), Error> {
+        let mut product = self.product(x, linear)?;
+        if let Some(PostNorm { weight, eps }) = norm {
+            product = primitives::rms_norm(&product, self.model.vector(weight)?, eps)?;
+        }
+        let sum = (self.output(Output::Residual)? + product)?;
         self.outputs.insert(Output::Residual, sum);
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Error> {
+    fn attend(&mut self, how: Attention) -> Result<(), Error> {
+        let norms = match how.norms {
+            Some(HeadNorms { query, key, eps }) => {
+                Some((self.model.vector(query)?, self.model.vector(key)?, eps))
+            }
+            None => None,
+        };
+        let local = self.rows.local.as_ref().map(|(cos, sin)| (cos, sin));
+        let (cos, sin) = match how.frequencies {
+            Frequencies::Segment => (&self.rows.cos, &self.rows.sin),
+            Frequencies::Local => local.ok_or_else(|| unwritten(&how.frequencies))?,
+        };
+        let masks = match how.window {
+            Some(_) => &self.rows.window_masks,
+            None => &self.rows.masks,
+        };
         let (mut attended, mut first) = (Vec::with_capacity(self.segments.len()), 0);
-        for index in 0..self.segments.len() {
+        for (index, mask) in masks.iter().enumerate() {
             let rows = self.segments[index].tokens.len();
             let by_head = |x: Tensor| x.transpose(0, 1)?.contiguous();
-            let (cos, sin) =
-                (self.rows.cos.narrow(0, first, rows)?, self.rows.sin.narrow(0, first, rows)?);
-            let q = primitives::rotate(&self.heads(Output::Query, first, rows)?, &cos, &sin)?;
-            let k = primitives::rotate(&self.heads(Output::Key, first, rows)?, &cos, &sin)?;
+            let (cos, sin) = (cos.narrow(0, first, rows)?, sin.narrow(0, first, rows)?);
+            let mut q = self.heads(Output::Query, first, rows)?;
+            let mut k = self.heads(Output::Key, first, rows)?;
+            if let Some((query, key, eps)) = norms {
+                q = primitives::rms_norm(&q, query, eps)?;
+                k = primitives::rms_norm(&k, key, eps)?;
+            }
+            let q = primitives::rotate(&q, &cos, &sin)?;
+            let k = primitives::rotate(&k, &cos, &sin)?;
             let k = by_head(k)?;
             let v = by_head(self.heads(Output::Value, first, rows)?)?;
-            let (k, v) = self.segments[index].cache.append(layer, k, v)?;
-            attended.push(primitives::attend(&q, &k, &v, &self.rows.masks[index], scale)?);
+            let (k, v) = self.segments[index].cache.append(how.layer, k, v)?;
+            attended.push(primitives::attend(&q, &k, &v, mask, how.scale)?);
             first += rows;
         }
         self.inputs.insert(Input::Attended, Tensor::cat(&attended, 0)?);
@@ -236,8 +294,13 @@ impl Executor for Run<'_, '_> {
         up: LinearId,
         activation: Activation,
     ) -> Result<(), Error> {
-        let Activation::Silu = activation;
-        let gated = (self.product(x, gate)?.silu()? * self.product(x, up)?)?;
+        let gate = self.product(x, gate)?;
+        let gate = match activation {
+            Activation::Silu => gate.silu()?,
+            // The approximation by `tanh`.
+            Activation::GeluTanh => gate.gelu()?,
+        };
+        let gated = (gate * self.product(x, up)?)?;
         self.inputs.insert(Input::Gated, gated);
         Ok(())
     }
@@ -250,14 +313,18 @@ impl Executor for Run<'_, '_> {
         self.hooks.tap(site, &rows)
     }
 
-    fn logits(&mut self, head: LinearId) -> Result<(), Error> {
+    fn logits(&mut self, head: LinearId, cap: Option<f32>) -> Result<(), Error> {
         if self.rows.logits.is_empty() {
             return Ok(());
         }
         let rows = Tensor::new(self.rows.logits.as_slice(), self.model.device())?;
         let x = self.input(Input::Normed)?.index_select(&rows, 0)?;
         let logits = self.with_addends(head, &x, |run, s| run.rows.logit_counts[s])?;
-        self.logits = logits.to_dtype(wide(self.model.dtype()))?;
+        let logits = logits.to_dtype(wide(self.model.dtype()))?;
+        self.logits = match cap.map(f64::from) {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        };
         Ok(())
     }
 }

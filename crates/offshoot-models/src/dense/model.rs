@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use offshoot_kernels::RopeTable;
 
-use crate::{
-    Architecture, Blueprint, Checkpoint, Error, LinearId, ModelConfig, RopeScaling, VectorId,
-};
+use crate::{Architecture, Blueprint, Checkpoint, Error, LinearId, ModelConfig, VectorId};
 
 /// A model of the dense executor: its weights as tensors of one type on one device, under canonical
 /// names. Any of them may be a [`Var`], and a loss on the logits then has a gradient for it.
@@ -19,8 +17,10 @@ pub struct DenseModel {
     device: Device,
     dtype: DType,
     tensors: BTreeMap<String, Tensor>,
-    /// Angle per position of each rotary pair.
-    pub(super) frequencies: Vec<f32>,
+    /// The rotary frequencies by [`crate::RopeId`]; the tables have no rows.
+    pub(super) ropes: Vec<RopeTable>,
+    /// Those of layers within a window, where they are others.
+    pub(super) local_rope: Option<RopeTable>,
 }
 
 impl DenseModel {
@@ -63,8 +63,8 @@ impl DenseModel {
         for (name, shape) in &shapes {
             check(name, get(&tensors, name)?, shape, &device, dtype)?;
         }
-        let frequencies = frequencies(&config);
-        Ok(Self { config, architecture, blueprint, device, dtype, tensors, frequencies })
+        let (ropes, local_rope) = (config.rope_tables(), config.local_rope_table());
+        Ok(Self { config, architecture, blueprint, device, dtype, tensors, ropes, local_rope })
     }
 
     /// Sizes and constants.
@@ -199,14 +199,4 @@ fn read(checkpoint: &Checkpoint, name: &str, device: &Device) -> Result<Tensor, 
     }
     stored.release();
     Ok(Tensor::from_vec(weights, stored.info.shape.as_slice(), device)?)
-}
-
-fn frequencies(config: &ModelConfig) -> Vec<f32> {
-    let table =
-        RopeTable::new(config.rope_theta, config.head_dim, |i| match &config.rope_scaling {
-            RopeScaling::None => 1.0,
-            RopeScaling::Linear { factor } => *factor,
-            RopeScaling::Factors(factors) => f64::from(factors[i]),
-        });
-    table.frequencies().to_vec()
 }

@@ -12,10 +12,10 @@
 //! logits = W_head rms_norm(h)
 //! ```
 
-use crate::ModelConfig;
 use crate::architecture::{
-    Activation, Blueprint, Executor, Input, LinearId, Output, Site, VectorId,
+    Attention, Blueprint, Executor, Frequencies, Input, LinearId, Output, Site, VectorId,
 };
+use crate::{Activation, ModelConfig};
 
 /// The places of a Llama's parts.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ impl Llama {
     }
 
     pub(super) fn forward<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
-        e.embed()?;
+        e.embed(1.0)?;
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         for (layer, block) in self.blocks.iter().enumerate() {
             e.norm(block.input_layernorm, self.eps)?;
@@ -61,16 +61,22 @@ impl Llama {
                     (block.v_proj, Output::Value),
                 ],
             )?;
-            e.attend(layer, scale)?;
-            e.linear_residual(Input::Attended, block.o_proj)?;
+            e.attend(Attention {
+                layer,
+                scale,
+                norms: None,
+                window: None,
+                frequencies: Frequencies::Segment,
+            })?;
+            e.linear_residual(Input::Attended, block.o_proj, None)?;
             e.norm(block.post_attention_layernorm, self.eps)?;
             e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::Silu)?;
-            e.linear_residual(Input::Gated, block.down_proj)?;
+            e.linear_residual(Input::Gated, block.down_proj, None)?;
             e.tap(Site::Block(layer))?;
         }
         e.norm(self.norm, self.eps)?;
         e.tap(Site::Final)?;
-        e.logits(self.head)
+        e.logits(self.head, None)
     }
 }
 

@@ -11,10 +11,12 @@
 //! logits = W_head rms_norm(h)
 //! ```
 
-use crate::ModelConfig;
+use std::num::NonZeroUsize;
+
 use crate::architecture::{
-    Activation, Blueprint, Executor, Input, LinearId, Output, Site, VectorId,
+    Attention, Blueprint, Executor, Frequencies, Input, LinearId, Output, Site, VectorId,
 };
+use crate::{Activation, ModelConfig};
 
 /// The places of a Qwen2 model's parts.
 #[derive(Debug, Clone)]
@@ -28,6 +30,7 @@ pub struct Qwen2 {
 
 #[derive(Debug, Clone)]
 struct Block {
+    window: Option<NonZeroUsize>,
     input_layernorm: VectorId,
     q_proj: LinearId,
     k_proj: LinearId,
@@ -48,7 +51,7 @@ impl Qwen2 {
     }
 
     pub(super) fn forward<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
-        e.embed()?;
+        e.embed(1.0)?;
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         for (layer, block) in self.blocks.iter().enumerate() {
             e.norm(block.input_layernorm, self.eps)?;
@@ -60,16 +63,22 @@ impl Qwen2 {
                     (block.v_proj, Output::Value),
                 ],
             )?;
-            e.attend(layer, scale)?;
-            e.linear_residual(Input::Attended, block.o_proj)?;
+            e.attend(Attention {
+                layer,
+                scale,
+                norms: None,
+                window: block.window,
+                frequencies: Frequencies::Segment,
+            })?;
+            e.linear_residual(Input::Attended, block.o_proj, None)?;
             e.norm(block.post_attention_layernorm, self.eps)?;
             e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::Silu)?;
-            e.linear_residual(Input::Gated, block.down_proj)?;
+            e.linear_residual(Input::Gated, block.down_proj, None)?;
             e.tap(Site::Block(layer))?;
         }
         e.norm(self.norm, self.eps)?;
         e.tap(Site::Final)?;
-        e.logits(self.head)
+        e.logits(self.head, None)
     }
 }
 
@@ -79,6 +88,7 @@ impl Block {
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let name = |part: &str| format!("model.layers.{i}.{part}");
         Self {
+            window: c.window(i),
             input_layernorm: b.vector(name("input_layernorm.weight"), hidden),
             q_proj: b.linear(name("self_attn.q_proj"), q, hidden, true),
             k_proj: b.linear(name("self_attn.k_proj"), kv, hidden, true),

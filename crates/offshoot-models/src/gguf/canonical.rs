@@ -1,19 +1,21 @@
 //! GGUF names, keys and row orders into Hugging Face's.
 
 use std::collections::{BTreeMap, BTreeSet};
-
-use offshoot_kernels::BlockType;
+use std::num::NonZeroUsize;
 
 use super::reader::{Gguf, GgufTensor};
-use super::{Shown, malformed, tokenizer};
-use crate::{Contents, Error, Family, ModelConfig, RopeScaling, RowOrder, TensorInfo};
+use super::{Shown, malformed, rope, tokenizer};
+use crate::{
+    Contents, Error, Family, ModelConfig, RopeScaling, RowOrder, SlidingWindow, TensorInfo,
+};
 
 /// Keys of the architecture that, unless zero, mean a model that offshoot would run wrongly, and
 /// what to say of them.
-const REFUSED: [(&str, &str); 4] = [
+const REFUSED: [(&str, &str); 5] = [
     ("expert_count", "mixtures of experts are not supported"),
     ("expert_used_count", "mixtures of experts are not supported"),
     ("attention.clamp_kqv", "clamped attention is not supported"),
+    ("attn_logit_softcapping", "softcapped attention is not supported"),
     ("attention.max_alibi_bias", "ALiBi attention is not supported"),
 ];
 
@@ -25,7 +27,12 @@ impl Gguf<'_> {
     /// out of bounds, or a tensor that the architecture needs is missing or of another shape.
     pub fn contents(&self) -> Result<Contents, Error> {
         let family = family(self)?;
-        let config = config(self, family)?;
+        let mut config = config(self, family)?;
+        // What is as long as these numbers say comes after they were found sound.
+        config.validate().map_err(malformed)?;
+        (config.rope_scaling, config.rope_magnitude) =
+            rope::scaling(self, arch(family), config.rope_theta, config.head_dim)?;
+        config.sliding_window = sliding_window(self, &config)?;
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
         let taken = mapping.all()?;
@@ -66,23 +73,72 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
         )));
     }
     let name = gguf.text("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
-    [Family::Llama, Family::Qwen2].into_iter().find(|family| family.name() == name).ok_or_else(
-        || {
-            malformed(format_args!(
-                "key \"general.architecture\": {} is not supported, only \"llama\" and \"qwen2\"",
-                Shown(name)
-            ))
-        },
-    )
+    match name {
+        "gemma3" => Ok(Family::Gemma3),
+        "llama" if window(gguf, name)?.is_some() => Ok(Family::Mistral),
+        "llama" => Ok(Family::Llama),
+        "phi3" => Ok(Family::Phi3),
+        "qwen2" => Ok(Family::Qwen2),
+        "qwen3" => Ok(Family::Qwen3),
+        _ => Err(malformed(format_args!(
+            "key \"general.architecture\": {} is not supported, only gemma3, llama, phi3, qwen2 and qwen3",
+            Shown(name)
+        ))),
+    }
 }
 
-fn missing(key: &str) -> Error {
+/// The name of a family in GGUF files. Mistral's are Llama's, with a window if they have one.
+fn arch(family: Family) -> &'static str {
+    match family {
+        Family::Gemma3 => "gemma3",
+        Family::Llama | Family::Mistral => "llama",
+        Family::Phi3 => "phi3",
+        Family::Qwen2 => "qwen2",
+        Family::Qwen3 => "qwen3",
+    }
+}
+
+/// How many positions a row sees; none and 0 mean all.
+fn window(gguf: &Gguf<'_>, arch: &str) -> Result<Option<NonZeroUsize>, Error> {
+    let key = format!("{arch}.attention.sliding_window");
+    let size = gguf.unsigned(&key)?.unwrap_or(0);
+    let size =
+        usize::try_from(size).map_err(|_| malformed(format_args!("key \"{key}\": too big")))?;
+    Ok(NonZeroUsize::new(size))
+}
+
+/// The layers that see no further back than a window.
+fn sliding_window(gguf: &Gguf<'_>, config: &ModelConfig) -> Result<Option<SlidingWindow>, Error> {
+    let (family, layers) = (config.family, config.num_hidden_layers);
+    let Some(size) = window(gguf, arch(family))? else { return Ok(None) };
+    match family {
+        Family::Gemma3 => {
+            let each = pattern(gguf)?;
+            let layers = (1..=layers).map(|i| !i.is_multiple_of(each)).collect();
+            Ok(Some(SlidingWindow { size, layers }))
+        }
+        Family::Mistral if config.attention_bias || config.mlp_bias => {
+            Err(malformed("key \"llama.attention.sliding_window\": not supported beside biases"))
+        }
+        Family::Llama | Family::Mistral | Family::Phi3 => {
+            Ok(Some(SlidingWindow { size, layers: vec![true; layers] }))
+        }
+        // Files that name a window which nothing reaches are of models that have none.
+        Family::Qwen2 | Family::Qwen3 if size.get() >= config.max_position_embeddings => Ok(None),
+        Family::Qwen2 | Family::Qwen3 => Err(malformed(format_args!(
+            "key \"{}.attention.sliding_window\": {size}, but the file does not say of which layers",
+            arch(family)
+        ))),
+    }
+}
+
+pub(super) fn missing(key: &str) -> Error {
     malformed(format_args!("key \"{key}\": missing"))
 }
 
 /// A number of the architecture, as `usize`.
 fn size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<Option<usize>, Error> {
-    let key = format!("{}.{key}", family.name());
+    let key = format!("{}.{key}", arch(family));
     let Some(value) = gguf.unsigned(&key)? else { return Ok(None) };
     usize::try_from(value)
         .map(Some)
@@ -90,11 +146,12 @@ fn size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<Option<usize>, Err
 }
 
 fn required_size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<usize, Error> {
-    size(gguf, family, key)?.ok_or_else(|| missing(&format!("{}.{key}", family.name())))
+    size(gguf, family, key)?.ok_or_else(|| missing(&format!("{}.{key}", arch(family))))
 }
 
+/// Sizes and constants, with the rotary frequencies as trained.
 fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
-    let arch = family.name();
+    let arch = arch(family);
     for (key, why) in REFUSED {
         let key = format!("{arch}.{key}");
         let zero = gguf.get(&key).is_none_or(|value| {
@@ -115,11 +172,18 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
             })
         })
     };
+    let layers = required_size(gguf, family, "block_count")?;
+    let cap = format!("{arch}.final_logit_softcapping");
+    let final_logit_softcapping = gguf.float(&cap)?.filter(|cap| *cap != 0.0).map(|cap| cap as f32);
+    if family != Family::Gemma3 && final_logit_softcapping.is_some() {
+        return Err(malformed(format_args!("key \"{cap}\": softcapped logits are not supported")));
+    }
+    let local_theta = gguf.float(&format!("{arch}.rope.freq_base_swa"))?.unwrap_or(10_000.0);
     Ok(ModelConfig {
         family,
         hidden_size,
         intermediate_size: required_size(gguf, family, "feed_forward_length")?,
-        num_hidden_layers: required_size(gguf, family, "block_count")?,
+        num_hidden_layers: layers,
         num_attention_heads: heads,
         num_key_value_heads: size(gguf, family, "attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
@@ -128,13 +192,46 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
         max_position_embeddings: required_size(gguf, family, "context_length")?,
         rms_norm_eps: gguf.float(&eps)?.ok_or_else(|| missing(&eps))? as f32,
         rope_theta: gguf.float(&format!("{arch}.rope.freq_base"))?.unwrap_or(10_000.0),
-        rope_scaling: rope_scaling(gguf, arch, head_dim)?,
+        rope_scaling: RopeScaling::None,
+        rope_magnitude: 1.0,
+        sliding_window: None,
+        rope_local_base_freq: (family == Family::Gemma3).then_some(local_theta),
+        query_pre_attn_scalar: score_scalar(family, hidden_size, heads, head_dim, layers),
+        final_logit_softcapping,
         tie_word_embeddings: gguf.tensor("output.weight").is_none(),
         attention_bias: family == Family::Qwen2
             || block_has(&[".attn_q.bias", ".attn_k.bias", ".attn_v.bias", ".attn_output.bias"]),
-        mlp_bias: family == Family::Llama
+        mlp_bias: matches!(family, Family::Llama | Family::Mistral)
             && block_has(&[".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"]),
     })
+}
+
+/// How often a layer of Gemma sees everything: llama.cpp's own number unless the file has one.
+fn pattern(gguf: &Gguf<'_>) -> Result<usize, Error> {
+    let key = "gemma3.attention.sliding_window_pattern";
+    let each = gguf.unsigned(key)?.unwrap_or(6);
+    usize::try_from(each)
+        .ok()
+        .filter(|each| *each > 0)
+        .ok_or_else(|| malformed(format_args!("key \"{key}\": {each}, expected 1 or more")))
+}
+
+/// Layers of the Gemma 3 of 27 billion weights, whose scores have a scale of their own that files do
+/// not give; llama.cpp knows it by this number, too.
+const GEMMA_27B_LAYERS: usize = 62;
+
+/// What Gemma's scores are divided by the root of.
+fn score_scalar(
+    family: Family,
+    hidden: usize,
+    heads: usize,
+    head_dim: usize,
+    layers: usize,
+) -> f64 {
+    match family {
+        Family::Gemma3 if layers == GEMMA_27B_LAYERS => hidden as f64 / heads as f64,
+        _ => head_dim as f64,
+    }
 }
 
 /// The width of a head, equal for queries, keys and values and rotated whole.
@@ -150,7 +247,7 @@ fn head_dim(
         None => {
             return Err(malformed(format_args!(
                 "key \"{}.embedding_length\": {hidden_size} is no multiple of the {heads} heads",
-                family.name()
+                arch(family)
             )));
         }
     };
@@ -158,7 +255,7 @@ fn head_dim(
         if let Some(other) = size(gguf, family, key)?.filter(|other| *other != head_dim) {
             return Err(malformed(format_args!(
                 "key \"{}.{key}\": {other}, expected the width of a head, {head_dim}",
-                family.name()
+                arch(family)
             )));
         }
     }
@@ -175,42 +272,6 @@ fn embedding_rows(gguf: &Gguf<'_>) -> Result<usize, Error> {
     }
 }
 
-fn rope_scaling(gguf: &Gguf<'_>, arch: &str, head_dim: usize) -> Result<RopeScaling, Error> {
-    let type_key = format!("{arch}.rope.scaling.type");
-    let factors = rope_factors(gguf, head_dim)?;
-    match (gguf.text(&type_key)?, factors) {
-        (None | Some("none"), None) => Ok(RopeScaling::None),
-        (None | Some("none"), Some(factors)) => Ok(RopeScaling::Factors(factors)),
-        (Some("linear"), None) => {
-            let key = format!("{arch}.rope.scaling.factor");
-            let factor = gguf.float(&key)?.ok_or_else(|| missing(&key))?;
-            Ok(RopeScaling::Linear { factor })
-        }
-        (Some("linear"), Some(_)) => Err(malformed(format_args!(
-            "key \"{type_key}\": linear scaling beside tensor \"rope_freqs.weight\", expected one"
-        ))),
-        (Some(other), _) => Err(malformed(format_args!(
-            "key \"{type_key}\": {} scaling is not supported, only none and linear",
-            Shown(other)
-        ))),
-    }
-}
-
-/// The divisors of `rope_freqs.weight`, if the file has them.
-fn rope_factors(gguf: &Gguf<'_>, head_dim: usize) -> Result<Option<Vec<f32>>, Error> {
-    let Some(tensor) = gguf.tensor("rope_freqs.weight") else { return Ok(None) };
-    if tensor.block != BlockType::F32 || tensor.shape != [head_dim / 2] {
-        return Err(malformed(format_args!(
-            "tensor \"rope_freqs.weight\": {} of shape {:?}, expected F32 of [{}]",
-            tensor.block,
-            tensor.shape,
-            head_dim / 2
-        )));
-    }
-    let values = gguf.data(tensor).chunks_exact(4);
-    Ok(Some(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
-}
-
 /// Collects tensors under their canonical names.
 struct Mapping<'g, 'a> {
     gguf: &'g Gguf<'a>,
@@ -222,7 +283,7 @@ impl Mapping<'_, '_> {
     /// Takes every tensor that the architecture has, and gives the names they have in the file.
     fn all(&mut self) -> Result<BTreeSet<String>, Error> {
         let config = self.config;
-        let mut taken = BTreeSet::from(["rope_freqs.weight".to_owned()]);
+        let mut taken = BTreeSet::from(rope::TENSORS.map(str::to_owned));
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let plain = RowOrder::Plain;
         let mut wanted = vec![
@@ -233,7 +294,7 @@ impl Mapping<'_, '_> {
             wanted.push(("output.weight", "lm_head.weight", vec![vocab, hidden], plain));
         }
         for (gguf_name, name, shape, rows) in wanted {
-            self.take(gguf_name, name.to_owned(), shape, rows)?;
+            self.take(gguf_name, name.to_owned(), shape, rows, None)?;
             taken.insert(gguf_name.to_owned());
         }
         let parts = layer_parts(config);
@@ -241,7 +302,7 @@ impl Mapping<'_, '_> {
             for part in &parts {
                 let gguf_name = format!("blk.{layer}.{}", part.gguf);
                 let name = format!("model.layers.{layer}.{}", part.canonical);
-                self.take(&gguf_name, name, part.shape.clone(), part.rows)?;
+                self.take(&gguf_name, name, part.shape.clone(), part.rows, part.within)?;
                 taken.insert(gguf_name);
             }
         }
@@ -254,18 +315,28 @@ impl Mapping<'_, '_> {
         name: String,
         shape: Vec<usize>,
         rows: RowOrder,
+        within: Option<Within>,
     ) -> Result<(), Error> {
+        let stored = match within {
+            Some(Within { rows, .. }) => vec![rows, shape[1]],
+            None => shape.clone(),
+        };
         let tensor = self.gguf.tensor(gguf_name).ok_or_else(|| {
-            malformed(format_args!("tensor \"{gguf_name}\": missing, expected shape {shape:?}"))
+            malformed(format_args!("tensor \"{gguf_name}\": missing, expected shape {stored:?}"))
         })?;
-        if !same_shape(tensor, &shape) {
+        if !same_shape(tensor, &stored) {
             return Err(malformed(format_args!(
-                "tensor \"{gguf_name}\": shape {:?}, expected {shape:?}",
+                "tensor \"{gguf_name}\": shape {:?}, expected {stored:?}",
                 tensor.shape
             )));
         }
-        let (block, range) = (tensor.block, tensor.range.clone());
-        self.tensors.insert(name, TensorInfo { shape, block, range, file: 0, rows });
+        let (block, mut range) = (tensor.block, tensor.range.clone());
+        if let Some(Within { rows, first }) = within {
+            let row_bytes = range.len() / rows;
+            let start = range.start + first * row_bytes;
+            range = start..start + shape[0] * row_bytes;
+        }
+        self.tensors.insert(name, TensorInfo { shape, block, range, file: 0, rows, shift: 0.0 });
         Ok(())
     }
 }
@@ -279,12 +350,20 @@ fn same_shape(tensor: &GgufTensor, shape: &[usize]) -> bool {
     without_ones(&tensor.shape) == without_ones(shape)
 }
 
+/// Where a matrix stands that a file keeps in another one: how many rows that has, and its first there.
+#[derive(Clone, Copy)]
+struct Within {
+    rows: usize,
+    first: usize,
+}
+
 /// A tensor of every layer.
 struct Part {
     gguf: String,
     canonical: String,
     shape: Vec<usize>,
     rows: RowOrder,
+    within: Option<Within>,
 }
 
 fn layer_parts(config: &ModelConfig) -> Vec<Part> {
@@ -292,15 +371,16 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
     let ffn = config.intermediate_size;
-    // llama.cpp's converter stores q and k of Llama with the two halves of a head interleaved,
-    // weights and biases alike; Qwen2 rotates halves there as here, and is stored plain.
+    // llama.cpp's converter stores q and k of Llama and Mistral with the two halves of a head interleaved,
+    // weights and biases alike; the others rotate halves there as here, and are
+    // stored plain.
     let rotary = match config.family {
-        Family::Llama => RowOrder::RotaryPairs { head_dim: config.head_dim },
-        Family::Qwen2 => RowOrder::Plain,
+        Family::Llama | Family::Mistral => RowOrder::RotaryPairs { head_dim: config.head_dim },
+        Family::Gemma3 | Family::Phi3 | Family::Qwen2 | Family::Qwen3 => RowOrder::Plain,
     };
     let plain = RowOrder::Plain;
     let qkv_bias = config.attention_bias;
-    let o_bias = qkv_bias && config.family == Family::Llama;
+    let o_bias = qkv_bias && config.family != Family::Qwen2;
     let linears = [
         ("attn_q", "self_attn.q_proj", [q, hidden], rotary, qkv_bias),
         ("attn_k", "self_attn.k_proj", [kv, hidden], rotary, qkv_bias),
@@ -315,13 +395,38 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
         canonical: format!("{canonical}.{kind}"),
         shape: shape.to_vec(),
         rows,
+        within: None,
     };
-    let mut parts = vec![
-        part("attn_norm", "input_layernorm", "weight", &[hidden], plain),
-        part("ffn_norm", "post_attention_layernorm", "weight", &[hidden], plain),
-    ];
+    let norms: &[(&str, &str)] = match config.family {
+        Family::Gemma3 => &[
+            ("attn_norm", "input_layernorm"),
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("ffn_norm", "pre_feedforward_layernorm"),
+            ("post_ffw_norm", "post_feedforward_layernorm"),
+        ],
+        _ => &[("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")],
+    };
+    let norm = |(gguf, canonical): &(&str, &str)| part(gguf, canonical, "weight", &[hidden], plain);
+    let mut parts: Vec<Part> = norms.iter().map(norm).collect();
+    if matches!(config.family, Family::Gemma3 | Family::Qwen3) {
+        let head = &[config.head_dim];
+        parts.push(part("attn_q_norm", "self_attn.q_norm", "weight", head, plain));
+        parts.push(part("attn_k_norm", "self_attn.k_norm", "weight", head, plain));
+    }
+    let fused = |gguf: &str| match (config.family, gguf) {
+        (Family::Phi3, "attn_q") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: 0 })),
+        (Family::Phi3, "attn_k") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: q })),
+        (Family::Phi3, "attn_v") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: q + kv })),
+        (Family::Phi3, "ffn_gate") => Some(("ffn_up", Within { rows: 2 * ffn, first: 0 })),
+        (Family::Phi3, "ffn_up") => Some(("ffn_up", Within { rows: 2 * ffn, first: ffn })),
+        _ => None,
+    };
     for (gguf, canonical, shape, rows, bias) in linears {
-        parts.push(part(gguf, canonical, "weight", &shape, rows));
+        let (gguf, within) = match fused(gguf) {
+            Some((gguf, within)) => (gguf, Some(within)),
+            None => (gguf, None),
+        };
+        parts.push(Part { within, ..part(gguf, canonical, "weight", &shape, rows) });
         if bias {
             parts.push(part(gguf, canonical, "bias", &shape[..1], rows));
         }

@@ -14,6 +14,7 @@
 mod canonical;
 mod cursor;
 mod reader;
+mod rope;
 mod tokenizer;
 mod value;
 mod writer;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::safetensors::Place;
 use super::shards::Stored;
 use super::{INDEX, Parts, WEIGHTS, wrong};
 use crate::shown::Shown;
-use crate::{Architecture, Error, ModelConfig, RowOrder, TensorInfo};
+use crate::{Architecture, Error, Family, ModelConfig, RowOrder, TensorInfo};
 
 /// The tensors under canonical names, and those of the folder that the model does without.
 ///
@@ -18,6 +19,9 @@ pub(super) fn map(
     parts: &Parts<'_>,
 ) -> Result<(BTreeMap<String, TensorInfo>, Vec<String>), Error> {
     let file = |number: usize| parts.weights[number].0.as_str();
+    if config.family == Family::Phi3 {
+        part_fused(config, &mut stored);
+    }
     let mut tensors = BTreeMap::new();
     for (name, shape) in wanted(config) {
         if tensors.contains_key(&name) {
@@ -35,7 +39,9 @@ pub(super) fn map(
         }
         let (block, range) = (place.block, place.range);
         let rows = RowOrder::Plain;
-        tensors.insert(name, TensorInfo { shape, block, range, file: number, rows });
+        let gemma = config.family == Family::Gemma3;
+        let shift = if gemma && name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        tensors.insert(name, TensorInfo { shape, block, range, file: number, rows, shift });
     }
     if let Some((name, found)) = stored.iter().find(|(name, _)| !is_idle(config, name)) {
         let what = format!(
@@ -46,6 +52,42 @@ pub(super) fn map(
         return Err(wrong(file(found.file), what));
     }
     Ok((tensors, stored.into_keys().collect()))
+}
+
+/// Makes matrices of their own of those that Phi-3 stores in one: q, k and v, and gate and up. What has
+/// another shape than that stays, and is then one that the model does not know.
+fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
+    let q = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    let inner = config.intermediate_size;
+    let fused: [(&str, &[(&str, usize)]); 2] = [
+        ("self_attn.qkv_proj", &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)]),
+        ("mlp.gate_up_proj", &[("gate_proj", inner), ("up_proj", inner)]),
+    ];
+    for layer in 0..config.num_hidden_layers {
+        for (fused, parts) in fused {
+            let name = format!("model.layers.{layer}.{fused}.weight");
+            let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+            let whole =
+                |stored: &Stored| stored.place.shape.len() == 2 && stored.place.shape[0] == rows;
+            let Some(Stored { file, place }) = stored.get(&name).filter(|s| whole(s)).cloned()
+            else {
+                continue;
+            };
+            stored.remove(&name);
+            let row_bytes = place.range.len() / rows;
+            let room = fused.rsplit_once('.').map_or("", |(room, _)| room);
+            let mut start = place.range.start;
+            for (part, rows) in parts {
+                let range = start..start + rows * row_bytes;
+                start = range.end;
+                let shape = vec![*rows, place.shape[1]];
+                let place = Place { shape, range, ..place.clone() };
+                let name = format!("model.layers.{layer}.{room}.{part}.weight");
+                stored.insert(name, Stored { file, place });
+            }
+        }
+    }
 }
 
 /// All names that the architecture asks for, with shapes.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::{CONFIG, not_json, rope, wrong};
+use super::{CONFIG, not_json, rope, windows, wrong};
 use crate::shown::Shown;
 use crate::{Error, Family, ModelConfig, RopeScaling};
 
@@ -47,10 +47,9 @@ impl Eos {
 
 /// Fields that, unless absent, false, zero or empty, mean a model that offshoot would run wrongly,
 /// and what to say of them.
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 12] = [
     ("quantization_config", "quantised weights are not read; take the model that it was made from"),
     ("quantization", "quantised weights are not read; take the model that it was made from"),
-    ("use_sliding_window", "attention within a window is not supported"),
     ("rope_interleaved", "interleaved rotary pairs are not supported"),
     ("num_experts", "mixtures of experts are not supported"),
     ("num_local_experts", "mixtures of experts are not supported"),
@@ -59,7 +58,7 @@ const REFUSED: [(&str, &str); 13] = [
     ("use_qk_norm", "norms of queries and keys are not supported"),
     ("qk_norm", "norms of queries and keys are not supported"),
     ("attn_logit_softcapping", "softcapped attention is not supported"),
-    ("final_logit_softcapping", "softcapped logits are not supported"),
+    ("use_bidirectional_attention", "attention to what follows is not supported"),
     ("is_encoder_decoder", "models with an encoder are not supported"),
 ];
 
@@ -74,11 +73,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
     let value: Value = serde_json::from_slice(bytes).map_err(|e| not_json(CONFIG, &e))?;
     let fields = Fields::whole(CONFIG, &value)?;
     let family = family(fields)?;
-    refuse(fields)?;
+    refuse(fields, family)?;
     let mut config = sizes(fields, family)?;
     let check = |config: &ModelConfig| config.validate().map_err(|e| named(&e));
     check(&config)?;
-    config.rope_scaling = rope::scaling(fields, config.rope_theta, config.head_dim)?;
+    (config.rope_scaling, config.rope_magnitude) = rope::scaling(fields, &config)?;
+    config.sliding_window = windows::read(fields, family, config.num_hidden_layers)?;
     check(&config)?;
     Ok(Told {
         eos: eos(fields, config.vocab_size)?,
@@ -100,17 +100,26 @@ fn named(error: &Error) -> Error {
 /// The architecture's class in transformers.
 fn class(family: Family) -> &'static str {
     match family {
+        Family::Gemma3 => "Gemma3ForCausalLM",
         Family::Llama => "LlamaForCausalLM",
+        Family::Mistral => "MistralForCausalLM",
+        Family::Phi3 => "Phi3ForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
+        Family::Qwen3 => "Qwen3ForCausalLM",
     }
+}
+
+/// Names of all families.
+fn any_of(name: impl Fn(Family) -> &'static str) -> String {
+    let names = Family::ALL.map(name);
+    names.join(", ")
 }
 
 /// The architecture, if it is one that offshoot runs. Both fields that name it must agree.
 fn family(fields: Fields<'_>) -> Result<Family, Error> {
-    let families = [Family::Llama, Family::Qwen2];
-    let unsupported = |field: &str, found: &str, names: [&str; 2]| {
-        let [one, two] = names;
-        let what = format!("{} is not supported, only {one} and {two}", Shown(found));
+    let families = Family::ALL;
+    let unsupported = |field: &str, found: &str, name: fn(Family) -> &'static str| {
+        let what = format!("{} is not supported, only {}", Shown(found), any_of(name));
         fields.error(field, what)
     };
     let kind = fields.text("model_type")?;
@@ -123,11 +132,11 @@ fn family(fields: Fields<'_>) -> Result<Family, Error> {
     };
     let of_class = architecture.map(|name| {
         let found = families.into_iter().find(|family| class(*family) == name);
-        found.ok_or_else(|| unsupported("architectures", name, families.map(class)))
+        found.ok_or_else(|| unsupported("architectures", name, class))
     });
     let of_type = kind.map(|name| {
         let found = families.into_iter().find(|family| family.name() == name);
-        found.ok_or_else(|| unsupported("model_type", name, families.map(Family::name)))
+        found.ok_or_else(|| unsupported("model_type", name, Family::name))
     });
     match (of_class.transpose()?, of_type.transpose()?) {
         (Some(family), None) | (None, Some(family)) => Ok(family),
@@ -141,7 +150,7 @@ fn family(fields: Fields<'_>) -> Result<Family, Error> {
 }
 
 /// Refuses settings that change the computation in ways that offshoot does not have.
-fn refuse(fields: Fields<'_>) -> Result<(), Error> {
+fn refuse(fields: Fields<'_>, family: Family) -> Result<(), Error> {
     let idle = |value: &Value| match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(number) => number.as_f64() == Some(0.0),
@@ -153,15 +162,19 @@ fn refuse(fields: Fields<'_>) -> Result<(), Error> {
             return Err(fields.error(name, why));
         }
     }
-    if let Some(activation) = fields.text("hidden_act")?.filter(|a| !matches!(*a, "silu" | "swish"))
-    {
-        let what = format!("{} is not supported, only \"silu\"", Shown(activation));
-        return Err(fields.error("hidden_act", what));
+    let (names, activations): (&[&str], &[&str]) = match family {
+        Family::Gemma3 => (&["hidden_activation", "hidden_act"], &["gelu_pytorch_tanh"]),
+        _ => (&["hidden_act"], &["silu", "swish"]),
+    };
+    for name in names {
+        if let Some(other) = fields.text(name)?.filter(|name| !activations.contains(name)) {
+            let what = format!("{} is not supported, only {:?}", Shown(other), activations[0]);
+            return Err(fields.error(name, what));
+        }
     }
-    let whole = |value: &Value| value.as_str() == Some("full_attention");
-    if let Some(layer) = fields.list("layer_types")?.into_iter().flatten().find(|v| !whole(v)) {
-        let what = format!("{}, expected \"full_attention\"", Shown(&layer.to_string()));
-        return Err(fields.error("layer_types", what));
+    if family != Family::Gemma3 && fields.number("final_logit_softcapping")?.is_some() {
+        let what = "softcapped logits are not supported of this model";
+        return Err(fields.error("final_logit_softcapping", what));
     }
     let own_code = fields.inner("auto_map", "auto_map.")?;
     if let Some(code) = own_code.and_then(|map| map.get("AutoModelForCausalLM")) {
@@ -175,15 +188,17 @@ fn refuse(fields: Fields<'_>) -> Result<(), Error> {
 fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
     let hidden_size = fields.required_size("hidden_size")?;
     let heads = fields.required_size("num_attention_heads")?;
+    let gemma = family == Family::Gemma3;
     let head_dim = match fields.size("head_dim")? {
         Some(head_dim) => head_dim,
+        None if family == Family::Qwen3 => 128,
+        None if gemma => 256,
         None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             let what = format!("{hidden_size} is no multiple of num_attention_heads, {heads}");
             return Err(fields.error("hidden_size", what));
         }
     };
-    let llama = family == Family::Llama;
     let flag = |name: &str| Ok::<_, Error>(fields.flag(name)?.unwrap_or(false));
     Ok(ModelConfig {
         family,
@@ -191,16 +206,37 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
         intermediate_size: fields.required_size("intermediate_size")?,
         num_hidden_layers: fields.required_size("num_hidden_layers")?,
         num_attention_heads: heads,
-        num_key_value_heads: fields.size("num_key_value_heads")?.unwrap_or(heads),
+        num_key_value_heads: fields.size("num_key_value_heads")?.unwrap_or(if gemma {
+            4
+        } else {
+            heads
+        }),
         head_dim,
         vocab_size: fields.required_size("vocab_size")?,
         max_position_embeddings: fields.required_size("max_position_embeddings")?,
         rms_norm_eps: fields.required_number("rms_norm_eps")? as f32,
-        rope_theta: rope::theta(fields)?,
+        rope_theta: rope::theta(fields, family)?,
+        rope_local_base_freq: if gemma { Some(rope::local_theta(fields)?) } else { None },
+        query_pre_attn_scalar: match fields.number("query_pre_attn_scalar")?.filter(|_| gemma) {
+            Some(scalar) => scalar,
+            None if gemma => 256.0,
+            None => head_dim as f64,
+        },
+        final_logit_softcapping: fields.number("final_logit_softcapping")?.map(|cap| cap as f32),
         rope_scaling: RopeScaling::None,
-        tie_word_embeddings: flag("tie_word_embeddings")?,
-        attention_bias: !llama || flag("attention_bias")?,
-        mlp_bias: llama && flag("mlp_bias")?,
+        rope_magnitude: 1.0,
+        sliding_window: None,
+        tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(gemma),
+        attention_bias: match family {
+            Family::Gemma3 | Family::Llama | Family::Qwen3 => flag("attention_bias")?,
+            Family::Mistral | Family::Phi3 if flag("attention_bias")? => {
+                let what = "biases of attention are not supported of this model";
+                return Err(fields.error("attention_bias", what));
+            }
+            Family::Mistral | Family::Phi3 => false,
+            Family::Qwen2 => true,
+        },
+        mlp_bias: family == Family::Llama && flag("mlp_bias")?,
     })
 }
 

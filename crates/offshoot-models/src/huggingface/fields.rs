@@ -39,6 +39,12 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
+    /// Whether the field is there and null, which says something else than a field left out where
+    /// transformers has a default.
+    pub(super) fn is_null(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(Value::is_null)
+    }
+
     /// An error about the field `name`.
     pub(super) fn error(&self, name: &str, what: impl Display) -> Error {
         wrong(self.file, format_args!("{}{name}: {what}", self.prefix))

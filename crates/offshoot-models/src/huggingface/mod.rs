@@ -7,7 +7,7 @@
 //! offshoot does not do is an error as well, never passed over.
 //!
 //! ```text
-//! config.json                    sizes and constants                            config.rs, rope.rs
+//! config.json                    sizes and constants                config.rs, rope.rs, windows.rs
 //! model.safetensors              weights, in one file                           safetensors.rs
 //! model.safetensors.index.json   or in several, with the file of each tensor    shards.rs
 //! tokenizer.json                 vocabulary, merges, added tokens               tokenizer.rs
@@ -27,6 +27,7 @@ mod shards;
 mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_json;
+mod windows;
 
 pub(crate) use folder::{Opened, open};
 pub use shards::weight_files;

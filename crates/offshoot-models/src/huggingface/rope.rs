@@ -3,15 +3,23 @@
 
 use std::f32::consts::TAU;
 
+use serde_json::Value;
+
 use super::fields::Fields;
 use crate::shown::Shown;
-use crate::{Error, RopeScaling};
+use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
+use crate::{Error, Family, ModelConfig, RopeScaling};
 
 /// transformers' default.
 const THETA: f64 = 10_000.0;
+/// Its default for Gemma's layers that see everything; those within a window have the other.
+const GEMMA_THETA: f64 = 1_000_000.0;
+/// Gemma's two kinds of layers, each of which newer files give parameters of its own.
+const WHOLE: &str = "full_attention";
+const LOCAL: &str = "sliding_attention";
 
 /// The fields of a scaling that are understood.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 13] = [
     "rope_type",
     "type",
     "rope_theta",
@@ -20,11 +28,52 @@ const KNOWN: [&str; 8] = [
     "high_freq_factor",
     "original_max_position_embeddings",
     "partial_rotary_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "short_factor",
+    "long_factor",
 ];
 
+/// Gemma's parameters of one kind of layer, if the file is a newer one.
+fn of_layers<'a>(fields: Fields<'a>, kind: &str) -> Result<Option<Fields<'a>>, Error> {
+    let Some(both) = fields.inner("rope_parameters", "rope_parameters.")? else { return Ok(None) };
+    if let Some(name) = both.names().find(|name| ![WHOLE, LOCAL].contains(name)) {
+        let what = format!("is not supported, only {WHOLE} and {LOCAL}");
+        return Err(both.error(&Shown(name).to_string(), what));
+    }
+    both.inner(
+        kind,
+        if kind == WHOLE {
+            "rope_parameters.full_attention."
+        } else {
+            "rope_parameters.sliding_attention."
+        },
+    )
+}
+
+/// The base of the frequencies of Gemma's layers that see no further back than a window.
+pub(super) fn local_theta(fields: Fields<'_>) -> Result<f64, Error> {
+    let mut theta = fields.number("rope_local_base_freq")?;
+    if let Some(parameters) = of_layers(fields, LOCAL)? {
+        if let Some(name) = parameters.names().find(|n| !["rope_type", "rope_theta"].contains(n)) {
+            return Err(parameters.error(&Shown(name).to_string(), "is not supported"));
+        }
+        if let Some(kind) = parameters.text("rope_type")?.filter(|kind| *kind != "default") {
+            let what = format!("{} is not supported, only \"default\"", Shown(kind));
+            return Err(parameters.error("rope_type", what));
+        }
+        theta = parameters.number("rope_theta")?.or(theta);
+    }
+    Ok(f64::from(theta.unwrap_or(THETA) as f32))
+}
+
 /// The object that says how, if there is one.
-fn parameters<'a>(fields: Fields<'a>) -> Result<Option<Fields<'a>>, Error> {
-    let new = fields.inner("rope_parameters", "rope_parameters.")?;
+fn parameters<'a>(fields: Fields<'a>, family: Family) -> Result<Option<Fields<'a>>, Error> {
+    let new = match family {
+        Family::Gemma3 => of_layers(fields, WHOLE)?,
+        _ => fields.inner("rope_parameters", "rope_parameters.")?,
+    };
     let old = fields.inner("rope_scaling", "rope_scaling.")?;
     match (new, old) {
         (Some(_), Some(_)) if fields.get("rope_parameters") != fields.get("rope_scaling") => {
@@ -41,31 +90,35 @@ fn parameters<'a>(fields: Fields<'a>) -> Result<Option<Fields<'a>>, Error> {
 }
 
 /// The base of the frequencies, in single precision as transformers and GGUF files have it.
-pub(super) fn theta(fields: Fields<'_>) -> Result<f64, Error> {
-    let inner = match parameters(fields)? {
+pub(super) fn theta(fields: Fields<'_>, family: Family) -> Result<f64, Error> {
+    let inner = match parameters(fields, family)? {
         Some(parameters) => parameters.number("rope_theta")?,
         None => None,
     };
     let theta = match inner {
         Some(theta) => theta,
-        None => fields.number("rope_theta")?.unwrap_or(THETA),
+        None => fields.number("rope_theta")?.unwrap_or(match family {
+            Family::Gemma3 => GEMMA_THETA,
+            _ => THETA,
+        }),
     };
     Ok(f64::from(theta as f32))
 }
 
-/// The stretching of the frequencies of heads of `head_dim`, which is sound, as `theta` is.
+/// The stretching of the frequencies of a model whose sizes are sound, and the magnitude that comes with
+/// it.
 pub(super) fn scaling(
     fields: Fields<'_>,
-    theta: f64,
-    head_dim: usize,
-) -> Result<RopeScaling, Error> {
-    for fields in [Some(fields), parameters(fields)?].into_iter().flatten() {
+    config: &ModelConfig,
+) -> Result<(RopeScaling, f32), Error> {
+    let (family, theta, head_dim) = (config.family, config.rope_theta, config.head_dim);
+    for fields in [Some(fields), parameters(fields, family)?].into_iter().flatten() {
         let name = "partial_rotary_factor";
         if let Some(part) = fields.number(name)?.filter(|part| *part != 1.0) {
             return Err(fields.error(name, format_args!("{part} is not supported, only 1")));
         }
     }
-    let Some(parameters) = parameters(fields)? else { return Ok(RopeScaling::None) };
+    let Some(parameters) = parameters(fields, family)? else { return Ok((RopeScaling::None, 1.0)) };
     let (new, old) = (parameters.text("rope_type")?, parameters.text("type")?);
     if let (Some(new), Some(old)) = (new, old)
         && new != old
@@ -76,22 +129,97 @@ pub(super) fn scaling(
     let name = if new.is_none() && old.is_some() { "type" } else { "rope_type" };
     match new.or(old) {
         None if parameters.get("factor").is_some() => Err(parameters.missing(name)),
-        None | Some("default") => Ok(RopeScaling::None),
+        None | Some("default") => Ok((RopeScaling::None, 1.0)),
         Some("linear") => {
             let factor = parameters.required_number("factor")? as f32;
-            Ok(RopeScaling::Linear { factor: f64::from(factor) })
+            Ok((RopeScaling::Linear { factor: f64::from(factor) }, 1.0))
         }
-        Some("llama3") => Ok(RopeScaling::Factors(
-            Llama3::read(fields, parameters)?.factors(theta as f32, head_dim),
-        )),
+        Some("llama3") => {
+            let factors = Llama3::read(fields, parameters)?.factors(theta as f32, head_dim);
+            Ok((RopeScaling::Factors(factors), 1.0))
+        }
+        Some("yarn") => {
+            let yarn = yarn(fields, parameters)?;
+            let magnitude = positive_or(parameters, "attention_factor", yarn.magnitude())?;
+            Ok((RopeScaling::Factors(yarn.factors(theta, head_dim)), magnitude))
+        }
+        // Older files of Phi-3 call it "su".
+        Some("longrope" | "su") if family == Family::Phi3 => long(fields, parameters, config),
         Some(other) => Err(parameters.error(
             name,
             format_args!(
-                "{} is not supported, only \"default\", \"linear\" and \"llama3\"",
+                "{} is not supported, only \"default\", \"linear\", \"llama3\" and \"yarn\"",
                 Shown(other)
             ),
         )),
     }
+}
+
+/// A number above zero, in single precision.
+fn positive(parameters: Fields<'_>, name: &str, value: f64) -> Result<f32, Error> {
+    let value = value as f32;
+    if value > 0.0 && value.is_finite() {
+        Ok(value)
+    } else {
+        Err(parameters.error(name, format_args!("{value}, expected a number above 0")))
+    }
+}
+
+fn positive_or(parameters: Fields<'_>, name: &str, absent: f32) -> Result<f32, Error> {
+    parameters.number(name)?.map_or(Ok(absent), |value| positive(parameters, name, value))
+}
+
+/// The context that the model was trained with, before any stretching.
+fn trained_context(fields: Fields<'_>, parameters: Fields<'_>) -> Result<f32, Error> {
+    let name = "original_max_position_embeddings";
+    let trained = match parameters.number(name)? {
+        Some(trained) => trained,
+        None => fields.number(name)?.ok_or_else(|| parameters.missing(name))?,
+    };
+    positive(parameters, name, trained)
+}
+
+/// LongRoPE (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>). The magnitude is
+/// `sqrt(1 + ln(context / trained) / ln(trained))`, unless the file gives another.
+fn long(
+    fields: Fields<'_>,
+    parameters: Fields<'_>,
+    config: &ModelConfig,
+) -> Result<(RopeScaling, f32), Error> {
+    let read = |name: &str| {
+        let list = parameters.list(name)?.ok_or_else(|| parameters.missing(name))?;
+        if list.len() != config.head_dim / 2 {
+            let what = format!("{} of them, expected {}", list.len(), config.head_dim / 2);
+            return Err(parameters.error(name, what));
+        }
+        let number = |value: &Value| {
+            let number =
+                value.as_f64().ok_or_else(|| parameters.error(name, "expected numbers"))?;
+            positive(parameters, name, number)
+        };
+        list.iter().map(number).collect::<Result<Vec<_>, _>>()
+    };
+    let trained = trained_context(fields, parameters)?;
+    let stretch = match parameters.number("factor")? {
+        Some(factor) => factor,
+        None => config.max_position_embeddings as f64 / f64::from(trained),
+    };
+    let magnitude = match stretch > 1.0 {
+        true => (1.0 + stretch.ln() / f64::from(trained).ln()).sqrt() as f32,
+        false => 1.0,
+    };
+    let magnitude = positive_or(parameters, "attention_factor", magnitude)?;
+    let (short, long) = (read("short_factor")?, read("long_factor")?);
+    Ok((RopeScaling::Long { short, long, trained: trained as usize }, magnitude))
+}
+
+fn yarn(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Yarn, Error> {
+    Ok(Yarn {
+        factor: positive(parameters, "factor", parameters.required_number("factor")?)?,
+        context: trained_context(fields, parameters)?,
+        beta_fast: positive_or(parameters, "beta_fast", BETA_FAST)?,
+        beta_slow: positive_or(parameters, "beta_slow", BETA_SLOW)?,
+    })
 }
 
 /// Llama 3.1's rule: long waves are stretched by `factor`, short ones stay, those between lie
@@ -105,25 +233,12 @@ struct Llama3 {
 
 impl Llama3 {
     fn read(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Self, Error> {
-        let positive = |name: &str, value: f64| {
-            let value = value as f32;
-            if value > 0.0 && value.is_finite() {
-                Ok(value)
-            } else {
-                Err(parameters.error(name, format_args!("{value}, expected a number above 0")))
-            }
-        };
-        let read = |name: &str| positive(name, parameters.required_number(name)?);
-        let context = "original_max_position_embeddings";
-        let trained = match parameters.number(context)? {
-            Some(trained) => trained,
-            None => fields.number(context)?.ok_or_else(|| parameters.missing(context))?,
-        };
+        let read = |name: &str| positive(parameters, name, parameters.required_number(name)?);
         let rule = Self {
             factor: read("factor")?,
             low_freq_factor: read("low_freq_factor")?,
             high_freq_factor: read("high_freq_factor")?,
-            context: positive(context, trained)?,
+            context: trained_context(fields, parameters)?,
         };
         if rule.high_freq_factor <= rule.low_freq_factor {
             let what = format!("expected more than low_freq_factor, {}", rule.low_freq_factor);

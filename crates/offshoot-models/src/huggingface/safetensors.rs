@@ -24,7 +24,7 @@ const TENSORS_MAX: usize = 1 << 16;
 const AXES_MAX: usize = 4;
 
 /// Where a tensor lies in its file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) shape: Vec<usize>,
     pub(super) block: BlockType,

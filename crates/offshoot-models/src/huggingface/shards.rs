@@ -19,6 +19,7 @@ const FILES_MAX: usize = 1024;
 const NAME_MAX: usize = 100;
 
 /// A tensor with the number of its file.
+#[derive(Debug, Clone)]
 pub(super) struct Stored {
     pub(super) file: usize,
     pub(super) place: Place,

@@ -1,16 +1,16 @@
 //! One step of a packed model, register by register.
 
 use offshoot_kernels::{
-    Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch, Heads,
-    KvCache, Product, RopeTable, SequenceRows, add_assign, attend, multiply, multiply_gated,
-    multiply_greatest, multiply_perturbed, rms_norm, silu_gate,
+    self as kernels, Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Greatest,
+    GreatestScratch, Heads, KvCache, Product, RopeTable, SequenceRows, add_assign, add_normed,
+    attend, multiply, multiply_gated, multiply_greatest, multiply_perturbed, rms_norm, soft_cap,
 };
 
 use super::hooks::{Hooks, SegmentRows};
 use super::weights::PackedModel;
 use crate::{
-    Activation, Error, Executor, Input, LinearId, ModelConfig, Output, RopeScaling, Segment, Site,
-    VectorId,
+    Activation, Attention, Error, Executor, Frequencies, Input, LinearId, ModelConfig, Output,
+    PostNorm, Segment, Site, VectorId,
 };
 
 impl SequenceRows for Segment<'_, KvCache> {
@@ -52,6 +52,14 @@ impl Rows {
     }
 }
 
+/// Cosines and sines of each row's position by one set of frequencies.
+#[derive(Debug)]
+struct Turns {
+    table: RopeTable,
+    cos: Rows,
+    sin: Rows,
+}
+
 /// The registers that steps of one model run in.
 #[derive(Debug)]
 pub struct PackedExecutor {
@@ -83,6 +91,8 @@ pub struct PackedExecutor {
     /// Cosines and sines of each row's position.
     cos: Rows,
     sin: Rows,
+    /// The same by the model's local frequencies, where it has them.
+    local: Option<Turns>,
 }
 
 impl PackedExecutor {
@@ -93,7 +103,7 @@ impl PackedExecutor {
         let inner = config.intermediate_size;
         Self {
             cpu,
-            ropes: vec![rope_table(config)],
+            ropes: config.rope_tables(),
             residual: Rows::new(config.hidden_size),
             query: Rows::new(q),
             key: Rows::new(kv),
@@ -115,6 +125,11 @@ impl PackedExecutor {
             tokens: Vec::new(),
             cos: Rows::new(config.head_dim / 2),
             sin: Rows::new(config.head_dim / 2),
+            local: config.local_rope_table().map(|table| Turns {
+                table,
+                cos: Rows::new(config.head_dim / 2),
+                sin: Rows::new(config.head_dim / 2),
+            }),
         }
     }
 
@@ -190,6 +205,9 @@ impl PackedExecutor {
         self.logits_given = 0;
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
+            if config.sliding_window.is_some() {
+                s.check_places(index, s.cache.len())?;
+            }
             if s.cache.len() + s.tokens.len() > s.cache.capacity() {
                 return Err(Error::Step(format!(
                     "segment {index}: {} tokens after {} positions pass the context of {}",
@@ -205,6 +223,9 @@ impl PackedExecutor {
             self.tokens.extend_from_slice(s.tokens);
             if let Some(&last) = s.positions.iter().max() {
                 rope.extend_to(last as usize + 1);
+                if let Some(local) = &mut self.local {
+                    local.table.extend_to(last as usize + 1);
+                }
             }
             let before = self.logit_rows.len();
             let logit_rows = &mut self.logit_rows;
@@ -233,16 +254,18 @@ impl PackedExecutor {
             self.cos.data[row * half..(row + 1) * half].copy_from_slice(cos);
             self.sin.data[row * half..(row + 1) * half].copy_from_slice(sin);
         }
+        if let Some(Turns { table, cos, sin }) = &mut self.local {
+            cos.reserve(rows);
+            sin.reserve(rows);
+            let positions = segments.iter().flat_map(|s| s.positions);
+            for (row, position) in positions.enumerate() {
+                let (row_cos, row_sin) = table.row(*position as usize);
+                cos.data[row * half..(row + 1) * half].copy_from_slice(row_cos);
+                sin.data[row * half..(row + 1) * half].copy_from_slice(row_sin);
+            }
+        }
         model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows, want })
     }
-}
-
-fn rope_table(config: &ModelConfig) -> RopeTable {
-    RopeTable::new(config.rope_theta, config.head_dim, |i| match &config.rope_scaling {
-        RopeScaling::None => 1.0,
-        RopeScaling::Linear { factor } => *factor,
-        RopeScaling::Factors(factors) => f64::from(factors[i]),
-    })
 }
 
 /// What a step gives of its rows' logits.
@@ -330,12 +353,15 @@ fn output(out: Output) -> fn(&mut PackedExecutor) -> &mut Rows {
 impl Executor for Run<'_, '_> {
     type Error = Error;
 
-    fn embed(&mut self) -> Result<(), Error> {
+    fn embed(&mut self, scale: f32) -> Result<(), Error> {
         let r = &mut *self.registers;
         let width = r.residual.width;
         let out = r.residual.get_mut(self.rows);
         for (token, out) in r.tokens.iter().zip(out.chunks_exact_mut(width)) {
             self.model.embed(*token, out)?;
+            if scale != 1.0 {
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
         }
         Ok(())
     }
@@ -392,35 +418,59 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn linear_residual(&mut self, x: Input, linear: LinearId) -> Result<(), Error> {
-        if !self.hooked(linear) {
+    fn linear_residual(
+        &mut self,
+        x: Input,
+        linear: LinearId,
+        norm: Option<PostNorm>,
+    ) -> Result<(), Error> {
+        if norm.is_none() && !self.hooked(linear) {
             self.product(x, linear, |r| &mut r.residual, true);
             return Ok(());
         }
         self.product(x, linear, |r| &mut r.spare, false);
         let r = &mut *self.registers;
         let width = r.residual.width;
-        let isa = r.cpu.isa();
-        add_assign(isa, r.residual.get_mut(self.rows), &r.spare.data[..self.rows * width]);
+        let (sum, product) = (r.residual.get_mut(self.rows), &r.spare.data[..self.rows * width]);
+        match norm {
+            Some(norm) => {
+                add_normed(&r.cpu, sum, product, self.model.vector(norm.weight), norm.eps);
+            }
+            None => add_assign(r.cpu.isa(), sum, product),
+        }
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize, scale: f32) -> Result<(), Error> {
+    fn attend(&mut self, how: Attention) -> Result<(), Error> {
         let rows = self.rows;
-        let PackedExecutor { cpu, query, key, value, cos, sin, attended, scratch, .. } =
+        let PackedExecutor { cpu, query, key, value, cos, sin, local, attended, scratch, .. } =
             &mut *self.registers;
+        let (cos, sin) = match (how.frequencies, local) {
+            (Frequencies::Segment, _) => (&*cos, &*sin),
+            (Frequencies::Local, Some(local)) => (&local.cos, &local.sin),
+            (Frequencies::Local, None) => {
+                return Err(Error::Step("the model has no local frequencies".to_owned()));
+            }
+        };
         let width = query.width;
+        let norms = how.norms.map(|norms| kernels::HeadNorms {
+            query: self.model.vector(norms.query),
+            key: self.model.vector(norms.key),
+            eps: norms.eps,
+        });
         let heads = Heads {
             q: query.get(rows),
             k: key.get(rows),
             v: value.get(rows),
             heads: width / self.model.config().head_dim,
-            scale,
+            scale: how.scale,
+            window: how.window,
+            norms,
             cos: cos.get(rows),
             sin: sin.get(rows),
         };
         let forms = forms_for(self.model.forms, width);
-        attend(cpu, layer, self.segments, heads, scratch, (forms, attended));
+        attend(cpu, how.layer, self.segments, heads, scratch, (forms, attended));
         Ok(())
     }
 
@@ -431,7 +481,6 @@ impl Executor for Run<'_, '_> {
         up: LinearId,
         activation: Activation,
     ) -> Result<(), Error> {
-        let Activation::Silu = activation;
         let width = self.registers.gate.width;
         let forms = forms_for(self.model.forms, width);
         if !self.hooked(gate) && !self.hooked(up) {
@@ -439,7 +488,7 @@ impl Executor for Run<'_, '_> {
                 let linear = self.model.linear(linear);
                 (&linear.matrix, linear.bias.as_deref())
             };
-            let pair = GatedPair { gate: part(gate), up: part(up) };
+            let pair = GatedPair { gate: part(gate), up: part(up), activation };
             let PackedExecutor { cpu, normed, attended, gated, .. } = &mut *self.registers;
             let acts = match x {
                 Input::Normed => normed,
@@ -461,7 +510,7 @@ impl Executor for Run<'_, '_> {
         let isa = cpu.isa();
         gated.fill(cpu, (self.rows, width), forms, |row, out| {
             let row = row * width..(row + 1) * width;
-            silu_gate(isa, &gate[row.clone()], &up[row], out);
+            activation.gate(isa, &gate[row.clone()], &up[row], out);
         });
         Ok(())
     }
@@ -479,7 +528,7 @@ impl Executor for Run<'_, '_> {
         Ok(())
     }
 
-    fn logits(&mut self, head: LinearId) -> Result<(), Error> {
+    fn logits(&mut self, head: LinearId, cap: Option<f32>) -> Result<(), Error> {
         let hooked = self.hooked(head);
         let PackedExecutor {
             cpu,
@@ -503,7 +552,8 @@ impl Executor for Run<'_, '_> {
             out.copy_from_slice(&x[row * width..(row + 1) * width]);
         });
         let weights = self.model.linear(head);
-        if self.want == Head::Greatest && !hooked {
+        // Caps may make logits equal that were not, so the greatest one is looked for behind them.
+        if self.want == Head::Greatest && !hooked && cap.is_none() {
             let weights = (&weights.matrix, weights.bias.as_deref());
             multiply_greatest(cpu, head_input, weights, greatest_scratch, greatest);
             return Ok(());
@@ -528,6 +578,9 @@ impl Executor for Run<'_, '_> {
                 self.hooks.addend(head, which, x, y);
             }
             first += rows;
+        }
+        if let Some(cap) = cap {
+            soft_cap(cpu.isa(), logits.get_mut(n), cap);
         }
         match self.want {
             Head::Logits => *logits_given = n,

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::BlockType;
-use offshoot_models::{Checkpoint, Contents, ModelConfig, RopeScaling, Tokenizer, huggingface};
+use offshoot_models::{
+    Checkpoint, Contents, Family, ModelConfig, RopeScaling, Tokenizer, huggingface,
+};
 use serde_json::{Value, json};
 
 /// A tensor of a safetensors file.
@@ -28,7 +30,10 @@ pub(crate) struct Folder {
 impl Folder {
     /// The same model: tensors in F16 or BF16 where they are so there, else in F32.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+        let gemma = checkpoint.config().family == Family::Gemma3;
         let tensors = checkpoint.tensors().map(|tensor| {
+            // Gemma's folders store the weights of norms less 1.
+            let less = if gemma && tensor.name.ends_with("norm.weight") { 1.0 } else { 0.0 };
             let block = match tensor.info.block {
                 half @ (BlockType::F16 | BlockType::Bf16) => half,
                 _ => BlockType::F32,
@@ -37,12 +42,16 @@ impl Folder {
             let mut bytes = Vec::new();
             for r in 0..tensor.row_count() {
                 tensor.read_row(r, &mut row).unwrap();
+                row.iter_mut().for_each(|x| *x -= less);
                 block.quantize(&row, &mut bytes).unwrap();
             }
             let shape = tensor.info.shape.clone();
             (tensor.name.to_owned(), Stored { dtype: dtype(block), shape, bytes })
         });
-        let tensors = tensors.collect();
+        let mut tensors = tensors.collect();
+        if checkpoint.config().family == Family::Phi3 {
+            fuse(&mut tensors);
+        }
         Self { config: config(checkpoint.config()), tensors, files: BTreeMap::new() }
     }
 
@@ -249,6 +258,30 @@ fn dtype(block: BlockType) -> &'static str {
     }
 }
 
+/// Puts q, k and v into one matrix, and gate and up, as Phi-3's folders have them.
+fn fuse(tensors: &mut BTreeMap<String, Stored>) {
+    let blocks = tensors.keys().filter(|name| name.ends_with("q_proj.weight")).count();
+    for layer in 0..blocks {
+        for (whole, parts) in [
+            (
+                "self_attn.qkv_proj",
+                &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"][..],
+            ),
+            ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
+        ] {
+            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+            let mut parts = parts.iter().map(|part| tensors.remove(&name(part)).unwrap());
+            let mut fused = parts.next().unwrap();
+            for part in parts {
+                assert_eq!((part.dtype, part.shape[1]), (fused.dtype, fused.shape[1]));
+                fused.shape[0] += part.shape[0];
+                fused.bytes.extend(part.bytes);
+            }
+            tensors.insert(name(whole), fused);
+        }
+    }
+}
+
 /// A safetensors file of these tensors.
 pub(crate) fn safetensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a Stored)>) -> Vec<u8> {
     let mut header =
@@ -271,15 +304,31 @@ pub(crate) fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
 
 /// `config.json` in the older spelling; of scaled frequencies only linear ones.
 fn config(c: &ModelConfig) -> Value {
-    let class = if c.family.name() == "llama" { "LlamaForCausalLM" } else { "Qwen2ForCausalLM" };
+    let class = match c.family {
+        Family::Gemma3 => "Gemma3ForCausalLM",
+        Family::Llama => "LlamaForCausalLM",
+        Family::Mistral => "MistralForCausalLM",
+        Family::Phi3 => "Phi3ForCausalLM",
+        Family::Qwen2 => "Qwen2ForCausalLM",
+        Family::Qwen3 => "Qwen3ForCausalLM",
+        other => unreachable!("{other:?}"),
+    };
     let scaling = match c.rope_scaling {
         RopeScaling::Linear { factor } => json!({ "type": "linear", "factor": factor }),
+        RopeScaling::Long { ref short, ref long, trained } => json!({
+            "type": "longrope", "short_factor": short, "long_factor": long,
+            "original_max_position_embeddings": trained,
+        }),
         _ => Value::Null,
     };
-    json!({
+    let window = c.sliding_window.as_ref();
+    let gemma = c.family == Family::Gemma3;
+    let activation = if gemma { "hidden_activation" } else { "hidden_act" };
+    let mut config = json!({
         "architectures": [class],
+        // Written out: left out, Mistral has one.
+        "sliding_window": window.map(|window| window.size),
         "model_type": c.family.name(),
-        "hidden_act": "silu",
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,
         "num_hidden_layers": c.num_hidden_layers,
@@ -297,5 +346,15 @@ fn config(c: &ModelConfig) -> Value {
         "mlp_bias": c.mlp_bias,
         "torch_dtype": "float16",
         "transformers_version": "4.57.1",
-    })
+    });
+    config[activation] = if gemma { "gelu_pytorch_tanh" } else { "silu" }.into();
+    if gemma {
+        config["rope_local_base_freq"] = c.rope_local_base_freq.into();
+        config["query_pre_attn_scalar"] = c.query_pre_attn_scalar.into();
+        config["final_logit_softcapping"] = c.final_logit_softcapping.into();
+        let local = window.map(|window| window.layers.clone()).unwrap_or_default();
+        let kind = |local| if local { "sliding_attention" } else { "full_attention" };
+        config["layer_types"] = local.into_iter().map(kind).collect();
+    }
+    config
 }

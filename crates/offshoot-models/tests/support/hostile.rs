@@ -227,6 +227,12 @@ fn models() -> Vec<Case> {
     let flat = changed(|tiny| tiny.vector("token_embd.weight", HIDDEN));
     let factors = changed(|tiny| tiny.floats("rope_freqs.weight", &[4], &[1.0, 2.0, 0.0, 4.0]));
     let factors_odd = changed(|tiny| tiny.vector("rope_freqs.weight", 5));
+    let yarn_head = changed(|tiny| {
+        tiny.set("llama.attention.key_length", 1u64 << 40);
+        tiny.set("llama.rope.scaling.type", "yarn");
+        tiny.set("llama.rope.scaling.factor", 4f32);
+        tiny.set("llama.rope.scaling.original_context_length", 32u32);
+    });
     vec![
         ("no-keys", Raw::new(3, 0, 0).0, r#"key "general.architecture": missing"#),
         ("arch-mamba", set("general.architecture", "mamba\n"), r#""mamba\n" is not supported"#),
@@ -250,7 +256,9 @@ fn models() -> Vec<Case> {
         ("context-0", set("llama.context_length", 0u32), "max_position_embeddings is 0"),
         ("eps-nan", set("llama.attention.layer_norm_rms_epsilon", f32::NAN), "rms_norm_eps is NaN"),
         ("theta-inf", set("llama.rope.freq_base", f32::INFINITY), "rope_theta is inf"),
-        ("yarn", set("llama.rope.scaling.type", "yarn"), r#""yarn" scaling is not supported"#),
+        ("longrope", set("llama.rope.scaling.type", "longrope"), r#""longrope" scaling is not"#),
+        ("yarn-bare", set("llama.rope.scaling.type", "yarn"), "rope.scaling.factor\": missing"),
+        ("yarn-head", yarn_head, "head_dim is 1099511627"),
         ("linear-bare", set("llama.rope.scaling.type", "linear"), "rope.scaling.factor\": missing"),
         ("rope-factor-0", factors, "rope factors: 4 of them, expected 4 finite numbers above 0"),
         ("rope-factors-odd", factors_odd, "F32 of shape [5], expected F32 of [4]"),

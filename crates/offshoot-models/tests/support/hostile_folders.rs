@@ -187,9 +187,9 @@ fn architectures() -> Vec<Case> {
     vec![
         ("arch-none", nameless, "config.json: architectures: missing"),
         (
-            "arch-mistral",
-            classes(json!(["MistralForCausalLM"])),
-            r#"architectures: "MistralForCaus"#,
+            "arch-mixtral",
+            classes(json!(["MixtralForCausalLM"])),
+            r#"architectures: "MixtralForCaus"#,
         ),
         ("arch-classifier", classes(json!(["LlamaForSequenceClassification"])), "is not supported"),
         (
@@ -209,7 +209,23 @@ fn architectures() -> Vec<Case> {
         ("quantised", set("quantization_config", json!({"bits": 4})), "quantised weights are not"),
         ("mlx", set("quantization", json!({"group_size": 64})), "quantization: quantised weights"),
         ("window", set("use_sliding_window", true), "use_sliding_window: attention within a"),
-        ("layer-types", set("layer_types", json!(["sliding_attention"])), "layer_types: "),
+        (
+            "layer-types",
+            set("layer_types", json!(["sliding_attention"])),
+            r#"layer_types: layer 0 is "sliding_attention", expected "full_attention""#,
+        ),
+        (
+            "layer-types-two",
+            set("layer_types", json!(["full_attention", "full_attention"])),
+            "layer_types: 2 of",
+        ),
+        (
+            "layer-types-other",
+            set("layer_types", json!(["chunked_attention"])),
+            "is not supported, only full_attention and sliding_attention",
+        ),
+        ("window-0", set("sliding_window", 0), "sliding_window: 0, expected 1 or more"),
+        ("window-text", set("sliding_window", "all"), "sliding_window: "),
         ("experts", set("num_local_experts", 8), experts),
         ("experts-text", set("num_experts", "8"), experts),
         ("gelu", set("hidden_act", "gelu"), r#"hidden_act: "gelu" is not supported"#),
@@ -242,8 +258,14 @@ fn ropes() -> Vec<Case> {
         (
             "yarn",
             scaling(json!({"type": "yarn", "factor": 4.0})),
-            r#"rope_scaling.type: "yarn" is"#,
+            "original_max_position_embeddings: missing",
         ),
+        (
+            "yarn-mscale",
+            scaling(json!({"type": "yarn", "factor": 4.0, "mscale": 1.0})),
+            "mscale\": is not supported",
+        ),
+        ("ntk", scaling(json!({"type": "ntk", "factor": 4.0})), r#"rope_scaling.type: "ntk" is"#),
         (
             "dynamic",
             scaling(json!({"rope_type": "dynamic"})),

@@ -7,8 +7,18 @@ use std::path::{Path, PathBuf};
 use offshoot_models::Checkpoint;
 
 /// The models, which between them have every branch that an architecture has.
-pub(crate) const MODELS: [&str; 5] =
-    ["llama_biases", "llama_linear", "llama_factors", "qwen2_tied", "qwen2_untied"];
+pub(crate) const MODELS: [&str; 10] = [
+    "llama_biases",
+    "llama_linear",
+    "llama_factors",
+    "qwen2_tied",
+    "qwen2_untied",
+    "qwen3_tied",
+    "qwen3_yarn",
+    "mistral_window",
+    "gemma3_linear",
+    "phi3_short",
+];
 
 /// A text of one model and what transformers makes of it.
 pub(crate) struct Reference {

@@ -40,6 +40,55 @@ impl Tiny {
         tiny
     }
 
+    /// Gemma 3's form: norms of each head of q and k and after each half of a block, the layers but each
+    /// second within a window of 3 positions, capped logits.
+    pub(crate) fn gemma3() -> Self {
+        let mut tiny = Self::without_biases("gemma3");
+        tiny.set("tokenizer.ggml.pre", "smollm");
+        tiny.set("gemma3.attention.sliding_window", 3u32);
+        tiny.set("gemma3.attention.sliding_window_pattern", 2u32);
+        tiny.set("gemma3.final_logit_softcapping", 30f32);
+        for layer in 0..LAYERS {
+            for part in ["post_attention_norm", "post_ffw_norm"] {
+                tiny.vector(&format!("blk.{layer}.{part}.weight"), HIDDEN);
+            }
+            for part in ["q", "k"] {
+                tiny.vector(&format!("blk.{layer}.attn_{part}_norm.weight"), HEAD_DIM);
+            }
+        }
+        tiny
+    }
+
+    /// Mistral's form: Llama's with a window of 3 positions.
+    pub(crate) fn mistral() -> Self {
+        let mut tiny = Self::llama();
+        tiny.set("llama.attention.sliding_window", 3u32);
+        tiny
+    }
+
+    /// Phi-3's form: q, k and v in one matrix, gate and up in another, a window of 5 positions, and two
+    /// sets of factors of the frequencies.
+    pub(crate) fn phi3() -> Self {
+        let mut tiny = Self::without_biases("phi3");
+        tiny.set("tokenizer.ggml.pre", "smollm");
+        tiny.set("phi3.attention.sliding_window", 5u32);
+        tiny.set("phi3.rope.scaling.original_context_length", 32u32);
+        // As folders have it by formula: sqrt(1 + ln(64 / 32) / ln(32)).
+        tiny.set("phi3.rope.scaling.attn_factor", 1.2f64.sqrt() as f32);
+        tiny.vector("rope_factors_short.weight", HEAD_DIM / 2);
+        tiny.floats("rope_factors_long.weight", &[HEAD_DIM / 2], &[1.0, 2.0, 4.0, 8.0]);
+        let block = BlockType::F16;
+        for layer in 0..LAYERS {
+            for part in ["attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"] {
+                tiny.tensors.remove(&format!("blk.{layer}.{part}.weight"));
+            }
+            let rows = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
+            tiny.matrix(&format!("blk.{layer}.attn_qkv.weight"), rows, HIDDEN, block);
+            tiny.matrix(&format!("blk.{layer}.ffn_up.weight"), 2 * FFN, HIDDEN, BlockType::Q4_0);
+        }
+        tiny
+    }
+
     /// Qwen2's form: biases on q, k and v, and an output head of its own.
     pub(crate) fn qwen2() -> Self {
         let mut tiny = Self::without_biases("qwen2");
@@ -55,9 +104,37 @@ impl Tiny {
         tiny
     }
 
+    /// Qwen3's form: norms of each head of q and k.
+    pub(crate) fn qwen3() -> Self {
+        let mut tiny = Self::without_biases("qwen3");
+        tiny.set("tokenizer.ggml.pre", "qwen2");
+        for layer in 0..LAYERS {
+            for part in ["q", "k"] {
+                tiny.vector(&format!("blk.{layer}.attn_{part}_norm.weight"), HEAD_DIM);
+            }
+        }
+        tiny
+    }
+
+    /// A model of every family.
+    pub(crate) fn families() -> Vec<Self> {
+        vec![
+            Self::gemma3(),
+            Self::llama(),
+            Self::mistral(),
+            Self::phi3(),
+            Self::qwen2(),
+            Self::qwen3(),
+        ]
+    }
+
     /// A model of one layer and few weights, for a corpus where bytes count.
     pub(crate) fn smallest(arch: &str) -> Self {
-        let mut tiny = if arch == "qwen2" { Self::qwen2() } else { Self::llama() };
+        let mut tiny = match arch {
+            "qwen2" => Self::qwen2(),
+            "qwen3" => Self::qwen3(),
+            _ => Self::llama(),
+        };
         tiny.set(&format!("{arch}.block_count"), 1u32);
         tiny.tensors.retain(|name, _| !name.starts_with("blk.1."));
         tiny

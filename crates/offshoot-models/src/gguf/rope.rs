@@ -1,0 +1,127 @@
+//! How a GGUF file stretches the rotary frequencies.
+
+use offshoot_kernels::BlockType;
+
+use super::canonical::missing;
+use super::reader::Gguf;
+use super::{Shown, malformed};
+use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
+use crate::{Error, RopeScaling};
+
+/// The tensors that say it: Llama 3's factors, and LongRoPE's for short texts and for long ones.
+pub(super) const TENSORS: [&str; 3] =
+    ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+
+/// The stretching of the rotary frequencies, and the magnitude that comes with it.
+pub(super) fn scaling(
+    gguf: &Gguf<'_>,
+    arch: &str,
+    theta: f64,
+    head_dim: usize,
+) -> Result<(RopeScaling, f32), Error> {
+    let type_key = format!("{arch}.rope.scaling.type");
+    let factors = read_factors(gguf, "rope_freqs.weight", head_dim)?;
+    let [_, short, long] = TENSORS;
+    match (read_factors(gguf, short, head_dim)?, read_factors(gguf, long, head_dim)?) {
+        (None, None) => {}
+        (Some(short), Some(long)) if arch == "phi3" => return self::long(gguf, arch, short, long),
+        _ => {
+            return Err(malformed(format_args!(
+                "tensors {short:?} and {long:?}: expected both, of a model of phi3"
+            )));
+        }
+    }
+    match (gguf.text(&type_key)?, factors) {
+        (None | Some("none"), None) => Ok((RopeScaling::None, 1.0)),
+        (None | Some("none"), Some(factors)) => Ok((RopeScaling::Factors(factors), 1.0)),
+        (Some("linear"), None) => {
+            let key = format!("{arch}.rope.scaling.factor");
+            let factor = gguf.float(&key)?.ok_or_else(|| missing(&key))?;
+            Ok((RopeScaling::Linear { factor }, 1.0))
+        }
+        (Some("yarn"), None) => yarn(gguf, arch, theta, head_dim),
+        (Some(kind @ ("linear" | "yarn")), Some(_)) => Err(malformed(format_args!(
+            "key \"{type_key}\": {kind} scaling beside tensor \"rope_freqs.weight\", expected one"
+        ))),
+        (Some(other), _) => Err(malformed(format_args!(
+            "key \"{type_key}\": {} scaling is not supported, only none, linear and yarn",
+            Shown(other)
+        ))),
+    }
+}
+
+fn yarn(
+    gguf: &Gguf<'_>,
+    arch: &str,
+    theta: f64,
+    head_dim: usize,
+) -> Result<(RopeScaling, f32), Error> {
+    let read = |key: &str, absent: Option<f32>| {
+        let key = format!("{arch}.rope.scaling.{key}");
+        let value = match gguf.get(&key).and_then(|value| value.as_integer()) {
+            Some(whole) => Some(whole as f64),
+            None => gguf.float(&key)?,
+        };
+        match value.map(|value| value as f32).or(absent) {
+            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
+            Some(value) => Err(malformed(format_args!(
+                "key \"{key}\": {value}, expected a finite number above 0"
+            ))),
+            None => Err(missing(&key)),
+        }
+    };
+    for (key, idle) in [("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)] {
+        let key = format!("{arch}.rope.scaling.{key}");
+        if let Some(other) = gguf.float(&key)?.filter(|value| *value != idle) {
+            return Err(malformed(format_args!(
+                "key \"{key}\": {other} is not supported, only {idle}"
+            )));
+        }
+    }
+    let rule = Yarn {
+        factor: read("factor", None)?,
+        context: read("original_context_length", None)?,
+        beta_fast: read("yarn_beta_fast", Some(BETA_FAST))?,
+        beta_slow: read("yarn_beta_slow", Some(BETA_SLOW))?,
+    };
+    // A file's own factors multiply the rule's.
+    let attention = read("attn_factor", Some(1.0))? * read("yarn_attn_factor", Some(1.0))?;
+    let magnitude = attention * rule.magnitude();
+    Ok((RopeScaling::Factors(rule.factors(theta, head_dim)), magnitude))
+}
+
+/// LongRoPE's two sets of factors.
+fn long(
+    gguf: &Gguf<'_>,
+    arch: &str,
+    short: Vec<f32>,
+    long: Vec<f32>,
+) -> Result<(RopeScaling, f32), Error> {
+    let type_key = format!("{arch}.rope.scaling.type");
+    if let Some(kind) = gguf.text(&type_key)?.filter(|kind| !["none", "longrope"].contains(kind)) {
+        return Err(malformed(format_args!(
+            "key \"{type_key}\": {} beside tensors of LongRoPE, expected \"longrope\"",
+            Shown(kind)
+        )));
+    }
+    let key = format!("{arch}.rope.scaling.original_context_length");
+    let trained = gguf.unsigned(&key)?.ok_or_else(|| missing(&key))?;
+    let trained = usize::try_from(trained).map_err(|_| malformed(format_args!("key \"{key}\"")))?;
+    let attention = gguf.float(&format!("{arch}.rope.scaling.attn_factor"))?.unwrap_or(1.0) as f32;
+    Ok((RopeScaling::Long { short, long, trained }, attention))
+}
+
+/// The divisors in a tensor of the file, if it has that.
+fn read_factors(gguf: &Gguf<'_>, name: &str, head_dim: usize) -> Result<Option<Vec<f32>>, Error> {
+    let Some(tensor) = gguf.tensor(name) else { return Ok(None) };
+    if tensor.block != BlockType::F32 || tensor.shape != [head_dim / 2] {
+        return Err(malformed(format_args!(
+            "tensor {name:?}: {} of shape {:?}, expected F32 of [{}]",
+            tensor.block,
+            tensor.shape,
+            head_dim / 2
+        )));
+    }
+    let values = gguf.data(tensor).chunks_exact(4);
+    Ok(Some(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
+}
