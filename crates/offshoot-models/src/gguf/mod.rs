@@ -13,6 +13,7 @@
 
 mod canonical;
 mod cursor;
+mod export;
 mod reader;
 mod tokenizer;
 mod value;
@@ -20,6 +21,7 @@ mod writer;
 
 use crate::shown::Shown;
 
+pub use export::{Export, ExportError, ExportOptions};
 pub use reader::{Gguf, GgufTensor, parse};
 pub use value::{Array, Value, ValueKind};
 pub use writer::Writer;
