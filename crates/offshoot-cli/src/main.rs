@@ -15,6 +15,7 @@ mod interrupt;
 mod medusa;
 mod models;
 mod plot;
+mod quantize;
 mod score;
 mod wrap;
 
@@ -56,6 +57,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Perplexity(args) => score::perplexity(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Medusa(command) => medusa::run(&command),
         Command::Doctor(args) => doctor::run(&args),

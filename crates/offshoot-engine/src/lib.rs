@@ -9,6 +9,7 @@ pub mod medusa;
 mod memory;
 mod model;
 mod perplexity;
+mod quantize;
 pub mod spec;
 pub mod store;
 
@@ -18,3 +19,4 @@ pub use generate::{Answer, Control, FinishReason, GenerateOptions, Piece, Sessio
 pub use memory::{MemoryNeed, available_memory};
 pub use model::{LoadOptions, LoadTimings, Model};
 pub use perplexity::{Perplexity, perplexity};
+pub use quantize::{QuantizeOptions, Quantized, quantize};

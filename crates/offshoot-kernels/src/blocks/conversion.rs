@@ -12,7 +12,7 @@ const GRAIN: usize = 4;
 
 /// From one format to another, for rows of a fixed width. Weights are read as
 /// [`BlockType::dequantize`] gives them and written as [`BlockType::fit`] does; a row that has the
-/// format already keeps its bytes.
+/// format already keeps its bytes. Floats that are no numbers are refused in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conversion {
     from: BlockType,
@@ -57,12 +57,20 @@ impl Conversion {
         weights: &mut [f32],
         out: &mut [u8],
     ) -> Result<(), BlockError> {
-        if self.from == self.to && row.len() == self.from_bytes {
-            out.copy_from_slice(row);
-            return Ok(());
+        let same = self.from == self.to && row.len() == self.from_bytes;
+        if !same || self.from.is_float() {
+            self.from.dequantize(row, weights)?;
         }
-        self.from.dequantize(row, weights)?;
-        self.to.fit(weights, out)
+        match same {
+            false => self.to.fit(weights, out)?,
+            true => {
+                if self.from.is_float() {
+                    self.to.check(weights)?;
+                }
+                out.copy_from_slice(row);
+            }
+        }
+        Ok(())
     }
 
     /// Writes `rows` to `out`, [`Conversion::row_bytes`] each; `row(r)` gives the bytes of row `r`.

@@ -55,7 +55,10 @@ pub enum BlockError {
         block_len: usize,
     },
     /// A weight is no finite number, or one that the format cannot hold.
-    #[error("{block}: weight {index} is {weight}, expected a finite number of at most 65504")]
+    #[error(
+        "{block}: weight {index} is {weight}, expected a finite number, of at most 65504 but in F32 \
+         and BF16"
+    )]
     Weight {
         /// The format's name.
         block: &'static str,

@@ -172,6 +172,8 @@ impl Source<'_> {
         if tensor.info.shape.len() == 1 {
             let mut values = vec![0.0; tensor.len()];
             tensor.read_row(0, &mut values)?;
+            let finite = BlockType::F32.round(&mut values);
+            finite.map_err(|e| Error::Tensor { name: tensor.name.to_owned(), what: e.to_string() })?;
             for stored in 0..values.len() {
                 out.write_all(&values[self.rows.canonical(stored)].to_le_bytes())?;
             }
@@ -279,20 +281,11 @@ fn architecture(
         writer.key(&format!("{arch}.{key}"), u32::try_from(value).map_err(|_| what())?)?;
     }
     writer.key(&format!("{arch}.attention.layer_norm_rms_epsilon"), c.rms_norm_eps)?;
-    // In double precision only where single would move it: llama.cpp reads single.
-    let theta = c.rope_theta as f32;
-    let key = format!("{arch}.rope.freq_base");
-    match f64::from(theta) == c.rope_theta {
-        true => writer.key(&key, theta)?,
-        false => writer.key(&key, c.rope_theta)?,
-    };
+    // llama.cpp reads these in single precision and no other.
+    writer.key(&format!("{arch}.rope.freq_base"), c.rope_theta as f32)?;
     if let RopeScaling::Linear { factor } = c.rope_scaling {
         writer.key(&format!("{arch}.rope.scaling.type"), "linear")?;
-        let key = format!("{arch}.rope.scaling.factor");
-        match f64::from(factor as f32) == factor {
-            true => writer.key(&key, factor as f32)?,
-            false => writer.key(&key, factor)?,
-        };
+        writer.key(&format!("{arch}.rope.scaling.factor"), factor as f32)?;
     }
     Ok(())
 }

@@ -108,7 +108,7 @@ impl BlockType {
     }
 
     /// Refuses what the format cannot hold.
-    fn check(self, weights: &[f32]) -> Result<(), BlockError> {
+    pub(super) fn check(self, weights: &[f32]) -> Result<(), BlockError> {
         let largest = match self {
             BlockType::F32 | BlockType::Bf16 => f32::MAX,
             _ => LARGEST,
