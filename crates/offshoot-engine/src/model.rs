@@ -114,10 +114,8 @@ impl Model {
         // The tokenizer is made on a thread of its own while the weights are packed.
         let (packed, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_of(&checkpoint));
-            let weights = cached.as_ref().map(|cached| WeightCache {
-                path: &cached.path,
-                key: cached.key,
-            });
+            let weights =
+                cached.as_ref().map(|cached| WeightCache { path: &cached.path, key: cached.key });
             let checkpoint = Arc::clone(&checkpoint);
             let packed = PackedModel::load_watched(checkpoint, cpu, weights, progress);
             let weights = start.elapsed() - open;
@@ -127,7 +125,11 @@ impl Model {
         let ((packed, weights), Text { tokenizer, tokenizer_id, template }) = (packed, text?);
         let packed = packed?;
         if let (Some(dir), false) = (&options.cache, packed.from_cache()) {
-            trim_cache(dir, options.cache_limit, cached.as_ref().map(|cached| cached.path.as_path()));
+            trim_cache(
+                dir,
+                options.cache_limit,
+                cached.as_ref().map(|cached| cached.path.as_path()),
+            );
         }
         let timings = LoadTimings { open, weights, text: start.elapsed() - open - weights };
         let stop_tokens = checkpoint.stop_tokens().to_vec();

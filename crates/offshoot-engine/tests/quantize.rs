@@ -7,17 +7,15 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use offshoot_engine::store::{PullPolicy, Quiet, Store};
-use offshoot_engine::{
-    Error, LoadOptions, Model, QuantizeOptions, Session, perplexity, quantize,
-};
+use offshoot_engine::{Error, LoadOptions, Model, QuantizeOptions, Session, perplexity, quantize};
 use offshoot_kernels::{BlockType, Cpu, Isa, available_threads};
 use offshoot_models::{BaseId, Checkpoint, Recipe, Special, TokenizerId};
 use support::folder::Folder;
 use support::tiny::Tiny;
 use support::tokenizer_files::tokenizer_json;
 
-/// Tokens of the text that are read: two windows.
-const TOKENS: usize = 1024;
+/// Tokens of the text that are read: a window.
+const TOKENS: usize = 512;
 
 fn smollm2() -> PathBuf {
     let store = Store::from_env().unwrap();
@@ -53,13 +51,15 @@ fn a_real_model_loses_little_at_8_bits_and_at_4_what_it_had_lost_before() {
     let tokenizer = Checkpoint::open(&source).unwrap();
     assert_eq!(done.tokenizer, Some(TokenizerId::of(tokenizer.tokenizer().unwrap())));
     let float = score(&half, None);
-    let ratio = |recipe| score(&half, Some(recipe)) / float;
-    let (eight, four) = (ratio(Recipe::Q8_0), ratio(Recipe::Q4_1));
-    let before = score(&source, None) / float;
+    let (eight, four) = (score(&half, Some(Recipe::Q8_0)), score(&half, Some(Recipe::Q4_1)));
+    let before = score(&source, None);
+    // The file's activations have 8 bits as those of the other two have, and the half-precision
+    // model's are floats: what that costs is 0.6 %, what 8 bits of weights cost 0.05 % more.
+    assert!((eight / before - 1.0).abs() < 0.005, "8 bits: {eight}, the file itself: {before}");
+    assert!((eight / float - 1.0).abs() < 0.02, "8 bits: {eight}, floats: {float}");
     // The weights come from Q4_1, and the search finds their scales again but for the rounding to
-    // half precision between; activations have 8 bits in all three.
-    assert!((eight - 1.0).abs() < 0.01, "8 bits: {eight}");
-    assert!((four / before - 1.0).abs() < 0.01, "4 bits: {four}, the file itself: {before}");
+    // half precision between.
+    assert!((four / before - 1.0).abs() < 0.02, "4 bits: {four}, the file itself: {before}");
 }
 
 #[test]
@@ -77,9 +77,10 @@ fn a_file_is_whole_or_not_there() {
     assert_eq!(std::fs::read(&output).unwrap(), b"somebody's");
     let names = std::fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(names, 1, "nothing else is left behind");
-    let folder = quantize(&cpu(), &smollm2(), dir.path(), options(Recipe::F16, true), &mut |_, _| {
-        panic!("nothing is begun that cannot end")
-    });
+    let folder =
+        quantize(&cpu(), &smollm2(), dir.path(), options(Recipe::F16, true), &mut |_, _| {
+            panic!("nothing is begun that cannot end")
+        });
     assert!(matches!(folder, Err(Error::Output { .. })), "{folder:?}");
 }
 
@@ -101,8 +102,7 @@ fn packed_weights_and_the_base_id_are_kept_for_each_recipe() {
     }
     let load = |recipe| {
         let cache = Some(cache.path().to_owned());
-        let options =
-            LoadOptions { threads: 1, cache, quantize: recipe, ..LoadOptions::default() };
+        let options = LoadOptions { threads: 1, cache, quantize: recipe, ..LoadOptions::default() };
         Model::load(&mine, &options).unwrap().0
     };
     let mut ids = Vec::new();

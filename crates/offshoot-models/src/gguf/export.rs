@@ -173,7 +173,8 @@ impl Source<'_> {
             let mut values = vec![0.0; tensor.len()];
             tensor.read_row(0, &mut values)?;
             let finite = BlockType::F32.round(&mut values);
-            finite.map_err(|e| Error::Tensor { name: tensor.name.to_owned(), what: e.to_string() })?;
+            finite
+                .map_err(|e| Error::Tensor { name: tensor.name.to_owned(), what: e.to_string() })?;
             for stored in 0..values.len() {
                 out.write_all(&values[self.rows.canonical(stored)].to_le_bytes())?;
             }
