@@ -87,10 +87,10 @@ pub(crate) enum Command {
         offshoot quantize ./model-f16.gguf --to q8_0 --output model-q8.gguf --json\n  \
         offshoot quantize smollm2 --requantize --to f16 --output smollm2-f16.gguf\n\n\
         Formats, from most bits to fewest: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k_m, q4_1,\n\
-        q4_0, q4_k_m; q8 is q8_0 and q4 is q4_1. Scales are searched for the least weighted error.\n\
+        q4_0, q4_k_m; q8 is q8_0 and q4 is q4_1. Scales are searched for the least error.\n\
         The output head takes Q6_K where most matrices take fewer bits, and rows of no whole\n\
-        number of 256 take a format of 32, as in llama.cpp. The file is moved to its place when it\n\
-        is complete, over one that is there.")]
+        number of 256 take a format of 32, as in llama.cpp. The file is moved to its place\n\
+        when it is complete, over one that is there.")]
     Quantize(QuantizeArgs),
     /// Show how a text is cut into tokens.
     #[command(after_help = "Example:\n  offshoot tokenize smollm2 --prompt \"Hello, world\"")]

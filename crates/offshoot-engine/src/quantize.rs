@@ -41,12 +41,12 @@ pub struct Quantized {
 /// Writes the model at `source`, a file or a folder, to the GGUF file `output`, on the threads of
 /// `cpu`. `progress` is told the weights done and all of them, and says whether to go on.
 ///
-/// The file is made beside its place, read back, and moved there when it is complete: whatever stood
-/// at `output` before is there, whole, until the new file is.
+/// The file is made beside its place, read back, and moved there when it is complete: whatever
+/// stood at `output` before is there, whole, until the new file is.
 ///
 /// # Errors
-/// [`Error::Model`] if the model cannot be read or not be quantised so, [`Error::Output`] if the file
-/// cannot be written, [`Error::Stopped`] if `progress` said so. Nothing is left behind then.
+/// [`Error::Model`] if the model cannot be read or not be quantised so, [`Error::Output`] if the
+/// file cannot be written, [`Error::Stopped`] if `progress` said so. Nothing is left behind then.
 pub fn quantize(
     cpu: &Cpu,
     source: &Path,

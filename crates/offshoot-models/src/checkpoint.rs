@@ -71,8 +71,8 @@ pub struct Tensor<'a> {
     pub name: &'a str,
     /// Place and form.
     pub info: &'a TensorInfo,
-    /// The format in which its weights are used: that of the file, or the one that they are quantised
-    /// to while loading.
+    /// The format in which its weights are used: that of the file, or the one that they are
+    /// quantised to while loading.
     pub block: BlockType,
     /// The file it lies in.
     pub file: &'a FileMap,
@@ -116,8 +116,8 @@ impl<'a> Tensor<'a> {
     /// its elements in canonical order. The weights are those that [`Tensor::block`] makes of them.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is no such row, `out` has another length, or a weight is none that
-    /// the format can hold.
+    /// [`Error::Tensor`] if there is no such row, `out` has another length, or a weight is none
+    /// that the format can hold.
     pub fn read_row(&self, row: usize, out: &mut [f32]) -> Result<(), Error> {
         if row >= self.row_count() || out.len() != self.cols() {
             return Err(self.error(format!(

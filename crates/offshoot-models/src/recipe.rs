@@ -10,8 +10,8 @@
 //! q4_k_m q5_k_m   Q4_K, Q5_K    Q6_K; v and down projections of half of the layers Q6_K too
 //! ```
 //! Rows that are no whole number of blocks of 256 take Q5_0 for Q4_K, Q5_1 for Q5_K and Q8_0 for
-//! Q6_K; those that are no whole number of 32 keep their float, or become F16. Vectors and biases stay
-//! in single precision in a file. (llama.cpp `llama_tensor_get_type`,
+//! Q6_K; those that are no whole number of 32 keep their float, or become F16. Vectors and biases
+//! stay in single precision in a file. (llama.cpp `llama_tensor_get_type`,
 //! <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp>.)
 
 use std::str::FromStr;

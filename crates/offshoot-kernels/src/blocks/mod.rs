@@ -56,8 +56,8 @@ pub enum BlockError {
     },
     /// A weight is no finite number, or one that the format cannot hold.
     #[error(
-        "{block}: weight {index} is {weight}, expected a finite number, of at most 65504 but in F32 \
-         and BF16"
+        "{block}: weight {index} is {weight}, expected a finite number, of at most 65504 but in \
+         F32 and BF16"
     )]
     Weight {
         /// The format's name.
@@ -248,8 +248,8 @@ impl BlockType {
     ///
     /// The bytes are those of ggml's `quantize_row_*_ref`. Weights so large that a block's scale
     /// exceeds the largest half come back infinite or NaN. The formats of 256 weights and those
-    /// with a codebook are not written: choosing their scales is a search ([`BlockType::fit`]), not a
-    /// rounding.
+    /// with a codebook are not written: choosing their scales is a search ([`BlockType::fit`]), not
+    /// a rounding.
     ///
     /// # Errors
     /// [`BlockError::ReadOnly`] for a format that is not written, [`BlockError::Ragged`] if

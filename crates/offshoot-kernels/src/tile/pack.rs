@@ -45,8 +45,8 @@ impl PackedMatrix {
     }
 
     /// As [`PackedMatrix::pack_into`], of rows that are brought into another format on the way: the
-    /// tiles are those of the rows that [`Conversion::rows`] writes. Besides `out`, memory holds two
-    /// rows a thread.
+    /// tiles are those of the rows that [`Conversion::rows`] writes. Besides `out`, memory holds
+    /// two rows a thread.
     ///
     /// # Errors
     /// [`TileError::Row`] for the first row with a weight that the format cannot hold; `out` holds

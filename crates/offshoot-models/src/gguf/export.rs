@@ -1,9 +1,10 @@
-//! A checkpoint into a GGUF file that llama.cpp and offshoot read alike: the inverse of `canonical.rs`
-//! and `tokenizer.rs`.
+//! A checkpoint into a GGUF file that llama.cpp and offshoot read alike: the inverse of
+//! `canonical.rs` and `tokenizer.rs`.
 //!
-//! A GGUF file's own keys are copied, but those that say how its tensors are stored. For a folder they
-//! are written as llama.cpp's converter does. One key is offshoot's own: `offshoot.stop_tokens`, the
-//! ids at which an answer ends, where other keys and the tokens' texts do not give all of them.
+//! A GGUF file's own keys are copied, but those that say how its tensors are stored. For a folder
+//! they are written as llama.cpp's converter does. One key is offshoot's own:
+//! `offshoot.stop_tokens`, the ids at which an answer ends, where other keys and the tokens' texts
+//! do not give all of them.
 
 use std::io::{self, Write};
 
@@ -31,7 +32,8 @@ const ROPE_FACTORS: &str = "rope_freqs.weight";
 pub struct ExportOptions<'a> {
     /// Which format each matrix takes.
     pub recipe: Recipe,
-    /// Whether matrices that are quantised already may be quantised again, from what is left of them.
+    /// Whether matrices that are quantised already may be quantised again, from what is left of
+    /// them.
     pub requantize: bool,
     /// The model's name, where the checkpoint has none.
     pub name: Option<&'a str>,
@@ -60,7 +62,8 @@ impl<'c> Export<'c> {
     ///
     /// # Errors
     /// [`Error::Recipe`] for a matrix that is quantised already and of another format than it is to
-    /// have, unless that is allowed; [`Error::File`] if a folder has no tokenizer that can be written.
+    /// have, unless that is allowed; [`Error::File`] if a folder has no tokenizer that can be
+    /// written.
     pub fn new(checkpoint: &'c Checkpoint, options: &ExportOptions<'_>) -> Result<Self, Error> {
         let config = checkpoint.config();
         let mut writer = Writer::new();
@@ -105,11 +108,12 @@ impl<'c> Export<'c> {
 
     /// Writes the file. `progress` is told the weights that are done, and says whether to go on.
     ///
-    /// Memory holds a few megabytes of one tensor. The bytes do not depend on the number of threads.
+    /// Memory holds a few megabytes of one tensor. The bytes do not depend on the number of
+    /// threads.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a weight that its format cannot hold, or what `out` says, on which more
-    /// is in [`ExportError`].
+    /// [`Error::Tensor`] for a weight that its format cannot hold, or what `out` says, on which
+    /// more is in [`ExportError`].
     pub fn write(
         &self,
         cpu: &Cpu,

@@ -65,8 +65,8 @@ impl PackedModel {
     /// way, a row at a time.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if a matrix has another shape than the architecture asks for, or a weight that
-    /// its format cannot hold; [`Error::Config`] as [`ModelConfig::validate`].
+    /// [`Error::Tensor`] if a matrix has another shape than the architecture asks for, or a weight
+    /// that its format cannot hold; [`Error::Config`] as [`ModelConfig::validate`].
     pub fn load(
         checkpoint: Arc<Checkpoint>,
         cpu: &Cpu,

@@ -85,8 +85,8 @@ fn steps(block: &Weighted<32>, (min, max): (f32, f32), high: f32) -> Option<(f32
     best.map(|(d, m, _)| (d, m))
 }
 
-/// The scale and minimum that suit these quants best, and by how much they lower the weighted sum of
-/// squares. None if all quants are equal.
+/// The scale and minimum that suit these quants best, and by how much they lower the weighted sum
+/// of squares. None if all quants are equal.
 #[inline(always)]
 fn least_squares(block: &Weighted<32>, q: &[f32; 32]) -> Option<(f32, f32, f32)> {
     let (x, h) = (&block.x, &block.h);

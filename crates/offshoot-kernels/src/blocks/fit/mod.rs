@@ -9,11 +9,11 @@
 //! as in ggml's K formats: large weights count more, since they carry more of a product. For given
 //! quants the best `d` and `m` are a least-squares fit; for given `d` and `m` each quant is the
 //! nearest. The search tries a row of steps, fits each, rounds the best to what the format stores,
-//! and goes back and forth from there. The plain rounding of [`BlockType::quantize`] is among what is
-//! tried, so the sum above is never more than with it.
+//! and goes back and forth from there. The plain rounding of [`BlockType::quantize`] is among what
+//! is tried, so the sum above is never more than with it.
 //!
 //! Everything is a fixed order of single-precision operations on one block: the bytes depend on
-//! nothing but the weights. Cost: some twenty passes over a block, a microsecond for 32 weights.
+//! nothing but the weights. Cost: some twenty passes over a block.
 
 mod affine;
 mod super_block;
@@ -58,14 +58,15 @@ impl BlockType {
         matches!(self.coding(), Coding::Float { .. })
     }
 
-    /// Writes `weights` to `out` in this format, scales chosen so that the weighted squared error is
-    /// small; see the header of `blocks/fit`. Float formats are rounded to nearest, ties to even.
+    /// Writes `weights` to `out` in this format, scales chosen so that the weighted squared error
+    /// is small; see the header of `blocks/fit`. Float formats are rounded to nearest, ties to
+    /// even.
     ///
     /// # Errors
-    /// [`BlockError::ReadOnly`] for a format that is not written, [`BlockError::Ragged`] if `weights`
-    /// is no whole number of blocks, [`BlockError::Length`] if `out` is not exactly as long as they
-    /// need, [`BlockError::Weight`] for a weight that is not finite or, but in F32 and BF16, larger
-    /// than the largest half. Nothing is written then.
+    /// [`BlockError::ReadOnly`] for a format that is not written, [`BlockError::Ragged`] if
+    /// `weights` is no whole number of blocks, [`BlockError::Length`] if `out` is not exactly as
+    /// long as they need, [`BlockError::Weight`] for a weight that is not finite or, but in F32 and
+    /// BF16, larger than the largest half. Nothing is written then.
     pub fn fit(self, weights: &[f32], out: &mut [u8]) -> Result<(), BlockError> {
         let block = self.name();
         let expected = self.bytes_of(weights.len())?;
@@ -90,8 +91,8 @@ impl BlockType {
         Ok(())
     }
 
-    /// Makes `weights` what they are after [`BlockType::fit`] and [`BlockType::dequantize`], without
-    /// an allocation.
+    /// Makes `weights` what they are after [`BlockType::fit`] and [`BlockType::dequantize`],
+    /// without an allocation.
     ///
     /// # Errors
     /// As [`BlockType::fit`].

@@ -76,8 +76,8 @@ impl Offset {
         block
     }
 
-    /// Quantises the sub-blocks' steps and minimums, and gives what all of it costs. With `near`, the
-    /// neighbours of each pair are tried too.
+    /// Quantises the sub-blocks' steps and minimums, and gives what all of it costs. With `near`,
+    /// the neighbours of each pair are tried too.
     fn take(&mut self, alone: &[(f32, f32); SUBS], near: bool) -> f32 {
         let most = alone.iter().fold((0f32, 0f32), |(d, m), of| (d.max(of.0), m.max(of.1)));
         (self.d, self.dmin) = (half(most.0 / SCALE_MAX), half(most.1 / SCALE_MAX));

@@ -1,6 +1,7 @@
 //! The weights of a block, or of a part of it, with what each counts.
 
-/// Adding and taking off this number rounds a float below 2^22 to the nearest integer, ties to even.
+/// Adding and taking off this number rounds a float below 2^22 to the nearest integer, ties to
+/// even.
 const ROUND: f32 = 12_582_912.0;
 
 /// `N` weights, a multiple of 8, and how much each counts.
@@ -35,8 +36,8 @@ impl<const N: usize> Weighted<N> {
         crate::blocks::rounding::range(&self.x)
     }
 
-    /// The quants nearest to `(x - m) / d`, as floats within `low..=high`; all 0, or the nearest to it
-    /// that there is, where `d` is 0.
+    /// The quants nearest to `(x - m) / d`, as floats within `low..=high`; all 0, or the nearest to
+    /// it that there is, where `d` is 0.
     #[inline(always)]
     pub(in crate::blocks) fn quants(&self, d: f32, m: f32, (low, high): (f32, f32)) -> [f32; N] {
         let inverse = crate::blocks::rounding::inverse(d);
