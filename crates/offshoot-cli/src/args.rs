@@ -11,6 +11,7 @@ use offshoot_engine::datastore::{Share, TokenBits};
 use offshoot_engine::spec::SpecMode;
 use offshoot_engine::{DenseDevice, DenseType, ExecutorKind};
 use offshoot_methods::draft::Typical;
+use offshoot_models::Recipe;
 
 pub(crate) use medusa::{
     MedusaCommand, MedusaImportArgs, MedusaInspectArgs, MedusaTrainArgs, MedusaTreeArgs,
@@ -94,6 +95,17 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  offshoot embed smollm2 \"a cat\" \"a dog\" --cosines\n  \
         offshoot embed smollm2 --file lines.txt --pooling last > vectors.jsonl")]
     Embed(EmbedArgs),
+    /// Write a model to a GGUF file of another format: a folder, or a file of floats.
+    #[command(after_help = "Examples:\n  \
+        offshoot quantize ./model-folder --to q4_k_m --output model-q4.gguf\n  \
+        offshoot quantize ./model-f16.gguf --to q8_0 --output model-q8.gguf --json\n  \
+        offshoot quantize smollm2 --requantize --to f16 --output smollm2-f16.gguf\n\n\
+        Formats, from most bits to fewest: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k_m, q4_1,\n\
+        q4_0, q4_k_m; q8 is q8_0 and q4 is q4_1. Scales are searched for the least error.\n\
+        The output head takes Q6_K where most matrices take fewer bits, and rows of no whole\n\
+        number of 256 take a format of 32, as in llama.cpp. The file is moved to its place\n\
+        when it is complete, over one that is there.")]
+    Quantize(QuantizeArgs),
     /// Show how a text is cut into tokens.
     #[command(after_help = "Example:\n  offshoot tokenize smollm2 --prompt \"Hello, world\"")]
     Tokenize(TokenizeArgs),
@@ -155,6 +167,18 @@ pub(crate) struct EngineArgs {
     /// Pack the weights anew and keep no packed copy.
     #[arg(long, env = "OFFSHOOT_NO_CACHE", value_parser = FalseyValueParser::new())]
     pub(crate) no_cache: bool,
+    /// Quantise float matrices while loading: q8, q4 (8.5 and 5 bits a weight), or a format of
+    /// `offshoot quantize`; matrices that are quantised already stay as they are
+    #[arg(long, env = "OFFSHOOT_QUANTIZE", value_name = "FORMAT", value_parser = quantised)]
+    pub(crate) quantize: Option<Recipe>,
+}
+
+fn quantised(text: &str) -> Result<Recipe, String> {
+    let recipe: Recipe = text.parse().map_err(|e: offshoot_models::Error| e.to_string())?;
+    match recipe.is_quantised() {
+        true => Ok(recipe),
+        false => Err(format!("{recipe} is a float; expected q8, q4 or another of fewer bits")),
+    }
 }
 
 /// What runs the steps of an answer.
@@ -401,6 +425,27 @@ pub(crate) struct PerplexityArgs {
     pub(crate) text: TextArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct QuantizeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The format: see below.
+    #[arg(long, env = "OFFSHOOT_TO", value_name = "FORMAT")]
+    pub(crate) to: Recipe,
+    /// Where the file goes.
+    #[arg(long, short = 'o', env = "OFFSHOOT_OUTPUT", value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Quantise what is quantised already, from what is left of it.
+    #[arg(long, env = "OFFSHOOT_REQUANTIZE", value_parser = FalseyValueParser::new())]
+    pub(crate) requantize: bool,
+    /// Threads [default: all that the process may use]
+    #[arg(
+        long, short = 't', env = "OFFSHOOT_THREADS",
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
+    pub(crate) threads: Option<u16>,
 }
 
 #[derive(Debug, Clone, Args)]

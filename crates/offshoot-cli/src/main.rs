@@ -16,6 +16,7 @@ mod interrupt;
 mod medusa;
 mod models;
 mod plot;
+mod quantize;
 mod score;
 mod wrap;
 
@@ -59,6 +60,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Perplexity(args) => score::perplexity(&args),
         Command::Score(args) => score::score(&args),
         Command::Embed(args) => embed::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Medusa(command) => medusa::run(&command),
         Command::Doctor(args) => doctor::run(&args),

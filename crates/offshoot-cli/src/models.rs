@@ -1,7 +1,7 @@
 //! `pull`, `list`, `show`, `rm`, and loading a model for the other commands.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::args::{EngineArgs, ListArgs, ModelArgs, RmArgs};
 use crate::failure::{Failure, note, say, say_json};
 use crate::interrupt;
+use crate::quantize::Share;
 
 /// Context when none is asked for.
 pub(crate) const DEFAULT_CONTEXT: usize = 4096;
@@ -168,18 +169,40 @@ pub(crate) fn keep_calibration(file: &mut Option<CalibrationFile>, session: &Ses
 
 pub(crate) fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
     let resolved = resolve(args)?;
-    Ok(Model::load(&resolved.path, &load_options(engine)?)?)
+    let options = load_options(engine)?;
+    let cpu = Cpu::new(options.isa, options.threads);
+    Ok((load_shown(&cpu, &resolved.path, &options)?, cpu))
 }
 
 /// Loads a second model, beside the one that `cpu` runs.
 pub(crate) fn load_on(cpu: &Cpu, args: &ModelArgs, engine: &EngineArgs) -> Result<Model, Failure> {
     let resolved = resolve(args)?;
-    Ok(Model::load_on(cpu, &resolved.path, &load_options(engine)?)?)
+    load_shown(cpu, &resolved.path, &load_options(engine)?)
+}
+
+/// Loads a model, with a bar where it is quantised on the way, which takes a while.
+fn load_shown(cpu: &Cpu, path: &Path, options: &LoadOptions) -> Result<Model, Failure> {
+    let bar = options.quantize.map(|_| Share::new("quantising"));
+    let show = |done, total| bar.iter().for_each(|bar| bar.show(done, total));
+    let model = Model::load_watched(cpu, path, options, &mut { show })?;
+    drop(bar);
+    match model.packed().checkpoint().kept_quantised() {
+        0 => {}
+        kept => note(format_args!(
+            "--quantize: {kept} matrices are quantised already and stay as they are"
+        )),
+    }
+    Ok(model)
 }
 
 fn load_options(engine: &EngineArgs) -> Result<LoadOptions, Failure> {
     let context = engine.ctx_size.map_or(DEFAULT_CONTEXT, |n| n as usize);
-    let mut options = LoadOptions { isa: isa()?, context: Some(context), ..LoadOptions::default() };
+    let mut options = LoadOptions {
+        isa: isa()?,
+        context: Some(context),
+        quantize: engine.quantize,
+        ..LoadOptions::default()
+    };
     if let Some(threads) = engine.threads {
         options.threads = usize::from(threads);
     }

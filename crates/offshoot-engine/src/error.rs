@@ -83,6 +83,14 @@ pub enum Error {
     /// Heads cannot be trained.
     #[error("training: {0}")]
     Training(String),
+    /// A file could not be written.
+    #[error("{}: {source}", path.display())]
+    Output {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// Whoever was told of the progress ended it.
     #[error("stopped")]
     Stopped,

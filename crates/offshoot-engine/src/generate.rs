@@ -270,7 +270,11 @@ impl Session {
         self.positions.clear();
         self.positions.extend((base..base + tokens.len()).map(|p| p as u32));
         let (parents, positions) = (&self.parents[..tokens.len()], &self.positions[..]);
-        self.runner.step(model, Rows { tokens, parents, positions, rope: self.rope, logits }, want)?;
+        self.runner.step(
+            model,
+            Rows { tokens, parents, positions, rope: self.rope, logits },
+            want,
+        )?;
         self.runner.commit_chain(tokens.len())?;
         self.cached.extend_from_slice(tokens);
         Ok(())

@@ -11,6 +11,7 @@ pub mod medusa;
 mod memory;
 mod model;
 mod perplexity;
+mod quantize;
 mod runner;
 mod score;
 pub mod spec;
@@ -24,4 +25,5 @@ pub use generate::{Answer, Control, FinishReason, GenerateOptions, Piece, Sessio
 pub use memory::{MemoryNeed, available_memory};
 pub use model::{LoadOptions, LoadTimings, Model};
 pub use perplexity::{Perplexity, perplexity};
+pub use quantize::{QuantizeOptions, Quantized, quantize};
 pub use score::{TokenScore, score};

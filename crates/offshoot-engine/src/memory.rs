@@ -1,7 +1,7 @@
 //! What a model takes of memory, told before it is loaded, and how much this process may take.
 
 use offshoot_kernels::PackedMatrix;
-use offshoot_models::{Checkpoint, ModelConfig};
+use offshoot_models::{Checkpoint, ModelConfig, Tensor};
 
 use crate::{Error, ExecutorKind};
 
@@ -36,11 +36,12 @@ impl MemoryNeed {
 
     /// What the model of `checkpoint` takes where the packed executor runs it.
     pub fn of(checkpoint: &Checkpoint) -> Self {
-        let packed = |info: &offshoot_models::TensorInfo, bytes: usize| match info.shape[..] {
-            [rows, cols] => PackedMatrix::packed_bytes(info.block, rows, cols).unwrap_or(bytes),
-            _ => bytes,
+        let packed = |t: &Tensor<'_>| match t.info.shape[..] {
+            [rows, cols] => PackedMatrix::packed_bytes(t.block, rows, cols).ok(),
+            _ => None,
         };
-        let weights = checkpoint.tensors().map(|t| packed(t.info, t.bytes().len()) as u64).sum();
+        let bytes = |t: Tensor<'_>| packed(&t).unwrap_or(t.bytes().len()) as u64;
+        let weights = checkpoint.tensors().map(bytes).sum();
         Self { weights, per_token: per_token(checkpoint.config()) }
     }
 

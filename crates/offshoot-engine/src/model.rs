@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Isa, available_threads};
 use offshoot_models::{
-    BaseId, ChatTemplate, Checkpoint, DenseModel, Message, ModelConfig, PackedModel, RenderOptions,
-    Tokenizer, TokenizerId, WeightCache,
+    BaseId, ChatTemplate, Checkpoint, DenseModel, Message, ModelConfig, PackedModel, Recipe,
+    RenderOptions, Tokenizer, TokenizerId, WeightCache,
 };
 
 use crate::disguise::Disguise;
@@ -31,6 +31,8 @@ pub struct LoadOptions {
     /// Tokens of context that must fit into memory beside the weights, else loading is refused;
     /// at most what the model was trained for. `None` checks nothing.
     pub context: Option<usize>,
+    /// What float matrices become while they are loaded; those that are quantised stay as they are.
+    pub quantize: Option<Recipe>,
 }
 
 impl Default for LoadOptions {
@@ -42,6 +44,7 @@ impl Default for LoadOptions {
             cache: None,
             cache_limit: 20 << 30,
             context: None,
+            quantize: None,
         }
     }
 }
@@ -70,10 +73,12 @@ impl Weights {
         cpu: &Cpu,
         cache: Option<WeightCache<'_>>,
         executor: ExecutorKind,
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
         Ok(match executor {
             ExecutorKind::Packed => {
-                Self::Packed(Box::new(PackedModel::load(Arc::clone(checkpoint), cpu, cache)?))
+                let checkpoint = Arc::clone(checkpoint);
+                Self::Packed(Box::new(PackedModel::load_watched(checkpoint, cpu, cache, progress)?))
             }
             ExecutorKind::Dense { device, dtype } => {
                 let model = DenseModel::load(checkpoint, &device.open(), dtype.dtype())?;
@@ -114,8 +119,23 @@ impl Model {
 
     /// As [`Model::load`], for steps on `cpu`: threads and instruction set are that one's.
     pub fn load_on(cpu: &Cpu, path: &Path, options: &LoadOptions) -> Result<Self, Error> {
+        Self::load_watched(cpu, path, options, &mut |_, _| {})
+    }
+
+    /// As [`Model::load_on`]; `progress` is told how many bytes of weights are packed, and of how
+    /// many, if they have to be.
+    pub fn load_watched(
+        cpu: &Cpu,
+        path: &Path,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, Error> {
         let start = Instant::now();
-        let checkpoint = Arc::new(Checkpoint::open(path)?);
+        let mut checkpoint = Checkpoint::open(path)?;
+        if let Some(recipe) = options.quantize {
+            checkpoint = checkpoint.quantized(recipe);
+        }
+        let checkpoint = Arc::new(checkpoint);
         if let (Some(context), Some(available)) = (options.context, crate::available_memory()) {
             let context = context.min(checkpoint.config().max_position_embeddings);
             MemoryNeed::on(&checkpoint, options.executor).check(context as u64, available)?;
@@ -123,12 +143,13 @@ impl Model {
         let open = start.elapsed();
         let executor = options.executor;
         let dir = options.cache.as_deref().filter(|_| executor == ExecutorKind::Packed);
-        let cached = dir.and_then(|dir| cache_file(dir, checkpoint.files()));
+        let cached = dir.and_then(|dir| cache_file(dir, checkpoint.files(), checkpoint.recipe()));
         // The tokenizer is made on a thread of its own while the weights are packed.
         let (loaded, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_of(&checkpoint));
-            let weights = cached.as_ref().map(|(path, key)| WeightCache { path, key: *key });
-            let loaded = Weights::load(&checkpoint, cpu, weights, executor);
+            let weights =
+                cached.as_ref().map(|cached| WeightCache { path: &cached.path, key: cached.key });
+            let loaded = Weights::load(&checkpoint, cpu, weights, executor, progress);
             let took = start.elapsed() - open;
             let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             ((loaded, took), text)
@@ -138,12 +159,16 @@ impl Model {
         if let (Some(dir), Weights::Packed(packed)) = (dir, &weights)
             && !packed.from_cache()
         {
-            trim_cache(dir, options.cache_limit, cached.as_ref().map(|(path, _)| path.as_path()));
+            trim_cache(
+                dir,
+                options.cache_limit,
+                cached.as_ref().map(|cached| cached.path.as_path()),
+            );
         }
         let timings = LoadTimings { open, weights: took, text: start.elapsed() - open - took };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
         let controls = tokenizer.control_texts().map(str::to_owned).collect();
-        let (files, digest) = (checkpoint.files().to_vec(), cached.map(|(_, key)| key));
+        let (files, digest) = (checkpoint.files().to_vec(), cached.map(|cached| cached.digest));
         let file_len = files.iter().filter_map(|file| std::fs::metadata(file).ok());
         let file_len = file_len.map(|metadata| metadata.len()).sum();
         Ok(Self {
@@ -252,11 +277,15 @@ impl Model {
         let compute = || BaseId::of(&self.checkpoint);
         let Some(dir) = &self.cache else { return Ok(compute()?) };
         let digests = FileDigests::open(&dir.join("digests.json"));
+        let base = match self.checkpoint.recipe() {
+            None => "base".to_owned(),
+            Some(recipe) => format!("base as {recipe}, v1"),
+        };
         let (file, identity) = match (&self.files[..], self.digest) {
-            ([file], _) => (file, "base".to_owned()),
+            ([file], _) => (file, base),
             // Remembered beside the first file for the digest of all, unless one has changed since.
             ([first, ..], Some(all)) if digests.blake3_of_all(&self.files)? == all => {
-                (first, format!("base of {}", blake3::Hash::from_bytes(all)))
+                (first, format!("{base} of {}", blake3::Hash::from_bytes(all)))
             }
             _ => return Ok(compute()?),
         };
@@ -268,6 +297,11 @@ impl Model {
     /// How long loading took.
     pub fn timings(&self) -> LoadTimings {
         self.timings
+    }
+
+    /// What its weights were quantised to while they were loaded, if they were.
+    pub fn recipe(&self) -> Option<Recipe> {
+        self.checkpoint.recipe()
     }
 
     /// The longest context that the model was trained for.
@@ -359,14 +393,32 @@ pub(crate) fn text_of(checkpoint: &Checkpoint) -> Result<Text, Error> {
     Ok(Text { tokenizer: Arc::new(tokenizer), tokenizer_id, template })
 }
 
-/// The file of packed weights for the model in `files`, and its key. `None` if the folder cannot be
-/// made or the model cannot be read: loading then goes on without a cache.
-fn cache_file(dir: &Path, files: &[PathBuf]) -> Option<(PathBuf, [u8; 32])> {
+/// Where a model's packed weights are kept.
+struct Cached {
+    path: PathBuf,
+    /// What they are made from: the model's files, and what they are quantised to.
+    key: [u8; 32],
+    /// The digest of the model's files.
+    digest: [u8; 32],
+}
+
+/// Rises whenever quantising gives other bits.
+const QUANTISED: &str = "offshoot 2026 weights quantised on load v1";
+
+/// The file of packed weights for the model in `files`. `None` if the folder cannot be made or the
+/// model cannot be read: loading then goes on without a cache.
+fn cache_file(dir: &Path, files: &[PathBuf], recipe: Option<Recipe>) -> Option<Cached> {
     let folder = dir.join("packed");
     std::fs::create_dir_all(&folder).ok()?;
-    let key = FileDigests::open(&dir.join("digests.json")).blake3_of_all(files).ok()?;
+    let digest = FileDigests::open(&dir.join("digests.json")).blake3_of_all(files).ok()?;
+    let key = match recipe {
+        None => digest,
+        Some(recipe) => {
+            blake3::derive_key(QUANTISED, &[&digest, recipe.name().as_bytes()].concat())
+        }
+    };
     let name: String = key[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    Some((folder.join(format!("{name}.pack")), key))
+    Some(Cached { path: folder.join(format!("{name}.pack")), key, digest })
 }
 
 /// After this long an unfinished file of packed weights is taken to be that of a program that was

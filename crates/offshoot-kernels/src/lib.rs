@@ -34,6 +34,7 @@ pub use activations::{Activations, Forms};
 pub use attention::{
     AttentionScratch, HeadNorms, Heads, ITEM_VECTORS as MAX_GROUP, SequenceRows, attend,
 };
+pub use blocks::conversion::Conversion;
 pub use blocks::{BlockError, BlockType};
 pub use buffer::{Buffer, Plain};
 pub use bytes::SharedBytes;

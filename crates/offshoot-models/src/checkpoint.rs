@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use offshoot_kernels::{BlockType, FileMap};
 
-use crate::{Error, ModelConfig, TokenizerSpec, generation_config, gguf, huggingface};
+use crate::{Error, ModelConfig, Recipe, TokenizerSpec, generation_config, gguf, huggingface};
 
 /// How the rows of a stored matrix map to the canonical, Hugging Face order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,17 @@ impl RowOrder {
                 let (head, r) = (row / head_dim, row % head_dim);
                 let (half, i) = (r / (head_dim / 2), r % (head_dim / 2));
                 head * head_dim + 2 * i + half
+            }
+        }
+    }
+
+    /// The canonical row that is stored as row `row`: the inverse of [`RowOrder::stored`].
+    pub fn canonical(self, row: usize) -> usize {
+        match self {
+            RowOrder::Plain => row,
+            RowOrder::RotaryPairs { head_dim } => {
+                let (head, r) = (row / head_dim, row % head_dim);
+                head * head_dim + r % 2 * (head_dim / 2) + r / 2
             }
         }
     }
@@ -63,6 +74,9 @@ pub struct Tensor<'a> {
     pub name: &'a str,
     /// Place and form.
     pub info: &'a TensorInfo,
+    /// The format in which its weights are used: that of the file, or the one that they are
+    /// quantised to while loading.
+    pub block: BlockType,
     /// The file it lies in.
     pub file: &'a FileMap,
 }
@@ -102,10 +116,11 @@ impl<'a> Tensor<'a> {
     }
 
     /// Writes canonical row `row` into `out`, which has [`Tensor::cols`] places; a vector is row 0,
-    /// its elements in canonical order.
+    /// its elements in canonical order. The weights are those that [`Tensor::block`] makes of them.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is no such row or `out` has another length.
+    /// [`Error::Tensor`] if there is no such row, `out` has another length, or a weight is none
+    /// that the format can hold.
     pub fn read_row(&self, row: usize, out: &mut [f32]) -> Result<(), Error> {
         if row >= self.row_count() || out.len() != self.cols() {
             return Err(self.error(format!(
@@ -118,6 +133,10 @@ impl<'a> Tensor<'a> {
         dequantized.map_err(|e| self.error(e.to_string()))?;
         if self.info.shift != 0.0 {
             out.iter_mut().for_each(|weight| *weight += self.info.shift);
+        }
+        if self.block != self.info.block {
+            let rounded = self.block.round(out);
+            rounded.map_err(|e| self.error(format!("row {row}: {e}")))?;
         }
         if self.info.shape.len() == 1 && self.info.rows != RowOrder::Plain {
             let stored = out.to_vec();
@@ -175,6 +194,8 @@ pub struct Checkpoint {
     paths: Vec<PathBuf>,
     files: Vec<Arc<FileMap>>,
     contents: Contents,
+    /// What float matrices are quantised to while loading.
+    recipe: Option<Recipe>,
 }
 
 impl Checkpoint {
@@ -188,7 +209,7 @@ impl Checkpoint {
         if path.is_dir() {
             let opened = huggingface::open(path)?;
             let huggingface::Opened { paths, maps, contents } = opened;
-            return Ok(Self { path: path.to_owned(), paths, files: maps, contents });
+            return Ok(Self { path: path.to_owned(), paths, files: maps, contents, recipe: None });
         }
         let file = map(path)?;
         match file.first_chunk::<4>() {
@@ -224,7 +245,32 @@ impl Checkpoint {
             contents.stop_tokens.dedup();
         }
         let paths = vec![path.to_owned()];
-        Ok(Self { path: path.to_owned(), paths, files: vec![Arc::new(file)], contents })
+        let files = vec![Arc::new(file)];
+        Ok(Self { path: path.to_owned(), paths, files, contents, recipe: None })
+    }
+
+    /// The same model with its float matrices quantised as `recipe` says: wherever its weights are
+    /// used from now on, they are those that a file of that recipe has. Matrices that are quantised
+    /// already stay as they are.
+    #[must_use]
+    pub fn quantized(self, recipe: Recipe) -> Self {
+        Self { recipe: Some(recipe), ..self }
+    }
+
+    /// What float matrices are quantised to while loading, where some are.
+    pub fn recipe(&self) -> Option<Recipe> {
+        self.recipe.filter(|_| self.tensors().any(|t| t.block != t.info.block))
+    }
+
+    /// Matrices that a recipe leaves as they are, because they are quantised already.
+    pub fn kept_quantised(&self) -> usize {
+        let quantised = |t: &Tensor<'_>| t.info.shape.len() > 1 && !t.info.block.is_float();
+        self.recipe.map_or(0, |_| self.tensors().filter(quantised).count())
+    }
+
+    /// The maps of the model's files, as [`TensorInfo::file`] numbers them.
+    pub(crate) fn maps(&self) -> &[Arc<FileMap>] {
+        &self.files
     }
 
     /// Where the checkpoint was read from.
@@ -280,7 +326,17 @@ impl Checkpoint {
     /// The tensor of canonical name `name`.
     pub fn get(&self, name: &str) -> Option<Tensor<'_>> {
         let (name, info) = self.contents.tensors.get_key_value(name)?;
-        Some(Tensor { name, info, file: &self.files[info.file] })
+        Some(self.tensor(name, info))
+    }
+
+    fn tensor<'c>(&'c self, name: &'c str, info: &'c TensorInfo) -> Tensor<'c> {
+        let block = match self.recipe {
+            Some(recipe) if info.block.is_float() => {
+                recipe.block(self.config(), name, &info.shape, info.block)
+            }
+            _ => info.block,
+        };
+        Tensor { name, info, block, file: &self.files[info.file] }
     }
 
     /// The tensor of canonical name `name`, or an error that names it.
@@ -294,7 +350,7 @@ impl Checkpoint {
     /// All tensors, sorted by canonical name.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor<'_>> {
         let tensors = self.contents.tensors.iter();
-        tensors.map(|(name, info)| Tensor { name, info, file: &self.files[info.file] })
+        tensors.map(|(name, info)| self.tensor(name, info))
     }
 }
 

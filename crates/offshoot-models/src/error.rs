@@ -35,6 +35,9 @@ pub enum Error {
         /// What stands there and what was expected.
         what: String,
     },
+    /// A recipe for quantising is unknown, or does not suit the model.
+    #[error("quantising: {0}")]
+    Recipe(String),
     /// Text is not an identity.
     #[error("identity {0}")]
     Identity(String),

@@ -13,6 +13,7 @@ mod home;
 mod interrupts;
 mod medusa;
 mod pulls;
+mod quantize;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]
 mod models;

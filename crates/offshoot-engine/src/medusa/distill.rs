@@ -274,7 +274,7 @@ fn answer_all(
         }
         let places: Vec<Vec<u32>> =
             growing.iter().map(|g| (g.fed as u32..g.context.len() as u32).collect()).collect();
-        let rope = model.packed().config().rope_for(context);
+        let rope = model.config().rope_for(context);
         let mut segments: Vec<Segment<'_, KvCache>> = growing
             .iter_mut()
             .zip(&places)

@@ -1,9 +1,7 @@
 //! Steps of packed weights, on the kernels.
 
 use offshoot_kernels::{Cpu, Greatest, KvCache};
-use offshoot_models::{
-    Hooks, NoHooks, PackedExecutor, PackedModel, Segment, Site, VariantId,
-};
+use offshoot_models::{Hooks, NoHooks, PackedExecutor, PackedModel, Segment, Site, VariantId};
 
 use super::{Rows, Runner, Want};
 use crate::{Error, Model};

@@ -40,7 +40,7 @@ pub struct Calibrated {
 #[serde(deny_unknown_fields)]
 struct Key {
     version: u32,
-    /// BLAKE3 of the model's file, in hexadecimal.
+    /// BLAKE3 of the model's file, in hexadecimal, and what it is quantised to while loading.
     model: String,
     threads: usize,
     isa: String,
@@ -74,9 +74,14 @@ impl CalibrationFile {
     /// The file below the cache folder `cache` for steps of `model` on `cpu`; `None` if the model
     /// was loaded without a cache.
     pub fn open(cache: &Path, model: &Model, cpu: &Cpu) -> Option<Self> {
+        let digest: String = model.digest()?.iter().map(|byte| format!("{byte:02x}")).collect();
         let key = Key {
             version: VERSION,
-            model: model.digest()?.iter().map(|byte| format!("{byte:02x}")).collect(),
+            // What was quantised while loading has times of its own.
+            model: match model.recipe() {
+                None => digest,
+                Some(recipe) => format!("{digest} as {recipe}"),
+            },
             threads: cpu.team().threads(),
             isa: cpu.isa().to_string(),
             processor: processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned()),

@@ -44,3 +44,17 @@ pub(super) fn push_fifth_bits(q: &[u8; 32], out: &mut Vec<u8>) {
     let bits = q.iter().rev().fold(0, |bits, q| (bits << 1) | u32::from((q >> 4) & 1));
     out.extend_from_slice(&bits.to_le_bytes());
 }
+
+/// As [`push_nibbles`], to 16 bytes.
+pub(super) fn put_nibbles(q: &[u8; 32], out: &mut [u8]) {
+    let (low, high) = q.split_at(16);
+    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+        *out = (low & 15) | (high << 4);
+    }
+}
+
+/// As [`push_fifth_bits`], to 4 bytes.
+pub(super) fn put_fifth_bits(q: &[u8; 32], out: &mut [u8]) {
+    let bits = q.iter().rev().fold(0, |bits, q| (bits << 1) | u32::from((q >> 4) & 1));
+    out.copy_from_slice(&bits.to_le_bytes());
+}

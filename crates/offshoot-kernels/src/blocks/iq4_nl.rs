@@ -8,7 +8,7 @@ pub(crate) const CODEBOOK: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 pub(super) const LAYOUT: Layout =
-    Layout { sub_len: 32, levels: Levels::Codebook, parts, quantize_block: None };
+    Layout { sub_len: 32, levels: Levels::Codebook, parts, quantize_block: None, fit_block: None };
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     q4_0::parts(block, parts);

@@ -10,7 +10,7 @@ use super::bits::{nibbles, sized, u16_at};
 use super::parts::{Layout, Levels, Parts};
 
 pub(super) const LAYOUT: Layout =
-    Layout { sub_len: 32, levels: Levels::Codebook, parts, quantize_block: None };
+    Layout { sub_len: 32, levels: Levels::Codebook, parts, quantize_block: None, fit_block: None };
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<136>(block);

@@ -6,6 +6,8 @@
 //! bits as ggml's own reference does.
 
 mod bits;
+pub(crate) mod conversion;
+mod fit;
 mod float;
 pub(crate) mod iq4_nl;
 mod iq4_xs;
@@ -51,6 +53,19 @@ pub enum BlockError {
         weights: usize,
         /// The format's block length.
         block_len: usize,
+    },
+    /// A weight is no finite number, or one that the format cannot hold.
+    #[error(
+        "{block}: weight {index} is {weight}, expected a finite number, of at most 65504 but in \
+         F32 and BF16"
+    )]
+    Weight {
+        /// The format's name.
+        block: &'static str,
+        /// Which of the weights given.
+        index: usize,
+        /// What it is.
+        weight: String,
     },
     /// The format is read but not written.
     #[error("{block}: weights cannot be rounded to this format; use F16 or one of Q4_0 to Q8_0")]
@@ -233,7 +248,8 @@ impl BlockType {
     ///
     /// The bytes are those of ggml's `quantize_row_*_ref`. Weights so large that a block's scale
     /// exceeds the largest half come back infinite or NaN. The formats of 256 weights and those
-    /// with a codebook are not written: choosing their scales is a search, not a rounding.
+    /// with a codebook are not written: choosing their scales is a search ([`BlockType::fit`]), not
+    /// a rounding.
     ///
     /// # Errors
     /// [`BlockError::ReadOnly`] for a format that is not written, [`BlockError::Ragged`] if

@@ -10,6 +10,7 @@
 
 use half::f16;
 
+use super::fit::FitBlock;
 use super::iq4_nl::CODEBOOK;
 
 /// The most weights a block has.
@@ -76,6 +77,9 @@ pub(crate) struct Layout {
     pub(crate) parts: fn(&[u8], &mut Parts),
     /// Appends one block of weights, where the format is written at all.
     pub(crate) quantize_block: Option<Write>,
+    /// Writes one block of exactly the format's weights and bytes, its scales found by search,
+    /// where the format is written so.
+    pub(crate) fit_block: Option<FitBlock>,
 }
 
 impl Layout {

@@ -8,8 +8,13 @@
 use super::bits::{sized, u16_at};
 use super::parts::{Layout, Levels, Parts};
 
-pub(super) const LAYOUT: Layout =
-    Layout { sub_len: 16, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
+pub(super) const LAYOUT: Layout = Layout {
+    sub_len: 16,
+    levels: Levels::Linear { zero: 0 },
+    parts,
+    quantize_block: None,
+    fit_block: None,
+};
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<84>(block);

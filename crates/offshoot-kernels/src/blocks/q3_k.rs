@@ -11,8 +11,13 @@ use super::bits::{nibbles, sized, u16_at};
 use super::parts::{Layout, Levels, Parts};
 use super::q2_k::bit_pairs;
 
-pub(super) const LAYOUT: Layout =
-    Layout { sub_len: 16, levels: Levels::Linear { zero: 4 }, parts, quantize_block: None };
+pub(super) const LAYOUT: Layout = Layout {
+    sub_len: 16,
+    levels: Levels::Linear { zero: 4 },
+    parts,
+    quantize_block: None,
+    fit_block: None,
+};
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<110>(block);

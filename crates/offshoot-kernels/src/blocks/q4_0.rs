@@ -6,7 +6,8 @@
 
 use half::f16;
 
-use super::bits::{nibbles, push_nibbles, sized, u16_at};
+use super::bits::{nibbles, push_nibbles, put_nibbles, sized, u16_at};
+use super::fit::{Weighted, bytes, symmetric_halves};
 use super::parts::{Layout, Levels, Parts};
 use super::rounding::{furthest, inverse};
 
@@ -15,6 +16,7 @@ pub(super) const LAYOUT: Layout = Layout {
     levels: Levels::Linear { zero: 8 },
     parts,
     quantize_block: Some(quantize_block),
+    fit_block: Some(fit_block),
 };
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
@@ -30,4 +32,15 @@ fn quantize_block(weights: &[f32], out: &mut Vec<u8>) {
     let q = std::array::from_fn(|i| ((weights[i] * inverse + 8.5) as u8).min(15));
     out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
     push_nibbles(&q, out);
+}
+
+/// Quants run from -8 to 7 below and above the zero point.
+const RANGE: (f32, f32) = (-8.0, 7.0);
+
+fn fit_block(weights: &[f32], out: &mut [u8]) {
+    let block = Weighted::<32>::of(weights);
+    let d = symmetric_halves(&block, RANGE);
+    let q = bytes(&block.quants(d, 0.0, RANGE), RANGE.0);
+    out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    put_nibbles(&q, &mut out[2..]);
 }

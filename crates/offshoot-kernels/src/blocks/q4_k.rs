@@ -6,10 +6,16 @@
 //! Each run of 64 weights has 32 bytes of quants, the first 32 weights in the low halves.
 
 use super::bits::{nibbles, sized, u16_at};
+use super::fit::fit_q4_k;
 use super::parts::{Layout, Levels, Parts};
 
-pub(super) const LAYOUT: Layout =
-    Layout { sub_len: 32, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
+pub(super) const LAYOUT: Layout = Layout {
+    sub_len: 32,
+    levels: Levels::Linear { zero: 0 },
+    parts,
+    quantize_block: None,
+    fit_block: Some(fit_q4_k),
+};
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<144>(block);

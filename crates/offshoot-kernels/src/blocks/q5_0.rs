@@ -6,7 +6,11 @@
 
 use half::f16;
 
-use super::bits::{add_fifth_bits, nibbles, push_fifth_bits, push_nibbles, sized, u16_at};
+use super::bits::{
+    add_fifth_bits, nibbles, push_fifth_bits, push_nibbles, put_fifth_bits, put_nibbles, sized,
+    u16_at,
+};
+use super::fit::{Weighted, bytes, symmetric_halves};
 use super::parts::{Layout, Levels, Parts};
 use super::rounding::{furthest, inverse};
 
@@ -15,6 +19,7 @@ pub(super) const LAYOUT: Layout = Layout {
     levels: Levels::Linear { zero: 16 },
     parts,
     quantize_block: Some(quantize_block),
+    fit_block: Some(fit_block),
 };
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
@@ -32,4 +37,16 @@ fn quantize_block(weights: &[f32], out: &mut Vec<u8>) {
     out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
     push_fifth_bits(&q, out);
     push_nibbles(&q, out);
+}
+
+/// Quants run from -16 to 15 below and above the zero point.
+const RANGE: (f32, f32) = (-16.0, 15.0);
+
+fn fit_block(weights: &[f32], out: &mut [u8]) {
+    let block = Weighted::<32>::of(weights);
+    let d = symmetric_halves(&block, RANGE);
+    let q = bytes(&block.quants(d, 0.0, RANGE), RANGE.0);
+    out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    put_fifth_bits(&q, &mut out[2..6]);
+    put_nibbles(&q, &mut out[6..]);
 }

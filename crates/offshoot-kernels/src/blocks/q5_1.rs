@@ -6,7 +6,11 @@
 
 use half::f16;
 
-use super::bits::{add_fifth_bits, nibbles, push_fifth_bits, push_nibbles, sized, u16_at};
+use super::bits::{
+    add_fifth_bits, nibbles, push_fifth_bits, push_nibbles, put_fifth_bits, put_nibbles, sized,
+    u16_at,
+};
+use super::fit::{Weighted, affine_halves, bytes};
 use super::parts::{Layout, Levels, Parts, SUBS_MAX};
 use super::rounding::{inverse, range};
 
@@ -15,6 +19,7 @@ pub(super) const LAYOUT: Layout = Layout {
     levels: Levels::Linear { zero: 0 },
     parts,
     quantize_block: Some(quantize_block),
+    fit_block: Some(fit_block),
 };
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
@@ -36,4 +41,17 @@ fn quantize_block(weights: &[f32], out: &mut Vec<u8>) {
     out.extend_from_slice(&f16::from_f32(min).to_le_bytes());
     push_fifth_bits(&q, out);
     push_nibbles(&q, out);
+}
+
+/// The greatest quant.
+const HIGH: f32 = 31.0;
+
+fn fit_block(weights: &[f32], out: &mut [u8]) {
+    let block = Weighted::<32>::of(weights);
+    let (d, m) = affine_halves(&block, HIGH);
+    let q = bytes(&block.quants(d, m, (0.0, HIGH)), 0.0);
+    out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    out[2..4].copy_from_slice(&f16::from_f32(m).to_le_bytes());
+    put_fifth_bits(&q, &mut out[4..8]);
+    put_nibbles(&q, &mut out[8..]);
 }

@@ -7,11 +7,17 @@
 //! Bit k of fifth-bit byte l belongs to weight 32 k + l.
 
 use super::bits::{nibbles, sized, u16_at};
+use super::fit::fit_q5_k;
 use super::parts::{Layout, Levels, Parts};
 use super::q4_k::scales_and_mins;
 
-pub(super) const LAYOUT: Layout =
-    Layout { sub_len: 32, levels: Levels::Linear { zero: 0 }, parts, quantize_block: None };
+pub(super) const LAYOUT: Layout = Layout {
+    sub_len: 32,
+    levels: Levels::Linear { zero: 0 },
+    parts,
+    quantize_block: None,
+    fit_block: Some(fit_q5_k),
+};
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<176>(block);

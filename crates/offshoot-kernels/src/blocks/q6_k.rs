@@ -7,10 +7,16 @@
 //! of high bits, laid out as the quants of Q2_K.
 
 use super::bits::{nibbles, sized, u16_at};
+use super::fit::fit_q6_k;
 use super::parts::{Layout, Levels, Parts};
 
-pub(super) const LAYOUT: Layout =
-    Layout { sub_len: 16, levels: Levels::Linear { zero: 32 }, parts, quantize_block: None };
+pub(super) const LAYOUT: Layout = Layout {
+    sub_len: 16,
+    levels: Levels::Linear { zero: 32 },
+    parts,
+    quantize_block: None,
+    fit_block: Some(fit_q6_k),
+};
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
     let block = sized::<210>(block);

@@ -8,6 +8,7 @@
 use half::f16;
 
 use super::bits::{sized, u16_at};
+use super::fit::{Weighted, furthest_halves};
 use super::parts::{Layout, Levels, Parts};
 use super::rounding::{furthest, inverse};
 
@@ -16,6 +17,7 @@ pub(super) const LAYOUT: Layout = Layout {
     levels: Levels::Linear { zero: 128 },
     parts,
     quantize_block: Some(quantize_block),
+    fit_block: Some(fit_block),
 };
 
 pub(crate) fn parts(block: &[u8], parts: &mut Parts) {
@@ -32,4 +34,16 @@ fn quantize_block(weights: &[f32], out: &mut Vec<u8>) {
     let inverse = inverse(d);
     out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
     out.extend(weights.iter().map(|w| (w * inverse).round() as i8 as u8));
+}
+
+/// Quants as ggml writes them, which leaves -128 unused.
+const RANGE: (f32, f32) = (-127.0, 127.0);
+
+fn fit_block(weights: &[f32], out: &mut [u8]) {
+    let block = Weighted::<32>::of(weights);
+    let d = furthest_halves(&block, RANGE);
+    out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    for (out, q) in out[2..].iter_mut().zip(block.quants(d, 0.0, RANGE)) {
+        *out = q as i8 as u8;
+    }
 }

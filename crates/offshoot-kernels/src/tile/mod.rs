@@ -60,6 +60,14 @@ pub enum TileError {
     /// A block could not be read.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// A row could not be brought into the tiles' format.
+    #[error("row {row}: {source}")]
+    Row {
+        /// Which row.
+        row: usize,
+        /// Why.
+        source: BlockError,
+    },
 }
 
 /// A weight matrix `[rows, cols]` in tiles.

@@ -3,8 +3,9 @@
 use super::format::Shape;
 use super::{PackedMatrix, TILE_ROWS, TileError, tile_row_bytes};
 use crate::blocks::Coding;
+use crate::blocks::conversion::FirstWrong;
 use crate::blocks::parts::Parts;
-use crate::{BlockType, Cpu};
+use crate::{BlockType, Conversion, Cpu};
 
 impl PackedMatrix {
     /// Packs a matrix `[rows, cols]` of `block` into `out`, which has
@@ -41,6 +42,44 @@ impl PackedMatrix {
             }
         });
         Ok(())
+    }
+
+    /// As [`PackedMatrix::pack_into`], of rows that are brought into another format on the way: the
+    /// tiles are those of the rows that [`Conversion::rows`] writes. Besides `out`, memory holds
+    /// two rows a thread.
+    ///
+    /// # Errors
+    /// [`TileError::Row`] for the first row with a weight that the format cannot hold; `out` holds
+    /// nothing of use then.
+    pub fn pack_converted<'a>(
+        cpu: &Cpu,
+        conversion: &Conversion,
+        rows: usize,
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+        out: &mut [u8],
+    ) -> Result<(), TileError> {
+        let (block, cols) = (conversion.to(), conversion.cols());
+        let expected = Self::packed_bytes(block, rows, cols)?;
+        if out.len() != expected {
+            return Err(TileError::Length { what: "tiles", expected, got: out.len() });
+        }
+        let tile_bytes = expected / rows.div_ceil(TILE_ROWS);
+        let tiles = crate::disjoint::Disjoint::new(out);
+        let wrong = FirstWrong::default();
+        cpu.team().for_pieces(rows.div_ceil(TILE_ROWS), 1, |_, piece| {
+            let (mut weights, mut bytes) = (vec![0.0; cols], vec![0; conversion.row_bytes()]);
+            for tile in piece {
+                // SAFETY: pieces do not overlap, so each tile is written by one member.
+                let out = unsafe { tiles.slice(tile * tile_bytes, tile_bytes) };
+                out.fill(0);
+                for lane in 0..TILE_ROWS.min(rows - tile * TILE_ROWS) {
+                    let r = tile * TILE_ROWS + lane;
+                    wrong.note(r, conversion.row(row(r), &mut weights, &mut bytes));
+                    pack_row(block, cols, &bytes, lane, out);
+                }
+            }
+        });
+        wrong.result().map_err(|(row, source)| TileError::Row { row, source })
     }
 }
 

@@ -284,27 +284,9 @@ impl Mapping<'_, '_> {
     fn all(&mut self) -> Result<BTreeSet<String>, Error> {
         let config = self.config;
         let mut taken = BTreeSet::from(rope::TENSORS.map(str::to_owned));
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let plain = RowOrder::Plain;
-        let mut wanted = vec![
-            ("token_embd.weight", "model.embed_tokens.weight", vec![vocab, hidden], plain),
-            ("output_norm.weight", "model.norm.weight", vec![hidden], plain),
-        ];
-        if !config.tie_word_embeddings {
-            wanted.push(("output.weight", "lm_head.weight", vec![vocab, hidden], plain));
-        }
-        for (gguf_name, name, shape, rows) in wanted {
-            self.take(gguf_name, name.to_owned(), shape, rows, None)?;
-            taken.insert(gguf_name.to_owned());
-        }
-        let parts = layer_parts(config);
-        for layer in 0..config.num_hidden_layers {
-            for part in &parts {
-                let gguf_name = format!("blk.{layer}.{}", part.gguf);
-                let name = format!("model.layers.{layer}.{}", part.canonical);
-                self.take(&gguf_name, name, part.shape.clone(), part.rows, part.within)?;
-                taken.insert(gguf_name);
-            }
+        for place in places(config) {
+            self.take(&place.gguf, place.canonical, place.shape, place.rows, place.within)?;
+            taken.insert(place.gguf);
         }
         Ok(taken)
     }
@@ -352,18 +334,49 @@ fn same_shape(tensor: &GgufTensor, shape: &[usize]) -> bool {
 
 /// Where a matrix stands that a file keeps in another one: how many rows that has, and its first there.
 #[derive(Clone, Copy)]
-struct Within {
+pub(super) struct Within {
     rows: usize,
     first: usize,
 }
 
-/// A tensor of every layer.
-struct Part {
-    gguf: String,
-    canonical: String,
+/// A tensor under both of its names; those of [`layer_parts`] lack the layer.
+pub(super) struct Part {
+    pub(super) gguf: String,
+    pub(super) canonical: String,
     shape: Vec<usize>,
-    rows: RowOrder,
-    within: Option<Within>,
+    /// How the file's rows map to canonical ones.
+    pub(super) rows: RowOrder,
+    /// Where it stands in the file's tensor, if that holds others too.
+    pub(super) within: Option<Within>,
+}
+
+/// All tensors of a model, in the order of a file.
+pub(super) fn places(config: &ModelConfig) -> Vec<Part> {
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let plain = |gguf: &str, canonical: &str, shape: &[usize]| Part {
+        gguf: gguf.to_owned(),
+        canonical: canonical.to_owned(),
+        shape: shape.to_vec(),
+        rows: RowOrder::Plain,
+        within: None,
+    };
+    let mut places =
+        vec![plain("token_embd.weight", "model.embed_tokens.weight", &[vocab, hidden])];
+    let parts = layer_parts(config);
+    for layer in 0..config.num_hidden_layers {
+        places.extend(parts.iter().map(|part| Part {
+            gguf: format!("blk.{layer}.{}", part.gguf),
+            canonical: format!("model.layers.{layer}.{}", part.canonical),
+            shape: part.shape.clone(),
+            rows: part.rows,
+            within: part.within,
+        }));
+    }
+    places.push(plain("output_norm.weight", "model.norm.weight", &[hidden]));
+    if !config.tie_word_embeddings {
+        places.push(plain("output.weight", "lm_head.weight", &[vocab, hidden]));
+    }
+    places
 }
 
 fn layer_parts(config: &ModelConfig) -> Vec<Part> {

@@ -13,6 +13,7 @@
 
 mod canonical;
 mod cursor;
+mod export;
 mod reader;
 mod rope;
 mod tokenizer;
@@ -21,6 +22,7 @@ mod writer;
 
 use crate::shown::Shown;
 
+pub use export::{Export, ExportError, ExportOptions};
 pub use reader::{Gguf, GgufTensor, parse};
 pub use value::{Array, Value, ValueKind};
 pub use writer::Writer;

@@ -1,5 +1,6 @@
 //! The `tokenizer.ggml.*` keys into a [`TokenizerSpec`] and the ids at which an answer ends.
 
+use super::export::STOP_TOKENS;
 use super::value::{Array, Value};
 use super::{Gguf, Shown, malformed};
 use crate::{Error, PreTokenizer, TokenKind, TokenizerSpec, stop_tokens};
@@ -32,7 +33,8 @@ pub(super) fn read(gguf: &Gguf<'_>, rows: usize) -> Result<Told, Error> {
     let Some(texts) = tokens.strings() else { return Err(not_an_array("tokens", "strings")) };
     let kinds = kinds(gguf, rows)?;
     let ids = Ids::read(gguf, rows)?;
-    let named = ids.eos.into_iter().chain(ids.end_of_turn.iter().copied());
+    let further = stops(gguf, rows)?;
+    let named = ids.eos.into_iter().chain(ids.end_of_turn.iter().copied()).chain(further);
     let stop_tokens = stop_tokens::union(named, texts, &kinds);
     let spec = spec(gguf, tokens, kinds, &ids)?;
     Ok(Told { spec, stop_tokens })
@@ -47,6 +49,17 @@ fn array<'g>(gguf: &'g Gguf<'_>, name: &str) -> Result<Option<&'g Array<'g>>, Er
 
 fn not_an_array(name: &str, of: &str) -> Error {
     malformed(format_args!("key \"tokenizer.ggml.{name}\": expected an array of {of}"))
+}
+
+/// The ids of offshoot's own key.
+fn stops(gguf: &Gguf<'_>, rows: usize) -> Result<Vec<u32>, Error> {
+    let wrong =
+        || malformed(format_args!("key \"{STOP_TOKENS}\": expected an array of ids below {rows}"));
+    let Some(value) = gguf.get(STOP_TOKENS) else { return Ok(Vec::new()) };
+    let Value::Array(array) = value else { return Err(wrong()) };
+    let ids = array.integers().filter(|_| array.len() <= rows).ok_or_else(wrong)?;
+    let id = |id| u32::try_from(id).ok().filter(|id| (*id as usize) < rows).ok_or_else(wrong);
+    ids.map(id).collect()
 }
 
 /// The kind of each token; a file without kinds has only normal ones.

@@ -11,8 +11,8 @@
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    Activations, BlockType, Buffer, Cpu, PackedMatrix, Product, Ranked, SharedBytes, form_for,
-    multiply, rank_rows, silu_gate,
+    Activations, BlockType, Buffer, Conversion, Cpu, PackedMatrix, Product, Ranked, SharedBytes,
+    form_for, multiply, rank_rows, silu_gate,
 };
 
 use super::heads::{HeadMatrix, HeadsFile};
@@ -257,7 +257,14 @@ fn own_or_shared(
     let head = head.ok_or_else(|| Error::Heads("the model has no output head".to_owned()))?;
     let tensor = model.checkpoint().require(&format!("{}.weight", head.name))?;
     let row = |r: usize| tensor.row_bytes(ids[r] as usize);
-    Ok(vec![pack_with(cpu, tensor.info.block, (ids.len(), d), row)?])
+    let wrong = |e: &dyn std::fmt::Display| Error::Heads(format!("output head: {e}"));
+    let to = Conversion::new(tensor.info.block, tensor.block, d).map_err(|e| wrong(&e))?;
+    let len = PackedMatrix::packed_bytes(to.to(), ids.len(), d).map_err(|e| wrong(&e))?;
+    let mut tiles = Buffer::zeroed(len);
+    PackedMatrix::pack_converted(cpu, &to, ids.len(), row, &mut tiles).map_err(|e| wrong(&e))?;
+    let tiles = SharedBytes::from(tiles);
+    let packed = PackedMatrix::from_packed(to.to(), ids.len(), d, tiles).map_err(|e| wrong(&e))?;
+    Ok(vec![packed])
 }
 
 fn row(matrix: &HeadMatrix, row: usize) -> Vec<f32> {

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    BlockType, Buffer, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, SharedBytes, TILE_KIND,
-    TileError, form_for,
+    BlockType, Buffer, Conversion, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, SharedBytes,
+    TILE_KIND, TileError, form_for,
 };
 
 use crate::{
@@ -61,11 +61,30 @@ impl PackedModel {
     /// no error.
     ///
     /// Packing goes matrix by matrix and releases the file's pages as it goes, so that memory holds
-    /// one form of the weights.
+    /// one form of the weights. Float matrices that the checkpoint wants quantised become so on the
+    /// way, a row at a time.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if a matrix has another shape than the architecture asks for, or a weight
+    /// that its format cannot hold; [`Error::Config`] as [`ModelConfig::validate`].
     pub fn load(
         checkpoint: Arc<Checkpoint>,
         cpu: &Cpu,
         cache: Option<WeightCache<'_>>,
+    ) -> Result<Self, Error> {
+        Self::load_watched(checkpoint, cpu, cache, &mut |_, _| {})
+    }
+
+    /// As [`PackedModel::load`]; `progress` is told how many bytes of tiles are packed, and of how
+    /// many, if they have to be.
+    ///
+    /// # Errors
+    /// As [`PackedModel::load`].
+    pub fn load_watched(
+        checkpoint: Arc<Checkpoint>,
+        cpu: &Cpu,
+        cache: Option<WeightCache<'_>>,
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
         let config = checkpoint.config();
         config.validate()?;
@@ -82,7 +101,7 @@ impl PackedModel {
         let tiles = match cached {
             Some(tiles) => tiles,
             None => {
-                let tiles = pack_all(&checkpoint, cpu, &blueprint, &layout)?;
+                let tiles = pack_all(&checkpoint, cpu, &blueprint, &layout, progress)?;
                 if let Some(cache) = cache {
                     // The next start packs again; this one has its weights.
                     let _ = write_cache(cache, &tiles);
@@ -167,7 +186,18 @@ impl PackedModel {
 
     /// Writes the embedding of `token`.
     pub(super) fn embed(&self, token: u32, out: &mut [f32]) -> Result<(), Error> {
-        self.checkpoint.require(&self.blueprint.embedding)?.read_row(token as usize, out)
+        let embedding = self.checkpoint.require(&self.blueprint.embedding)?;
+        // Rounding a row anew gives the same bits as the head's tiles have, in more time.
+        if embedding.block != embedding.info.block
+            && let Some((spec, head)) = self.blueprint.linears.iter().zip(&self.linears).next_back()
+            && embedding.name.strip_suffix(".weight") == Some(&spec.name)
+            && (token as usize) < spec.rows
+            && out.len() == spec.cols
+        {
+            head.matrix.dequantize_row(token as usize, out);
+            return Ok(());
+        }
+        embedding.read_row(token as usize, out)
     }
 }
 
@@ -181,7 +211,7 @@ impl Layout {
             if tensor.info.shape != [spec.rows, spec.cols] {
                 return Err(shape_error(&name, &tensor.info.shape, &[spec.rows, spec.cols]));
             }
-            let block = tensor.info.block;
+            let block = tensor.block;
             let len = PackedMatrix::packed_bytes(block, spec.rows, spec.cols)
                 .map_err(|e| wrong(spec, e))?;
             places.push((block, total, len));
@@ -199,15 +229,23 @@ fn pack_all(
     cpu: &Cpu,
     blueprint: &Blueprint,
     layout: &Layout,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Buffer<u8>, Error> {
     let mut tiles = Buffer::zeroed(layout.total);
     for (spec, &(block, start, len)) in blueprint.linears.iter().zip(&layout.places) {
         let tensor = checkpoint.require(&format!("{}.weight", spec.name))?;
         let row = |row| tensor.row_bytes(row);
         let out = &mut tiles[start..start + len];
-        PackedMatrix::pack_into(cpu, block, (spec.rows, spec.cols), row, out)
-            .map_err(|e: TileError| wrong(spec, e))?;
+        let packed = if tensor.info.block == block {
+            PackedMatrix::pack_into(cpu, block, (spec.rows, spec.cols), row, out)
+        } else {
+            Conversion::new(tensor.info.block, block, spec.cols)
+                .map_err(TileError::from)
+                .and_then(|to| PackedMatrix::pack_converted(cpu, &to, spec.rows, row, out))
+        };
+        packed.map_err(|e| wrong(spec, e))?;
         tensor.release();
+        progress((start + len) as u64, layout.total as u64);
     }
     Ok(tiles)
 }

@@ -1,0 +1,130 @@
+//! A model into a GGUF file of another format, written whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use offshoot_kernels::{BlockType, Cpu};
+use offshoot_models::gguf::{Export, ExportError, ExportOptions};
+use offshoot_models::{Checkpoint, Recipe, TemplateId, TokenizerId};
+
+use crate::Error;
+
+/// How a model is quantised.
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizeOptions {
+    /// Which format each matrix takes.
+    pub recipe: Recipe,
+    /// Whether a model that is quantised already may be quantised again.
+    pub requantize: bool,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantized {
+    /// Bytes of the new file.
+    pub bytes: u64,
+    /// Bytes of the tensors that it was made from.
+    pub source_bytes: u64,
+    /// Number of weights.
+    pub weights: u64,
+    /// How many tensors have each format.
+    pub formats: Vec<(BlockType, usize)>,
+    /// Tensors of the source that the architecture does not have and that were left out.
+    pub left_out: Vec<String>,
+    /// Which tokenizer the file has, if it is one that offshoot builds.
+    pub tokenizer: Option<TokenizerId>,
+    /// Which chat template it has, if any.
+    pub template: Option<TemplateId>,
+}
+
+/// Writes the model at `source`, a file or a folder, to the GGUF file `output`, on the threads of
+/// `cpu`. `progress` is told the weights done and all of them, and says whether to go on.
+///
+/// The file is made beside its place, read back, and moved there when it is complete: whatever
+/// stood at `output` before is there, whole, until the new file is.
+///
+/// # Errors
+/// [`Error::Model`] if the model cannot be read or not be quantised so, [`Error::Output`] if the
+/// file cannot be written, [`Error::Stopped`] if `progress` said so. Nothing is left behind then.
+pub fn quantize(
+    cpu: &Cpu,
+    source: &Path,
+    output: &Path,
+    options: QuantizeOptions,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<Quantized, Error> {
+    let checkpoint = Checkpoint::open(source)?;
+    if output.is_dir() {
+        let source = std::io::ErrorKind::IsADirectory.into();
+        return Err(Error::Output { path: output.to_owned(), source });
+    }
+    refuse_own_files(&checkpoint, output)?;
+    let export = ExportOptions {
+        recipe: options.recipe,
+        requantize: options.requantize,
+        name: source.file_name().and_then(|name| name.to_str()).filter(|name| !is_commit(name)),
+    };
+    let export = Export::new(&checkpoint, &export)?;
+    let partial = Partial::beside(output);
+    let wrong = |source| Error::Output { path: output.to_owned(), source };
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(&partial.0).map_err(wrong)?);
+    let weights = export.weights();
+    let written = export.write(cpu, &mut file, &mut |done| progress(done, weights));
+    written.map_err(|error| match error {
+        ExportError::Model(error) => Error::Model(error),
+        ExportError::Output(source) => wrong(source),
+        ExportError::Stopped => Error::Stopped,
+    })?;
+    file.flush().and_then(|()| file.get_ref().sync_all()).map_err(wrong)?;
+    let bytes = file.get_ref().metadata().map_err(wrong)?.len();
+    drop(file);
+    let read = Checkpoint::open_gguf(&partial.0)?;
+    let done = Quantized {
+        bytes,
+        source_bytes: checkpoint.tensors().map(|t| t.bytes().len() as u64).sum(),
+        weights,
+        formats: export.formats(),
+        left_out: export.left_out().to_vec(),
+        tokenizer: read.tokenizer().ok().map(TokenizerId::of),
+        template: read.chat_template().map(TemplateId::of),
+    };
+    drop(read);
+    fs::rename(&partial.0, output).map_err(wrong)?;
+    Ok(done)
+}
+
+/// Whether a folder is named as the hub's cache names snapshots, which says nothing of the model.
+fn is_commit(name: &str) -> bool {
+    name.len() == 40 && name.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// The model's own files stay as they are: they are read while the new one is written.
+fn refuse_own_files(checkpoint: &Checkpoint, output: &Path) -> Result<(), Error> {
+    let Ok(real) = output.canonicalize() else { return Ok(()) };
+    let own = |file: &PathBuf| file.canonicalize().is_ok_and(|file| file == real);
+    match checkpoint.files().iter().any(own) {
+        false => Ok(()),
+        true => {
+            let what = format!("{} is the model itself; name another output", output.display());
+            Err(offshoot_models::Error::Recipe(what).into())
+        }
+    }
+}
+
+/// A file that is not complete; removed when this is dropped, unless it was moved to its place.
+struct Partial(PathBuf);
+
+impl Partial {
+    fn beside(path: &Path) -> Self {
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(format!(".{}.partial", std::process::id()));
+        Self(partial.into())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
