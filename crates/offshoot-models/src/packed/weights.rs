@@ -189,7 +189,7 @@ impl PackedModel {
         let embedding = self.checkpoint.require(&self.blueprint.embedding)?;
         // Rounding a row anew gives the same bits as the head's tiles have, in more time.
         if embedding.block != embedding.info.block
-            && let Some((spec, head)) = self.blueprint.linears.iter().zip(&self.linears).next_back()
+            && let (Some(spec), Some(head)) = (self.blueprint.linears.last(), self.linears.last())
             && embedding.name.strip_suffix(".weight") == Some(&spec.name)
             && (token as usize) < spec.rows
             && out.len() == spec.cols
