@@ -186,7 +186,7 @@ fn load_shown(cpu: &Cpu, path: &Path, options: &LoadOptions) -> Result<Model, Fa
     let show = |done, total| bar.iter().for_each(|bar| bar.show(done, total));
     let model = Model::load_watched(cpu, path, options, &mut { show })?;
     drop(bar);
-    match model.packed().checkpoint().kept_quantised() {
+    match model.checkpoint().kept_quantised() {
         0 => {}
         kept => note(format_args!(
             "--quantize: {kept} matrices are quantised already and stay as they are"

@@ -299,6 +299,11 @@ impl Model {
         self.timings
     }
 
+    /// What it was loaded from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
     /// What its weights were quantised to while they were loaded, if they were.
     pub fn recipe(&self) -> Option<Recipe> {
         self.checkpoint.recipe()
