@@ -66,7 +66,14 @@ pub(crate) fn load(
     args: &AnswerArgs,
 ) -> Result<(Model, Session, Option<CalibrationFile>), Failure> {
     let (model, mut session) = models::load_for(args.executor.kind(), &args.model, &args.engine)?;
-    let SpecArgs { spec: mode, materials, .. } = &args.spec;
+    let SpecArgs { spec, materials, .. } = &args.spec;
+    let mut mode = spec;
+    if session.noise().is_some() && *mode == SpecMode::Auto {
+        if materials.are_given() {
+            note("--executor dense: drafts are made only where --spec names who drafts");
+        }
+        mode = &SpecMode::Off;
+    }
     if let AcceptanceRule::Typical = args.spec.acceptance {
         note(
             "--acceptance typical: above temperature 0, texts do not have the model's distribution",

@@ -196,8 +196,8 @@ pub(crate) struct ExecutorArgs {
 pub(crate) enum ExecutorName {
     /// The kernels, on packed weights
     Packed,
-    /// The tensor library, on weights in single precision: slow on a processor, and drafts only where
-    /// --spec names who drafts
+    /// The tensor library, on weights in single precision: slow on a processor, on all its threads or
+    /// RAYON_NUM_THREADS of them, and drafts only where --spec names who drafts
     Dense,
 }
 
@@ -307,6 +307,12 @@ pub(crate) struct MaterialArgs {
     /// Draft with these Medusa heads [default: those that come with offshoot, if the model has some]
     #[arg(long, env = "OFFSHOOT_MEDUSA", value_name = "FILE")]
     pub(crate) medusa: Option<PathBuf>,
+}
+
+impl MaterialArgs {
+    pub(crate) fn are_given(&self) -> bool {
+        self.draft_model.is_some() || self.datastore.is_some() || self.medusa.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Args)]

@@ -50,7 +50,8 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     say(format_args!("kernels     {} (of {})", chosen.name(), names.join(", ")))?;
     if chosen == Isa::PORTABLE {
         say(
-            "            the portable kernels are slow: AVX2 and AVX-512 with VNNI are built for now",
+            "            the portable kernels are slow: there are others for AVX2, for AVX-512 with \
+             VNNI, and for Arm's dot instructions",
         )?;
     }
     say(format_args!("memory      {}, {} free for a model", gb(total), gb(available)))?;

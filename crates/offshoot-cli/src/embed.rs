@@ -1,6 +1,6 @@
 //! `embed`: texts as vectors.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use offshoot_engine::{Pooling, embed, normalize};
 use serde_json::json;
@@ -14,6 +14,10 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<(), Failure> {
     let texts = match args.texts.is_empty() {
         false => args.texts.clone(),
         true => {
+            if args.file.is_none() && std::io::stdin().is_terminal() {
+                let what = "no text: give some behind the model, --file FILE, or a pipe";
+                return Err(Failure::Usage(what.to_owned()));
+            }
             let text = text_of(&TextArgs { prompt: None, file: args.file.clone() })?;
             text.lines().map(str::to_owned).collect()
         }

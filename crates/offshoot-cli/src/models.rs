@@ -142,7 +142,8 @@ pub(crate) fn load_for(
 ) -> Result<(Model, Session), Failure> {
     let resolved = resolve(args)?;
     let options = LoadOptions { executor, ..load_options(engine)? };
-    let (model, cpu) = Model::load(&resolved.path, &options)?;
+    let cpu = Cpu::new(options.isa, options.threads);
+    let model = load_shown(&cpu, &resolved.path, &options)?;
     let limit = model.trained_context();
     let context = engine.ctx_size.map_or(DEFAULT_CONTEXT.min(limit), |n| n as usize);
     let session = Session::new(&model, cpu, context)?;

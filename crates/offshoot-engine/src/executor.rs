@@ -97,6 +97,15 @@ pub enum DenseType {
 const NOISE_EPSILONS: f32 = 128.0;
 
 impl DenseType {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
     /// Bytes of a number.
     pub(crate) fn bytes(self) -> u64 {
         match self {

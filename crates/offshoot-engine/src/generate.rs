@@ -20,7 +20,7 @@ use writer::Writer;
 
 /// Prompt tokens of one step: enough to keep the dot units busy, few enough to stay in the cache
 /// and to be interrupted.
-const PROMPT_CHUNK: usize = 256;
+pub(crate) const PROMPT_CHUNK: usize = 256;
 /// Room behind the context for tentative rows of a step.
 const SLACK: usize = 64;
 
@@ -145,7 +145,8 @@ impl Session {
         if context == 0 || context > limit {
             return Err(Error::Context { asked: context, limit });
         }
-        let runner = runner(model, &cpu, context + SLACK)?;
+        let rope = model.config().rope_for(context);
+        let runner = runner(model, &cpu, context + SLACK, rope)?;
         Ok(Self {
             guard: Guard::new(runner.noise()),
             runner,
@@ -153,7 +154,7 @@ impl Session {
             cached: Vec::with_capacity(context),
             whole: 0,
             context,
-            rope: model.config().rope_for(context),
+            rope,
             parents: offshoot_models::chain(PROMPT_CHUNK),
             positions: Vec::with_capacity(PROMPT_CHUNK),
             speculator: None,

@@ -3,6 +3,7 @@
 use offshoot_kernels::PackedMatrix;
 use offshoot_models::{Checkpoint, ModelConfig, Tensor};
 
+use crate::generate::PROMPT_CHUNK;
 use crate::{Error, ExecutorKind};
 
 /// Registers of a step, tokenizer and program, with room to spare: models of 135 and 494 million
@@ -29,9 +30,12 @@ impl MemoryNeed {
         let numbers = |shape: &[usize]| shape.iter().product::<usize>() as u64;
         let weights = checkpoint.tensors().map(|t| numbers(&t.info.shape)).sum::<u64>();
         let row = config.num_key_value_heads * config.head_dim;
-        // A step copies a layer's keys and values to put its own behind them.
-        let rows = 2 * (config.num_hidden_layers + 1) * row;
-        Self { weights: weights * dtype.bytes(), per_token: rows as u64 * dtype.bytes() }
+        // Keys and values are copied where some of a step's rows are kept and others are not; scores
+        // of a chunk of the prompt stand as they are, masked, and twice on the way to their softmax.
+        let rows = 2 * 2 * config.num_hidden_layers * row;
+        let scores = 4 * 4 * config.num_attention_heads * PROMPT_CHUNK;
+        let per_token = rows as u64 * dtype.bytes() + scores as u64;
+        Self { weights: weights * dtype.bytes(), per_token }
     }
 
     /// What the model of `checkpoint` takes where the packed executor runs it.

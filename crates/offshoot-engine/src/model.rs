@@ -142,7 +142,7 @@ impl Model {
         }
         let open = start.elapsed();
         let executor = options.executor;
-        let dir = options.cache.as_deref().filter(|_| executor == ExecutorKind::Packed);
+        let dir = options.cache.as_deref();
         let cached = dir.and_then(|dir| cache_file(dir, checkpoint.files(), checkpoint.recipe()));
         // The tokenizer is made on a thread of its own while the weights are packed.
         let (loaded, text) = std::thread::scope(|scope| {

@@ -55,8 +55,14 @@ pub fn quantize(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Quantized, Error> {
     let checkpoint = Checkpoint::open(source)?;
-    if output.is_dir() {
-        let source = std::io::ErrorKind::IsADirectory.into();
+    // What is replaced is a file; a device or a pipe is not.
+    if let Ok(there) = fs::metadata(output)
+        && !there.is_file()
+    {
+        let source = match there.is_dir() {
+            true => std::io::ErrorKind::IsADirectory.into(),
+            false => std::io::Error::other("not a regular file"),
+        };
         return Err(Error::Output { path: output.to_owned(), source });
     }
     refuse_own_files(&checkpoint, output)?;

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::path::Path;
 
-/// Bytes that are mapped at a time at least.
+/// Bytes of a page at least.
 const PAGE: usize = 4096;
 
 /// A whole file, mapped read-only and shared.
@@ -42,8 +42,9 @@ impl FileMap {
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
-            let start = range.start.next_multiple_of(PAGE);
-            let end = range.end.min(self.map.len()) / PAGE * PAGE;
+            let page = page_size();
+            let start = range.start.next_multiple_of(page);
+            let end = range.end.min(self.map.len()) / page * page;
             if start < end {
                 // SAFETY: the range lies inside the map, and dropping clean pages of a read-only
                 // file map changes no byte: they are read again from the file when touched.
@@ -92,6 +93,14 @@ impl FileMap {
     fn populate_at_once(&self, _: Range<usize>) -> bool {
         false
     }
+}
+
+/// Bytes of a page here: 4096, or 16 or 64 kilobytes on some Arm systems.
+#[cfg(unix)]
+fn page_size() -> usize {
+    // SAFETY: asks for a number and touches no memory.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).map_or(PAGE, |bytes| bytes.max(1))
 }
 
 impl Deref for FileMap {

@@ -27,6 +27,13 @@ impl RopeTable {
         Self { frequencies, cos: Vec::new(), sin: Vec::new(), magnitude }
     }
 
+    /// Makes room for the positions below `positions`, so that [`RopeTable::extend_to`] moves nothing.
+    pub fn reserve(&mut self, positions: usize) {
+        let more = (positions * self.frequencies.len()).saturating_sub(self.cos.len());
+        self.cos.reserve(more);
+        self.sin.reserve(more);
+    }
+
     /// Makes rows for the positions below `positions`.
     pub fn extend_to(&mut self, positions: usize) {
         let half = self.frequencies.len();

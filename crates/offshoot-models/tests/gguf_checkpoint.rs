@@ -264,11 +264,10 @@ fn mlp_biases_are_taken_where_llama_has_them() {
 #[test]
 fn tensors_that_the_architecture_lacks_are_listed() {
     let mut tiny = Tiny::qwen2();
-    tiny.vector("blk.0.attn_q_norm.weight", HEAD_DIM);
     tiny.vector("blk.2.attn_norm.weight", HIDDEN);
     tiny.vector("rope_freqs.weight", HEAD_DIM / 2);
     let checkpoint = open(&tiny);
-    assert_eq!(checkpoint.unused(), ["blk.0.attn_q_norm.weight", "blk.2.attn_norm.weight"]);
+    assert_eq!(checkpoint.unused(), ["blk.2.attn_norm.weight"]);
     let expected = RopeScaling::Factors(vec![0.5, 0.5625, 0.625, 0.6875]);
     assert_eq!(checkpoint.config().rope_scaling, expected);
 }
@@ -284,7 +283,7 @@ fn rope_scaling_is_read_from_keys() {
     assert_eq!(config.rope_theta, 500_000.0);
     tiny.set("llama.rope.scaling.type", "yarn");
     let refused = |tiny: &Tiny| walk(&tiny.bytes()).unwrap_err().to_string();
-    assert!(refused(&tiny).contains("rope.scaling.original_context_length\": missing"));
+    assert!(matches!(open(&tiny).config().rope_scaling, RopeScaling::Factors(_)));
     tiny.set("llama.rope.scaling.original_context_length", 32u32);
     let config = open(&tiny).config().clone();
     assert!(matches!(config.rope_scaling, RopeScaling::Factors(factors) if factors[3] == 4.0));
@@ -295,6 +294,33 @@ fn rope_scaling_is_read_from_keys() {
     assert!(refused(&tiny).contains("yarn_log_multiplier\": 0.1"), "{}", refused(&tiny));
     tiny.set("llama.rope.scaling.type", "none");
     assert_eq!(open(&tiny).config().rope_scaling, RopeScaling::None);
+}
+
+#[test]
+fn what_stretches_without_a_type_is_linear() {
+    for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        for (value, expected) in [
+            (4f32, RopeScaling::Linear { factor: 4.0 }),
+            (1.0, RopeScaling::None),
+            (0.0, RopeScaling::None),
+        ] {
+            let mut tiny = Tiny::llama();
+            tiny.set(key, value);
+            assert_eq!(open(&tiny).config().rope_scaling, expected, "{key} {value}");
+        }
+    }
+}
+
+#[test]
+fn tensors_that_would_change_the_result_are_refused() {
+    let mut tiny = Tiny::qwen2();
+    tiny.vector("blk.0.attn_q_norm.weight", HEAD_DIM);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("blk.0.attn_q_norm.weight\": not one of a qwen2 model"), "{error}");
+    let mut tiny = Tiny::llama();
+    tiny.vector("output.bias", HEAD_DIM);
+    let error = walk(&tiny.bytes()).unwrap_err().to_string();
+    assert!(error.contains("output.bias\": not one of a llama model"), "{error}");
 }
 
 #[test]

@@ -84,7 +84,7 @@ pub(crate) struct MedusaTrainArgs {
     )]
     pub(crate) layers: u8,
     /// Heads that do not see the token chosen from their state, as published.
-    #[arg(long, env = "OFFSHOOT_STATE_ONLY")]
+    #[arg(long, env = "OFFSHOOT_STATE_ONLY", value_parser = FalseyValueParser::new())]
     pub(crate) state_only: bool,
     /// Tokens that the heads score: the most frequent ones.
     #[arg(

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
 use super::{EngineArgs, ModelArgs, TextArgs};
@@ -39,10 +40,13 @@ pub(crate) struct EmbedArgs {
     #[arg(long, env = "OFFSHOOT_POOLING", value_enum, default_value_t = Pooling::Mean)]
     pub(crate) pooling: Pooling,
     /// Leave the vector as long as it is, instead of dividing it by its length.
-    #[arg(long, env = "OFFSHOOT_NO_NORMALIZE")]
+    #[arg(long, env = "OFFSHOOT_NO_NORMALIZE", value_parser = FalseyValueParser::new())]
     pub(crate) no_normalize: bool,
     /// Show how near the texts are to each other, as cosines, instead of the vectors.
-    #[arg(long, env = "OFFSHOOT_COSINES", conflicts_with = "no_normalize")]
+    #[arg(
+        long, env = "OFFSHOOT_COSINES", conflicts_with = "no_normalize",
+        value_parser = FalseyValueParser::new()
+    )]
     pub(crate) cosines: bool,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

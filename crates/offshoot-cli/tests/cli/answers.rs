@@ -41,14 +41,14 @@ fn texts_are_scored_and_made_vectors_of() {
     let home = Home::new();
     home.tiny_with_context(2048);
     let score = |args: &[&str]| run(home.offshoot(["score", "long.gguf"].iter().chain(args)));
-    let value = score(&["--prompt", "abcd", "--top", "3", "--json"]).ended_with(0).json();
+    let value = score(&["--prompt", "abcd dcba", "--top", "3", "--json"]).ended_with(0).json();
     let tokens = value["tokens"].as_array().unwrap();
     assert!(tokens[0]["logprob"].is_null() && tokens.len() > 1, "{value}");
     let sum: f64 = tokens[1..].iter().map(|t| t["logprob"].as_f64().unwrap()).sum();
     assert!((sum - value["sum"].as_f64().unwrap()).abs() < 1e-9);
     assert!(tokens[1..].iter().all(|t| t["top"].as_array().unwrap().len() == 3));
     let text: String = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
-    assert_eq!(text, "abcd");
+    assert_eq!(text, "abcd dcba");
     let given = score(&["--given", "ab", "--prompt", "cd", "--json"]).ended_with(0).json();
     assert!(given["tokens"].as_array().unwrap().iter().all(|t| t["logprob"].is_f64()), "{given}");
     let left = score(&["--prompt", ""]).ended_with(3);

@@ -48,7 +48,7 @@ pub(crate) trait Runner: fmt::Debug + Send {
     /// number.
     fn greatest(&self) -> &[Result<Greatest, u32>];
 
-    /// What the output head multiplied for the `row`-th of the last step's rows of logits,
+    /// What the output head multiplied for row `row` of the last step, which wanted logits of all rows,
     /// `[hidden_size]`.
     fn head_input_row(&mut self, row: usize) -> Result<&[f32], Error>;
 
@@ -73,10 +73,15 @@ pub(crate) trait Runner: fmt::Debug + Send {
     fn noise(&self) -> Option<f32>;
 }
 
-/// What runs `model`, with room for `capacity` tokens.
-pub(crate) fn runner(model: &Model, cpu: &Cpu, capacity: usize) -> Result<Box<dyn Runner>, Error> {
+/// What runs `model`, with room for `capacity` tokens at positions of the table `rope`.
+pub(crate) fn runner(
+    model: &Model,
+    cpu: &Cpu,
+    capacity: usize,
+    rope: RopeId,
+) -> Result<Box<dyn Runner>, Error> {
     Ok(match model.executor() {
-        ExecutorKind::Packed => Box::new(PackedRunner::new(model.packed()?, cpu, capacity)),
+        ExecutorKind::Packed => Box::new(PackedRunner::new(model.packed()?, cpu, capacity, rope)),
         ExecutorKind::Dense { dtype, .. } => Box::new(DenseRunner::new(model.config(), dtype)),
     })
 }

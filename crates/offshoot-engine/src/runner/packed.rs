@@ -1,7 +1,9 @@
 //! Steps of packed weights, on the kernels.
 
 use offshoot_kernels::{Cpu, Greatest, KvCache};
-use offshoot_models::{Hooks, NoHooks, PackedExecutor, PackedModel, Segment, Site, VariantId};
+use offshoot_models::{
+    Hooks, NoHooks, PackedExecutor, PackedModel, RopeId, Segment, Site, VariantId,
+};
 
 use super::{Rows, Runner, Want};
 use crate::{Error, Model};
@@ -30,8 +32,9 @@ impl Hooks for States {
 }
 
 impl PackedRunner {
-    pub(super) fn new(model: &PackedModel, cpu: &Cpu, capacity: usize) -> Self {
-        let executor = PackedExecutor::new(cpu.clone(), model.config());
+    pub(super) fn new(model: &PackedModel, cpu: &Cpu, capacity: usize, rope: RopeId) -> Self {
+        let mut executor = PackedExecutor::new(cpu.clone(), model.config());
+        executor.reserve_positions(rope, capacity);
         Self { executor, cache: model.new_cache(capacity), states: States::default() }
     }
 }

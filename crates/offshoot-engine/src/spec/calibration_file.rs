@@ -16,8 +16,8 @@ use offshoot_methods::draft::{BINS, CLASSES, Prior, StepTimes};
 use serde::{Deserialize, Serialize};
 
 use super::SamplingClass;
-use crate::Model;
 use crate::store::{StoreError, write_whole};
+use crate::{ExecutorKind, Model};
 
 /// To be raised whenever the numbers of the file mean something else.
 const VERSION: u32 = 2;
@@ -83,7 +83,10 @@ impl CalibrationFile {
                 Some(recipe) => format!("{digest} as {recipe}"),
             },
             threads: cpu.team().threads(),
-            isa: cpu.isa().to_string(),
+            isa: match model.executor() {
+                ExecutorKind::Packed => cpu.isa().to_string(),
+                ExecutorKind::Dense { device, dtype } => format!("dense {device} {}", dtype.name()),
+            },
             processor: processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
         };
         Some(Self::with(cache, key))

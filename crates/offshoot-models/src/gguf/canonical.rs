@@ -30,18 +30,24 @@ impl Gguf<'_> {
         let mut config = config(self, family)?;
         // What is as long as these numbers say comes after they were found sound.
         config.validate().map_err(malformed)?;
-        (config.rope_scaling, config.rope_magnitude) =
-            rope::scaling(self, arch(family), config.rope_theta, config.head_dim)?;
+        (config.rope_scaling, config.rope_magnitude) = rope::scaling(self, arch(family), &config)?;
         config.sliding_window = sliding_window(self, &config)?;
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
         let taken = mapping.all()?;
         let tensors = mapping.tensors;
-        let unused = self
+        let unused: Vec<String> = self
             .tensors()
             .filter(|(name, _)| !taken.contains(*name))
             .map(|(name, _)| name.to_owned())
             .collect();
+        if let Some(name) = unused.iter().find(|name| takes_part(name, config.num_hidden_layers)) {
+            return Err(malformed(format_args!(
+                "tensor {}: not one of a {} model with these keys",
+                Shown(name),
+                family.name()
+            )));
+        }
         let told = tokenizer::read(self, config.vocab_size)?;
         Ok(Contents {
             name: self.text("general.name")?.map(str::to_owned),
@@ -204,6 +210,13 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
         mlp_bias: matches!(family, Family::Llama | Family::Mistral)
             && block_has(&[".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"]),
     })
+}
+
+/// Whether a tensor that the architecture lacks would change what a layer or the output head gives.
+fn takes_part(name: &str, layers: usize) -> bool {
+    let number = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+    number.and_then(|n| n.parse::<usize>().ok()).is_some_and(|layer| layer < layers)
+        || name == "output.bias"
 }
 
 /// How often a layer of Gemma sees everything: llama.cpp's own number unless the file has one.

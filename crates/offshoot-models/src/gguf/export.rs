@@ -246,7 +246,10 @@ fn refuse_unwritable(
     }
     let keys_are_known = matches!(config.family, Family::Llama | Family::Qwen2)
         && config.sliding_window.is_none()
-        && config.rope_magnitude == 1.0;
+        && config.rope_magnitude == 1.0
+        // llama.cpp reads factors of Llama and of no other.
+        && (config.family == Family::Llama
+            || !matches!(config.rope_scaling, RopeScaling::Factors(_)));
     if is_gguf || keys_are_known {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use super::canonical::missing;
 use super::reader::Gguf;
 use super::{Shown, malformed};
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
-use crate::{Error, RopeScaling};
+use crate::{Error, ModelConfig, RopeScaling};
 
 /// The tensors that say it: Llama 3's factors, and LongRoPE's for short texts and for long ones.
 pub(super) const TENSORS: [&str; 3] =
@@ -16,9 +16,9 @@ pub(super) const TENSORS: [&str; 3] =
 pub(super) fn scaling(
     gguf: &Gguf<'_>,
     arch: &str,
-    theta: f64,
-    head_dim: usize,
+    config: &ModelConfig,
 ) -> Result<(RopeScaling, f32), Error> {
+    let ModelConfig { head_dim, .. } = *config;
     let type_key = format!("{arch}.rope.scaling.type");
     let factors = read_factors(gguf, "rope_freqs.weight", head_dim)?;
     let [_, short, long] = TENSORS;
@@ -32,14 +32,23 @@ pub(super) fn scaling(
         }
     }
     match (gguf.text(&type_key)?, factors) {
-        (None | Some("none"), None) => Ok((RopeScaling::None, 1.0)),
-        (None | Some("none"), Some(factors)) => Ok((RopeScaling::Factors(factors), 1.0)),
+        (None, factors) => match (unnamed_factor(gguf, arch)?, factors) {
+            (None, None) => Ok((RopeScaling::None, 1.0)),
+            (None, Some(factors)) => Ok((RopeScaling::Factors(factors), 1.0)),
+            (Some(factor), None) => Ok((RopeScaling::Linear { factor }, 1.0)),
+            (Some(_), Some(_)) => Err(malformed(format_args!(
+                "key \"{arch}.rope.scaling.factor\": linear scaling beside tensor \
+                 \"rope_freqs.weight\", expected one"
+            ))),
+        },
+        (Some("none"), None) => Ok((RopeScaling::None, 1.0)),
+        (Some("none"), Some(factors)) => Ok((RopeScaling::Factors(factors), 1.0)),
         (Some("linear"), None) => {
             let key = format!("{arch}.rope.scaling.factor");
             let factor = gguf.float(&key)?.ok_or_else(|| missing(&key))?;
             Ok((RopeScaling::Linear { factor }, 1.0))
         }
-        (Some("yarn"), None) => yarn(gguf, arch, theta, head_dim),
+        (Some("yarn"), None) => yarn(gguf, arch, config),
         (Some(kind @ ("linear" | "yarn")), Some(_)) => Err(malformed(format_args!(
             "key \"{type_key}\": {kind} scaling beside tensor \"rope_freqs.weight\", expected one"
         ))),
@@ -50,12 +59,19 @@ pub(super) fn scaling(
     }
 }
 
-fn yarn(
-    gguf: &Gguf<'_>,
-    arch: &str,
-    theta: f64,
-    head_dim: usize,
-) -> Result<(RopeScaling, f32), Error> {
+/// The divisor of all positions that a file gives without a type, which is linear then; the second key
+/// is that of files from before the first.
+fn unnamed_factor(gguf: &Gguf<'_>, arch: &str) -> Result<Option<f64>, Error> {
+    for key in ["rope.scaling.factor", "rope.scale_linear"] {
+        if let Some(factor) = gguf.float(&format!("{arch}.{key}"))? {
+            return Ok(Some(factor).filter(|factor| ![0.0, 1.0].contains(factor)));
+        }
+    }
+    Ok(None)
+}
+
+fn yarn(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Result<(RopeScaling, f32), Error> {
+    let ModelConfig { rope_theta: theta, head_dim, max_position_embeddings, .. } = *config;
     let read = |key: &str, absent: Option<f32>| {
         let key = format!("{arch}.rope.scaling.{key}");
         let value = match gguf.get(&key).and_then(|value| value.as_integer()) {
@@ -80,13 +96,13 @@ fn yarn(
     }
     let rule = Yarn {
         factor: read("factor", None)?,
-        context: read("original_context_length", None)?,
+        context: read("original_context_length", Some(max_position_embeddings as f32))?,
         beta_fast: read("yarn_beta_fast", Some(BETA_FAST))?,
         beta_slow: read("yarn_beta_slow", Some(BETA_SLOW))?,
     };
-    // A file's own factors multiply the rule's.
-    let attention = read("attn_factor", Some(1.0))? * read("yarn_attn_factor", Some(1.0))?;
-    let magnitude = attention * rule.magnitude();
+    // llama.cpp's converter writes config.json's `attention_factor`, which replaces the rule's.
+    let magnitude = read("yarn_attn_factor", Some(rule.magnitude()))?;
+    let magnitude = read("attn_factor", Some(1.0))? * magnitude;
     Ok((RopeScaling::Factors(rule.factors(theta, head_dim)), magnitude))
 }
 

@@ -68,23 +68,27 @@ fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
         for (fused, parts) in fused {
             let name = format!("model.layers.{layer}.{fused}.weight");
             let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-            let whole =
-                |stored: &Stored| stored.place.shape.len() == 2 && stored.place.shape[0] == rows;
+            let room = fused.rsplit_once('.').map_or("", |(room, _)| room);
+            let name_of = |part: &str| format!("model.layers.{layer}.{room}.{part}.weight");
+            // A part that is there on its own, too, is then one that the model does not know.
+            let whole = |of: &Stored| {
+                of.place.shape.len() == 2
+                    && of.place.shape[0] == rows
+                    && !parts.iter().any(|(part, _)| stored.contains_key(&name_of(part)))
+            };
             let Some(Stored { file, place }) = stored.get(&name).filter(|s| whole(s)).cloned()
             else {
                 continue;
             };
             stored.remove(&name);
             let row_bytes = place.range.len() / rows;
-            let room = fused.rsplit_once('.').map_or("", |(room, _)| room);
             let mut start = place.range.start;
             for (part, rows) in parts {
                 let range = start..start + rows * row_bytes;
                 start = range.end;
                 let shape = vec![*rows, place.shape[1]];
                 let place = Place { shape, range, ..place.clone() };
-                let name = format!("model.layers.{layer}.{room}.{part}.weight");
-                stored.insert(name, Stored { file, place });
+                stored.insert(name_of(part), Stored { file, place });
             }
         }
     }

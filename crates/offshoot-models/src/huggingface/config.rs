@@ -177,7 +177,12 @@ fn refuse(fields: Fields<'_>, family: Family) -> Result<(), Error> {
         return Err(fields.error("final_logit_softcapping", what));
     }
     let own_code = fields.inner("auto_map", "auto_map.")?;
-    if let Some(code) = own_code.and_then(|map| map.get("AutoModelForCausalLM")) {
+    // Models that came before transformers knew them name the class that it has now.
+    let own = own_code.and_then(|map| map.get("AutoModelForCausalLM")).filter(|code| {
+        let name = code.as_str().and_then(|code| code.rsplit('.').next());
+        name != Some(class(family))
+    });
+    if let Some(code) = own {
         let what = format!("{}: the model runs code of its own", Shown(&code.to_string()));
         return Err(fields.error("auto_map", what));
     }

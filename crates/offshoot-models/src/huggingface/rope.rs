@@ -170,14 +170,15 @@ fn positive_or(parameters: Fields<'_>, name: &str, absent: f32) -> Result<f32, E
 }
 
 /// The context that the model was trained with, before any stretching.
-fn trained_context(fields: Fields<'_>, parameters: Fields<'_>) -> Result<f32, Error> {
-    let name = "original_max_position_embeddings";
-    let trained = match parameters.number(name)? {
-        Some(trained) => trained,
-        None => fields.number(name)?.ok_or_else(|| parameters.missing(name))?,
+fn trained_context(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Option<f32>, Error> {
+    let trained = match parameters.number(TRAINED)? {
+        Some(trained) => Some(trained),
+        None => fields.number(TRAINED)?,
     };
-    positive(parameters, name, trained)
+    trained.map(|trained| positive(parameters, TRAINED, trained)).transpose()
 }
+
+const TRAINED: &str = "original_max_position_embeddings";
 
 /// LongRoPE (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>). The magnitude is
 /// `sqrt(1 + ln(context / trained) / ln(trained))`, unless the file gives another.
@@ -200,6 +201,7 @@ fn long(
         list.iter().map(number).collect::<Result<Vec<_>, _>>()
     };
     let trained = trained_context(fields, parameters)?;
+    let trained = trained.ok_or_else(|| parameters.missing(TRAINED))?;
     let stretch = match parameters.number("factor")? {
         Some(factor) => factor,
         None => config.max_position_embeddings as f64 / f64::from(trained),
@@ -216,7 +218,10 @@ fn long(
 fn yarn(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Yarn, Error> {
     Ok(Yarn {
         factor: positive(parameters, "factor", parameters.required_number("factor")?)?,
-        context: trained_context(fields, parameters)?,
+        context: match trained_context(fields, parameters)? {
+            Some(context) => context,
+            None => fields.required_number("max_position_embeddings")? as f32,
+        },
         beta_fast: positive_or(parameters, "beta_fast", BETA_FAST)?,
         beta_slow: positive_or(parameters, "beta_slow", BETA_SLOW)?,
     })
@@ -238,7 +243,8 @@ impl Llama3 {
             factor: read("factor")?,
             low_freq_factor: read("low_freq_factor")?,
             high_freq_factor: read("high_freq_factor")?,
-            context: trained_context(fields, parameters)?,
+            context: trained_context(fields, parameters)?
+                .ok_or_else(|| parameters.missing(TRAINED))?,
         };
         if rule.high_freq_factor <= rule.low_freq_factor {
             let what = format!("expected more than low_freq_factor, {}", rule.low_freq_factor);

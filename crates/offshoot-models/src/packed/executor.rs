@@ -10,7 +10,7 @@ use super::hooks::{Hooks, SegmentRows};
 use super::weights::PackedModel;
 use crate::{
     Activation, Attention, Error, Executor, Frequencies, Input, LinearId, ModelConfig, Output,
-    PostNorm, Segment, Site, VectorId,
+    PostNorm, RopeId, Segment, Site, VectorId,
 };
 
 impl SequenceRows for Segment<'_, KvCache> {
@@ -168,6 +168,12 @@ impl PackedExecutor {
     ) -> Result<&[Result<Greatest, u32>], Error> {
         self.run(model, segments, hooks, Head::Greatest)?;
         Ok(&self.greatest)
+    }
+
+    /// Makes room in rotary table `rope` for all positions below `positions`.
+    pub fn reserve_positions(&mut self, rope: RopeId, positions: usize) {
+        let local = self.local.as_mut().map(|local| &mut local.table);
+        self.ropes.get_mut(rope.0).into_iter().chain(local).for_each(|t| t.reserve(positions));
     }
 
     /// What the last [`PackedExecutor::step`] gave; nothing if it failed or gave something else.

@@ -111,7 +111,9 @@ impl BlockType {
     /// Refuses what the format cannot hold.
     pub(super) fn check(self, weights: &[f32]) -> Result<(), BlockError> {
         let largest = match self {
-            BlockType::F32 | BlockType::Bf16 => f32::MAX,
+            BlockType::F32 => f32::MAX,
+            // The last number that is not rounded up to infinity.
+            BlockType::Bf16 => f32::from_bits(0x7F7F_7FFF),
             _ => LARGEST,
         };
         match weights.iter().position(|w| w.is_nan() || w.abs() > largest) {
