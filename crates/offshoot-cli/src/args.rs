@@ -666,6 +666,21 @@ mod tests {
     }
 
     #[test]
+    fn switches_are_set_by_their_variables_as_shells_write_them() {
+        for command in commands() {
+            for arg in command.get_arguments() {
+                let is_switch = matches!(arg.get_action(), clap::ArgAction::SetTrue);
+                if arg.get_env().is_none() || !is_switch {
+                    continue;
+                }
+                let mut values = arg.get_value_parser().possible_values().into_iter().flatten();
+                let takes_one = values.any(|value| value.matches("1", false));
+                assert!(takes_one, "{} --{}=1", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
     fn every_help_has_an_example_that_parses() {
         for mut command in commands() {
             let help = command.render_long_help().to_string();

@@ -168,7 +168,8 @@ fn what_no_format_holds_is_refused_with_its_place() {
             let mut weights = vec![0.5; 512];
             weights[300] = wrong;
             let mut out = vec![7; block.row_bytes(512).expect("whole blocks")];
-            let wide = matches!(block, F32 | Bf16) && wrong.is_finite();
+            // bfloat16 reaches as far, but rounds the last of it up to infinity.
+            let wide = wrong.is_finite() && (block == F32 || block == Bf16 && wrong < f32::MAX);
             let got = block.fit(&weights, &mut out);
             if wide {
                 assert_eq!(got, Ok(()), "{block}");

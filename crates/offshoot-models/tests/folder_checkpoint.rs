@@ -464,6 +464,21 @@ fn settings_that_a_family_has_no_place_for_are_refused() {
         assert!(error.contains(expected), "{name} {field}: {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
+    // As the published files have it: the class that transformers knows itself.
+    let mut published = folder("phi3_short");
+    let classes = json!({
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+    });
+    published.set("auto_map", classes);
+    published.open().unwrap();
+    // A part that stands beside the whole is one too many.
+    let mut twice = folder("phi3_short");
+    let part = "model.layers.0.self_attn.q_proj.weight";
+    let whole = twice.tensors["model.layers.0.self_attn.qkv_proj.weight"].clone();
+    twice.tensors.insert(part.to_owned(), whole);
+    let error = twice.open().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("q_proj.weight") || error.contains("qkv_proj.weight"), "{error}");
     // A matrix that is not as wide as its parts together is not taken apart.
     let mut folder = folder("phi3_short");
     let name = "model.layers.1.self_attn.qkv_proj.weight";

@@ -290,6 +290,9 @@ fn rope_scaling_is_read_from_keys() {
     assert!((config.rope_magnitude - 1.138_629_4).abs() < 1e-6, "{}", config.rope_magnitude);
     tiny.set("llama.rope.scaling.attn_factor", 0.5f32);
     assert!((open(&tiny).config().rope_magnitude - 0.569_314_7).abs() < 1e-6);
+    // What config.json gives in the place of the rule's.
+    tiny.set("llama.rope.scaling.yarn_attn_factor", 1.5f32);
+    assert_eq!(open(&tiny).config().rope_magnitude, 0.75);
     tiny.set("llama.rope.scaling.yarn_log_multiplier", 0.1f32);
     assert!(refused(&tiny).contains("yarn_log_multiplier\": 0.1"), "{}", refused(&tiny));
     tiny.set("llama.rope.scaling.type", "none");

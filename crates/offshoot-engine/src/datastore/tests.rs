@@ -128,7 +128,7 @@ fn several_shards_give_what_one_gives_where_no_document_is_cut() {
 fn a_store_that_is_read_in_ahead_is_searched_as_before_and_may_be_dropped_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
     let documents: Vec<Vec<u32>> =
-        (0..30).map(|d| (0..100_000u32).map(|i| (i * i + d) % 251).collect()).collect();
+        (0..30).map(|d| (0..100_000u32).map(|i| (i % 997 * i + d) % 251).collect()).collect();
     build(options(dir.path(), 256, 1 << 30), &documents).unwrap();
     let store = Arc::new(Datastore::open(dir.path()).unwrap());
     let pieces: Vec<_> = store.pieces().collect();

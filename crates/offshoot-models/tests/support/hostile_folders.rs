@@ -257,8 +257,8 @@ fn ropes() -> Vec<Case> {
         ("theta-list", set("rope_theta", json!([1e4])), "config.json: rope_theta: "),
         (
             "yarn",
-            scaling(json!({"type": "yarn", "factor": 4.0})),
-            "original_max_position_embeddings: missing",
+            scaling(json!({"type": "yarn", "factor": 0.0})),
+            "factor: 0, expected a number above 0",
         ),
         (
             "yarn-mscale",
