@@ -32,7 +32,7 @@ pub use config::{Family, ModelConfig, RopeScaling, SlidingWindow};
 pub use dense::{DenseCache, DenseHooks, DenseModel};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
-pub use families::{Architecture, Gemma3, Llama, Mistral, Phi3, Qwen2, Qwen3};
+pub use families::{Architecture, Decoder, Gemma3};
 pub use identity::{BaseId, TemplateId, TokenizerId};
 pub use offshoot_kernels::Activation;
 pub use packed::{Hooks, NoHooks, PackedExecutor, PackedModel, SegmentRows, WeightCache};
