@@ -81,7 +81,7 @@ impl Weights {
                 Self::Packed(Box::new(PackedModel::load_watched(checkpoint, cpu, cache, progress)?))
             }
             ExecutorKind::Dense { device, dtype } => {
-                let model = DenseModel::load(checkpoint, &device.open(), dtype.dtype())?;
+                let model = DenseModel::load(checkpoint, &device.open()?, dtype.dtype())?;
                 Self::Dense(Box::new(model))
             }
         })
@@ -136,7 +136,12 @@ impl Model {
             checkpoint = checkpoint.quantized(recipe);
         }
         let checkpoint = Arc::new(checkpoint);
-        if let (Some(context), Some(available)) = (options.context, crate::available_memory()) {
+        let available = match options.executor {
+            // A device of its own memory says by itself when that is full.
+            ExecutorKind::Dense { device, .. } if !device.shares_memory() => None,
+            _ => crate::available_memory(),
+        };
+        if let (Some(context), Some(available)) = (options.context, available) {
             let context = context.min(checkpoint.config().max_position_embeddings);
             MemoryNeed::on(&checkpoint, options.executor).check(context as u64, available)?;
         }
