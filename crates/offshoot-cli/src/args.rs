@@ -183,6 +183,15 @@ fn quantised(text: &str) -> Result<Recipe, String> {
     }
 }
 
+/// Which variant of the model is run.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct AdapterArgs {
+    /// A LoRA adapter of this model, as Python's PEFT saves it: a folder with adapter_config.json and
+    /// adapter_model.safetensors.
+    #[arg(long, env = "OFFSHOOT_ADAPTER", value_name = "FOLDER")]
+    pub(crate) adapter: Option<PathBuf>,
+}
+
 /// What runs the steps of an answer.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct ExecutorArgs {
@@ -247,6 +256,8 @@ pub(crate) struct AnswerArgs {
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) executor: ExecutorArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     /// The most tokens to make [default: as many as the context holds]
@@ -441,6 +452,8 @@ pub(crate) struct PerplexityArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) text: TextArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

@@ -21,6 +21,7 @@ mod canonical;
 mod config;
 mod fields;
 mod folder;
+pub mod peft;
 mod rope;
 mod safetensors;
 mod shards;
