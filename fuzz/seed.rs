@@ -33,7 +33,17 @@ fn main() -> io::Result<()> {
     chat_templates()?;
     model_catalogues()?;
     draft_heads()?;
+    adapters()?;
     datastores()
+}
+
+fn adapters() -> io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../crates/offshoot-models/tests/data/adapters/phi3_short");
+    let mut bytes = fs::read(folder.join("adapter_config.json"))?;
+    bytes.push(0);
+    bytes.extend(fs::read(folder.join("adapter_model.safetensors"))?);
+    write("adapter", [("sound".to_owned(), bytes)].into_iter())
 }
 
 /// Writes the inputs that are short enough; the fuzzer replays each of them thousands of times.
