@@ -72,12 +72,7 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
             Shown(kind)
         )));
     }
-    if let Some(parts) = gguf.unsigned("split.count")?.filter(|parts| *parts > 1) {
-        return Err(malformed(format_args!(
-            "key \"split.count\": the model is split over {parts} files; merge them with \
-             llama-gguf-split --merge"
-        )));
-    }
+    gguf.refuse_part()?;
     let name = gguf.text("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
     match name {
         "gemma3" => Ok(Family::Gemma3),
@@ -325,13 +320,13 @@ impl Mapping<'_, '_> {
                 tensor.shape
             )));
         }
-        let (block, mut range) = (tensor.block, tensor.range.clone());
+        let (block, file, mut range) = (tensor.block, tensor.file, tensor.range.clone());
         if let Some(Within { rows, first }) = within {
             let row_bytes = range.len() / rows;
             let start = range.start + first * row_bytes;
             range = start..start + shape[0] * row_bytes;
         }
-        self.tensors.insert(name, TensorInfo { shape, block, range, file: 0, rows, shift: 0.0 });
+        self.tensors.insert(name, TensorInfo { shape, block, range, file, rows, shift: 0.0 });
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use offshoot_kernels::{BlockType, Conversion, Cpu};
 
 use super::value::Array;
-use super::{Gguf, MAGIC, Shown, Writer, canonical, parse};
+use super::{Gguf, MAGIC, Shown, Writer, canonical, join, parse};
 use crate::{
     Checkpoint, Error, Family, PreTokenizer, Recipe, RopeScaling, RowOrder, Tensor, TokenKind,
     TokenizerSpec, stop_tokens,
@@ -225,10 +225,17 @@ fn refuse_twice(tensor: &Tensor<'_>, block: BlockType, allowed: bool) -> Result<
     )))
 }
 
-/// The GGUF file that the checkpoint was read from, if it was.
+/// The GGUF file, or all parts of it, that the checkpoint was read from, if it was.
 fn gguf_of(checkpoint: &Checkpoint) -> Result<Option<Gguf<'_>>, Error> {
-    let map = checkpoint.maps().first().filter(|map| map.starts_with(&MAGIC));
-    map.map(|map| parse(map)).transpose()
+    let maps = checkpoint.maps();
+    if !maps.first().is_some_and(|map| map.starts_with(&MAGIC)) {
+        return Ok(None);
+    }
+    let mut files = maps.iter().map(|map| parse(map)).collect::<Result<Vec<_>, _>>()?;
+    Ok(match files.len() {
+        1 => files.pop(),
+        _ => Some(join(files).map_err(|(_, error)| error)?),
+    })
 }
 
 /// Refuses models of which a file could not say everything.

@@ -16,6 +16,7 @@ mod cursor;
 mod export;
 mod reader;
 mod rope;
+mod split;
 mod tokenizer;
 mod value;
 mod writer;
@@ -24,6 +25,8 @@ use crate::shown::Shown;
 
 pub use export::{Export, ExportError, ExportOptions};
 pub use reader::{Gguf, GgufTensor, parse};
+pub(crate) use split::open;
+pub use split::{PartName, join};
 pub use value::{Array, Value, ValueKind};
 pub use writer::Writer;
 

@@ -29,7 +29,7 @@ mod tokenizer_config;
 mod tokenizer_json;
 mod windows;
 
-pub(crate) use folder::{Opened, open};
+pub(crate) use folder::open;
 pub use shards::weight_files;
 
 use std::fmt::Display;
