@@ -24,11 +24,11 @@ mod tokenizer_spec;
 mod yarn;
 
 pub use architecture::{
-    Attention, Blueprint, Executor, Frequencies, HeadNorms, Input, LinearId, LinearSpec, Output,
-    PostNorm, Site, VectorId, VectorSpec,
+    Attention, Blueprint, Executor, ExpertLayer, Frequencies, HeadNorms, Input, LinearId,
+    LinearSpec, Output, PostNorm, Site, VectorId, VectorSpec,
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
-pub use config::{Family, ModelConfig, RopeScaling, SlidingWindow};
+pub use config::{Experts, Family, ModelConfig, RopeScaling, SlidingWindow};
 pub use dense::{DenseCache, DenseHooks, DenseModel};
 pub use detokenizer::Detokenizer;
 pub use error::Error;

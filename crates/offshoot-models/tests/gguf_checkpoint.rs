@@ -77,6 +77,7 @@ fn a_llama_file_opens_under_canonical_names() {
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,
+        experts: None,
     };
     assert_eq!(checkpoint.config(), &expected);
     assert_eq!(checkpoint.name(), Some("Tiny"));

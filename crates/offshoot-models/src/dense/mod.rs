@@ -12,6 +12,7 @@
 
 mod cache;
 mod executor;
+mod experts;
 mod hooks;
 mod model;
 mod primitives;

@@ -5,6 +5,8 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use crate::Activation;
+
 /// The type that sums over many numbers are made in.
 pub(super) fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
@@ -16,6 +18,15 @@ pub(super) fn rms_norm(x_nw: &Tensor, weight_w: &Tensor, eps: f32) -> Result<Ten
     let x_nw = x_nw.to_dtype(wide(dtype))?;
     let root_n1 = (x_nw.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
     x_nw.broadcast_div(&root_n1)?.to_dtype(dtype)?.broadcast_mul(weight_w)
+}
+
+/// What a gate is, of its product.
+pub(super) fn gate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => x.silu(),
+        // The approximation by `tanh`.
+        Activation::GeluTanh => x.gelu(),
+    }
 }
 
 /// `exp(x) / sum(exp(x))` over the last axis. The greatest element is subtracted first, as a

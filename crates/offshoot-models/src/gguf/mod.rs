@@ -13,6 +13,7 @@
 
 mod canonical;
 mod cursor;
+mod experts;
 mod export;
 mod reader;
 mod rope;

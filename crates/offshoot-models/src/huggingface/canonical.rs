@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::safetensors::Place;
 use super::shards::Stored;
-use super::{INDEX, Parts, WEIGHTS, wrong};
+use super::{INDEX, Parts, WEIGHTS, experts, wrong};
 use crate::shown::Shown;
 use crate::{Architecture, Error, Family, ModelConfig, RowOrder, TensorInfo};
 
@@ -22,6 +22,8 @@ pub(super) fn map(
     if config.family == Family::Phi3 {
         part_fused(config, &mut stored);
     }
+    experts::part_fused(config, &mut stored);
+    check_routers(config, &stored, parts)?;
     let mut tensors = BTreeMap::new();
     for (name, shape) in wanted(config) {
         if tensors.contains_key(&name) {
@@ -29,8 +31,7 @@ pub(super) fn map(
         }
         let Some(Stored { file: number, place }) = stored.remove(&name) else {
             let what = format!("tensor {}: missing, expected shape {shape:?}", Shown(&name));
-            let all = if parts.index.is_some() { INDEX } else { WEIGHTS };
-            return Err(wrong(all, what));
+            return Err(wrong(whole(parts), what));
         };
         if place.shape != shape {
             let found = &place.shape;
@@ -52,6 +53,39 @@ pub(super) fn map(
         return Err(wrong(file(found.file), what));
     }
     Ok((tensors, stored.into_keys().collect()))
+}
+
+/// The file that says which tensors there are.
+fn whole(parts: &Parts<'_>) -> &'static str {
+    if parts.index.is_some() { INDEX } else { WEIGHTS }
+}
+
+/// Checks that there are as many experts as `config.json` says before names of all are made, so that
+/// how many are made is bounded by what the files hold.
+fn check_routers(
+    config: &ModelConfig,
+    stored: &BTreeMap<String, Stored>,
+    parts: &Parts<'_>,
+) -> Result<(), Error> {
+    for layer in 0..config.num_hidden_layers {
+        let Some(experts) = config.experts(layer) else { continue };
+        let expected = [experts.num_experts, config.hidden_size];
+        let name = format!("model.layers.{layer}.mlp.gate.weight");
+        match stored.get(&name) {
+            Some(found) if found.place.shape == expected => {}
+            Some(found) => {
+                let shape = &found.place.shape;
+                let what =
+                    format!("tensor {}: shape {shape:?}, expected {expected:?}", Shown(&name));
+                return Err(wrong(parts.weights[found.file].0.as_str(), what));
+            }
+            None => {
+                let what = format!("tensor {}: missing, expected shape {expected:?}", Shown(&name));
+                return Err(wrong(whole(parts), what));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes matrices of their own of those that Phi-3 stores in one: q, k and v, and gate and up. What has

@@ -2,6 +2,7 @@
 //! everything on the CPU that needs no gradient.
 
 mod executor;
+mod experts;
 mod hooks;
 mod weights;
 
