@@ -16,7 +16,7 @@ const HALF_BYTES: usize = 2;
 /// The memory that a model takes while it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryNeed {
-    /// Bytes of the packed weights.
+    /// Bytes of the packed weights, and of what layers of experts run in.
     pub weights: u64,
     /// Bytes of keys and values that one token of context takes.
     pub per_token: u64,
@@ -45,7 +45,7 @@ impl MemoryNeed {
             _ => None,
         };
         let bytes = |t: Tensor<'_>| packed(&t).unwrap_or(t.bytes().len()) as u64;
-        let weights = checkpoint.tensors().map(bytes).sum();
+        let weights = checkpoint.tensors().map(bytes).sum::<u64>() + experts(checkpoint.config());
         Self { weights, per_token: per_token(checkpoint.config()) }
     }
 
@@ -73,6 +73,16 @@ impl MemoryNeed {
         let longest = self.longest_context(available);
         Err(Error::Memory { need, weights: self.weights, context, available, longest })
     }
+}
+
+/// Bytes of what layers of experts run in, where a chunk of the prompt is read: for each row and expert
+/// that it goes through the input and the gated product, as floats and in both other forms, and the
+/// result.
+fn experts(config: &ModelConfig) -> u64 {
+    let Some(experts) = &config.experts else { return 0 };
+    let places = (PROMPT_CHUNK * experts.num_experts_per_tok) as u64;
+    let width = 12 * config.hidden_size + 8 * experts.moe_intermediate_size;
+    places * width as u64
 }
 
 /// Bytes of the keys and values of one token: half precision, for each layer.

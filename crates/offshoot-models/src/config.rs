@@ -79,6 +79,21 @@ pub enum RopeScaling {
     },
 }
 
+/// What a file's scaling of the rotary frequencies comes to.
+pub(crate) struct Stretch {
+    pub(crate) scaling: RopeScaling,
+    /// The factor of the cosines and sines.
+    pub(crate) magnitude: f32,
+    /// Tokens of context that it makes a model fit for, where it says so.
+    pub(crate) reach: usize,
+}
+
+impl From<RopeScaling> for Stretch {
+    fn from(scaling: RopeScaling) -> Self {
+        Self { scaling, magnitude: 1.0, reach: 0 }
+    }
+}
+
 /// Attention that reaches no further back than a window, and where a model has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlidingWindow {
@@ -157,7 +172,7 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Trained context length, in tokens.
+    /// Trained context length, in tokens; with YaRN at least `factor` times what it was before.
     pub max_position_embeddings: usize,
     /// Added to the mean square before the root.
     pub rms_norm_eps: f32,

@@ -12,7 +12,7 @@ use crate::{Error, Model};
 #[derive(Debug)]
 pub(super) struct DenseRunner {
     cache: DenseCache,
-    dtype: DenseType,
+    noise: f32,
     bytes_per_position: usize,
     vocab_size: usize,
     logits: Vec<f32>,
@@ -38,10 +38,12 @@ impl DenseHooks for Normed {
 
 impl DenseRunner {
     pub(super) fn new(config: &ModelConfig, dtype: DenseType) -> Self {
+        // Where a router stands between two experts, the last bit decides what a row goes through.
+        let noise = if config.experts.is_some() { f32::INFINITY } else { dtype.noise() };
         let width = config.num_key_value_heads * config.head_dim * dtype.bytes() as usize;
         Self {
             cache: DenseCache::new(config),
-            dtype,
+            noise,
             bytes_per_position: 2 * config.num_hidden_layers * width,
             vocab_size: config.vocab_size,
             logits: Vec::new(),
@@ -122,6 +124,6 @@ impl Runner for DenseRunner {
     }
 
     fn noise(&self) -> Option<f32> {
-        Some(self.dtype.noise())
+        Some(self.noise)
     }
 }

@@ -30,9 +30,11 @@ impl Gguf<'_> {
         let mut config = config(self, family)?;
         // What is as long as these numbers say comes after they were found sound.
         config.validate().map_err(malformed)?;
-        (config.rope_scaling, config.rope_magnitude) = rope::scaling(self, arch(family), &config)?;
+        let stretch = rope::scaling(self, arch(family), &config)?;
+        (config.rope_scaling, config.rope_magnitude) = (stretch.scaling, stretch.magnitude);
         config.sliding_window = sliding_window(self, &config)?;
         config.experts = experts::read(self, &config)?;
+        config.max_position_embeddings = config.max_position_embeddings.max(stretch.reach);
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
         let taken = mapping.all()?;

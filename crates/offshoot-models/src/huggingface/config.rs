@@ -77,9 +77,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
     let mut config = sizes(fields, family)?;
     let check = |config: &ModelConfig| config.validate().map_err(|e| named(&e));
     check(&config)?;
-    (config.rope_scaling, config.rope_magnitude) = rope::scaling(fields, &config)?;
+    let stretch = rope::scaling(fields, &config)?;
+    (config.rope_scaling, config.rope_magnitude) = (stretch.scaling, stretch.magnitude);
     config.sliding_window = windows::read(fields, family, config.num_hidden_layers)?;
     config.experts = experts::read(fields, family, config.num_hidden_layers)?;
+    config.max_position_embeddings = config.max_position_embeddings.max(stretch.reach);
     check(&config)?;
     Ok(Told {
         eos: eos(fields, config.vocab_size)?,

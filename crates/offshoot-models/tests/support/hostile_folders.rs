@@ -184,6 +184,13 @@ fn architectures() -> Vec<Case> {
         folder.set("model_type", Value::Null);
     });
     let experts = "mixtures of experts are not supported";
+    let moe = |fields: &[(&str, Value)]| {
+        changed(|folder| {
+            folder.set("architectures", json!(["Qwen3MoeForCausalLM"]));
+            folder.set("model_type", "qwen3_moe");
+            fields.iter().for_each(|(name, value)| folder.set(name, value.clone()));
+        })
+    };
     vec![
         ("arch-none", nameless, "config.json: architectures: missing"),
         (
@@ -227,6 +234,53 @@ fn architectures() -> Vec<Case> {
         ("window-0", set("sliding_window", 0), "sliding_window: 0, expected 1 or more"),
         ("window-text", set("sliding_window", "all"), "sliding_window: "),
         ("experts", set("num_local_experts", 8), experts),
+        ("experts-0", moe(&[("num_experts", 0.into())]), "num_experts is 0, expected 1 to 4096"),
+        (
+            "experts-2-40",
+            moe(&[("num_experts", (1u64 << 40).into())]),
+            "num_experts is 1099511627776, expected 1 to 4096",
+        ),
+        (
+            "experts-all-layers",
+            moe(&[("num_experts", 4096.into()), ("num_hidden_layers", 4096.into())]),
+            "num_experts is 4096, of all layers 16777216, expected at most 65536",
+        ),
+        (
+            "experts-two",
+            moe(&[("num_experts", 8.into()), ("num_local_experts", 9.into())]),
+            "num_local_experts: 9, but num_experts is 8",
+        ),
+        (
+            "experts-top-5",
+            moe(&[("num_experts", 4.into()), ("num_experts_per_tok", 5.into())]),
+            "num_experts_per_tok is 5, expected 1 to 4",
+        ),
+        (
+            "experts-step-0",
+            moe(&[("decoder_sparse_step", 0.into())]),
+            "decoder_sparse_step: 0, expected 1 or more",
+        ),
+        (
+            "experts-layer",
+            moe(&[("mlp_only_layers", json!([1]))]),
+            r#"mlp_only_layers: "1", expected layers below 1"#,
+        ),
+        (
+            "experts-layer-negative",
+            moe(&[("mlp_only_layers", json!([-1]))]),
+            r#"mlp_only_layers: "-1", expected layers below 1"#,
+        ),
+        (
+            "experts-width-0",
+            moe(&[("moe_intermediate_size", 0.into())]),
+            "moe_intermediate_size is 0, expected 1 to 16777216",
+        ),
+        ("experts-norm", moe(&[("norm_topk_prob", "yes".into())]), "norm_topk_prob: "),
+        (
+            "experts-missing",
+            moe(&[("num_experts", 4096.into())]),
+            r#"tensor "model.layers.0.mlp.gate.weight": missing, expected shape [4096, 8]"#,
+        ),
         ("experts-text", set("num_experts", "8"), experts),
         ("gelu", set("hidden_act", "gelu"), r#"hidden_act: "gelu" is not supported"#),
         ("own-code", set("auto_map", json!({"AutoModelForCausalLM": "a.B"})), "code of its own"),
