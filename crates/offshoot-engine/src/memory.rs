@@ -170,6 +170,19 @@ mod tests {
     }
 
     #[test]
+    fn layers_of_experts_take_room_for_each_row_and_its_experts() {
+        let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../offshoot-models/tests/data/logits");
+        let open = |name: &str| Checkpoint::open(format!("{models}/{name}.gguf").as_ref()).unwrap();
+        assert_eq!(experts(open("qwen3_tied").config()), 0);
+        // 3 experts of a row, hidden 40, inner 24.
+        let checkpoint = open("qwen3_moe");
+        let room = experts(checkpoint.config());
+        assert_eq!(room, 256 * 3 * (12 * 40 + 8 * 24));
+        let weights: usize = checkpoint.tensors().map(|t| t.bytes().len()).sum();
+        assert!(MemoryNeed::of(&checkpoint).weights >= room + weights as u64);
+    }
+
+    #[test]
     fn where_the_weights_alone_do_not_fit_no_context_is_offered() {
         let need = MemoryNeed { weights: 8 << 30, per_token: 1 << 17 };
         let error = need.check(1, 1 << 30).unwrap_err().to_string();

@@ -127,3 +127,22 @@ impl Runner for DenseRunner {
         Some(self.noise)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use offshoot_models::Checkpoint;
+
+    #[test]
+    fn where_a_router_decides_no_bound_of_the_noise_is_known() {
+        let models =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../offshoot-models/tests/data/logits");
+        for (name, known) in [("qwen3_tied", true), ("qwen3_moe", false)] {
+            let checkpoint = Checkpoint::open(&models.join(format!("{name}.gguf"))).unwrap();
+            let runner = DenseRunner::new(checkpoint.config(), DenseType::F32);
+            assert_eq!(runner.noise().unwrap().is_finite(), known, "{name}");
+        }
+    }
+}

@@ -42,24 +42,45 @@ pub(super) fn read(gguf: &Gguf<'_>, config: &ModelConfig) -> Result<Option<Exper
     }
     let size = |key: &str| canonical::required_size(gguf, family, key);
     let num_experts = size("expert_count")?;
-    let expected = [num_experts, config.hidden_size];
-    let has_experts = |layer: usize| {
-        let name = format!("blk.{layer}.ffn_gate_inp.weight");
-        // The router's own bytes are there, so as many experts as it has rows may be counted.
-        match gguf.tensor(&name) {
-            Some(router) if router.shape != expected => Err(malformed(format_args!(
-                "tensor {name:?}: shape {:?}, expected {expected:?}",
-                router.shape
-            ))),
-            router => Ok(router.is_some()),
-        }
-    };
+    let inner = size("expert_feed_forward_length")?;
+    let has_experts =
+        |layer: usize| has_experts(gguf, layer, [num_experts, config.hidden_size, inner]);
     let layers = (0..config.num_hidden_layers).map(has_experts).collect::<Result<Vec<_>, _>>()?;
     Ok(Some(Experts {
         num_experts,
         num_experts_per_tok: size("expert_used_count")?,
-        moe_intermediate_size: size("expert_feed_forward_length")?,
+        moe_intermediate_size: inner,
         norm_topk_prob: gguf.flag(&format!("{arch}.expert_weights_norm"))?.unwrap_or(true),
         layers,
     }))
+}
+
+/// Whether `layer` has a router and then experts of these sizes: as many as are counted later on are
+/// there, byte for byte.
+fn has_experts(
+    gguf: &Gguf<'_>,
+    layer: usize,
+    [experts, hidden, inner]: [usize; 3],
+) -> Result<bool, Error> {
+    let expected: [(&str, &[usize]); 4] = [
+        ("ffn_gate_inp", &[experts, hidden]),
+        ("ffn_gate_exps", &[experts, inner, hidden]),
+        ("ffn_up_exps", &[experts, inner, hidden]),
+        ("ffn_down_exps", &[experts, hidden, inner]),
+    ];
+    for (part, shape) in expected {
+        let name = format!("blk.{layer}.{part}.weight");
+        let found = gguf.tensor(&name);
+        if part == "ffn_gate_inp" && found.is_none() {
+            return Ok(false);
+        }
+        let found = found.map(|found| &found.shape[..]);
+        if found != Some(shape) {
+            let found =
+                found.map_or_else(|| "missing".to_owned(), |found| format!("shape {found:?}"));
+            let what = format_args!("tensor {name:?}: {found}, expected {shape:?}");
+            return Err(malformed(what));
+        }
+    }
+    Ok(true)
 }

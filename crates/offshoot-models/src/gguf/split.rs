@@ -6,6 +6,7 @@
 //! (<https://github.com/ggml-org/llama.cpp/blob/master/tools/gguf-split/gguf-split.cpp>).
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -92,14 +93,18 @@ pub(crate) fn open(path: &Path, map: FileMap) -> Result<Opened, Error> {
 }
 
 fn open_part(path: &Path, number: usize, count: usize) -> Result<FileMap, Error> {
-    if !path.exists() {
-        let what = format!(
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let wrong = |what| Err(Error::File { path: path.to_owned(), what });
+    match path.metadata() {
+        // Opening what is no file may wait for ever.
+        Ok(found) if !found.is_file() => wrong("not a regular file".to_owned()),
+        Ok(_) => FileMap::open(path).map_err(io),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => wrong(format!(
             "missing, part {} of the model's {count}, which must lie in one folder",
             number + 1
-        );
-        return Err(Error::File { path: path.to_owned(), what });
+        )),
+        Err(error) => Err(io(error)),
     }
-    FileMap::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
 fn joined_contents(paths: &[PathBuf], maps: &[Arc<FileMap>]) -> Result<Contents, Error> {

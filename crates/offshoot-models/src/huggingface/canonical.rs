@@ -23,20 +23,17 @@ pub(super) fn map(
         part_fused(config, &mut stored);
     }
     experts::part_fused(config, &mut stored);
-    check_routers(config, &stored, parts)?;
+    check_experts(config, &stored, parts)?;
     let mut tensors = BTreeMap::new();
     for (name, shape) in wanted(config) {
         if tensors.contains_key(&name) {
             continue; // The embedding, as the output head.
         }
         let Some(Stored { file: number, place }) = stored.remove(&name) else {
-            let what = format!("tensor {}: missing, expected shape {shape:?}", Shown(&name));
-            return Err(wrong(whole(parts), what));
+            return Err(unfit(&name, &shape, None, parts));
         };
         if place.shape != shape {
-            let found = &place.shape;
-            let what = format!("tensor {}: shape {found:?}, expected {shape:?}", Shown(&name));
-            return Err(wrong(file(number), what));
+            return Err(unfit(&name, &shape, Some(&Stored { file: number, place }), parts));
         }
         let (block, range) = (place.block, place.range);
         let rows = RowOrder::Plain;
@@ -55,37 +52,41 @@ pub(super) fn map(
     Ok((tensors, stored.into_keys().collect()))
 }
 
-/// The file that says which tensors there are.
-fn whole(parts: &Parts<'_>) -> &'static str {
-    if parts.index.is_some() { INDEX } else { WEIGHTS }
-}
-
-/// Checks that there are as many experts as `config.json` says before names of all are made, so that
-/// how many are made is bounded by what the files hold.
-fn check_routers(
+/// Checks that there are as many experts as `config.json` says before names of all are kept, so that
+/// how many are is bounded by what the files hold.
+fn check_experts(
     config: &ModelConfig,
     stored: &BTreeMap<String, Stored>,
     parts: &Parts<'_>,
 ) -> Result<(), Error> {
     for layer in 0..config.num_hidden_layers {
         let Some(experts) = config.experts(layer) else { continue };
-        let expected = [experts.num_experts, config.hidden_size];
-        let name = format!("model.layers.{layer}.mlp.gate.weight");
-        match stored.get(&name) {
-            Some(found) if found.place.shape == expected => {}
-            Some(found) => {
-                let shape = &found.place.shape;
-                let what =
-                    format!("tensor {}: shape {shape:?}, expected {expected:?}", Shown(&name));
-                return Err(wrong(parts.weights[found.file].0.as_str(), what));
-            }
-            None => {
-                let what = format!("tensor {}: missing, expected shape {expected:?}", Shown(&name));
-                return Err(wrong(whole(parts), what));
-            }
+        let router = format!("model.layers.{layer}.mlp.gate.weight");
+        let shape = [experts.num_experts, config.hidden_size];
+        if stored.get(&router).is_none_or(|found| found.place.shape != shape) {
+            return Err(unfit(&router, &shape, stored.get(&router), parts));
+        }
+        let numbers = 0..experts.num_experts;
+        let name = |number| format!("model.layers.{layer}.mlp.experts.{number}.gate_proj.weight");
+        if let Some(missing) = numbers.map(name).find(|name| !stored.contains_key(name)) {
+            let shape = [experts.moe_intermediate_size, config.hidden_size];
+            return Err(unfit(&missing, &shape, None, parts));
         }
     }
     Ok(())
+}
+
+/// The error of a tensor that is missing or of another shape than `shape`.
+fn unfit(name: &str, shape: &[usize], found: Option<&Stored>, parts: &Parts<'_>) -> Error {
+    let (file, what) = match found {
+        Some(found) => {
+            (parts.weights[found.file].0.as_str(), format!("shape {:?}", found.place.shape))
+        }
+        None if parts.index.is_some() => (INDEX, "missing".to_owned()),
+        None => (WEIGHTS, "missing".to_owned()),
+    };
+    let missing = if found.is_none() { "expected shape" } else { "expected" };
+    wrong(file, format_args!("tensor {}: {what}, {missing} {shape:?}", Shown(name)))
 }
 
 /// Makes matrices of their own of those that Phi-3 stores in one: q, k and v, and gate and up. What has

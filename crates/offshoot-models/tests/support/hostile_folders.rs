@@ -82,14 +82,51 @@ pub(crate) fn smallest(qwen2: bool) -> Folder {
     folder
 }
 
-/// The sound folders: of both families, in one file and in two.
-pub(crate) fn sound() -> [(&'static str, Sections); 4] {
+/// The same with 3 experts, of which a row goes through 2; `fused` keeps them in one tensor for gates
+/// and ups and one for downs.
+pub(crate) fn of_experts(fused: bool) -> Folder {
+    const EXPERTS: usize = 3;
+    let (hidden, inner, head_dim) = (8, 4, 4);
+    let mut folder = smallest(false);
+    let fields = [
+        ("architectures", json!(["Qwen3MoeForCausalLM"])),
+        ("model_type", "qwen3_moe".into()),
+        ("num_experts", EXPERTS.into()),
+        ("num_experts_per_tok", 2.into()),
+        ("moe_intermediate_size", inner.into()),
+    ];
+    fields.into_iter().for_each(|(name, value)| folder.set(name, value));
+    folder.tensors.retain(|name, _| !name.contains(".mlp."));
+    let layer = |part: &str| format!("model.layers.0.{part}");
+    folder.half(&layer("self_attn.q_norm.weight"), &[head_dim]);
+    folder.half(&layer("self_attn.k_norm.weight"), &[head_dim]);
+    folder.half(&layer("mlp.gate.weight"), &[EXPERTS, hidden]);
+    if fused {
+        folder.half(&layer("mlp.experts.gate_up_proj"), &[EXPERTS, 2 * inner, hidden]);
+        folder.half(&layer("mlp.experts.down_proj"), &[EXPERTS, hidden, inner]);
+        return folder;
+    }
+    for expert in 0..EXPERTS {
+        for (part, rows, cols) in
+            [("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)]
+        {
+            let name = layer(&format!("mlp.experts.{expert}.{part}_proj.weight"));
+            folder.half(&name, &[rows, cols]);
+        }
+    }
+    folder
+}
+
+/// The sound folders: of several families, in one file and in two.
+pub(crate) fn sound() -> [(&'static str, Sections); 6] {
     let (llama, qwen2) = (smallest(false), smallest(true));
     [
         ("sound-llama", llama.sections()),
         ("sound-qwen2", qwen2.sections()),
         ("sound-llama-shards", llama.sections_of_shards(2)),
         ("sound-qwen2-shards", qwen2.sections_of_shards(3)),
+        ("sound-experts", of_experts(false).sections()),
+        ("sound-experts-fused", of_experts(true).sections()),
     ]
 }
 
@@ -184,6 +221,11 @@ fn architectures() -> Vec<Case> {
         folder.set("model_type", Value::Null);
     });
     let experts = "mixtures of experts are not supported";
+    let of = |fused, change: fn(&mut Folder)| {
+        let mut folder = of_experts(fused);
+        change(&mut folder);
+        folder.sections()
+    };
     let moe = |fields: &[(&str, Value)]| {
         changed(|folder| {
             folder.set("architectures", json!(["Qwen3MoeForCausalLM"]));
@@ -276,6 +318,39 @@ fn architectures() -> Vec<Case> {
             "moe_intermediate_size is 0, expected 1 to 16777216",
         ),
         ("experts-norm", moe(&[("norm_topk_prob", "yes".into())]), "norm_topk_prob: "),
+        (
+            "experts-one-less",
+            of(false, |folder| {
+                folder.tensors.remove("model.layers.0.mlp.experts.2.up_proj.weight");
+            }),
+            r#""model.layers.0.mlp.experts.2.up_proj.weight": missing, expected shape [4, 8]"#,
+        ),
+        (
+            "experts-one-more",
+            of(false, |folder| {
+                folder.half("model.layers.0.mlp.experts.3.up_proj.weight", &[4, 8]);
+            }),
+            r#""model.layers.0.mlp.experts.3.up_proj.weight": not one of a qwen3_moe model"#,
+        ),
+        (
+            "experts-wide",
+            of(false, |folder| {
+                folder.half("model.layers.0.mlp.experts.1.down_proj.weight", &[8, 5]);
+            }),
+            "experts.1.down_proj.weight\": shape [8, 5], expected [8, 4]",
+        ),
+        (
+            "experts-router",
+            of(true, |folder| folder.half("model.layers.0.mlp.gate.weight", &[4, 8])),
+            "mlp.gate.weight\": shape [4, 8], expected [3, 8]",
+        ),
+        (
+            "experts-fused-turned",
+            of(true, |folder| {
+                folder.half("model.layers.0.mlp.experts.gate_up_proj", &[3, 8, 7]);
+            }),
+            r#""model.layers.0.mlp.experts.0.gate_proj.weight": missing, expected shape [4, 8]"#,
+        ),
         (
             "experts-missing",
             moe(&[("num_experts", 4096.into())]),

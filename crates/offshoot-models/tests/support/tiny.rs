@@ -167,10 +167,15 @@ impl Tiny {
         let mut tiny = match arch {
             "qwen2" => Self::qwen2(),
             "qwen3" => Self::qwen3(),
+            "qwen3moe" => Self::qwen3moe(),
             _ => Self::llama(),
         };
         tiny.set(&format!("{arch}.block_count"), 1u32);
-        tiny.tensors.retain(|name, _| !name.starts_with("blk.1."));
+        // Of experts the layer that has them.
+        let left_out = if arch == "qwen3moe" { "blk.0." } else { "blk.1." };
+        tiny.tensors.retain(|name, _| !name.starts_with(left_out));
+        let first = |name: String| name.replace("blk.1.", "blk.0.");
+        tiny.tensors = tiny.tensors.into_iter().map(|(name, it)| (first(name), it)).collect();
         tiny
     }
 
