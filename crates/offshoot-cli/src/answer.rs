@@ -65,7 +65,9 @@ pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
 pub(crate) fn load(
     args: &AnswerArgs,
 ) -> Result<(Model, Session, Option<CalibrationFile>), Failure> {
-    let (model, mut session) = models::load_for(args.executor.kind(), &args.model, &args.engine)?;
+    let executor = args.executor.kind()?;
+    let (model, mut session) =
+        models::load_for(executor, &args.adapter, &args.model, &args.engine)?;
     let SpecArgs { spec, materials, .. } = &args.spec;
     let mut mode = spec;
     if session.noise().is_some() && *mode == SpecMode::Auto {

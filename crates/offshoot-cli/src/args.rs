@@ -13,6 +13,8 @@ use offshoot_engine::{DenseDevice, DenseType, ExecutorKind};
 use offshoot_methods::draft::Typical;
 use offshoot_models::Recipe;
 
+use crate::failure::Failure;
+
 pub(crate) use medusa::{
     MedusaCommand, MedusaImportArgs, MedusaInspectArgs, MedusaTrainArgs, MedusaTreeArgs,
     PromptFlavour,
@@ -181,32 +183,51 @@ fn quantised(text: &str) -> Result<Recipe, String> {
     }
 }
 
+/// Which variant of the model is run.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct AdapterArgs {
+    /// A LoRA adapter of this model, as Python's PEFT saves it: a folder with adapter_config.json and
+    /// adapter_model.safetensors.
+    #[arg(long, env = "OFFSHOOT_ADAPTER", value_name = "FOLDER")]
+    pub(crate) adapter: Option<PathBuf>,
+}
+
 /// What runs the steps of an answer.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct ExecutorArgs {
-    /// What runs the model.
-    #[arg(long, env = "OFFSHOOT_EXECUTOR", value_enum, default_value = "packed")]
-    pub(crate) executor: ExecutorName,
-    /// Where the dense executor runs it; cpu is all that is built in.
+    /// What runs the model [default: packed, or dense where --device is not the processor].
+    #[arg(long, env = "OFFSHOOT_EXECUTOR", value_enum)]
+    pub(crate) executor: Option<ExecutorName>,
+    /// Where the dense executor runs it: cpu, or cuda (cuda:1 for the second) in a program built with
+    /// that feature.
     #[arg(long, env = "OFFSHOOT_DEVICE", default_value = "cpu")]
     pub(crate) device: DenseDevice,
+    /// What the dense executor's numbers are: f32, f16 or bf16.
+    #[arg(long, env = "OFFSHOOT_DTYPE", default_value = "f32")]
+    pub(crate) dtype: DenseType,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub(crate) enum ExecutorName {
     /// The kernels, on packed weights
     Packed,
-    /// The tensor library, on weights in single precision: slow on a processor, on all its threads or
+    /// The tensor library, on weights of --dtype: slow on a processor, on all its threads or
     /// RAYON_NUM_THREADS of them, and drafts only where --spec names who drafts
     Dense,
 }
 
 impl ExecutorArgs {
-    pub(crate) fn kind(self) -> ExecutorKind {
+    pub(crate) fn kind(self) -> Result<ExecutorKind, Failure> {
+        let on_processor = self.device == DenseDevice::Cpu;
         match self.executor {
-            ExecutorName::Packed => ExecutorKind::Packed,
-            ExecutorName::Dense => {
-                ExecutorKind::Dense { device: self.device, dtype: DenseType::F32 }
+            Some(ExecutorName::Packed) if !on_processor => Err(Failure::Usage(format!(
+                "--executor packed runs on the processor alone: leave it out, or --device {}",
+                self.device
+            ))),
+            Some(ExecutorName::Packed) => Ok(ExecutorKind::Packed),
+            None if on_processor => Ok(ExecutorKind::Packed),
+            None | Some(ExecutorName::Dense) => {
+                Ok(ExecutorKind::Dense { device: self.device, dtype: self.dtype })
             }
         }
     }
@@ -235,6 +256,8 @@ pub(crate) struct AnswerArgs {
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) executor: ExecutorArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     /// The most tokens to make [default: as many as the context holds]
@@ -429,6 +452,8 @@ pub(crate) struct PerplexityArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) text: TextArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

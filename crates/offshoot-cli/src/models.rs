@@ -11,10 +11,10 @@ use offshoot_engine::store::{
 };
 use offshoot_engine::{ExecutorKind, LoadOptions, Model, Session};
 use offshoot_kernels::{Cpu, Isa};
-use offshoot_models::{BaseId, Checkpoint, TemplateId, TokenizerId};
+use offshoot_models::{BaseId, Checkpoint, LoraAdapter, TemplateId, TokenizerId};
 use serde_json::json;
 
-use crate::args::{EngineArgs, ListArgs, ModelArgs, RmArgs};
+use crate::args::{AdapterArgs, EngineArgs, ListArgs, ModelArgs, RmArgs};
 use crate::failure::{Failure, note, say, say_json};
 use crate::interrupt;
 use crate::quantize::Share;
@@ -131,19 +131,24 @@ pub(crate) fn isa() -> Result<Isa, Failure> {
 
 /// Loads a model and opens a session of it.
 pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Session), Failure> {
-    load_for(ExecutorKind::Packed, args, engine)
+    load_for(ExecutorKind::Packed, &AdapterArgs::default(), args, engine)
 }
 
-/// As [`load`], for any executor.
+/// As [`load`], for any executor, and a variant of the model.
 pub(crate) fn load_for(
     executor: ExecutorKind,
+    variant: &AdapterArgs,
     args: &ModelArgs,
     engine: &EngineArgs,
 ) -> Result<(Model, Session), Failure> {
     let resolved = resolve(args)?;
     let options = LoadOptions { executor, ..load_options(engine)? };
     let cpu = Cpu::new(options.isa, options.threads);
-    let model = load_shown(&cpu, &resolved.path, &options)?;
+    let mut model = load_shown(&cpu, &resolved.path, &options)?;
+    if let Some(folder) = &variant.adapter {
+        let adapter = LoraAdapter::open(folder, model.config())?;
+        model = model.with_adapter(adapter);
+    }
     let limit = model.trained_context();
     let context = engine.ctx_size.map_or(DEFAULT_CONTEXT.min(limit), |n| n as usize);
     let session = Session::new(&model, cpu, context)?;

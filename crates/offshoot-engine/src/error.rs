@@ -53,6 +53,14 @@ pub enum Error {
     /// Only weights as tensors serve here, and the model was loaded without.
     #[error("the dense executor alone does this: load the model for it")]
     OnlyDense,
+    /// The device cannot be used.
+    #[error("--device {device}: {what}; see that its driver is installed, or take cpu")]
+    Device {
+        /// The device as it was asked for.
+        device: String,
+        /// What its driver says.
+        what: String,
+    },
     /// Guesses are to stand by a rule that a guard cannot keep exact.
     #[error(
         "--acceptance {rule}: the dense executor checks drafts by the exact rule alone, so leave it \

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use candle_core::{DType, Device};
 
+use crate::Error;
+
 /// What runs a model's steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ExecutorKind {
@@ -46,14 +48,40 @@ pub enum DenseDevice {
     /// The processor. The tensor library takes all its threads, or as many as `RAYON_NUM_THREADS`.
     #[default]
     Cpu,
+    /// The graphics processor of this number.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
 }
+
+/// What a device may be called in this program.
+#[cfg(feature = "cuda")]
+const DEVICES: &str = "cpu, cuda or cuda:NUMBER";
+#[cfg(not(feature = "cuda"))]
+const DEVICES: &str = "cpu";
 
 impl DenseDevice {
     /// The device itself.
-    pub(crate) fn open(self) -> Device {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the machine has no such device, or no driver for it.
+    pub(crate) fn open(self) -> Result<Device, Error> {
         match self {
-            Self::Cpu => Device::Cpu,
+            Self::Cpu => Ok(Device::Cpu),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(number) => {
+                let failed = |e: candle_core::Error| Error::Device {
+                    device: self.to_string(),
+                    // The library's errors may go on with a backtrace.
+                    what: e.to_string().lines().next().unwrap_or_default().to_owned(),
+                };
+                Device::new_cuda(number).map_err(failed)
+            }
         }
+    }
+
+    /// Whether its memory is the machine's own.
+    pub(crate) fn shares_memory(self) -> bool {
+        self == Self::Cpu
     }
 }
 
@@ -62,9 +90,21 @@ impl FromStr for DenseDevice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "cpu" => Ok(Self::Cpu),
-            "cuda" | "metal" => Err(format!("{text} is not built into this program: take cpu")),
-            _ => Err(format!("{text:?} is no device: expected cpu")),
+            "cpu" => return Ok(Self::Cpu),
+            #[cfg(feature = "cuda")]
+            "cuda" => return Ok(Self::Cuda(0)),
+            _ => {}
+        }
+        let (kind, number) = text.split_once(':').unwrap_or((text, "0"));
+        match (kind, number.parse::<usize>()) {
+            #[cfg(feature = "cuda")]
+            ("cuda", Ok(number)) => Ok(Self::Cuda(number)),
+            #[cfg(not(feature = "cuda"))]
+            ("cuda", Ok(_)) => Err(format!(
+                "{text} is not built into this program: take cpu, or build with --features cuda"
+            )),
+            ("metal", _) => Err(format!("{text} is not built into this program: take {DEVICES}")),
+            _ => Err(format!("{text:?} is no device: expected {DEVICES}")),
         }
     }
 }
@@ -73,6 +113,8 @@ impl fmt::Display for DenseDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
         }
     }
 }
@@ -135,6 +177,22 @@ impl DenseType {
     }
 }
 
+impl FromStr for DenseType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::F32, Self::F16, Self::Bf16];
+        let found = all.into_iter().find(|dtype| dtype.name() == text);
+        found.ok_or_else(|| format!("{text:?} is no number type: expected f32, f16 or bf16"))
+    }
+}
+
+impl fmt::Display for DenseType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,9 +200,24 @@ mod tests {
     #[test]
     fn devices_are_read_as_they_are_written_and_others_are_told_to_be_missing() {
         assert_eq!("cpu".parse::<DenseDevice>().unwrap().to_string(), "cpu");
-        let cuda = "cuda".parse::<DenseDevice>().unwrap_err();
-        assert!(cuda.contains("cuda is not built into this program"), "{cuda}");
-        assert!("tpu".parse::<DenseDevice>().unwrap_err().contains("expected cpu"));
+        for wrong in ["tpu", "cpu:1", "cuda:", "cuda:-1", "cuda:1:2"] {
+            let told = wrong.parse::<DenseDevice>().unwrap_err();
+            assert!(told.contains("expected cpu"), "{told}");
+        }
+        for cuda in ["cuda", "cuda:1"] {
+            match cuda.parse::<DenseDevice>() {
+                Ok(device) => assert!(device.to_string().starts_with(cuda)),
+                Err(told) => assert!(told.contains("is not built into this program"), "{told}"),
+            }
+        }
+    }
+
+    #[test]
+    fn number_types_are_read_as_they_are_written() {
+        for dtype in [DenseType::F32, DenseType::F16, DenseType::Bf16] {
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
+        }
+        assert!("f64".parse::<DenseType>().unwrap_err().contains("expected f32, f16 or bf16"));
     }
 
     #[test]

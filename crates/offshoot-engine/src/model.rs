@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Isa, available_threads};
 use offshoot_models::{
-    BaseId, ChatTemplate, Checkpoint, DenseModel, Message, ModelConfig, PackedModel, Recipe,
-    RenderOptions, Tokenizer, TokenizerId, WeightCache,
+    BaseId, ChatTemplate, Checkpoint, DenseModel, LoraAdapter, Message, ModelConfig, PackedModel,
+    Recipe, RenderOptions, Tokenizer, TokenizerId, WeightCache,
 };
 
 use crate::disguise::Disguise;
@@ -81,7 +81,7 @@ impl Weights {
                 Self::Packed(Box::new(PackedModel::load_watched(checkpoint, cpu, cache, progress)?))
             }
             ExecutorKind::Dense { device, dtype } => {
-                let model = DenseModel::load(checkpoint, &device.open(), dtype.dtype())?;
+                let model = DenseModel::load(checkpoint, &device.open()?, dtype.dtype())?;
                 Self::Dense(Box::new(model))
             }
         })
@@ -108,6 +108,8 @@ pub struct Model {
     asked_digest: OnceLock<[u8; 32]>,
     file_len: u64,
     cache: Option<PathBuf>,
+    /// What sessions add to the weights.
+    adapter: Option<LoraAdapter>,
 }
 
 impl Model {
@@ -136,7 +138,12 @@ impl Model {
             checkpoint = checkpoint.quantized(recipe);
         }
         let checkpoint = Arc::new(checkpoint);
-        if let (Some(context), Some(available)) = (options.context, crate::available_memory()) {
+        let available = match options.executor {
+            // A device of its own memory says by itself when that is full.
+            ExecutorKind::Dense { device, .. } if !device.shares_memory() => None,
+            _ => crate::available_memory(),
+        };
+        if let (Some(context), Some(available)) = (options.context, available) {
             let context = context.min(checkpoint.config().max_position_embeddings);
             MemoryNeed::on(&checkpoint, options.executor).check(context as u64, available)?;
         }
@@ -186,7 +193,20 @@ impl Model {
             asked_digest: OnceLock::new(),
             file_len,
             cache: options.cache.clone(),
+            adapter: None,
         })
+    }
+
+    /// The variant that `adapter` makes of it: sessions opened from now on run as that. The weights,
+    /// and so the identity, are still the base's.
+    #[must_use]
+    pub fn with_adapter(self, adapter: LoraAdapter) -> Self {
+        Self { adapter: Some(adapter), ..self }
+    }
+
+    /// The adapter that its sessions run with.
+    pub fn adapter(&self) -> Option<&LoraAdapter> {
+        self.adapter.as_ref()
     }
 
     /// What runs its steps.

@@ -175,7 +175,7 @@ proptest! {
         seed in any::<u32>(),
         shape in shapes(),
         prefix in 0usize..300,
-        nodes in 1usize..24,
+        nodes in prop_oneof![9 => 1usize..24, 1 => 120usize..200],
         threads in 1usize..4,
     ) {
         let mut random = Random(u64::from(seed));

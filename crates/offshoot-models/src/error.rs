@@ -56,6 +56,9 @@ pub enum Error {
     /// Draft heads are broken, of a layout that offshoot does not read, or another model's.
     #[error("draft heads: {0}")]
     Heads(String),
+    /// An adapter does not fit the model.
+    #[error("adapter: {0}")]
+    Adapter(String),
     /// A step was asked for that the model or its caches cannot take.
     #[error("step: {0}")]
     Step(String),

@@ -1,6 +1,7 @@
 //! What a model is: its weights under canonical names, its tokenizer and chat template, and its
 //! architecture, stated once and run by two executors.
 
+mod adapter;
 mod architecture;
 mod checkpoint;
 mod config;
@@ -23,19 +24,22 @@ mod tokenizer;
 mod tokenizer_spec;
 mod yarn;
 
+pub use adapter::{LoraAdapter, LowRank};
 pub use architecture::{
     Attention, Blueprint, Executor, ExpertLayer, Frequencies, HeadNorms, Input, LinearId,
     LinearSpec, Output, PostNorm, Site, VectorId, VectorSpec,
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
 pub use config::{Experts, Family, ModelConfig, RopeScaling, SlidingWindow};
-pub use dense::{DenseCache, DenseHooks, DenseModel};
+pub use dense::{DenseAdapters, DenseCache, DenseHooks, DenseModel};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
 pub use families::{Architecture, Decoder, Gemma3};
 pub use identity::{BaseId, TemplateId, TokenizerId};
-pub use offshoot_kernels::Activation;
-pub use packed::{Hooks, NoHooks, PackedExecutor, PackedModel, SegmentRows, WeightCache};
+pub use offshoot_kernels::{Activation, RoutingRule};
+pub use packed::{
+    Hooks, NoHooks, PackedAdapters, PackedExecutor, PackedModel, SegmentRows, WeightCache,
+};
 pub use recipe::Recipe;
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use template::{ChatTemplate, Message, RenderOptions};

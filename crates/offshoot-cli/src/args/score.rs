@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
-use super::{EngineArgs, ModelArgs, TextArgs};
+use super::{AdapterArgs, EngineArgs, ModelArgs, TextArgs};
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ScoreArgs {
@@ -22,6 +22,8 @@ pub(crate) struct ScoreArgs {
         value_parser = clap::value_parser!(u16).range(0..=100)
     )]
     pub(crate) top: u16,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }
@@ -48,6 +50,8 @@ pub(crate) struct EmbedArgs {
         value_parser = FalseyValueParser::new()
     )]
     pub(crate) cosines: bool,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

@@ -38,8 +38,28 @@ fn what_the_dense_executor_cannot_do_is_a_wrong_command() {
         run(home.offshoot(fixed.iter().chain(args))).ended_with(2)
     };
     let left = with(&["--device", "cuda"]);
-    assert!(left.stderr.contains("cuda is not built into this program"), "{}", left.stderr);
+    assert!(left.stderr.contains("is not built into this program"), "{}", left.stderr);
+    let coarse = with(&["--dtype", "f64"]);
+    assert!(coarse.stderr.contains("expected f32, f16 or bf16"), "{}", coarse.stderr);
     let draft = ["--spec", "draft", "--draft-model", "long.gguf"];
     let rule = with(&[&draft[..], &["--acceptance", "rejection"]].concat());
     assert!(rule.stderr.contains("--acceptance rejection: the dense executor"), "{}", rule.stderr);
+}
+
+#[test]
+fn coarser_numbers_answer_and_what_overflows_them_is_told() {
+    let home = Home::new();
+    home.tiny_with_context(2048);
+    let answer = |dtype: &str| {
+        let fixed = ["run", "long.gguf", "abab", "-n", "4", "--temperature", "0"];
+        run(home.offshoot(fixed.iter().chain(&["--executor", "dense", "--dtype", dtype])))
+    };
+    for dtype in ["f32", "bf16"] {
+        let text = answer(dtype).ended_with(0).stdout;
+        assert!(!text.is_empty());
+        assert_eq!(text, answer(dtype).ended_with(0).stdout, "the same again");
+    }
+    // The weights of this model are large.
+    let overflow = answer("f16").ended_with(2);
+    assert!(overflow.stderr.contains("arithmetic overflowed"), "{}", overflow.stderr);
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what the tests stand on may fail like a test does")]
 
+mod adapter;
 mod answers;
 mod calibration;
 mod datastores;

@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Tensor};
 use offshoot_kernels::Greatest;
-use offshoot_models::{DenseCache, DenseHooks, ModelConfig, Segment, Site, VariantId};
+use offshoot_models::{
+    DenseAdapters, DenseCache, DenseHooks, LinearId, ModelConfig, Segment, SegmentRows, Site,
+    VariantId,
+};
 
 use super::{Rows, Runner, Want};
 use crate::executor::DenseType;
@@ -17,40 +20,58 @@ pub(super) struct DenseRunner {
     vocab_size: usize,
     logits: Vec<f32>,
     greatest: Vec<Result<Greatest, u32>>,
-    /// The final norm's result for the last step's rows.
-    normed: Normed,
+    /// The base, or the one variant of it that there is.
+    variant: VariantId,
+    hooks: Reached,
     /// One row of it, or all.
     row: Vec<f32>,
 }
 
-/// Keeps what the output head multiplies.
+/// Adds the model's adapter, if it has one, and keeps what the output head multiplies.
 #[derive(Debug, Default)]
-struct Normed(Option<Tensor>);
+struct Reached {
+    adapters: Option<DenseAdapters>,
+    /// The final norm's result for the last step's rows.
+    normed: Option<Tensor>,
+}
 
-impl DenseHooks for Normed {
+impl DenseHooks for Reached {
     fn tap(&mut self, site: Site, rows: &Tensor) -> Result<(), offshoot_models::Error> {
         if site == Site::Final {
-            self.0 = Some(rows.clone());
+            self.normed = Some(rows.clone());
         }
         Ok(())
+    }
+
+    fn addend(
+        &mut self,
+        linear: LinearId,
+        rows: SegmentRows,
+        x: &Tensor,
+    ) -> Result<Option<Tensor>, offshoot_models::Error> {
+        self.adapters.as_mut().map_or(Ok(None), |adapters| adapters.addend(linear, rows, x))
     }
 }
 
 impl DenseRunner {
-    pub(super) fn new(config: &ModelConfig, dtype: DenseType) -> Self {
-        // Where a router stands between two experts, the last bit decides what a row goes through.
-        let noise = if config.experts.is_some() { f32::INFINITY } else { dtype.noise() };
+    pub(super) fn new(model: &Model, dtype: DenseType) -> Result<Self, Error> {
+        let config = model.config();
+        let adapter = model.adapter().map(std::slice::from_ref);
+        let adapters =
+            adapter.map(|all| DenseAdapters::new(model.dense()?, all).map_err(Error::from));
+        let adapters = adapters.transpose()?;
         let width = config.num_key_value_heads * config.head_dim * dtype.bytes() as usize;
-        Self {
+        Ok(Self {
             cache: DenseCache::new(config),
-            noise,
+            noise: noise_of(config, dtype),
             bytes_per_position: 2 * config.num_hidden_layers * width,
             vocab_size: config.vocab_size,
             logits: Vec::new(),
             greatest: Vec::new(),
-            normed: Normed::default(),
+            variant: VariantId(u32::from(adapters.is_some())),
+            hooks: Reached { adapters, normed: None },
             row: Vec::new(),
-        }
+        })
     }
 }
 
@@ -67,12 +88,12 @@ impl Runner for DenseRunner {
             parents: rows.parents,
             positions: rows.positions,
             rope: rows.rope,
-            variant: VariantId::default(),
+            variant: self.variant,
             logits: rows.logits,
         };
         self.greatest.clear();
         self.logits.clear();
-        let logits = model.dense()?.step(&mut [segment], &mut self.normed)?;
+        let logits = model.dense()?.step(&mut [segment], &mut self.hooks)?;
         let logits = logits.to_dtype(DType::F32).and_then(|x| x.flatten_all()?.to_vec1());
         self.logits = logits.map_err(tensors)?;
         if want == Want::Greatest {
@@ -91,7 +112,7 @@ impl Runner for DenseRunner {
 
     fn head_input_row(&mut self, row: usize) -> Result<&[f32], Error> {
         self.row.clear();
-        if let Some(rows) = &self.normed.0 {
+        if let Some(rows) = &self.hooks.normed {
             let row = rows.get(row).and_then(|row| row.to_dtype(DType::F32)?.to_vec1());
             self.row = row.map_err(tensors)?;
         }
@@ -100,7 +121,7 @@ impl Runner for DenseRunner {
 
     fn states(&mut self) -> Result<&[f32], Error> {
         self.row.clear();
-        if let Some(rows) = &self.normed.0 {
+        if let Some(rows) = &self.hooks.normed {
             let rows = rows.to_dtype(DType::F32).and_then(|rows| rows.flatten_all()?.to_vec1());
             self.row = rows.map_err(tensors)?;
         }
@@ -128,6 +149,12 @@ impl Runner for DenseRunner {
     }
 }
 
+/// How much a row's logits change with the rows beside it. Where a router stands between two experts,
+/// the last bit decides what a row goes through, and no bound is known.
+fn noise_of(config: &ModelConfig, dtype: DenseType) -> f32 {
+    if config.experts.is_some() { f32::INFINITY } else { dtype.noise() }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -141,8 +168,8 @@ mod tests {
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../offshoot-models/tests/data/logits");
         for (name, known) in [("qwen3_tied", true), ("qwen3_moe", false)] {
             let checkpoint = Checkpoint::open(&models.join(format!("{name}.gguf"))).unwrap();
-            let runner = DenseRunner::new(checkpoint.config(), DenseType::F32);
-            assert_eq!(runner.noise().unwrap().is_finite(), known, "{name}");
+            let noise = noise_of(checkpoint.config(), DenseType::F32);
+            assert_eq!(noise.is_finite(), known, "{name}");
         }
     }
 }

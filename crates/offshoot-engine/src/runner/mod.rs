@@ -81,7 +81,7 @@ pub(crate) fn runner(
     rope: RopeId,
 ) -> Result<Box<dyn Runner>, Error> {
     Ok(match model.executor() {
-        ExecutorKind::Packed => Box::new(PackedRunner::new(model.packed()?, cpu, capacity, rope)),
-        ExecutorKind::Dense { dtype, .. } => Box::new(DenseRunner::new(model.config(), dtype)),
+        ExecutorKind::Packed => Box::new(PackedRunner::new(model, cpu, capacity, rope)?),
+        ExecutorKind::Dense { dtype, .. } => Box::new(DenseRunner::new(model, dtype)?),
     })
 }

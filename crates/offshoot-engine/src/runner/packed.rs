@@ -2,7 +2,8 @@
 
 use offshoot_kernels::{Cpu, Greatest, KvCache};
 use offshoot_models::{
-    Hooks, NoHooks, PackedExecutor, PackedModel, RopeId, Segment, Site, VariantId,
+    Hooks, LinearId, NoHooks, PackedAdapters, PackedExecutor, RopeId, Segment, SegmentRows, Site,
+    VariantId,
 };
 
 use super::{Rows, Runner, Want};
@@ -13,29 +14,56 @@ use crate::{Error, Model};
 pub(super) struct PackedRunner {
     executor: PackedExecutor,
     cache: KvCache,
-    states: States,
+    /// The base, or the one variant of it that there is.
+    variant: VariantId,
+    hooks: Reached,
 }
 
-/// Keeps what the final norm gives.
+/// Adds the model's adapter, if it has one, and keeps what the final norm gives, if that is wanted.
 #[derive(Debug, Default)]
-struct States(Vec<f32>);
+struct Reached {
+    adapters: Option<PackedAdapters>,
+    wanted: bool,
+    states: Vec<f32>,
+}
 
-impl Hooks for States {
+impl Hooks for Reached {
     fn taps(&self, site: Site) -> bool {
-        site == Site::Final
+        self.wanted && site == Site::Final
     }
 
     fn tap(&mut self, _: Site, rows: &[f32], _: usize) {
-        self.0.clear();
-        self.0.extend_from_slice(rows);
+        self.states.clear();
+        self.states.extend_from_slice(rows);
+    }
+
+    fn adds(&self, linear: LinearId, variant: VariantId) -> bool {
+        self.adapters.as_ref().is_some_and(|adapters| adapters.adds(linear, variant))
+    }
+
+    fn addend(&mut self, linear: LinearId, rows: SegmentRows, x: &[f32], y: &mut [f32]) {
+        if let Some(adapters) = &mut self.adapters {
+            adapters.addend(linear, rows, x, y);
+        }
     }
 }
 
 impl PackedRunner {
-    pub(super) fn new(model: &PackedModel, cpu: &Cpu, capacity: usize, rope: RopeId) -> Self {
-        let mut executor = PackedExecutor::new(cpu.clone(), model.config());
+    pub(super) fn new(
+        model: &Model,
+        cpu: &Cpu,
+        capacity: usize,
+        rope: RopeId,
+    ) -> Result<Self, Error> {
+        let weights = model.packed()?;
+        let mut executor = PackedExecutor::new(cpu.clone(), weights.config());
         executor.reserve_positions(rope, capacity);
-        Self { executor, cache: model.new_cache(capacity), states: States::default() }
+        let adapter = model.adapter().map(std::slice::from_ref);
+        let adapters = adapter.map(|all| PackedAdapters::new(cpu, weights.blueprint(), all));
+        let adapters = adapters.transpose()?;
+        let variant = VariantId(u32::from(adapters.is_some()));
+        let hooks = Reached { adapters, ..Reached::default() };
+        Ok(Self { executor, cache: weights.new_cache(capacity), variant, hooks })
     }
 }
 
@@ -47,17 +75,21 @@ impl Runner for PackedRunner {
             parents: rows.parents,
             positions: rows.positions,
             rope: rows.rope,
-            variant: VariantId::default(),
+            variant: self.variant,
             logits: rows.logits,
         };
         let model = model.packed()?;
+        self.hooks.wanted = want == Want::States;
+        let hooks: &mut dyn Hooks = match self.hooks.wanted || self.hooks.adapters.is_some() {
+            true => &mut self.hooks,
+            false => &mut NoHooks,
+        };
         match want {
-            Want::Logits => self.executor.step(model, &mut [segment], &mut NoHooks).map(drop)?,
-            Want::Greatest => {
-                self.executor.step_greatest(model, &mut [segment], &mut NoHooks).map(drop)?;
+            Want::Logits | Want::States => {
+                self.executor.step(model, &mut [segment], hooks).map(drop)?;
             }
-            Want::States => {
-                self.executor.step(model, &mut [segment], &mut self.states).map(drop)?;
+            Want::Greatest => {
+                self.executor.step_greatest(model, &mut [segment], hooks).map(drop)?
             }
         }
         Ok(())
@@ -76,7 +108,7 @@ impl Runner for PackedRunner {
     }
 
     fn states(&mut self) -> Result<&[f32], Error> {
-        Ok(&self.states.0)
+        Ok(&self.hooks.states)
     }
 
     fn commit(&mut self, path: &[usize]) -> Result<(), Error> {

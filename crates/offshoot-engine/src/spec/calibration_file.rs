@@ -77,10 +77,12 @@ impl CalibrationFile {
         let digest: String = model.digest()?.iter().map(|byte| format!("{byte:02x}")).collect();
         let key = Key {
             version: VERSION,
-            // What was quantised while loading has times of its own.
-            model: match model.recipe() {
-                None => digest,
-                Some(recipe) => format!("{digest} as {recipe}"),
+            // What was quantised while loading, or adapted, has times of its own.
+            model: match (model.recipe(), model.adapter()) {
+                (None, None) => digest,
+                (Some(recipe), None) => format!("{digest} as {recipe}"),
+                (None, Some(_)) => format!("{digest} with an adapter"),
+                (Some(recipe), Some(_)) => format!("{digest} as {recipe} with an adapter"),
             },
             threads: cpu.team().threads(),
             isa: match model.executor() {

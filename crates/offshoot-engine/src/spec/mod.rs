@@ -27,7 +27,9 @@ mod sweep;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use offshoot_methods::draft::{Calibration, Gate, Guess, Limits, Planner, StepTimes, TokenTree};
+use offshoot_methods::draft::{
+    Beliefs, Calibration, Gate, Guess, Limits, Planner, StepTimes, TokenTree,
+};
 
 pub use acceptance::Acceptance;
 pub use bench::{
@@ -77,10 +79,10 @@ struct Seat {
 pub struct Speculator {
     seats: Vec<Seat>,
     planner: Planner,
-    /// The class of texts that the planner's calibrations hold for; those of the others lie in
+    /// The class of texts that the planner's beliefs hold for; those of the others lie in
     /// `classes`, at their numbers.
     class: SamplingClass,
-    classes: [Vec<Calibration>; 3],
+    classes: [Beliefs; 3],
     /// The classes that something may have been learned of.
     used: [bool; 3],
     times: StepTimes,
@@ -114,10 +116,11 @@ impl Speculator {
             Calibration::new(&known.copied().unwrap_or_else(|| d.prior()))
         };
         let mut classes = SamplingClass::ALL.map(|class| {
-            drafters.iter().map(|d| calibration(class, d.as_ref())).collect::<Vec<_>>()
+            let each = drafters.iter().map(|d| calibration(class, d.as_ref()));
+            Beliefs { calibrations: each.collect(), ..Beliefs::default() }
         });
         let class = SamplingClass::default();
-        let calibrations = std::mem::take(&mut classes[class as usize]);
+        let calibrations = std::mem::take(&mut classes[class as usize].calibrations);
         let stats = SpecStats::new(drafters.iter().map(|d| d.name()));
         let seat = |drafter| Seat { drafter, gate: Gate::default(), seconds: 0.0, asked: false };
         Self {
@@ -161,7 +164,7 @@ impl Speculator {
             let names = self.seats.iter().map(|seat| seat.drafter.name().to_owned());
             let calibrations = match class == self.class {
                 true => self.calibrations(),
-                false => &self.classes[class as usize],
+                false => &self.classes[class as usize].calibrations,
             };
             (class, names.zip(calibrations.iter().map(Calibration::counts)).collect())
         };
@@ -171,8 +174,8 @@ impl Speculator {
     /// Goes on with what was learned of texts of `class`.
     fn turn_to(&mut self, class: SamplingClass) {
         if class != self.class {
-            let calibrations = std::mem::take(&mut self.classes[class as usize]);
-            let other = self.planner.exchange(calibrations);
+            let beliefs = std::mem::take(&mut self.classes[class as usize]);
+            let other = self.planner.exchange(beliefs);
             self.classes[self.class as usize] = other;
             self.class = class;
         }

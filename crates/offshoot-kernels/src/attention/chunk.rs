@@ -10,32 +10,78 @@ use crate::math;
 
 /// Positions of a chunk.
 pub(super) const CHUNK: usize = 128;
-/// Query vectors that a pass over a chunk serves.
-const BATCH: usize = 8;
+/// Query vectors that stand together, element by element, and are scored together.
+pub(super) const BATCH: usize = 8;
 /// Greatest magnitude of half precision.
 const F16_MAX: f32 = 65504.0;
 
-/// Where the keys and values of a head stand: the cache up to block `split`, a copied tail from it.
-#[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
+/// Query vectors of one pass over one chunk.
+pub(super) struct Pass<'a> {
+    /// Keys and values of the head, `[block][head_dim][16]` and `[position][head_dim]`.
     pub(super) k: &'a [u16],
     pub(super) v: &'a [u16],
-    pub(super) split: usize,
-    pub(super) tail_k: &'a [u16],
-    pub(super) tail_v: &'a [u16],
-}
-
-/// Query vectors of one pass: scaled queries `[n][head_dim]`, scores `[n][CHUNK]`, results
-/// `[n][width]`, and from where to where each sees the chunk's positions.
-pub(super) struct Pass<'a> {
+    /// Scaled queries, `[batch][head_dim][BATCH]`.
     pub(super) q: &'a [f32],
+    /// `[n][CHUNK]`
     pub(super) scores: &'a mut [f32],
+    /// `[n][width]`
     pub(super) results: &'a mut [f32],
+    /// From where to where each of the `n` vectors sees the chunk's positions.
     pub(super) seen: &'a [(usize, usize)],
     pub(super) head_dim: usize,
     pub(super) width: usize,
     /// First position of the chunk.
     pub(super) start: usize,
+    pub(super) tree: Option<Tree<'a>>,
+}
+
+/// Rows of a tree: behind the decided positions they stand by their number in the step, and count by
+/// their depth.
+pub(super) struct Tree<'a> {
+    /// Decided positions.
+    pub(super) base: usize,
+    /// Rows behind them that the pass's vectors may see.
+    pub(super) rows: usize,
+    /// Vectors of a row.
+    pub(super) group: usize,
+    /// For each row of the pass, where its path from the root to itself stands in `ancestors`.
+    pub(super) paths: &'a [Range<usize>],
+    pub(super) ancestors: &'a [u32],
+    /// Scores, then weights, of what stands behind the last whole block of decided positions,
+    /// `[part][n][CHUNK]`.
+    pub(super) scores: &'a mut [f32],
+}
+
+impl<'a> Tree<'a> {
+    /// The positions of the chunk at `start` that vector `j` sees of the tree, and where each stands,
+    /// counted from the last whole block of decided positions.
+    fn places(
+        &self,
+        j: usize,
+        start: usize,
+        (from, to): (usize, usize),
+    ) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+        let path = &self.ancestors[self.paths[j / self.group].clone()];
+        let (base, from) = (self.base, from.max(self.base.saturating_sub(start)));
+        (from..to).map(move |p| (p, base % KEYS + path[start + p - base] as usize))
+    }
+
+    /// Parts that hold the tree's scores.
+    fn parts(&self) -> usize {
+        (self.base % KEYS + self.rows).div_ceil(CHUNK)
+    }
+
+    /// Scores of `n` vectors behind `base` decided positions that `rows` rows need room for.
+    pub(super) fn room(n: usize, base: usize, rows: usize) -> usize {
+        (base % KEYS + rows).next_multiple_of(CHUNK) * n
+    }
+}
+
+/// Values that stand together and their weights, those of a vector `CHUNK` behind the last one's.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    values: &'a [u16],
+    weights: &'a [f32],
 }
 
 /// Empty states: no position seen.
@@ -65,7 +111,7 @@ unsafe fn narrow_lanes<L: Lanes>(x: &[f32], out: &mut [u16]) {
 
 by_isa! {
     /// The results of one chunk for all vectors of a pass.
-    pub(super) fn chunk_pass(pass: &mut Pass<'_>, source: Source<'_>) = chunk_pass_lanes
+    pub(super) fn chunk_pass(pass: &mut Pass<'_>) = chunk_pass_lanes
 }
 
 by_isa! {
@@ -73,90 +119,128 @@ by_isa! {
     pub(super) fn merge(state: &mut [f32], results: &[f32], width: usize) = merge_lanes
 }
 
-#[inline(always)]
-unsafe fn chunk_pass_lanes<L: Lanes>(pass: &mut Pass<'_>, source: Source<'_>) {
-    let n = pass.seen.len();
-    let mut from = 0;
-    while from < n {
-        let batch = BATCH.min(n - from);
-        // SAFETY: the caller runs where the instructions of `L` exist.
-        unsafe {
-            match batch {
-                1 => batch_pass::<L, 1>(pass, source, from),
-                2 => batch_pass::<L, 2>(pass, source, from),
-                3 => batch_pass::<L, 3>(pass, source, from),
-                4 => batch_pass::<L, 4>(pass, source, from),
-                5 => batch_pass::<L, 5>(pass, source, from),
-                6 => batch_pass::<L, 6>(pass, source, from),
-                7 => batch_pass::<L, 7>(pass, source, from),
-                _ => batch_pass::<L, 8>(pass, source, from),
-            }
+/// Does `$do` with `J`, a constant, for each batch of at most `BATCH` of `$n` vectors, `$from` being
+/// its first.
+macro_rules! for_batches {
+    ($n:expr, |$from:ident| $do:block) => {
+        // Where registers are few, half a batch at a time.
+        let most = if L::TOKENS < BATCH { BATCH / 2 } else { BATCH };
+        for $from in (0..$n).step_by(most) {
+            for_batches!(@one most.min($n - $from), $do, 1 2 3 4 5 6 7 8)
         }
-        from += batch;
-    }
+    };
+    (@one $batch:expr, $do:block, $($j:literal)*) => {
+        match $batch {
+            $($j => {
+                const J: usize = $j;
+                $do
+            })*
+            _ => unreachable!("at most {BATCH} vectors"),
+        }
+    };
 }
 
-/// Scores, softmax and weighted sum of `J` vectors over one chunk.
 #[inline(always)]
-unsafe fn batch_pass<L: Lanes, const J: usize>(
-    pass: &mut Pass<'_>,
-    source: Source<'_>,
-    from: usize,
-) {
-    let (hd, width) = (pass.head_dim, pass.width);
-    let seen: [(usize, usize); J] = std::array::from_fn(|j| pass.seen[from + j]);
+unsafe fn chunk_pass_lanes<L: Lanes>(pass: &mut Pass<'_>) {
+    let Pass { k, v, q, seen, head_dim: hd, width, start, .. } = *pass;
+    let (n, scores, results) = (seen.len(), &mut *pass.scores, &mut *pass.results);
     let longest = seen.iter().fold(0, |longest, seen| seen.1.max(longest));
     // Blocks that no vector sees. Passing them over changes no bit: their weights would be zero.
     let skipped = seen.iter().fold(longest, |least, seen| seen.0.min(least)) / KEYS;
-    let results = &mut pass.results[from * width..(from + J) * width];
-    let scores = &mut pass.scores[from * CHUNK..(from + J) * CHUNK];
-    let q = &pass.q[from * hd..(from + J) * hd];
-    // SAFETY: the caller runs where the instructions of `L` exist; `keys` and `values` check their
-    // ranges, and the rooms above hold `J` vectors.
+    // What stands where it counts.
+    let decided = pass.tree.as_ref().map_or(CHUNK, |tree| tree.base.saturating_sub(start));
+    let kept = longest.min(decided);
+    let mut tree = pass.tree.as_mut().filter(|_| longest > decided);
+    assert!(q.len() >= n.next_multiple_of(BATCH) * hd, "whole batches of queries");
+    assert!(scores.len() >= n * CHUNK && results.len() >= n * width, "room for each vector");
+    // SAFETY: the caller runs where the instructions of `L` exist; there is room for `n` vectors, and
+    // softmax stays within the chunk.
     unsafe {
-        let first_block = pass.start / KEYS;
-        let blocks = longest.div_ceil(KEYS);
-        let mut b = skipped;
-        // The values of the positions whose keys are read; those of a tree's tail are close already.
-        let values = source.v.as_ptr();
-        while b + 2 <= blocks {
-            let k = [keys(source, first_block + b, hd), keys(source, first_block + b + 1, hd)];
-            let v = values.wrapping_add((first_block + b) * KEYS * hd);
-            score::<L, J, 2>(q.as_ptr(), hd, k, v, scores.as_mut_ptr().add(b * KEYS));
-            b += 2;
+        let blocks = start / KEYS + skipped..(start + kept).div_ceil(KEYS);
+        score_blocks::<L>((k, v), hd, (q, n), blocks, &mut scores[skipped * KEYS..]);
+        if let Some(tree) = &mut tree {
+            let (first, end) = (tree.base / KEYS, (tree.base + tree.rows).div_ceil(KEYS));
+            for part in 0..tree.parts() {
+                let from = first + part * (CHUNK / KEYS);
+                let blocks = from..end.min(from + CHUNK / KEYS);
+                let scores = &mut tree.scores[part * n * CHUNK..];
+                score_blocks::<L>((k, v), hd, (q, n), blocks, scores);
+            }
+            for (j, &seen) in seen.iter().enumerate() {
+                for (p, at) in tree.places(j, start, seen) {
+                    scores[j * CHUNK + p] = tree.scores[(at / CHUNK * n + j) * CHUNK + at % CHUNK];
+                }
+            }
         }
-        if b < blocks {
-            let k = [keys(source, first_block + b, hd)];
-            let v = values.wrapping_add((first_block + b) * KEYS * hd);
-            score::<L, J, 1>(q.as_ptr(), hd, k, v, scores.as_mut_ptr().add(b * KEYS));
-        }
-        for (j, seen) in seen.into_iter().enumerate() {
+        for (j, &seen) in seen.iter().enumerate() {
             let scores = scores.as_mut_ptr().add(j * CHUNK);
-            let (m, l) = softmax::<L>(scores, seen, skipped..blocks);
+            let (m, l) = softmax::<L>(scores, seen, skipped..longest.div_ceil(KEYS));
             results[j * width] = m;
             results[j * width + 1] = l;
         }
-        let (mut d, range) = (0, skipped * KEYS..longest);
-        while d + 32 <= hd {
-            let range = range.clone();
-            sum_values::<L, J, 2>(pass.start, range, source, hd, d, scores, results, width);
-            d += 32;
+        let main = Run {
+            values: &v[(start + skipped * KEYS).min(start + kept) * hd..(start + kept) * hd],
+            weights: &scores[skipped * KEYS..],
+        };
+        let Some(tree) = tree else {
+            return sum_values::<L>(std::iter::once(main), n, hd, results, width);
+        };
+        let parts = tree.parts();
+        tree.scores[..parts * n * CHUNK].fill(0.0);
+        for (j, &seen) in seen.iter().enumerate() {
+            for (p, at) in tree.places(j, start, seen) {
+                tree.scores[(at / CHUNK * n + j) * CHUNK + at % CHUNK] = scores[j * CHUNK + p];
+            }
         }
-        if d < hd {
-            sum_values::<L, J, 1>(pass.start, range, source, hd, d, scores, results, width);
-        }
+        let first = tree.base / KEYS * KEYS;
+        let parts = (0..parts).map(|part| {
+            let from = (part * CHUNK).max(tree.base - first);
+            let to = ((part + 1) * CHUNK).min(tree.base - first + tree.rows);
+            Run {
+                values: &v[(first + from) * hd..(first + to) * hd],
+                weights: &tree.scores[part * n * CHUNK + from % CHUNK..],
+            }
+        });
+        sum_values::<L>(std::iter::once(main).chain(parts), n, hd, results, width);
     }
 }
 
-/// The keys of absolute block `block`, `[head_dim][16]`.
+/// Scores of all `n` vectors of `q` against the keys of `blocks`, the first block's to the beginning
+/// of `out`. A few keys at a time serve all vectors, while they are in the first cache.
 #[inline(always)]
-fn keys(source: Source<'_>, block: usize, hd: usize) -> *const u16 {
-    let n = KEYS * hd;
-    if block < source.split {
-        source.k[block * n..(block + 1) * n].as_ptr()
-    } else {
-        let block = block - source.split;
-        source.tail_k[block * n..(block + 1) * n].as_ptr()
+unsafe fn score_blocks<L: Lanes>(
+    (k, v): (&[u16], &[u16]),
+    hd: usize,
+    (q, n): (&[f32], usize),
+    blocks: Range<usize>,
+    out: &mut [f32],
+) {
+    if blocks.is_empty() {
+        return;
+    }
+    let size = KEYS * hd;
+    assert!(k.len() >= blocks.end * size, "keys of whole blocks");
+    assert!(out.len() >= (n - 1) * CHUNK + blocks.len() * KEYS, "room for the scores");
+    // Where registers are few, one block at a time.
+    let most = if L::TOKENS < BATCH { 1 } else { 2 };
+    for block in blocks.clone().step_by(most) {
+        // SAFETY: there are whole batches of queries; the rest was checked above.
+        unsafe {
+            let keys = k.as_ptr().add(block * size);
+            let out = out.as_mut_ptr().add((block - blocks.start) * KEYS);
+            // The values of the same positions are read after their keys.
+            let values = v.as_ptr().wrapping_add(block * size);
+            let two = most == 2 && block + 1 < blocks.end;
+            for_batches!(n, |from| {
+                let q = q.as_ptr().add(from / BATCH * BATCH * hd + from % BATCH);
+                let out = out.add(from * CHUNK);
+                if two {
+                    score::<L, J, 2>(q, hd, keys, values, out);
+                } else {
+                    score::<L, J, 1>(q, hd, keys, values, out);
+                }
+            });
+        }
     }
 }
 
@@ -166,15 +250,16 @@ fn keys(source: Source<'_>, block: usize, hd: usize) -> *const u16 {
 unsafe fn score<L: Lanes, const J: usize, const B: usize>(
     q: *const f32,
     hd: usize,
-    k: [*const u16; B],
+    k: *const u16,
     v: *const u16,
     out: *mut f32,
 ) {
-    // SAFETY: see the caller: `q` holds `J * hd` floats, each of `k` `hd * 16` halves, and each of
-    // `J` rows of `out` has room for `B * 16` floats.
+    // SAFETY: see the caller: `q` holds `hd` batches from vector 0 or 4 on, `k` whole blocks of keys,
+    // and each of `J` rows of `out` has room for `B * 16` floats.
     unsafe {
+        let q = twins::<B>(q);
         let mut acc = [[L::splat(0.0); B]; J];
-        let after = k[B - 1].wrapping_add(hd * KEYS);
+        let after = k.wrapping_add(B * hd * KEYS);
         for d in 0..hd {
             // `B` blocks of 16 halves for each element are `B / 2` cache lines.
             if B == 2 || d % 2 == 0 {
@@ -182,13 +267,12 @@ unsafe fn score<L: Lanes, const J: usize, const B: usize>(
                 L::prefetch(v.wrapping_add(B * KEYS * d).cast());
             }
             let mut key = [L::splat(0.0); B];
-            for (key, k) in key.iter_mut().zip(k) {
-                *key = L::load_f16(k.add(d * KEYS));
+            for (b, key) in key.iter_mut().enumerate() {
+                *key = L::load_f16(k.add((b * hd + d) * KEYS));
             }
             for (j, acc) in acc.iter_mut().enumerate() {
-                let q = L::splat(*q.add(j * hd + d));
-                for (acc, key) in acc.iter_mut().zip(key) {
-                    *acc = L::fma(q, key, *acc);
+                for (b, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::fma(L::splat(*q[b].add(d * BATCH + j)), key[b], *acc);
                 }
             }
         }
@@ -200,6 +284,14 @@ unsafe fn score<L: Lanes, const J: usize, const B: usize>(
     }
 }
 
+/// The same pointer, such that the compiler does not know that it is: what is read through one is not
+/// taken from what was read through another. An operand in memory is spread by the multiplication
+/// that reads it, while spreading it for two takes an instruction, and a time on the same pipes.
+#[inline(always)]
+fn twins<const N: usize>(p: *const f32) -> [*const f32; N] {
+    std::array::from_fn(|i| if i == 0 { p } else { std::hint::black_box(p) })
+}
+
 /// Turns the scores from `from` to `to` into weights, the others of `blocks` of 16 into zeroes; gives
 /// the greatest score and the sum of the weights.
 #[inline(always)]
@@ -208,23 +300,30 @@ unsafe fn softmax<L: Lanes>(
     (from, to): (usize, usize),
     blocks: Range<usize>,
 ) -> (f32, f32) {
+    // Blocks that are seen as a whole.
+    let whole = from.div_ceil(KEYS)..to / KEYS;
     // SAFETY: see the caller: there are scores up to the end of the last block.
     unsafe {
         let lowest = L::splat(f32::NEG_INFINITY);
         let mut m = lowest;
         for b in blocks.start..to.div_ceil(KEYS) {
-            let s = L::load(scores.add(b * KEYS));
-            let s = L::first(to - b * KEYS, s, lowest);
-            m = L::max(m, L::first(from.saturating_sub(b * KEYS), lowest, s));
+            let mut s = L::load(scores.add(b * KEYS));
+            if !whole.contains(&b) {
+                s = L::first(to - b * KEYS, s, lowest);
+                s = L::first(from.saturating_sub(b * KEYS), lowest, s);
+            }
+            m = L::max(m, s);
         }
         let greatest = L::greatest(m);
         let m = L::splat(greatest);
         let mut l = L::splat(0.0);
         for b in blocks {
             let p = scores.add(b * KEYS);
-            let e = math::exp::<L>(L::sub(L::load(p), m));
-            let e = L::first(to.saturating_sub(b * KEYS), e, L::splat(0.0));
-            let e = L::first(from.saturating_sub(b * KEYS), L::splat(0.0), e);
+            let mut e = math::exp::<L>(L::sub(L::load(p), m));
+            if !whole.contains(&b) {
+                e = L::first(to.saturating_sub(b * KEYS), e, L::splat(0.0));
+                e = L::first(from.saturating_sub(b * KEYS), L::splat(0.0), e);
+            }
             L::store(p, e);
             l = L::add(l, e);
         }
@@ -232,61 +331,70 @@ unsafe fn softmax<L: Lanes>(
     }
 }
 
-/// Adds up the values of the chunk's positions `range` with their weights, elements `d .. d + 16 * V`.
-#[allow(clippy::too_many_arguments)]
+/// Adds up the values of all runs, in order, with the weights of all `n` vectors. Two registers of a
+/// value's elements at a time serve all vectors, while they are in the first cache.
 #[inline(always)]
-unsafe fn sum_values<L: Lanes, const J: usize, const V: usize>(
-    start: usize,
-    range: Range<usize>,
-    source: Source<'_>,
+unsafe fn sum_values<'a, L: Lanes>(
+    runs: impl Iterator<Item = Run<'a>> + Clone,
+    n: usize,
     hd: usize,
-    d: usize,
-    weights: &[f32],
     results: &mut [f32],
     width: usize,
 ) {
-    // SAFETY: see the caller; the two ranges of positions are checked by slicing.
+    let most = if L::TOKENS < BATCH { 1 } else { 2 };
+    for d in (0..hd).step_by(most * 16) {
+        let two = most == 2 && d + 32 <= hd;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for_batches!(n, |from| {
+                let results = &mut results[from * width..(from + J) * width];
+                if two {
+                    weighted::<L, J, 2>(runs.clone(), from, (d, hd), results, width);
+                } else {
+                    weighted::<L, J, 1>(runs.clone(), from, (d, hd), results, width);
+                }
+            });
+        }
+    }
+}
+
+/// The sums of `J` vectors, the first being `from`, over elements `d .. d + 16 * V` of the values.
+#[inline(always)]
+unsafe fn weighted<'a, L: Lanes, const J: usize, const V: usize>(
+    runs: impl Iterator<Item = Run<'a>>,
+    from: usize,
+    (d, hd): (usize, usize),
+    results: &mut [f32],
+    width: usize,
+) {
+    // SAFETY: the caller runs where the instructions of `L` exist; values are whole rows of `hd`
+    // elements, and that there is a weight for each of them and vector is checked.
     unsafe {
         let mut acc = [[L::splat(0.0); V]; J];
-        let split = source.split.saturating_mul(KEYS);
-        let cached = split.saturating_sub(start).clamp(range.start, range.end);
-        let v = &source.v[(start + range.start) * hd..(start + cached) * hd];
-        weighted::<L, J, V>(v, hd, d, weights.as_ptr().add(range.start), &mut acc);
-        if cached < range.end {
-            let from = start + cached - split;
-            let v = &source.tail_v[from * hd..(from + range.end - cached) * hd];
-            weighted::<L, J, V>(v, hd, d, weights.as_ptr().add(cached), &mut acc);
+        for Run { values, weights } in runs {
+            let positions = values.len() / hd;
+            assert!(
+                positions == 0 || weights.len() >= (from + J - 1) * CHUNK + positions,
+                "weights"
+            );
+            let weights = twins::<V>(weights.as_ptr().wrapping_add(from * CHUNK));
+            for (p, v) in values.chunks_exact(hd).enumerate() {
+                let mut value = [L::splat(0.0); V];
+                for (i, value) in value.iter_mut().enumerate() {
+                    *value = L::load_f16(v.as_ptr().add(d + 16 * i));
+                }
+                for (j, acc) in acc.iter_mut().enumerate() {
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        *acc = L::fma(L::splat(*weights[i].add(j * CHUNK + p)), value[i], *acc);
+                    }
+                }
+            }
         }
         for (j, acc) in acc.into_iter().enumerate() {
             for (i, acc) in acc.into_iter().enumerate() {
                 // Adding zero makes -0, which skipped positions could leave, +0.
                 let o = L::add(acc, L::splat(0.0));
-                L::store(results.as_mut_ptr().add(j * width + 16 + d + 16 * i), o);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn weighted<L: Lanes, const J: usize, const V: usize>(
-    v: &[u16],
-    hd: usize,
-    d: usize,
-    weights: *const f32,
-    acc: &mut [[L::F; V]; J],
-) {
-    // SAFETY: see the caller: `weights` has `J` rows of `CHUNK`.
-    unsafe {
-        for (p, v) in v.chunks_exact(hd).enumerate() {
-            let mut value = [L::splat(0.0); V];
-            for (i, value) in value.iter_mut().enumerate() {
-                *value = L::load_f16(v.as_ptr().add(d + 16 * i));
-            }
-            for (j, acc) in acc.iter_mut().enumerate() {
-                let w = L::splat(*weights.add(j * CHUNK + p));
-                for (acc, value) in acc.iter_mut().zip(value) {
-                    *acc = L::fma(w, value, *acc);
-                }
+                L::store(results[j * width + 16 + d + 16 * i..][..16].as_mut_ptr(), o);
             }
         }
     }
@@ -304,8 +412,10 @@ unsafe fn merge_lanes<L: Lanes>(state: &mut [f32], results: &[f32], width: usize
         let both = if m > n { m } else { n };
         // SAFETY: the caller runs where the instructions of `L` exist; widths are whole registers.
         unsafe {
-            let a = math::exp::<L>(L::splat(m - both));
-            let b = math::exp::<L>(L::splat(n - both));
+            // One of the two is exp(0), which is 1 to the bit.
+            let (one, less) =
+                (L::splat(1.0), math::exp::<L>(L::splat(if m > n { n - m } else { m - n })));
+            let (a, b) = if m > n { (one, less) } else { (less, one) };
             let l = L::fma(L::splat(result[1]), b, L::mul(L::splat(state[1]), a));
             for i in (16..width).step_by(16) {
                 let o = L::load(state.as_ptr().add(i));

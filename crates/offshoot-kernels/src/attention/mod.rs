@@ -32,9 +32,9 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use crate::disjoint::Disjoint;
-use crate::kv_cache::{KEYS, key_offset};
+use crate::kv_cache::KEYS;
 use crate::{Activations, Buffer, Cpu, Forms, KvCache, rms_norm, rotate};
-use chunk::{CHUNK, Pass, Source, chunk_pass, clear, merge, narrow};
+use chunk::{BATCH, CHUNK, Pass, Tree, chunk_pass, clear, merge, narrow};
 
 /// Query vectors of an item at most, and so the query heads that may share a head of keys.
 pub const ITEM_VECTORS: usize = 64;
@@ -58,15 +58,18 @@ pub trait SequenceRows: Sync {
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     members: Vec<Buffer<f32>>,
-    tails: Vec<Buffer<u16>>,
     /// Results of chunks, `[kv head][chunk][row][vector of the group][width]`.
     partials: Buffer<f32>,
-    /// Rotated and scaled queries, `[kv head][row][vector of the group][stored width]`.
+    /// Rotated and scaled queries, `[kv head][batch][stored width][BATCH]`.
     queries: Buffer<f32>,
     /// Rotated keys, `[kv head][row][head_dim]`.
     keys: Buffer<f32>,
     items: Vec<Item>,
+    /// Paths from the root to rows of trees, themselves included, and where each row's stands.
     ancestors: Vec<u32>,
+    paths: Vec<Range<usize>>,
+    /// The first vector of each row, counted in whole batches for each item.
+    vectors: Vec<usize>,
     /// First row of each sequence.
     firsts: Vec<usize>,
     /// Positions up to which each row of the step sees: its own and one.
@@ -122,8 +125,8 @@ struct Item {
     /// First row, counted in the step, and how many.
     row: usize,
     rows: usize,
-    /// Where the ancestors of a row that is no plain continuation stand, and how many.
-    ancestors: Option<(usize, usize)>,
+    /// Whether some row of the sequence does not follow the row before it.
+    tree: bool,
     chunks: Range<usize>,
     /// Chunks of the items before it.
     first_unit: usize,
@@ -147,27 +150,32 @@ pub fn attend<S: SequenceRows>(
         out.begin(cpu, (0, 0), Forms::default());
         return;
     };
-    scratch.firsts.clear();
-    let mut next = 0;
-    for s in sequences.iter() {
-        scratch.firsts.push(next);
-        next += s.parents().len();
-    }
-    scratch.reserve_inputs(shape);
-    for (s, &first) in sequences.iter_mut().zip(&scratch.firsts) {
-        let (queries, keys) = (&mut scratch.queries, &mut scratch.keys);
-        enter(cpu, layer, shape, s, first, heads, (queries, keys));
-    }
     let longest = sequences.iter().map(|s| s.cache().len() + s.parents().len()).max();
     let chunks = longest.unwrap_or(0).div_ceil(CHUNK);
     let few = shape.rows <= FEW_ROWS && shape.rows * chunks <= FEW_ROW_CHUNKS;
-    plan(sequences, shape, cpu.team().threads(), few, scratch);
-    scratch.reserve(cpu.team().threads(), shape, if few { chunks } else { 0 });
-    let AttentionScratch { members, tails, partials, queries, items, ancestors, visible, .. } =
-        scratch;
-    let job = Job { sequences, layer, shape, visible, queries, items, ancestors };
-    let members: Rooms<'_, f32> = Rooms::new(members);
-    let tails: Rooms<'_, u16> = Rooms::new(tails);
+    let vectors = plan(sequences, shape, cpu.team().threads(), few, scratch);
+    let kept = if few { chunks } else { 0 };
+    scratch.reserve(sequences, shape, cpu.team().threads(), kept, vectors);
+    for (s, &first) in sequences.iter_mut().zip(&scratch.firsts) {
+        let (queries, keys) = (&mut scratch.queries, &mut scratch.keys);
+        let vectors = (&scratch.vectors[..], vectors);
+        enter(cpu, layer, shape, (s, first), heads, vectors, (queries, keys));
+    }
+    let AttentionScratch { members, partials, queries, items, ancestors, paths, .. } = scratch;
+    let AttentionScratch { firsts, visible, vectors: places, .. } = scratch;
+    let job = Job {
+        sequences,
+        layer,
+        shape,
+        firsts,
+        visible,
+        queries,
+        vectors: (places, vectors),
+        items,
+        ancestors,
+        paths,
+    };
+    let members = Rooms::new(members);
     let width = heads.heads * shape.head_dim;
     let new = out.begin(cpu, (shape.rows, width), forms);
     // SAFETY: heads of a row are written by one member each, and rows are encoded by one, later.
@@ -176,9 +184,9 @@ pub fn attend<S: SequenceRows>(
     if !few {
         cpu.team().for_pieces(items.len(), 1, |member, piece| {
             // SAFETY: a member's room is its own.
-            let (room, tail) = unsafe { (members.of(member), tails.of(member)) };
+            let room = unsafe { members.of(member) };
             for item in &job.items[piece] {
-                job.whole(cpu, item, room, tail, result);
+                job.whole(cpu, item, room, result);
             }
         });
         cpu.team().for_pieces(shape.rows, 1, |_, piece| {
@@ -193,15 +201,14 @@ pub fn attend<S: SequenceRows>(
     let units = items.last().map_or(0, |item| item.first_unit + item.chunks.len());
     cpu.team().for_pieces(units, 1, |member, piece| {
         // SAFETY: a member's room is its own, and so is each unit's part of the partials.
-        let (room, tail) = unsafe { (members.of(member), tails.of(member)) };
+        let room = unsafe { members.of(member) };
         for unit in piece {
             let item = &job.items[job.items.partition_point(|item| item.first_unit <= unit) - 1];
             let chunk = item.chunks.start + unit - item.first_unit;
             let at = (item.kv_head * chunks + chunk) * shape.rows + item.row;
             // SAFETY: as above.
             let partial = unsafe { shared.slice(at * each, item.rows * each) };
-            let source = job.source(item, tail);
-            job.pass(cpu, item, chunk, &mut room[..ITEM_VECTORS * CHUNK], partial, source);
+            job.pass(cpu, item, chunk, room, partial);
         }
     });
     cpu.team().for_pieces(shape.rows, 1, |member, piece| {
@@ -285,9 +292,9 @@ fn enter<S: SequenceRows>(
     cpu: &Cpu,
     layer: usize,
     shape: Shape,
-    sequence: &mut S,
-    first: usize,
+    (sequence, first): (&mut S, usize),
     heads: Heads<'_>,
+    (vectors, all): (&[usize], usize),
     (queries, keys): (&mut [f32], &mut [f32]),
 ) {
     let rows = sequence.parents().len();
@@ -310,11 +317,7 @@ fn enter<S: SequenceRows>(
             let row = first + position - base;
             let turn = (&heads.cos[row * half..][..half], &heads.sin[row * half..][..half]);
             // SAFETY: as above.
-            let (key, queries) = unsafe {
-                let at = kv_head * shape.rows + row;
-                let each = group * stored;
-                (keys.slice(at * head_dim, head_dim), queries.slice(at * each, each))
-            };
+            let key = unsafe { keys.slice((kv_head * shape.rows + row) * head_dim, head_dim) };
             let from = (row * kv_heads + kv_head) * head_dim;
             let of_head = &heads.k[from..from + head_dim];
             match heads.norms {
@@ -338,15 +341,20 @@ fn enter<S: SequenceRows>(
             }
             let from = (row * kv_heads + kv_head) * group * head_dim;
             let from = heads.q[from..from + group * head_dim].chunks_exact(head_dim);
-            for (query, from) in queries.chunks_exact_mut(stored).zip(from) {
-                let (query, rest) = query.split_at_mut(head_dim);
+            for (j, from) in from.enumerate() {
+                // The key is written; its place serves the queries.
                 match heads.norms {
-                    Some(norms) => rms_norm(isa, from, norms.query, norms.eps, query),
-                    None => query.copy_from_slice(from),
+                    Some(norms) => rms_norm(isa, from, norms.query, norms.eps, key),
+                    None => key.copy_from_slice(from),
                 }
-                rest.fill(0.0);
-                rotate(isa, query, turn.0, turn.1);
-                query.iter_mut().for_each(|x| *x *= shape.scale);
+                rotate(isa, key, turn.0, turn.1);
+                let vector = kv_head * all + vectors[row] + j;
+                let at = vector / BATCH * BATCH * stored + vector % BATCH;
+                for d in 0..stored {
+                    let x = key.get(d).map_or(0.0, |x| x * shape.scale);
+                    // SAFETY: as above; a vector is of one row.
+                    unsafe { queries.slice(at + d * BATCH, 1)[0] = x };
+                }
             }
         }
     };
@@ -357,78 +365,67 @@ fn enter<S: SequenceRows>(
     }
 }
 
-/// Cuts the step into items, and notes what each row sees.
+/// Cuts the step into items, and notes what each row sees. Gives the number of query vectors of a head
+/// of keys, those included that fill up batches.
 fn plan<S: SequenceRows>(
     sequences: &[S],
     shape: Shape,
     threads: usize,
     few: bool,
     scratch: &mut AttentionScratch,
-) {
-    let AttentionScratch { items, ancestors, firsts, visible, .. } = scratch;
+) -> usize {
+    let AttentionScratch { items, ancestors, paths, firsts, visible, vectors, .. } = scratch;
     items.clear();
     ancestors.clear();
+    paths.clear();
+    firsts.clear();
     visible.clear();
+    vectors.clear();
     let most = ITEM_VECTORS / shape.group;
     // Where only items are shared out, there must be some for every member.
     let share = (shape.rows * shape.kv_heads).div_ceil(4 * threads).max(1);
     let most = if few { most } else { most.min(share) };
-    let mut first_unit = 0;
-    let mut push = |mut item: Item| {
-        item.first_unit = first_unit;
-        first_unit += item.chunks.len();
-        if !item.chunks.is_empty() {
-            items.push(item);
-        }
-    };
-    for (sequence, (s, &first)) in sequences.iter().zip(firsts.iter()).enumerate() {
-        let (base, parents) = (s.cache().len(), s.parents());
-        let follows = |i: usize| if i == 0 { None } else { Some(i as u32 - 1) };
-        let chain = parents.iter().enumerate().take_while(|&(i, p)| *p == follows(i)).count();
+    let (mut first_unit, mut next_vector) = (0, 0);
+    for (sequence, s) in sequences.iter().enumerate() {
+        let (base, parents, first) = (s.cache().len(), s.parents(), visible.len());
+        firsts.push(first);
         for (row, parent) in parents.iter().enumerate() {
             assert!(parent.is_none_or(|parent| (parent as usize) < row), "parents before children");
             let before = parent.map_or(base, |parent| visible[first + parent as usize]);
             visible.push(before + 1);
         }
-        // The first chunk that a row sees something of.
-        let earliest = |row: usize| visible[first + row].saturating_sub(shape.window) / CHUNK;
-        // Rows `rows` of the sequence together, in about equal parts, over what `chunks` gives for
-        // the last row of a part.
-        let mut together = |rows: Range<usize>, chunks: &dyn Fn(usize) -> usize| {
-            let n = rows.len();
-            for part in 0..n.div_ceil(most) {
-                let border = |part: usize| rows.start + n * part / n.div_ceil(most);
-                let (from, to) = (border(part), border(part + 1));
-                for kv_head in 0..shape.kv_heads {
-                    let start = (from..to).map(earliest).min().unwrap_or(0);
-                    let chunks = start..chunks(to - 1);
-                    let (row, rows) = (first + from, to - from);
-                    let ancestors = None;
-                    push(Item { sequence, kv_head, row, rows, ancestors, chunks, first_unit: 0 });
-                }
-            }
-        };
-        together(0..chain, &|last| (base + last + 1).div_ceil(CHUNK));
-        // Rows of a tree share what is decided; behind it each has its own path.
-        let decided = if few { base / CHUNK } else { 0 };
-        together(chain..parents.len(), &|_| decided);
-        for row in chain..parents.len() {
+        let follows = |row: usize| row.checked_sub(1).map(|before| before as u32);
+        let tree = parents.iter().enumerate().any(|(row, parent)| *parent != follows(row));
+        for row in 0..parents.len() {
             let start = ancestors.len();
-            let mut at = Some(row as u32);
+            let mut at = if tree { Some(row as u32) } else { None };
             while let Some(ancestor) = at {
                 ancestors.push(ancestor);
                 at = parents[ancestor as usize];
             }
             ancestors[start..].reverse();
-            let n = ancestors.len() - start;
+            paths.push(start..ancestors.len());
+        }
+        // In about equal parts.
+        let parts = parents.len().div_ceil(most);
+        for part in 0..parts {
+            let border = |part: usize| first + parents.len() * part / parts;
+            let (row, rows) = (border(part), border(part + 1) - border(part));
+            vectors.extend((0..rows).map(|i| next_vector + i * shape.group));
+            next_vector += (rows * shape.group).next_multiple_of(BATCH);
+            // From the first chunk that a row sees something of to the last.
+            let of_part = &visible[row..row + rows];
+            let earliest = of_part.iter().map(|end| end.saturating_sub(shape.window)).min();
+            let end = of_part.iter().max().map_or(0, |end| end.div_ceil(CHUNK));
             for kv_head in 0..shape.kv_heads {
-                let chunks = decided.max(earliest(row))..(base + n).div_ceil(CHUNK);
-                let ancestors = Some((start, n));
-                let row = first + row;
-                push(Item { sequence, kv_head, row, rows: 1, ancestors, chunks, first_unit: 0 });
+                let chunks = earliest.unwrap_or(0) / CHUNK..end;
+                let units = chunks.len();
+                items.push(Item { sequence, kv_head, row, rows, tree, chunks, first_unit });
+                first_unit += units;
             }
         }
     }
+    next_vector
 }
 
 /// What all items share.
@@ -436,29 +433,38 @@ struct Job<'a, S> {
     sequences: &'a [S],
     layer: usize,
     shape: Shape,
+    firsts: &'a [usize],
     visible: &'a [usize],
     queries: &'a [f32],
+    /// The first vector of each row, and how many vectors a head of keys has.
+    vectors: (&'a [usize], usize),
     items: &'a [Item],
     ancestors: &'a [u32],
+    paths: &'a [Range<usize>],
 }
 
 impl AttentionScratch {
-    fn reserve_inputs(&mut self, shape: Shape) {
-        let rows = shape.rows * shape.kv_heads;
-        self.queries.grow(rows * shape.group * shape.stored);
-        self.keys.grow(rows * shape.head_dim);
-    }
-
-    /// Room for the partial results of `chunks` chunks and for what each member works in.
-    fn reserve(&mut self, threads: usize, shape: Shape, chunks: usize) {
-        let room = ITEM_VECTORS * (CHUNK + 2 * shape.width());
-        let tail = 2 * (shape.rows + 2 * KEYS) * shape.stored;
+    /// Room for the inputs, `vectors` of them for a head of keys, for the partial results of `chunks`
+    /// chunks, and for what each member works in.
+    fn reserve<S: SequenceRows>(
+        &mut self,
+        sequences: &[S],
+        shape: Shape,
+        threads: usize,
+        chunks: usize,
+        vectors: usize,
+    ) {
+        self.queries.grow(shape.kv_heads * vectors * shape.stored);
+        self.keys.grow(shape.rows * shape.kv_heads * shape.head_dim);
+        let trees = self.items.iter().filter(|item| item.tree).map(|item| {
+            let s = &sequences[item.sequence];
+            Tree::room(item.rows * shape.group, s.cache().len(), s.parents().len())
+        });
+        let room = ITEM_VECTORS * (CHUNK + 2 * shape.width()) + trees.max().unwrap_or(0);
         while self.members.len() < threads {
             self.members.push(Buffer::zeroed(0));
-            self.tails.push(Buffer::zeroed(0));
         }
         self.members.iter_mut().for_each(|member| member.grow(room));
-        self.tails.iter_mut().for_each(|tails| tails.grow(tail));
         let partials = shape.kv_heads * chunks * shape.rows * shape.group * shape.width();
         if self.partials.len() < partials {
             // Twice the need, so that a growing context does not ask at every chunk.
@@ -492,43 +498,8 @@ impl<S: SequenceRows> Job<'_, S> {
         end.saturating_sub(self.shape.window)..end
     }
 
-    /// Where an item's keys and values stand. What a tree's row sees behind the last whole block of
-    /// decided positions is copied, so that it stands together.
-    fn source<'b>(&'b self, item: &Item, tail: &'b mut [u16]) -> Source<'b> {
-        let cache = self.sequences[item.sequence].cache();
-        let (k, v) = cache.head(self.layer, item.kv_head);
-        let Some((start, n)) = item.ancestors else {
-            return Source { k, v, split: usize::MAX, tail_k: &[], tail_v: &[] };
-        };
-        let (base, hd) = (cache.len(), self.shape.stored);
-        let split = base / KEYS;
-        let kept = base - split * KEYS;
-        let blocks = (kept + n).div_ceil(KEYS);
-        let (tail_k, rest) = tail.split_at_mut(blocks * KEYS * hd);
-        let tail_v = &mut rest[..blocks * KEYS * hd];
-        for i in 0..kept + n {
-            let slot = match i.checked_sub(kept) {
-                None => split * KEYS + i,
-                Some(a) => base + self.ancestors[start + a] as usize,
-            };
-            for d in 0..hd {
-                tail_k[key_offset(i, d, hd)] = k[key_offset(slot, d, hd)];
-            }
-            tail_v[i * hd..(i + 1) * hd].copy_from_slice(&v[slot * hd..(slot + 1) * hd]);
-        }
-        Source { k, v, split, tail_k, tail_v }
-    }
-
-    /// One chunk of an item: its results to `results`, scores in `scores`.
-    fn pass(
-        &self,
-        cpu: &Cpu,
-        item: &Item,
-        chunk: usize,
-        scores: &mut [f32],
-        results: &mut [f32],
-        source: Source<'_>,
-    ) {
+    /// One chunk of an item: its results to `results`, working in `room`.
+    fn pass(&self, cpu: &Cpu, item: &Item, chunk: usize, room: &mut [f32], results: &mut [f32]) {
         let Shape { group, stored, .. } = self.shape;
         let (n, start) = (item.rows * group, chunk * CHUNK);
         let mut seen = [(0, 0); ITEM_VECTORS];
@@ -537,17 +508,33 @@ impl<S: SequenceRows> Job<'_, S> {
             let in_chunk = |position: usize| position.saturating_sub(start).min(CHUNK);
             *seen = (in_chunk(from), in_chunk(end));
         }
-        let at = (item.kv_head * self.shape.rows + item.row) * group * stored;
+        let s = &self.sequences[item.sequence];
+        let (k, v) = s.cache().head(self.layer, item.kv_head);
+        let (scores, room) = room.split_at_mut(n * CHUNK);
+        let tree = item.tree.then(|| Tree {
+            base: s.cache().len(),
+            // Rows behind the item's last are no row's ancestors.
+            rows: item.row + item.rows - self.firsts[item.sequence],
+            group,
+            paths: &self.paths[item.row..item.row + item.rows],
+            ancestors: self.ancestors,
+            scores: room,
+        });
+        let (vectors, all) = self.vectors;
+        let first = (item.kv_head * all + vectors[item.row]) * stored;
         let mut pass = Pass {
-            q: &self.queries[at..at + n * stored],
+            k,
+            v,
+            q: &self.queries[first..first + n.next_multiple_of(BATCH) * stored],
             scores,
             results,
             seen: &seen[..n],
             head_dim: stored,
             width: self.shape.width(),
             start,
+            tree,
         };
-        chunk_pass(cpu.isa(), &mut pass, source);
+        chunk_pass(cpu.isa(), &mut pass);
     }
 
     /// All of an item: its chunks in order, merged as they come.
@@ -556,18 +543,15 @@ impl<S: SequenceRows> Job<'_, S> {
         cpu: &Cpu,
         item: &Item,
         room: &mut [f32],
-        tail: &mut [u16],
         result: impl Fn(usize, usize) -> &'o mut [f32],
     ) {
         let (group, width) = (self.shape.group, self.shape.width());
         let n = item.rows * group;
-        let (scores, room) = room.split_at_mut(n * CHUNK);
-        let (results, state) = room.split_at_mut(n * width);
-        let state = &mut state[..n * width];
+        let (results, room) = room.split_at_mut(n * width);
+        let (state, room) = room.split_at_mut(n * width);
         clear(state, width);
-        let source = self.source(item, tail);
         for chunk in item.chunks.clone() {
-            self.pass(cpu, item, chunk, scores, results, source);
+            self.pass(cpu, item, chunk, room, results);
             merge(cpu.isa(), state, results, width);
         }
         for (row, state) in state.chunks_exact(group * width).enumerate() {

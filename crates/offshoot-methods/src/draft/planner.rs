@@ -4,7 +4,8 @@
 //! promises most tokens for a given size; Li et al. 2024, EAGLE-2, section 4,
 //! <https://arxiv.org/abs/2406.16858>, found that drafters know their chances. So:
 //! ```text
-//! chance(v) = max over drafters of the calibrated chance that v follows its parent
+//! chance(v) = max over drafters of the calibrated chance that v follows its parent, corrected by
+//!             what came of such chances (`agreement.rs`)
 //! reach(v)  = reach(parent) * chance(v)         that v is reached and right; 1 of the root
 //! grow:  take the open guess of the greatest reach, ask every drafter what follows it, repeat
 //! E(n)   = 1 + sum of the n greatest reaches     tokens that a step of n guesses makes
@@ -44,6 +45,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
+use super::agreement::{Agreed, Agreement};
 use super::calibration::{Calibration, CellId};
 use super::step_times::StepTimes;
 use super::tree::TokenTree;
@@ -79,6 +81,8 @@ pub struct Limits {
 struct Node {
     token: u32,
     reach: f32,
+    /// What its chance came from; nothing for the root.
+    agreed: Agreed,
     /// Its own guesses, once it was taken.
     children: Range<u32>,
     votes: Range<u32>,
@@ -129,10 +133,19 @@ pub struct Contribution {
     pub credit: f32,
 }
 
+/// What drafters' guesses are believed to be worth.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Beliefs {
+    /// What each drafter's scores are worth by themselves.
+    pub calibrations: Vec<Calibration>,
+    /// And beside the others'.
+    pub agreement: Agreement,
+}
+
 /// Grows and sizes trees, and learns what the drafters' guesses are worth.
 #[derive(Debug, Clone)]
 pub struct Planner {
-    calibrations: Vec<Calibration>,
+    beliefs: Beliefs,
     nodes: Vec<Node>,
     votes: Vec<Vote>,
     open: BinaryHeap<Open>,
@@ -149,7 +162,7 @@ impl Planner {
     pub fn new(calibrations: Vec<Calibration>) -> Self {
         Self {
             contributions: vec![Contribution::default(); calibrations.len()],
-            calibrations,
+            beliefs: Beliefs { calibrations, agreement: Agreement::default() },
             nodes: Vec::new(),
             votes: Vec::new(),
             open: BinaryHeap::new(),
@@ -162,12 +175,12 @@ impl Planner {
 
     /// What each drafter's scores are worth.
     pub fn calibrations(&self) -> &[Calibration] {
-        &self.calibrations
+        &self.beliefs.calibrations
     }
 
-    /// Goes on with other `calibrations` of the same drafters; gives those so far.
-    pub fn exchange(&mut self, calibrations: Vec<Calibration>) -> Vec<Calibration> {
-        std::mem::replace(&mut self.calibrations, calibrations)
+    /// Goes on with other beliefs about the same drafters; gives those so far.
+    pub fn exchange(&mut self, beliefs: Beliefs) -> Beliefs {
+        std::mem::replace(&mut self.beliefs, beliefs)
     }
 
     /// Grows a tree of guesses below `root`.
@@ -189,6 +202,7 @@ impl Planner {
         self.nodes.push(Node {
             token: root,
             reach: 1.0,
+            agreed: Agreed::default(),
             children: 0..0,
             votes: 0..0,
             row: Some(0),
@@ -215,7 +229,7 @@ impl Planner {
         ask: &mut impl FnMut(usize, &TokenTree, usize, &mut Vec<Guess>),
     ) {
         self.room.clear();
-        for (drafter, calibration) in self.calibrations.iter().enumerate() {
+        for (drafter, calibration) in self.beliefs.calibrations.iter().enumerate() {
             self.guesses.clear();
             ask(drafter, &self.grown, place, &mut self.guesses);
             for guess in &self.guesses {
@@ -224,7 +238,8 @@ impl Planner {
                 self.room.push(Vote { token: guess.token, drafter, chance, cell });
             }
         }
-        if self.grown.depths()[place] as usize >= limits.depth {
+        let depth = self.grown.depths()[place] as usize + 1;
+        if depth > limits.depth {
             return;
         }
         // Votes for one token side by side, the most hopeful first, and one of each drafter.
@@ -241,9 +256,12 @@ impl Planner {
                     self.votes.push(*vote);
                 }
             }
+            let drafters = self.votes.len() - begin;
+            let (reach, agreed) = self.beliefs.agreement.chance(drafters, depth, votes[0].chance);
             self.nodes.push(Node {
                 token: votes[0].token,
-                reach: votes[0].chance,
+                reach,
+                agreed,
                 children: 0..0,
                 votes: begin as u32..self.votes.len() as u32,
                 row: None,
@@ -313,11 +331,12 @@ impl Planner {
             let children = self.nodes[at].children.clone();
             let mut right = None;
             for child in children {
-                let Node { token: guess, votes, row, .. } = &self.nodes[child as usize];
+                let Node { token: guess, votes, row, agreed, .. } = &self.nodes[child as usize];
                 let votes = &self.votes[range(votes)];
                 let hit = *guess == token;
+                self.beliefs.agreement.note(*agreed, hit);
                 for vote in votes {
-                    let calibration = &mut self.calibrations[vote.drafter as usize];
+                    let calibration = &mut self.beliefs.calibrations[vote.drafter as usize];
                     calibration.note(vote.cell, vote.chance, hit);
                     if hit && row.is_some() {
                         let contribution = &mut self.contributions[vote.drafter as usize];

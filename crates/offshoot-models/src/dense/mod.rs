@@ -10,6 +10,7 @@
 //! Number types follow transformers: weights and activations in the model's type, norms and softmax
 //! in f32 at least.
 
+mod adapters;
 mod cache;
 mod executor;
 mod experts;
@@ -17,6 +18,7 @@ mod hooks;
 mod model;
 mod primitives;
 
+pub use adapters::DenseAdapters;
 pub use cache::DenseCache;
 pub use hooks::DenseHooks;
 pub use model::DenseModel;

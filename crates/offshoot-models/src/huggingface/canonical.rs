@@ -89,27 +89,45 @@ fn unfit(name: &str, shape: &[usize], found: Option<&Stored>, parts: &Parts<'_>)
     wrong(file, format_args!("tensor {}: {what}, {missing} {shape:?}", Shown(name)))
 }
 
+/// What Phi-3 stores in one matrix of a layer, by rows.
+const FUSED: [(&str, &[&str]); 2] = [
+    ("self_attn.qkv_proj", &["q_proj", "k_proj", "v_proj"]),
+    ("mlp.gate_up_proj", &["gate_proj", "up_proj"]),
+];
+
+/// Where the matrices stand that a folder keeps as `matrix` in one, and their names there in the order
+/// of their rows; `None` if it is one of its own.
+pub(super) fn fused<'a>(
+    matrix: &'a str,
+    config: &ModelConfig,
+) -> Option<(&'a str, &'static [&'static str])> {
+    let (_, names) = FUSED.iter().find(|(name, _)| matrix.ends_with(name))?;
+    let (room, _) = matrix.rsplit_once('.')?;
+    (config.family == Family::Phi3).then_some((room, names))
+}
+
 /// Makes matrices of their own of those that Phi-3 stores in one: q, k and v, and gate and up. What has
 /// another shape than that stays, and is then one that the model does not know.
 fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
     let inner = config.intermediate_size;
-    let fused: [(&str, &[(&str, usize)]); 2] = [
-        ("self_attn.qkv_proj", &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)]),
-        ("mlp.gate_up_proj", &[("gate_proj", inner), ("up_proj", inner)]),
-    ];
+    let height = |part: &str| match part {
+        "q_proj" => q,
+        "k_proj" | "v_proj" => kv,
+        _ => inner,
+    };
     for layer in 0..config.num_hidden_layers {
-        for (fused, parts) in fused {
+        for (fused, parts) in FUSED {
             let name = format!("model.layers.{layer}.{fused}.weight");
-            let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+            let rows: usize = parts.iter().map(|part| height(part)).sum();
             let room = fused.rsplit_once('.').map_or("", |(room, _)| room);
             let name_of = |part: &str| format!("model.layers.{layer}.{room}.{part}.weight");
             // A part that is there on its own, too, is then one that the model does not know.
             let whole = |of: &Stored| {
                 of.place.shape.len() == 2
                     && of.place.shape[0] == rows
-                    && !parts.iter().any(|(part, _)| stored.contains_key(&name_of(part)))
+                    && !parts.iter().any(|part| stored.contains_key(&name_of(part)))
             };
             let Some(Stored { file, place }) = stored.get(&name).filter(|s| whole(s)).cloned()
             else {
@@ -118,10 +136,11 @@ fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
             stored.remove(&name);
             let row_bytes = place.range.len() / rows;
             let mut start = place.range.start;
-            for (part, rows) in parts {
+            for part in parts {
+                let rows = height(part);
                 let range = start..start + rows * row_bytes;
                 start = range.end;
-                let shape = vec![*rows, place.shape[1]];
+                let shape = vec![rows, place.shape[1]];
                 let place = Place { shape, range, ..place.clone() };
                 stored.insert(name_of(part), Stored { file, place });
             }

@@ -22,6 +22,7 @@ mod config;
 mod experts;
 mod fields;
 mod folder;
+pub mod peft;
 mod rope;
 mod safetensors;
 mod shards;

@@ -1,11 +1,13 @@
 //! The packed executor: the kernels' own buffers, no gradients, no allocation per token. It runs
 //! everything on the CPU that needs no gradient.
 
+mod adapters;
 mod executor;
 mod experts;
 mod hooks;
 mod weights;
 
+pub use adapters::PackedAdapters;
 pub use executor::PackedExecutor;
 pub use hooks::{Hooks, NoHooks, SegmentRows};
 pub use weights::{PackedModel, WeightCache};

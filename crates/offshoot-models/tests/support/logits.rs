@@ -41,7 +41,12 @@ pub(crate) fn checkpoint(name: &str) -> Checkpoint {
 
 /// Its text and logits.
 pub(crate) fn reference(name: &str) -> Reference {
-    let bytes = std::fs::read(path(&format!("{name}.logits"))).unwrap();
+    reference_at(&path(&format!("{name}.logits")))
+}
+
+/// The text and logits of a file.
+pub(crate) fn reference_at(path: &Path) -> Reference {
+    let bytes = std::fs::read(path).unwrap();
     let words: Vec<_> = bytes.chunks_exact(4).map(|b| b.try_into().unwrap()).collect();
     let number = |i: usize| u32::from_le_bytes(words[i]) as usize;
     let (rows, vocab) = (number(0), number(1));
