@@ -32,6 +32,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 TOKENS = 24
@@ -40,7 +42,8 @@ TOKENS = 24
 # heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
 # heads; rotary frequencies plain, scaled linearly, by Llama 3's rule, by LongRoPE's and by YaRN,
 # whose ramp begins and ends within a head; widths that are no multiple of 32; windows in all layers and in some;
-# norms after each half of a block, capped logits, scores of a scale of their own.
+# norms after each half of a block, capped logits, scores of a scale of their own; experts in all layers
+# and in some, whose shares sum to 1 or do not.
 MODELS = {
     "llama_biases": dict(
         config=LlamaConfig, hidden_size=40, intermediate_size=56, vocab_size=100,
@@ -130,6 +133,20 @@ MODELS = {
         },
         layer_types=["full_attention", "sliding_attention"] * 3 + ["full_attention"],
     ),
+    "qwen3_moe": dict(
+        config=Qwen3MoeConfig, hidden_size=40, intermediate_size=56, vocab_size=100,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False,
+        moe_intermediate_size=24, num_experts=7, num_experts_per_tok=3, norm_topk_prob=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    ),
+    "qwen3_moe_mixed": dict(
+        config=Qwen3MoeConfig, num_hidden_layers=5, hidden_size=32, intermediate_size=48,
+        vocab_size=101, num_attention_heads=2, num_key_value_heads=1, head_dim=12,
+        tie_word_embeddings=True, attention_bias=True, moe_intermediate_size=20, num_experts=5,
+        num_experts_per_tok=2, norm_topk_prob=False, decoder_sparse_step=2, mlp_only_layers=[1],
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "qwen3_moe_window": dict(like="qwen3_moe", use_sliding_window=True, sliding_window=4),
 }  # fmt: skip
 
 CLASSES = {
@@ -139,10 +156,11 @@ CLASSES = {
     Phi3Config: Phi3ForCausalLM,
     Qwen2Config: Qwen2ForCausalLM,
     Qwen3Config: Qwen3ForCausalLM,
+    Qwen3MoeConfig: Qwen3MoeForCausalLM,
 }
 
 # What llama.cpp calls the architectures that it does not call as transformers does.
-ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
+ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama", "qwen3_moe": "qwen3moe"}
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -163,6 +181,7 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
 }
 
 
@@ -199,8 +218,8 @@ def build(seed, spec):
             elif "embed_tokens" in name:
                 weight.copy_(0.5 * random)
             else:
-                weight.copy_(1.5 * random / weight.shape[1] ** 0.5)
-            if weight.dim() == 2:
+                weight.copy_(1.5 * random / weight.shape[-1] ** 0.5)
+            if weight.dim() > 1:
                 weight.copy_(weight.half().float())
     return model
 
@@ -252,15 +271,32 @@ def write(path, model):
         plain = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
         scaled = model.model.rotary_emb.inv_freq.double().numpy()
         writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
+    if arch == "qwen3moe":
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        if not config.norm_topk_prob:
+            writer.add_expert_weights_norm(False)
     for name, weight in model.named_parameters():
         values = weight.detach().numpy()
+        # transformers keeps experts as the converter writes them, but for two of three in one.
+        if name.endswith(".experts.gate_up_proj"):
+            layer = name.split(".")[2]
+            for part, matrices in zip(["gate", "up"], np.split(values, 2, axis=1)):
+                writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", matrices.astype(np.float16))
+            continue
+        if name.endswith(".experts.down_proj"):
+            layer = name.split(".")[2]
+            writer.add_tensor(f"blk.{layer}.ffn_down_exps.weight", values.astype(np.float16))
+            continue
         if arch == "gemma3" and name.endswith("norm.weight"):
             values = values + np.float32(1)
         if arch == "llama" and "q_proj" in name:
             values = interleave(values, config.num_attention_heads)
         if arch == "llama" and "k_proj" in name:
             values = interleave(values, config.num_key_value_heads)
-        stored = np.float16 if values.ndim == 2 else np.float32
+        router = name.endswith("mlp.gate.weight")
+        stored = np.float16 if values.ndim == 2 and not router else np.float32
         writer.add_tensor(gguf_name(name, arch), values.astype(stored))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

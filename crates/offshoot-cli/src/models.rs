@@ -301,6 +301,8 @@ pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
         "layers": c.num_hidden_layers,
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,
+        "experts": c.experts.as_ref().map(|experts| experts.num_experts),
+        "experts_per_token": c.experts.as_ref().map(|experts| experts.num_experts_per_tok),
         "heads": c.num_attention_heads,
         "kv_heads": c.num_key_value_heads,
         "head_dim": c.head_dim,

@@ -16,7 +16,7 @@ const HALF_BYTES: usize = 2;
 /// The memory that a model takes while it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryNeed {
-    /// Bytes of the packed weights.
+    /// Bytes of the packed weights, and of what layers of experts run in.
     pub weights: u64,
     /// Bytes of keys and values that one token of context takes.
     pub per_token: u64,
@@ -45,7 +45,7 @@ impl MemoryNeed {
             _ => None,
         };
         let bytes = |t: Tensor<'_>| packed(&t).unwrap_or(t.bytes().len()) as u64;
-        let weights = checkpoint.tensors().map(bytes).sum();
+        let weights = checkpoint.tensors().map(bytes).sum::<u64>() + experts(checkpoint.config());
         Self { weights, per_token: per_token(checkpoint.config()) }
     }
 
@@ -73,6 +73,16 @@ impl MemoryNeed {
         let longest = self.longest_context(available);
         Err(Error::Memory { need, weights: self.weights, context, available, longest })
     }
+}
+
+/// Bytes of what layers of experts run in, where a chunk of the prompt is read: for each row and expert
+/// that it goes through the input and the gated product, as floats and in both other forms, and the
+/// result.
+fn experts(config: &ModelConfig) -> u64 {
+    let Some(experts) = &config.experts else { return 0 };
+    let places = (PROMPT_CHUNK * experts.num_experts_per_tok) as u64;
+    let width = 12 * config.hidden_size + 8 * experts.moe_intermediate_size;
+    places * width as u64
 }
 
 /// Bytes of the keys and values of one token: half precision, for each layer.
@@ -157,6 +167,19 @@ mod tests {
         need.check(longest, available).unwrap();
         let error = need.check(longest + 1, available).unwrap_err().to_string();
         assert!(error.contains(&format!("--ctx-size {longest} or less")), "{error}");
+    }
+
+    #[test]
+    fn layers_of_experts_take_room_for_each_row_and_its_experts() {
+        let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../offshoot-models/tests/data/logits");
+        let open = |name: &str| Checkpoint::open(format!("{models}/{name}.gguf").as_ref()).unwrap();
+        assert_eq!(experts(open("qwen3_tied").config()), 0);
+        // 3 experts of a row, hidden 40, inner 24.
+        let checkpoint = open("qwen3_moe");
+        let room = experts(checkpoint.config());
+        assert_eq!(room, 256 * 3 * (12 * 40 + 8 * 24));
+        let weights: usize = checkpoint.tensors().map(|t| t.bytes().len()).sum();
+        assert!(MemoryNeed::of(&checkpoint).weights >= room + weights as u64);
     }
 
     #[test]

@@ -2,12 +2,21 @@
 
 use std::marker::PhantomData;
 
-/// A mutable slice shared among a team whose members write parts that do not overlap.
+/// A mutable slice shared among a team whose members write parts that do not overlap. A copy is the
+/// same slice.
 pub(crate) struct Disjoint<'a, T> {
     ptr: *mut T,
     len: usize,
     slice: PhantomData<&'a mut [T]>,
 }
+
+impl<T> Clone for Disjoint<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Disjoint<'_, T> {}
 
 // SAFETY: access goes through `slice`, whose caller promises parts that do not overlap.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}

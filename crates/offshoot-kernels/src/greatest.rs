@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 
 use crate::activations::PANEL;
 use crate::disjoint::Disjoint;
-use crate::product::{RUN, check, panel_rows, room_for, zeroed};
+use crate::product::{RUN, check, panel_rows, panels, room_for, zeroed};
 use crate::tile::TILE_ROWS;
 use crate::{Activations, Cpu, PackedMatrix, argmax};
 
@@ -80,9 +80,9 @@ pub fn multiply_greatest(
         let end = outputs.min(piece.end * TILE_ROWS);
         for row in (piece.start * TILE_ROWS..end).step_by(RUN) {
             let rows = row..end.min(row + RUN);
-            for panel in 0..tokens.div_ceil(PANEL) {
-                panel_rows(cpu.isa(), acts, weights, panel, rows.clone(), products);
-                let found = found[panel * PANEL..].iter_mut().take(PANEL);
+            for part in panels(0..tokens) {
+                let found = found[part.start..].iter_mut().take(PANEL);
+                panel_rows(cpu.isa(), acts, weights, part, rows.clone(), products);
                 for (found, products) in found.zip(products.chunks_exact(RUN)) {
                     found.look(row, &products[..rows.len()]);
                 }

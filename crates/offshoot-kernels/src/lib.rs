@@ -23,9 +23,11 @@ mod isa;
 mod kv_cache;
 mod lanes;
 mod math;
+mod parts;
 mod product;
 mod ranked;
 mod rope;
+mod routing;
 mod rows;
 mod team;
 mod tile;
@@ -41,13 +43,15 @@ pub use bytes::SharedBytes;
 pub use ceilings::{dot_rate, stream_read};
 pub use cpu::Cpu;
 pub use file_map::FileMap;
-pub use gated::{GatedPair, multiply_gated};
+pub use gated::{GatedPair, multiply_gated, multiply_gated_parts};
 pub use greatest::{Greatest, GreatestScratch, multiply_greatest};
 pub use isa::Isa;
 pub use kv_cache::KvCache;
+pub use parts::{Part, multiply_part, multiply_parts};
 pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed};
 pub use ranked::{Ranked, rank_rows};
 pub use rope::RopeTable;
+pub use routing::{Choice, Routes, Rule as RoutingRule};
 pub use rows::{
     Activation, add_assign, add_normed, argmax, gelu_gate, rms_norm, rotate, silu_gate, soft_cap,
     softmax,

@@ -22,6 +22,7 @@ use crate::activations::{LINE, PANEL};
 use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
 use crate::lanes::Lanes;
+use crate::parts::Part;
 use crate::tile::TILE_ROWS;
 use crate::tile::format::{self, Format};
 use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix};
@@ -49,12 +50,12 @@ pub fn form_for(block: BlockType) -> Forms {
 }
 
 /// What the tile kernels share.
-struct Task<'a> {
+pub(crate) struct Task<'a> {
     weights: &'a PackedMatrix,
     acts: &'a Activations,
     bias: Option<&'a [f32]>,
     accumulate: bool,
-    /// The tokens to take: from the first of a panel to the last of one.
+    /// The tokens to take.
     tokens: Range<usize>,
     out: Disjoint<'a, f32>,
     /// Where the product of the first of `tokens` with row 0 would stand in `out`, and how far apart
@@ -79,6 +80,20 @@ impl<'a> Task<'a> {
             origin: 0,
             stride: rows,
         }
+    }
+
+    /// The product with some of the inputs; in `out` stands that of token `first` at the beginning.
+    pub(crate) fn part(
+        acts: &'a Activations,
+        part: Part,
+        weights: &'a PackedMatrix,
+        out: Disjoint<'a, f32>,
+        first: usize,
+    ) -> Self {
+        assert!(part.end <= acts.tokens(), "a part of the inputs");
+        let stride = weights.rows();
+        let (origin, tokens) = ((part.start - first) * stride, part.start..part.end);
+        Task { weights, acts, bias: None, accumulate: false, tokens, out, origin, stride }
     }
 }
 
@@ -171,23 +186,31 @@ pub(crate) fn zeroed(room: &mut [MaybeUninit<f32>], n: usize) -> &mut [f32] {
     unsafe { &mut *(std::ptr::from_mut(room) as *mut [f32]) }
 }
 
-/// Computes the outputs `rows`, at most [`RUN`] from a whole tile row on, for the tokens of panel
-/// `panel`; output `rows.start + i` of the panel's token `t` goes to `out[t * RUN + i]`.
+/// The parts of `tokens` that stand in one panel each.
+pub(crate) fn panels(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let panels = tokens.start / PANEL..tokens.end.div_ceil(PANEL);
+    panels.map(move |panel| {
+        let first = panel * PANEL;
+        tokens.start.max(first)..tokens.end.min(first + PANEL)
+    })
+}
+
+/// Computes the outputs `rows`, at most [`RUN`] from a whole tile row on, for `tokens`, which stand in
+/// one panel; output `rows.start + i` of the `t`-th of them goes to `out[t * RUN + i]`.
 pub(crate) fn panel_rows(
     isa: Isa,
     acts: &Activations,
     (weights, bias): (&PackedMatrix, Option<&[f32]>),
-    panel: usize,
+    tokens: Range<usize>,
     rows: Range<usize>,
     out: &mut [f32],
 ) {
-    let first = panel * PANEL;
     let task = Task {
         weights,
         acts,
         bias,
         accumulate: false,
-        tokens: first..acts.tokens().min(first + PANEL),
+        tokens,
         out: Disjoint::new(out),
         origin: 0usize.wrapping_sub(rows.start),
         stride: RUN,
@@ -214,7 +237,7 @@ impl<T> Vec1<T> {
 }
 
 /// Runs tile rows `from..to` of a task. Callers never let two members run the same tile.
-fn run_tiles(isa: Isa, task: &Task<'_>, from: usize, to: usize) {
+pub(crate) fn run_tiles(isa: Isa, task: &Task<'_>, from: usize, to: usize) {
     let run = match task.weights.block() {
         BlockType::F32 => run_f32,
         BlockType::F16 => run_f16,
@@ -250,7 +273,7 @@ by_isa! { fn run_iq4_xs(t: &Task<'_>, from: usize, to: usize) = quantized [forma
 by_isa! { fn run_f32(t: &Task<'_>, from: usize, to: usize) = float [Single] }
 by_isa! { fn run_f16(t: &Task<'_>, from: usize, to: usize) = float [Half] }
 by_isa! {
-    fn run_perturbed(t: &Task<'_>, p: &dyn Perturbation, from: usize, to: usize) = perturbed
+    pub(crate) fn run_perturbed(t: &Task<'_>, p: &dyn Perturbation, from: usize, to: usize) = perturbed
 }
 by_isa! { bf16 fn run_bf16(t: &Task<'_>, from: usize, to: usize) = bfloat }
 
@@ -272,49 +295,56 @@ unsafe fn quantized<L: Lanes, F: Format>(t: &Task<'_>, from: usize, to: usize) {
     }
 }
 
-/// One tile row and one panel.
+/// One tile row and the task's tokens of one panel.
 #[inline(always)]
 unsafe fn tile_panel<L: Lanes, F: Format>(t: &Task<'_>, tile: usize, panel: usize) {
     let nblk = t.acts.cols() / 32;
     let (lines, width, count) = t.acts.panel(panel);
-    let (w, x, stride) = (t.weights.tile(tile).as_ptr(), lines.as_ptr(), width * LINE);
-    let at = Place { tile, token: panel * PANEL, count };
-    // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines, and the caller
-    // runs where the instructions of `L` exist.
-    unsafe {
-        // Panels after the first find the next tile row close already.
-        let near = panel > t.tokens.start / PANEL;
-        if L::TOKENS < PANEL {
-            let mut token = 0;
-            while token < count {
-                let n = L::TOKENS.min(count - token);
-                let at = Place { tile, token: panel * PANEL + token, count: n };
-                let x = x.add(token * LINE);
-                match n {
-                    1 => store::<L, 1>(t, at, panel_product::<L, F, 1, true>(w, nblk, x, stride)),
-                    _ if L::TOKENS == 1 => {}
-                    2 => store::<L, 2>(t, at, panel_product::<L, F, 2, true>(w, nblk, x, stride)),
-                    3 => store::<L, 3>(t, at, panel_product::<L, F, 3, true>(w, nblk, x, stride)),
-                    _ if near || token > 0 => {
-                        store::<L, 4>(t, at, panel_product::<L, F, 4, false>(w, nblk, x, stride));
-                    }
-                    _ => store::<L, 4>(t, at, panel_product::<L, F, 4, true>(w, nblk, x, stride)),
+    let (w, stride, first) = (t.weights.tile(tile).as_ptr(), width * LINE, panel * PANEL);
+    let mut token = t.tokens.start.saturating_sub(first);
+    let end = count.min(t.tokens.end - first);
+    // Panels after the first find the next tile row close already.
+    let mut near = panel > t.tokens.start / PANEL;
+    while token < end {
+        let (run, n) = run_of(L::TOKENS, end - token, width - token);
+        let at = Place { tile, token: first + token, count: n };
+        let x = lines.as_ptr().wrapping_add(token * LINE);
+        // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines of which `run`
+        // from `token` on are read, and the caller runs where the instructions of `L` exist.
+        unsafe {
+            match run {
+                1 => store::<L, 1>(t, at, panel_product::<L, F, 1, true>(w, nblk, x, stride)),
+                _ if L::TOKENS == 1 => {}
+                2 => store::<L, 2>(t, at, panel_product::<L, F, 2, true>(w, nblk, x, stride)),
+                3 => store::<L, 3>(t, at, panel_product::<L, F, 3, true>(w, nblk, x, stride)),
+                4 if near && L::TOKENS < PANEL => {
+                    store::<L, 4>(t, at, panel_product::<L, F, 4, false>(w, nblk, x, stride));
                 }
-                token += n;
+                4 => store::<L, 4>(t, at, panel_product::<L, F, 4, true>(w, nblk, x, stride)),
+                _ if L::TOKENS < PANEL => {}
+                6 => store::<L, 6>(t, at, panel_product::<L, F, 6, true>(w, nblk, x, stride)),
+                _ if near => {
+                    store::<L, 8>(t, at, panel_product::<L, F, 8, false>(w, nblk, x, stride));
+                }
+                _ => store::<L, 8>(t, at, panel_product::<L, F, 8, true>(w, nblk, x, stride)),
             }
-            return;
         }
-        match width {
-            1 => store::<L, 1>(t, at, panel_product::<L, F, 1, true>(w, nblk, x, stride)),
-            2 => store::<L, 2>(t, at, panel_product::<L, F, 2, true>(w, nblk, x, stride)),
-            3 => store::<L, 3>(t, at, panel_product::<L, F, 3, true>(w, nblk, x, stride)),
-            4 => store::<L, 4>(t, at, panel_product::<L, F, 4, true>(w, nblk, x, stride)),
-            6 => store::<L, 6>(t, at, panel_product::<L, F, 6, true>(w, nblk, x, stride)),
-            _ if near => {
-                store::<L, 8>(t, at, panel_product::<L, F, 8, false>(w, nblk, x, stride));
-            }
-            _ => store::<L, 8>(t, at, panel_product::<L, F, 8, true>(w, nblk, x, stride)),
+        (token, near) = (token + n, true);
+    }
+}
+
+/// How many tokens to compute at once, and how many of them count, where `left` are to be taken, the
+/// panel has `room` for so many from there on, and the instructions take `most`.
+const fn run_of(most: usize, left: usize, room: usize) -> (usize, usize) {
+    match left {
+        _ if most < PANEL => {
+            let n = if left < most { left } else { most };
+            (n, n)
         }
+        7.. if room >= 8 => (8, if left < 8 { left } else { 8 }),
+        5.. if room >= 6 => (6, if left < 6 { left } else { 6 }),
+        4.. => (4, 4),
+        _ => (left, left),
     }
 }
 

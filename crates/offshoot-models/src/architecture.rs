@@ -5,9 +5,9 @@
 
 use std::num::NonZeroUsize;
 
-use offshoot_kernels::Activation;
+use offshoot_kernels::{Activation, RoutingRule};
 
-use crate::ModelConfig;
+use crate::{Experts, ModelConfig};
 
 /// A matrix of the model that activations are multiplied with: an index into
 /// [`Blueprint::linears`].
@@ -44,6 +44,8 @@ pub struct LinearSpec {
     pub cols: usize,
     /// Whether there is a bias.
     pub bias: bool,
+    /// Whether it is of an expert, so that only some rows are multiplied with it.
+    pub routed: bool,
 }
 
 /// A vector that the architecture asks for.
@@ -80,8 +82,38 @@ impl Blueprint {
         cols: usize,
         bias: bool,
     ) -> LinearId {
-        self.linears.push(LinearSpec { name, rows, cols, bias });
+        self.linears.push(LinearSpec { name, rows, cols, bias, routed: false });
         LinearId(self.linears.len() - 1)
+    }
+
+    /// Asks for the router and all experts of a layer, named `{name}.gate` and
+    /// `{name}.experts.{number}.gate_proj` and so on, of inputs `hidden` wide.
+    pub(crate) fn experts(
+        &mut self,
+        name: &str,
+        hidden: usize,
+        experts: &Experts,
+        activation: Activation,
+    ) -> ExpertLayer {
+        let Experts { num_experts, moe_intermediate_size: inner, .. } = *experts;
+        let router = self.linear(format!("{name}.gate"), num_experts, hidden, false);
+        for expert in 0..num_experts {
+            for (part, rows, cols) in
+                [("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)]
+            {
+                let name = format!("{name}.experts.{expert}.{part}_proj");
+                self.linears.push(LinearSpec { name, rows, cols, bias: false, routed: true });
+            }
+        }
+        ExpertLayer {
+            router,
+            rule: RoutingRule {
+                experts: num_experts,
+                per_row: experts.num_experts_per_tok,
+                normalized: experts.norm_topk_prob,
+            },
+            activation,
+        }
     }
 
     /// Asks for a vector.
@@ -95,6 +127,35 @@ impl Blueprint {
         self.embedding = "model.embed_tokens.weight".to_owned();
         let name = if config.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" };
         self.linear(name.to_owned(), config.vocab_size, config.hidden_size, false)
+    }
+}
+
+/// A layer's router and the experts that it chooses from, whose matrices follow its own: gate, up and
+/// down of the first, then of the second, and so on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertLayer {
+    /// The matrix that scores the experts.
+    pub router: LinearId,
+    /// How it is made a choice of.
+    pub rule: RoutingRule,
+    /// What the gates go through.
+    pub activation: Activation,
+}
+
+impl ExpertLayer {
+    /// The gate of expert `number`.
+    pub fn gate(&self, number: usize) -> LinearId {
+        LinearId(self.router.0 + 1 + 3 * number)
+    }
+
+    /// What it multiplies.
+    pub fn up(&self, number: usize) -> LinearId {
+        LinearId(self.router.0 + 2 + 3 * number)
+    }
+
+    /// What makes a residual of the product.
+    pub fn down(&self, number: usize) -> LinearId {
+        LinearId(self.router.0 + 3 + 3 * number)
     }
 }
 
@@ -211,6 +272,10 @@ pub trait Executor {
         up: LinearId,
         activation: Activation,
     ) -> Result<(), Self::Error>;
+
+    /// `Residual += sum over e of share_e * down_e * (activation(gate_e * x) * (up_e * x))` over the
+    /// experts that the router chooses for the row, in ascending order; of equals it chooses the lowest.
+    fn experts(&mut self, x: Input, layer: ExpertLayer) -> Result<(), Self::Error>;
 
     /// Shows `Residual` ([`Site::Block`]) or `Normed` ([`Site::Final`]) to whoever watches `site`.
     fn tap(&mut self, site: Site) -> Result<(), Self::Error>;

@@ -184,6 +184,16 @@ pub struct Contents {
     pub stop_tokens: Vec<u32>,
 }
 
+/// What a loader gives to a checkpoint.
+pub(crate) struct Opened {
+    /// The files that say what is computed: the GGUF files, or `config.json`, then the weights, sorted
+    /// by name.
+    pub(crate) paths: Vec<PathBuf>,
+    /// The weights' files, as [`Contents::tensors`] numbers them.
+    pub(crate) maps: Vec<Arc<FileMap>>,
+    pub(crate) contents: Contents,
+}
+
 /// A model's weights, configuration, tokenizer data and chat template, whatever file they come from.
 ///
 /// Names and row order are Hugging Face's (`model.layers.0.self_attn.q_proj.weight`), so nothing
@@ -207,9 +217,7 @@ impl Checkpoint {
     /// architecture that offshoot does not read.
     pub fn open(path: &Path) -> Result<Self, Error> {
         if path.is_dir() {
-            let opened = huggingface::open(path)?;
-            let huggingface::Opened { paths, maps, contents } = opened;
-            return Ok(Self { path: path.to_owned(), paths, files: maps, contents, recipe: None });
+            return Ok(Self::of(path, huggingface::open(path)?));
         }
         let file = map(path)?;
         match file.first_chunk::<4>() {
@@ -221,7 +229,8 @@ impl Checkpoint {
         }
     }
 
-    /// Opens the GGUF file at `path`.
+    /// Opens the GGUF file at `path`; of one that is split, any part stands for all, which lie beside
+    /// one another.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -230,23 +239,19 @@ impl Checkpoint {
     }
 
     fn from_gguf(path: &Path, file: FileMap) -> Result<Self, Error> {
-        let mut contents =
-            gguf::parse(&file).and_then(|parsed| parsed.contents()).map_err(|e| {
-                let what = match e {
-                    Error::Gguf(what) => what,
-                    other => other.to_string(),
-                };
-                Error::File { path: path.to_owned(), what }
-            })?;
+        let mut opened = gguf::open(path, file)?;
+        let contents = &mut opened.contents;
         if let Ok(tokenizer) = &contents.tokenizer {
             let ends = generation_config::end_ids(path, &tokenizer.kinds)?;
             contents.stop_tokens.extend(ends);
             contents.stop_tokens.sort_unstable();
             contents.stop_tokens.dedup();
         }
-        let paths = vec![path.to_owned()];
-        let files = vec![Arc::new(file)];
-        Ok(Self { path: path.to_owned(), paths, files, contents, recipe: None })
+        Ok(Self::of(path, opened))
+    }
+
+    fn of(path: &Path, Opened { paths, maps, contents }: Opened) -> Self {
+        Self { path: path.to_owned(), paths, files: maps, contents, recipe: None }
     }
 
     /// The same model with its float matrices quantised as `recipe` says: wherever its weights are
@@ -278,7 +283,8 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The files that say what is computed: the GGUF file, or a folder's `config.json` and weights.
+    /// The files that say what is computed: the GGUF file, or its parts, or a folder's `config.json`
+    /// and weights.
     pub fn files(&self) -> &[PathBuf] {
         &self.paths
     }

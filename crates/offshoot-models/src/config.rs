@@ -22,17 +22,20 @@ pub enum Family {
     Qwen2,
     /// Qwen3 without experts: norms of each head of queries and keys.
     Qwen3,
+    /// Qwen3 with experts.
+    Qwen3Moe,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Family::Gemma3,
         Family::Llama,
         Family::Mistral,
         Family::Phi3,
         Family::Qwen2,
         Family::Qwen3,
+        Family::Qwen3Moe,
     ];
 
     /// The `model_type` of `config.json`.
@@ -44,6 +47,7 @@ impl Family {
             Family::Phi3 => "phi3",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
+            Family::Qwen3Moe => "qwen3_moe",
         }
     }
 }
@@ -75,6 +79,21 @@ pub enum RopeScaling {
     },
 }
 
+/// What a file's scaling of the rotary frequencies comes to.
+pub(crate) struct Stretch {
+    pub(crate) scaling: RopeScaling,
+    /// The factor of the cosines and sines.
+    pub(crate) magnitude: f32,
+    /// Tokens of context that it makes a model fit for, where it says so.
+    pub(crate) reach: usize,
+}
+
+impl From<RopeScaling> for Stretch {
+    fn from(scaling: RopeScaling) -> Self {
+        Self { scaling, magnitude: 1.0, reach: 0 }
+    }
+}
+
 /// Attention that reaches no further back than a window, and where a model has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlidingWindow {
@@ -83,6 +102,56 @@ pub struct SlidingWindow {
     /// For each layer whether it is limited so; the others see everything.
     pub layers: Vec<bool>,
 }
+
+/// Layers of experts, of which a router chooses a few for each row. Field names are those of
+/// `config.json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Experts {
+    /// How many such a layer has.
+    pub num_experts: usize,
+    /// How many of them a row goes through.
+    pub num_experts_per_tok: usize,
+    /// Width of one.
+    pub moe_intermediate_size: usize,
+    /// Whether the shares of those that a row goes through are made to sum to 1.
+    pub norm_topk_prob: bool,
+    /// For each layer whether it has experts; the others have one gated feed-forward part.
+    pub layers: Vec<bool>,
+}
+
+/// Most experts of a model, those of all layers together; the largest published ones have some 25,000.
+const EXPERTS_MAX: usize = 1 << 16;
+
+impl Experts {
+    fn validate(&self, layers: usize) -> Result<(), Error> {
+        for (name, value, limit) in [
+            ("num_experts", self.num_experts, 4096),
+            ("num_experts_per_tok", self.num_experts_per_tok, self.num_experts),
+            ("moe_intermediate_size", self.moe_intermediate_size, SIZE_MAX),
+        ] {
+            if value == 0 || value > limit {
+                return Err(Error::Config(format!("{name} is {value}, expected 1 to {limit}")));
+            }
+        }
+        if self.layers.len() != layers {
+            return Err(Error::Config(format!(
+                "experts: of {} layers, expected {layers}",
+                self.layers.len()
+            )));
+        }
+        let all = self.num_experts * self.layers.iter().filter(|has| **has).count();
+        if all > EXPERTS_MAX {
+            return Err(Error::Config(format!(
+                "num_experts is {}, of all layers {all}, expected at most {EXPERTS_MAX}",
+                self.num_experts
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Widths and numbers of tokens at most.
+const SIZE_MAX: usize = 1 << 24;
 
 /// Sizes and constants of a model. Field names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,7 +172,7 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Trained context length, in tokens.
+    /// Trained context length, in tokens; with YaRN at least `factor` times what it was before.
     pub max_position_embeddings: usize,
     /// Added to the mean square before the root.
     pub rms_norm_eps: f32,
@@ -128,20 +197,21 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     /// Whether gate, up and down carry biases (Llama's `mlp_bias`).
     pub mlp_bias: bool,
+    /// Layers of experts, if there are any.
+    pub experts: Option<Experts>,
 }
 
 impl ModelConfig {
     /// Checks that the numbers can belong to a model, so that later code may multiply them freely.
     pub fn validate(&self) -> Result<(), Error> {
-        const LIMIT: usize = 1 << 24;
         let bounded = [
-            ("hidden_size", self.hidden_size, LIMIT),
-            ("intermediate_size", self.intermediate_size, LIMIT),
+            ("hidden_size", self.hidden_size, SIZE_MAX),
+            ("intermediate_size", self.intermediate_size, SIZE_MAX),
             ("num_hidden_layers", self.num_hidden_layers, 4096),
             ("num_attention_heads", self.num_attention_heads, 4096),
             ("num_key_value_heads", self.num_key_value_heads, 4096),
             ("head_dim", self.head_dim, 4096),
-            ("vocab_size", self.vocab_size, LIMIT),
+            ("vocab_size", self.vocab_size, SIZE_MAX),
             ("max_position_embeddings", self.max_position_embeddings, 1 << 28),
         ];
         for (name, value, limit) in bounded {
@@ -199,6 +269,9 @@ impl ModelConfig {
                 self.num_hidden_layers
             )));
         }
+        if let Some(experts) = &self.experts {
+            experts.validate(self.num_hidden_layers)?;
+        }
         match &self.rope_scaling {
             RopeScaling::None => {}
             RopeScaling::Linear { factor } if *factor > 0.0 && factor.is_finite() => {}
@@ -221,6 +294,11 @@ impl ModelConfig {
     pub fn window(&self, layer: usize) -> Option<NonZeroUsize> {
         let window = self.sliding_window.as_ref()?;
         window.layers.get(layer)?.then_some(window.size)
+    }
+
+    /// The experts of `layer`, if it has any.
+    pub fn experts(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| experts.layers.get(layer) == Some(&true))
     }
 
     /// The rotary table of layers within a window, where that is another, without rows.

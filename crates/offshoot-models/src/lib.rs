@@ -26,17 +26,17 @@ mod yarn;
 
 pub use adapter::{LoraAdapter, LowRank};
 pub use architecture::{
-    Attention, Blueprint, Executor, Frequencies, HeadNorms, Input, LinearId, LinearSpec, Output,
-    PostNorm, Site, VectorId, VectorSpec,
+    Attention, Blueprint, Executor, ExpertLayer, Frequencies, HeadNorms, Input, LinearId,
+    LinearSpec, Output, PostNorm, Site, VectorId, VectorSpec,
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
-pub use config::{Family, ModelConfig, RopeScaling, SlidingWindow};
+pub use config::{Experts, Family, ModelConfig, RopeScaling, SlidingWindow};
 pub use dense::{DenseAdapters, DenseCache, DenseHooks, DenseModel};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
 pub use families::{Architecture, Decoder, Gemma3};
 pub use identity::{BaseId, TemplateId, TokenizerId};
-pub use offshoot_kernels::Activation;
+pub use offshoot_kernels::{Activation, RoutingRule};
 pub use packed::{
     Hooks, NoHooks, PackedAdapters, PackedExecutor, PackedModel, SegmentRows, WeightCache,
 };

@@ -9,6 +9,7 @@
 //! q6_k            Q6_K          Q6_K
 //! q4_k_m q5_k_m   Q4_K, Q5_K    Q6_K; v and down projections of half of the layers Q6_K too
 //! ```
+//! Routers stay in single precision, as llama.cpp's converter writes them: a choice hangs on them.
 //! Rows that are no whole number of blocks of 256 take Q5_0 for Q4_K, Q5_1 for Q5_K and Q8_0 for
 //! Q6_K; those that are no whole number of 32 keep their float, or become F16. Vectors and biases
 //! stay in single precision in a file. (llama.cpp `llama_tensor_get_type`,
@@ -140,6 +141,9 @@ impl Recipe {
         (shape, stored): (&[usize], BlockType),
     ) -> BlockType {
         let [.., _, cols] = *shape else { return stored };
+        if name.ends_with(".mlp.gate.weight") {
+            return BlockType::F32;
+        }
         let wanted = self.matrix(layers, tied, name);
         match [Some(wanted), narrower(wanted)].into_iter().flatten().find(|b| fits(*b, cols)) {
             Some(block) => block,
@@ -159,8 +163,8 @@ impl Recipe {
             return if most.is_float() || self == Recipe::Q8_0 { most } else { BlockType::Q6K };
         }
         let mixed = matches!(self, Recipe::Q4KM | Recipe::Q5KM);
-        let sensitive =
-            name.ends_with("self_attn.v_proj.weight") || name.ends_with("mlp.down_proj.weight");
+        let sensitive = [".self_attn.v_proj.weight", ".down_proj.weight"];
+        let sensitive = sensitive.iter().any(|part| name.ends_with(part));
         match layer(name) {
             Some(layer) if mixed && sensitive && more_bits(layer, layers) => BlockType::Q6K,
             _ => most,

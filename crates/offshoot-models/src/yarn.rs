@@ -47,6 +47,11 @@ impl Yarn {
         (0..head_dim / 2).map(factor).collect()
     }
 
+    /// Tokens of context that the model is fit for with it.
+    pub(crate) fn reach(&self) -> usize {
+        (f64::from(self.factor) * f64::from(self.context)).round() as usize
+    }
+
     /// The factor of rotated queries and keys, where a file does not say.
     pub(crate) fn magnitude(&self) -> f32 {
         if self.factor <= 1.0 { 1.0 } else { (0.1 * f64::from(self.factor).ln() + 1.0) as f32 }
@@ -66,6 +71,7 @@ mod tests {
             assert!((f64::from(ours) / by_hand - 1.0).abs() < 1e-6, "{ours} for {by_hand}");
         }
         assert!((yarn.magnitude() - 1.138_629_4).abs() < 1e-6);
+        assert_eq!(yarn.reach(), 256);
         assert_eq!(Yarn { factor: 0.5, ..yarn }.magnitude(), 1.0);
     }
 }

@@ -10,8 +10,8 @@ use offshoot_models::{
     DenseCache, DenseModel, LogitRows, NoHooks, RopeId, Segment, VariantId, chain,
 };
 
-/// The two families; between them biases everywhere, tied and untied heads, groups of heads.
-const FAMILIES: [&str; 3] = ["llama_biases", "llama_factors", "qwen2_untied"];
+/// Three forms; between them experts, biases everywhere, tied and untied heads, groups of heads.
+const FAMILIES: [&str; 4] = ["llama_biases", "llama_factors", "qwen2_untied", "qwen3_moe"];
 
 fn load(name: &str, dtype: DType) -> DenseModel {
     DenseModel::load(&checkpoint(name), &Device::Cpu, dtype).unwrap()
@@ -138,7 +138,8 @@ fn each_gradient_in_f64_is_the_slope_of_the_loss() {
 
 #[test]
 fn the_gradient_in_f32_is_the_slope_of_the_loss() {
-    for name in FAMILIES {
+    // Steps this long lead a row from one expert to another, which is no slope.
+    for name in FAMILIES.into_iter().filter(|name| *name != "qwen3_moe") {
         let (model, gradients) = gradients(name, DType::F32, &[23]);
         let text = reference(name).tokens;
         for seed in 0..8 {

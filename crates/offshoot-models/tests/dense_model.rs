@@ -20,6 +20,32 @@ fn tensors(model: &DenseModel) -> BTreeMap<String, Tensor> {
 }
 
 #[test]
+fn norms_of_gemma_keep_what_half_precision_would_take_from_a_weight_near_1() {
+    for (name, norm) in [("gemma3_linear", DType::F32), ("qwen3_tied", DType::BF16)] {
+        let checkpoint = checkpoint(name);
+        let model = DenseModel::load(&checkpoint, &Device::Cpu, DType::BF16).unwrap();
+        assert_eq!(model.dtype(), DType::BF16);
+        for stored in checkpoint.tensors().filter(|t| t.name.ends_with("norm.weight")) {
+            let weights = model.tensor(stored.name).unwrap();
+            assert_eq!(weights.dtype(), norm, "{name}: {}", stored.name);
+            let mut expected = vec![0.0; stored.len()];
+            stored.read_row(0, &mut expected).unwrap();
+            if norm == DType::F32 {
+                assert_eq!(weights.to_vec1::<f32>().unwrap(), expected);
+            }
+        }
+        // A model of tensors that exist is held to the same.
+        let mut tensors = tensors(&model);
+        let rounded = tensors["model.norm.weight"].to_dtype(DType::F16).unwrap();
+        DenseModel::from_tensors(model.config().clone(), tensors.clone()).unwrap();
+        tensors.insert("model.norm.weight".to_owned(), rounded);
+        let error = DenseModel::from_tensors(model.config().clone(), tensors).unwrap_err();
+        let expected = format!("type f16, expected {}", norm.as_str());
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+}
+
+#[test]
 fn the_weights_are_those_of_the_checkpoint() {
     for name in MODELS {
         let (model, checkpoint) = (load(name), checkpoint(name));

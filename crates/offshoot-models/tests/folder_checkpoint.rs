@@ -260,13 +260,16 @@ fn every_float_format_gives_the_bits_and_the_id_of_the_gguf_file() {
             let matrices: Vec<_> =
                 tiny.tensors.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
             for (name, tensor) in matrices {
-                if let [rows, cols] = tensor.shape[..] {
-                    tiny.matrix(&name, rows, cols, block);
+                if let [ref outer @ .., cols] = tensor.shape[..]
+                    && !outer.is_empty()
+                {
+                    tiny.matrix(&name, outer.iter().product(), cols, block);
+                    tiny.tensors.get_mut(&name).unwrap().shape = tensor.shape;
                 }
             }
             let gguf = open_gguf(&tiny);
             let folder = Folder::of(&gguf);
-            assert_eq!(folder.tensors["model.layers.1.mlp.down_proj.weight"].dtype, dtype);
+            assert_eq!(folder.tensors["model.layers.0.mlp.down_proj.weight"].dtype, dtype);
             let folder = folder.open().unwrap();
             assert_eq!(BaseId::of(&folder).unwrap(), BaseId::of(&gguf).unwrap());
             let tokens = [3, 7, 1, 11, 2];
@@ -360,6 +363,15 @@ fn both_spellings_of_scaled_frequencies_are_read() {
     }
     let stretched = scaling(&|folder| folder.set("rope_scaling", yarn()));
     assert!(matches!(stretched.1, RopeScaling::Factors(_)), "{stretched:?}");
+    let mut long = tiny("llama");
+    for (factor, reach) in [(4.0, 256), (0.5, 64)] {
+        long.set("rope_scaling", yarn());
+        long.config["rope_scaling"]["factor"] = factor.into();
+        assert_eq!(long.open().unwrap().config().max_position_embeddings, reach);
+    }
+    long.config["rope_scaling"]["factor"] = 1e30.into();
+    let error = long.open().unwrap_err().to_string();
+    assert!(error.contains("max_position_embeddings is 18446744073709551615"), "{error}");
     let old = scaling(&|folder| folder.set("rope_scaling", factors()));
     let new = scaling(&|folder| folder.set("rope_parameters", factors()));
     let apart = scaling(&|folder| {

@@ -184,7 +184,7 @@ proptest! {
 
     #[test]
     fn a_mutated_folder_never_panics(
-        which in 0usize..4,
+        which in 0usize..6,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..6),
     ) {
         let mut bytes = sound()[which].1.join();

@@ -77,6 +77,7 @@ fn a_llama_file_opens_under_canonical_names() {
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,
+        experts: None,
     };
     assert_eq!(checkpoint.config(), &expected);
     assert_eq!(checkpoint.name(), Some("Tiny"));
@@ -284,9 +285,14 @@ fn rope_scaling_is_read_from_keys() {
     tiny.set("llama.rope.scaling.type", "yarn");
     let refused = |tiny: &Tiny| walk(&tiny.bytes()).unwrap_err().to_string();
     assert!(matches!(open(&tiny).config().rope_scaling, RopeScaling::Factors(_)));
+    assert_eq!(open(&tiny).config().max_position_embeddings, 4 * 64);
     tiny.set("llama.rope.scaling.original_context_length", 32u32);
     let config = open(&tiny).config().clone();
     assert!(matches!(config.rope_scaling, RopeScaling::Factors(factors) if factors[3] == 4.0));
+    assert_eq!(config.max_position_embeddings, 4 * 32);
+    tiny.set("llama.rope.scaling.original_context_length", 8u32);
+    assert_eq!(open(&tiny).config().max_position_embeddings, 64, "the file's own is more");
+    tiny.set("llama.rope.scaling.original_context_length", 32u32);
     assert!((config.rope_magnitude - 1.138_629_4).abs() < 1e-6, "{}", config.rope_magnitude);
     tiny.set("llama.rope.scaling.attn_factor", 0.5f32);
     assert!((open(&tiny).config().rope_magnitude - 0.569_314_7).abs() < 1e-6);

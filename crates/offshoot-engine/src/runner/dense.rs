@@ -3,7 +3,8 @@
 use candle_core::{DType, Tensor};
 use offshoot_kernels::Greatest;
 use offshoot_models::{
-    DenseAdapters, DenseCache, DenseHooks, LinearId, Segment, SegmentRows, Site, VariantId,
+    DenseAdapters, DenseCache, DenseHooks, LinearId, ModelConfig, Segment, SegmentRows, Site,
+    VariantId,
 };
 
 use super::{Rows, Runner, Want};
@@ -14,7 +15,7 @@ use crate::{Error, Model};
 #[derive(Debug)]
 pub(super) struct DenseRunner {
     cache: DenseCache,
-    dtype: DenseType,
+    noise: f32,
     bytes_per_position: usize,
     vocab_size: usize,
     logits: Vec<f32>,
@@ -62,7 +63,7 @@ impl DenseRunner {
         let width = config.num_key_value_heads * config.head_dim * dtype.bytes() as usize;
         Ok(Self {
             cache: DenseCache::new(config),
-            dtype,
+            noise: noise_of(config, dtype),
             bytes_per_position: 2 * config.num_hidden_layers * width,
             vocab_size: config.vocab_size,
             logits: Vec::new(),
@@ -144,6 +145,31 @@ impl Runner for DenseRunner {
     }
 
     fn noise(&self) -> Option<f32> {
-        Some(self.dtype.noise())
+        Some(self.noise)
+    }
+}
+
+/// How much a row's logits change with the rows beside it. Where a router stands between two experts,
+/// the last bit decides what a row goes through, and no bound is known.
+fn noise_of(config: &ModelConfig, dtype: DenseType) -> f32 {
+    if config.experts.is_some() { f32::INFINITY } else { dtype.noise() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use offshoot_models::Checkpoint;
+
+    #[test]
+    fn where_a_router_decides_no_bound_of_the_noise_is_known() {
+        let models =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../offshoot-models/tests/data/logits");
+        for (name, known) in [("qwen3_tied", true), ("qwen3_moe", false)] {
+            let checkpoint = Checkpoint::open(&models.join(format!("{name}.gguf"))).unwrap();
+            let noise = noise_of(checkpoint.config(), DenseType::F32);
+            assert_eq!(noise.is_finite(), known, "{name}");
+        }
     }
 }

@@ -341,11 +341,18 @@ pub(super) fn choose<'f>(
             "it holds no .gguf file; pick a repository that does, or download it whole with the \
              hub's own tools, in whose cache it is found"
         }
-        ([], _) => "its .gguf files are split or not language models, which offshoot cannot read",
+        ([], _) => return Err(parts(repo)),
         _ => "it holds several .gguf files",
     };
     let choices = candidates.iter().map(|&f| f.to_owned()).collect();
     Err(StoreError::Choice { repo: repo.to_owned(), why: why.to_owned(), choices })
+}
+
+/// The error for a repository whose model is in parts.
+pub(super) fn parts(repo: &str) -> StoreError {
+    let why = "its .gguf files are split, and parts are not pulled yet, or no language models; \
+               download all parts into one folder and give the path of the first";
+    StoreError::Choice { repo: repo.to_owned(), why: why.to_owned(), choices: Vec::new() }
 }
 
 /// True for `name-00001-of-00003.gguf`.
@@ -377,6 +384,9 @@ mod tests {
         assert!(error.contains("a.Q5_0.gguf"), "{error}");
         let none = choose("o/r", ["model.safetensors"].into_iter()).unwrap_err().to_string();
         assert!(none.contains("no .gguf file"), "{none}");
+        let parts = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
+        let parts = choose("o/r", parts.into_iter()).unwrap_err().to_string();
+        assert!(parts.contains("download all parts into one folder"), "{parts}");
     }
 
     #[test]

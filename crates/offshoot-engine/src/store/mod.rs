@@ -43,6 +43,7 @@ pub use sha256::Sha256Digest;
 
 use hub_cache::HubCache;
 use layout::Layout;
+use offshoot_models::gguf::PartName;
 use pull::Job;
 use std::path::{Path, PathBuf};
 
@@ -357,7 +358,9 @@ fn resolve_file(path: &Path) -> Result<ResolvedModel, StoreError> {
         let whole = path.canonicalize().map_err(|e| missing(e.to_string()))?;
         whole.file_name().map(|name| name.to_string_lossy().into_owned())
     } else if metadata.is_file() {
-        path.file_stem().map(|stem| stem.to_string_lossy().into_owned())
+        let part = path.file_name().and_then(|name| PartName::parse(name.to_str()?));
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        part.map(|part| part.stem.to_owned()).or(stem)
     } else {
         return Err(missing("is neither a file nor a folder with a config.json".into()));
     };

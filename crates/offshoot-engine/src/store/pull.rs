@@ -7,6 +7,7 @@ use super::{
     CatalogueModel, Event, HubRef, Manifest, Progress, ResolvedModel, Sha256Digest, Source, Store,
     StoreError, StoreErrorKind, in_store, pypi,
 };
+use offshoot_models::gguf::PartName;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -65,6 +66,9 @@ impl Store {
         hub: &HubRef,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, StoreError> {
+        if hub.file.as_deref().is_some_and(|file| PartName::parse(file).is_some()) {
+            return Err(hub::parts(&hub.repo));
+        }
         let listing = Hub::new(&self.config, progress)?.list(&hub.repo, hub.revision());
         let (file, listing) = match (&hub.file, listing) {
             (None, listing) => {

@@ -18,6 +18,12 @@ fn a_path_resolves_to_itself_or_says_what_is_there() {
     fs::write(&file, "x").unwrap();
     let found = resolve(&bench.store(), file.to_str().unwrap()).unwrap();
     assert_eq!((found.name.as_str(), found.origin), ("my-model", Origin::File));
+    let part = bench.dir.path().join("my-model-00001-of-00002.gguf");
+    fs::write(&part, "x").unwrap();
+    let found = resolve(&bench.store(), part.to_str().unwrap()).unwrap();
+    assert_eq!((found.name.as_str(), &found.path), ("my-model", &part));
+    let error = resolve(&bench.store(), "hf:o/r/m-00001-of-00002.gguf").unwrap_err();
+    assert!(error.to_string().contains("parts are not pulled yet"), "{error}");
     let folder = bench.dir.path().to_str().unwrap();
     let error = resolve(&bench.store(), folder).unwrap_err();
     assert!(

@@ -8,8 +8,8 @@ use offshoot_kernels::RopeTable;
 use super::primitives::{self, wide};
 use super::{DenseCache, DenseHooks, DenseModel};
 use crate::{
-    Activation, Attention, Error, Executor, Frequencies, HeadNorms, Input, LinearId, Output,
-    PostNorm, Segment, SegmentRows, Site, VectorId,
+    Activation, Attention, Error, Executor, ExpertLayer, Frequencies, HeadNorms, Input, LinearId,
+    Output, PostNorm, Segment, SegmentRows, Site, VectorId,
 };
 
 impl DenseModel {
@@ -143,9 +143,9 @@ fn rotations(
 }
 
 /// A step in progress.
-struct Run<'a, 's> {
+pub(super) struct Run<'a, 's> {
     model: &'a DenseModel,
-    segments: &'a mut [Segment<'s, DenseCache>],
+    pub(super) segments: &'a mut [Segment<'s, DenseCache>],
     hooks: &'a mut dyn DenseHooks,
     rows: Rows,
     inputs: HashMap<Input, Tensor>,
@@ -155,22 +155,26 @@ struct Run<'a, 's> {
 
 impl Run<'_, '_> {
     /// A register that was written; the tensor's memory is shared.
-    fn input(&self, register: Input) -> Result<Tensor, Error> {
+    pub(super) fn input(&self, register: Input) -> Result<Tensor, Error> {
         self.inputs.get(&register).cloned().ok_or_else(|| unwritten(&register))
     }
 
-    fn output(&self, register: Output) -> Result<Tensor, Error> {
+    pub(super) fn output(&self, register: Output) -> Result<Tensor, Error> {
         self.outputs.get(&register).cloned().ok_or_else(|| unwritten(&register))
     }
 
+    pub(super) fn set_output(&mut self, register: Output, rows: Tensor) {
+        self.outputs.insert(register, rows);
+    }
+
     /// `matrix * x + bias`, and what the hooks add to each segment's rows.
-    fn product(&mut self, x: Input, linear: LinearId) -> Result<Tensor, Error> {
+    pub(super) fn product(&mut self, x: Input, linear: LinearId) -> Result<Tensor, Error> {
         let x = self.input(x)?;
         self.with_addends(linear, &x, |run, segment| run.segments[segment].tokens.len())
     }
 
     /// The product with `x`, of which each segment has as many rows as `rows_of` says.
-    fn with_addends(
+    pub(super) fn with_addends(
         &mut self,
         linear: LinearId,
         x: &Tensor,
@@ -294,15 +298,14 @@ impl Executor for Run<'_, '_> {
         up: LinearId,
         activation: Activation,
     ) -> Result<(), Error> {
-        let gate = self.product(x, gate)?;
-        let gate = match activation {
-            Activation::Silu => gate.silu()?,
-            // The approximation by `tanh`.
-            Activation::GeluTanh => gate.gelu()?,
-        };
+        let gate = primitives::gate(&self.product(x, gate)?, activation)?;
         let gated = (gate * self.product(x, up)?)?;
         self.inputs.insert(Input::Gated, gated);
         Ok(())
+    }
+
+    fn experts(&mut self, x: Input, layer: ExpertLayer) -> Result<(), Error> {
+        self.run_experts(x, layer)
     }
 
     fn tap(&mut self, site: Site) -> Result<(), Error> {

@@ -13,6 +13,7 @@
 mod adapters;
 mod cache;
 mod executor;
+mod experts;
 mod hooks;
 mod model;
 mod primitives;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use offshoot_kernels::RopeTable;
 
-use crate::{Architecture, Blueprint, Checkpoint, Error, LinearId, ModelConfig, VectorId};
+use super::primitives::wide;
+use crate::{Architecture, Blueprint, Checkpoint, Error, Family, LinearId, ModelConfig, VectorId};
 
 /// A model of the dense executor: its weights as tensors of one type on one device, under canonical
 /// names. Any of them may be a [`Var`], and a loss on the logits then has a gradient for it.
@@ -24,7 +25,8 @@ pub struct DenseModel {
 }
 
 impl DenseModel {
-    /// Reads the weights of `checkpoint`, dequantised, to `device` as `dtype`.
+    /// Reads the weights of `checkpoint`, dequantised, to `device` as `dtype`, or for Gemma's norms in
+    /// single precision at least: these weights stand near 1, which takes the bits of what is beside it.
     ///
     /// # Errors
     /// [`Error::Tensor`] if one is missing or damaged, [`Error::Tensors`] if the device has no room,
@@ -33,7 +35,9 @@ impl DenseModel {
         let config = checkpoint.config().clone();
         let mut tensors = BTreeMap::new();
         for (name, _) in wanted(&Architecture::new(&config).1, &config) {
-            tensors.insert(name.clone(), read(checkpoint, &name, device)?.to_dtype(dtype)?);
+            let tensor =
+                read(checkpoint, &name, device)?.to_dtype(type_of(&config, &name, dtype))?;
+            tensors.insert(name, tensor);
         }
         Self::from_tensors(config, tensors)
     }
@@ -45,7 +49,7 @@ impl DenseModel {
     /// # Errors
     /// [`Error::Config`] if the configuration is out of bounds; [`Error::Tensor`] if one is missing,
     /// has another shape than the architecture asks for, or is not of the embedding's type and device;
-    /// the type is one of f16, bf16, f32 and f64.
+    /// the type is one of f16, bf16, f32 and f64, and that of Gemma's norms f32 at least.
     pub fn from_tensors(
         config: ModelConfig,
         mut tensors: BTreeMap<String, Tensor>,
@@ -61,7 +65,7 @@ impl DenseModel {
             return Err(Error::Tensor { name: blueprint.embedding.clone(), what });
         }
         for (name, shape) in &shapes {
-            check(name, get(&tensors, name)?, shape, &device, dtype)?;
+            check(name, get(&tensors, name)?, shape, &device, type_of(&config, name, dtype))?;
         }
         let (ropes, local_rope) = (config.rope_tables(), config.local_rope_table());
         Ok(Self { config, architecture, blueprint, device, dtype, tensors, ropes, local_rope })
@@ -105,8 +109,8 @@ impl DenseModel {
     /// # Errors
     /// [`Error::Tensor`] if the model has none of that name, or of another shape, type or device.
     pub fn set(&mut self, name: &str, tensor: Tensor) -> Result<(), Error> {
-        let shape = self.tensor(name)?.dims();
-        check(name, &tensor, shape, &self.device, self.dtype)?;
+        let old = self.tensor(name)?;
+        check(name, &tensor, old.dims(), &self.device, old.dtype())?;
         self.tensors.insert(name.to_owned(), tensor);
         Ok(())
     }
@@ -135,6 +139,12 @@ impl DenseModel {
     pub(super) fn vector(&self, vector: VectorId) -> Result<&Tensor, Error> {
         self.tensor(&self.blueprint.vectors[vector.index()].name)
     }
+}
+
+/// The type of the weights called `name` in a model of `dtype`.
+fn type_of(config: &ModelConfig, name: &str, dtype: DType) -> DType {
+    let is_gemmas_norm = config.family == Family::Gemma3 && name.ends_with("norm.weight");
+    if is_gemmas_norm { wide(dtype) } else { dtype }
 }
 
 fn weight_name(linear: &str) -> String {

@@ -5,17 +5,33 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use crate::Activation;
+
 /// The type that sums over many numbers are made in.
 pub(super) fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// `x / sqrt(mean(x^2) + eps) * weight`; `x_nw`, `weight_w`.
+/// `x / sqrt(mean(x^2) + eps) * weight`; `x_nw`, `weight_w`. A weight of a wider type than `x` is
+/// multiplied before the result is rounded to that of `x`, as Gemma's are, any other after it.
 pub(super) fn rms_norm(x_nw: &Tensor, weight_w: &Tensor, eps: f32) -> Result<Tensor> {
     let dtype = x_nw.dtype();
     let x_nw = x_nw.to_dtype(wide(dtype))?;
     let root_n1 = (x_nw.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
-    x_nw.broadcast_div(&root_n1)?.to_dtype(dtype)?.broadcast_mul(weight_w)
+    let normed_nw = x_nw.broadcast_div(&root_n1)?;
+    if weight_w.dtype() == normed_nw.dtype() {
+        return normed_nw.broadcast_mul(weight_w)?.to_dtype(dtype);
+    }
+    normed_nw.to_dtype(dtype)?.broadcast_mul(weight_w)
+}
+
+/// What a gate is, of its product.
+pub(super) fn gate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => x.silu(),
+        // The approximation by `tanh`.
+        Activation::GeluTanh => x.gelu(),
+    }
 }
 
 /// `exp(x) / sum(exp(x))` over the last axis. The greatest element is subtracted first, as a

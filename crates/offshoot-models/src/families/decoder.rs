@@ -7,7 +7,7 @@
 //!     x = rms_norm(h);  q, k, v = W_q x, W_k x, W_v x
 //!     norm each head of q and k, in some forms;  rotate q, k by position
 //!     h = h + W_o softmax(q k^T / sqrt(head_dim)) v        within a window, in some layers
-//!     x = rms_norm(h);  h = h + W_down (silu(W_gate x) * W_up x)
+//!     x = rms_norm(h);  h = h + W_down (silu(W_gate x) * W_up x)     or experts' shares of that
 //! logits = W_head rms_norm(h)
 //! ```
 //!
@@ -16,7 +16,8 @@
 use std::num::NonZeroUsize;
 
 use crate::architecture::{
-    Attention, Blueprint, Executor, Frequencies, HeadNorms, Input, LinearId, Output, Site, VectorId,
+    Attention, Blueprint, Executor, ExpertLayer, Frequencies, HeadNorms, Input, LinearId, Output,
+    Site, VectorId,
 };
 use crate::{Activation, ModelConfig};
 
@@ -53,9 +54,13 @@ struct Block {
     norms: Option<HeadNorms>,
     o_proj: LinearId,
     post_attention_layernorm: VectorId,
-    gate_proj: LinearId,
-    up_proj: LinearId,
-    down_proj: LinearId,
+    feed_forward: FeedForward,
+}
+
+#[derive(Debug, Clone)]
+enum FeedForward {
+    Gated { gate_proj: LinearId, up_proj: LinearId, down_proj: LinearId },
+    Experts(ExpertLayer),
 }
 
 impl Decoder {
@@ -89,8 +94,13 @@ impl Decoder {
             })?;
             e.linear_residual(Input::Attended, block.o_proj, None)?;
             e.norm(block.post_attention_layernorm, self.eps)?;
-            e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::Silu)?;
-            e.linear_residual(Input::Gated, block.down_proj, None)?;
+            match block.feed_forward {
+                FeedForward::Gated { gate_proj, up_proj, down_proj } => {
+                    e.gated(Input::Normed, gate_proj, up_proj, Activation::Silu)?;
+                    e.linear_residual(Input::Gated, down_proj, None)?;
+                }
+                FeedForward::Experts(layer) => e.experts(Input::Normed, layer)?,
+            }
             e.tap(Site::Block(layer))?;
         }
         e.norm(self.norm, self.eps)?;
@@ -117,9 +127,16 @@ impl Block {
             }),
             o_proj: b.linear(name("self_attn.o_proj"), hidden, q, form.o_bias),
             post_attention_layernorm: b.vector(name("post_attention_layernorm.weight"), hidden),
-            gate_proj: b.linear(name("mlp.gate_proj"), inner, hidden, form.mlp_bias),
-            up_proj: b.linear(name("mlp.up_proj"), inner, hidden, form.mlp_bias),
-            down_proj: b.linear(name("mlp.down_proj"), hidden, inner, form.mlp_bias),
+            feed_forward: match c.experts(i) {
+                Some(experts) => {
+                    FeedForward::Experts(b.experts(&name("mlp"), hidden, experts, Activation::Silu))
+                }
+                None => FeedForward::Gated {
+                    gate_proj: b.linear(name("mlp.gate_proj"), inner, hidden, form.mlp_bias),
+                    up_proj: b.linear(name("mlp.up_proj"), inner, hidden, form.mlp_bias),
+                    down_proj: b.linear(name("mlp.down_proj"), hidden, inner, form.mlp_bias),
+                },
+            },
         }
     }
 }

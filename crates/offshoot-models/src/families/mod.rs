@@ -8,6 +8,7 @@ mod mistral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 
 use crate::architecture::{Blueprint, Executor};
 use crate::{Family, ModelConfig};
@@ -37,6 +38,7 @@ impl Architecture {
             Family::Phi3 => phi3::form(),
             Family::Qwen2 => qwen2::form(),
             Family::Qwen3 => qwen3::form(config),
+            Family::Qwen3Moe => qwen3_moe::form(config),
         };
         (Architecture::Decoder(Decoder::new(config, form, &mut blueprint)), blueprint)
     }

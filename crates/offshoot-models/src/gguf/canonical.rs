@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
 use super::reader::{Gguf, GgufTensor};
-use super::{Shown, malformed, rope, tokenizer};
+use super::{Shown, experts, malformed, rope, tokenizer};
 use crate::{
-    Contents, Error, Family, ModelConfig, RopeScaling, RowOrder, SlidingWindow, TensorInfo,
+    Contents, Error, Experts, Family, ModelConfig, RopeScaling, RowOrder, SlidingWindow, TensorInfo,
 };
 
 /// Keys of the architecture that, unless zero, mean a model that offshoot would run wrongly, and
@@ -30,8 +30,11 @@ impl Gguf<'_> {
         let mut config = config(self, family)?;
         // What is as long as these numbers say comes after they were found sound.
         config.validate().map_err(malformed)?;
-        (config.rope_scaling, config.rope_magnitude) = rope::scaling(self, arch(family), &config)?;
+        let stretch = rope::scaling(self, arch(family), &config)?;
+        (config.rope_scaling, config.rope_magnitude) = (stretch.scaling, stretch.magnitude);
         config.sliding_window = sliding_window(self, &config)?;
+        config.experts = experts::read(self, &config)?;
+        config.max_position_embeddings = config.max_position_embeddings.max(stretch.reach);
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
         let taken = mapping.all()?;
@@ -72,12 +75,7 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
             Shown(kind)
         )));
     }
-    if let Some(parts) = gguf.unsigned("split.count")?.filter(|parts| *parts > 1) {
-        return Err(malformed(format_args!(
-            "key \"split.count\": the model is split over {parts} files; merge them with \
-             llama-gguf-split --merge"
-        )));
-    }
+    gguf.refuse_part()?;
     let name = gguf.text("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
     match name {
         "gemma3" => Ok(Family::Gemma3),
@@ -86,21 +84,24 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
         "phi3" => Ok(Family::Phi3),
         "qwen2" => Ok(Family::Qwen2),
         "qwen3" => Ok(Family::Qwen3),
+        "qwen3moe" => Ok(Family::Qwen3Moe),
         _ => Err(malformed(format_args!(
-            "key \"general.architecture\": {} is not supported, only gemma3, llama, phi3, qwen2 and qwen3",
+            "key \"general.architecture\": {} is not supported, only gemma3, llama, phi3, qwen2, qwen3 \
+             and qwen3moe",
             Shown(name)
         ))),
     }
 }
 
 /// The name of a family in GGUF files. Mistral's are Llama's, with a window if they have one.
-fn arch(family: Family) -> &'static str {
+pub(super) fn arch(family: Family) -> &'static str {
     match family {
         Family::Gemma3 => "gemma3",
         Family::Llama | Family::Mistral => "llama",
         Family::Phi3 => "phi3",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
+        Family::Qwen3Moe => "qwen3moe",
     }
 }
 
@@ -130,8 +131,12 @@ fn sliding_window(gguf: &Gguf<'_>, config: &ModelConfig) -> Result<Option<Slidin
             Ok(Some(SlidingWindow { size, layers: vec![true; layers] }))
         }
         // Files that name a window which nothing reaches are of models that have none.
-        Family::Qwen2 | Family::Qwen3 if size.get() >= config.max_position_embeddings => Ok(None),
-        Family::Qwen2 | Family::Qwen3 => Err(malformed(format_args!(
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe
+            if size.get() >= config.max_position_embeddings =>
+        {
+            Ok(None)
+        }
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => Err(malformed(format_args!(
             "key \"{}.attention.sliding_window\": {size}, but the file does not say of which layers",
             arch(family)
         ))),
@@ -151,7 +156,7 @@ fn size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<Option<usize>, Err
         .map_err(|_| malformed(format_args!("key \"{key}\": {value} is too big")))
 }
 
-fn required_size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<usize, Error> {
+pub(super) fn required_size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<usize, Error> {
     size(gguf, family, key)?.ok_or_else(|| missing(&format!("{}.{key}", arch(family))))
 }
 
@@ -159,6 +164,9 @@ fn required_size(gguf: &Gguf<'_>, family: Family, key: &str) -> Result<usize, Er
 fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
     let arch = arch(family);
     for (key, why) in REFUSED {
+        if family == Family::Qwen3Moe && key.starts_with("expert_") {
+            continue;
+        }
         let key = format!("{arch}.{key}");
         let zero = gguf.get(&key).is_none_or(|value| {
             value.as_integer() == Some(0) || *value == 0f32.into() || *value == 0f64.into()
@@ -209,6 +217,7 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
             || block_has(&[".attn_q.bias", ".attn_k.bias", ".attn_v.bias", ".attn_output.bias"]),
         mlp_bias: matches!(family, Family::Llama | Family::Mistral)
             && block_has(&[".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"]),
+        experts: None,
     })
 }
 
@@ -312,26 +321,25 @@ impl Mapping<'_, '_> {
         rows: RowOrder,
         within: Option<Within>,
     ) -> Result<(), Error> {
-        let stored = match within {
-            Some(Within { rows, .. }) => vec![rows, shape[1]],
-            None => shape.clone(),
-        };
+        let stored = within.as_ref().map_or(&shape, |within| &within.shape);
         let tensor = self.gguf.tensor(gguf_name).ok_or_else(|| {
             malformed(format_args!("tensor \"{gguf_name}\": missing, expected shape {stored:?}"))
         })?;
-        if !same_shape(tensor, &stored) {
+        if !same_shape(tensor, stored) {
             return Err(malformed(format_args!(
                 "tensor \"{gguf_name}\": shape {:?}, expected {stored:?}",
                 tensor.shape
             )));
         }
-        let (block, mut range) = (tensor.block, tensor.range.clone());
-        if let Some(Within { rows, first }) = within {
+        let (block, file, mut range) = (tensor.block, tensor.file, tensor.range.clone());
+        if let Some(Within { shape: whole, first }) = within {
+            // Not 0, since shapes are those of tensors that have weights.
+            let rows: usize = whole.iter().rev().skip(1).product();
             let row_bytes = range.len() / rows;
             let start = range.start + first * row_bytes;
             range = start..start + shape[0] * row_bytes;
         }
-        self.tensors.insert(name, TensorInfo { shape, block, range, file: 0, rows, shift: 0.0 });
+        self.tensors.insert(name, TensorInfo { shape, block, range, file, rows, shift: 0.0 });
         Ok(())
     }
 }
@@ -345,10 +353,11 @@ fn same_shape(tensor: &GgufTensor, shape: &[usize]) -> bool {
     without_ones(&tensor.shape) == without_ones(shape)
 }
 
-/// Where a matrix stands that a file keeps in another one: how many rows that has, and its first there.
-#[derive(Clone, Copy)]
+/// Where a matrix stands that a file keeps in another tensor: the shape of that, and its first row
+/// there.
+#[derive(Clone)]
 pub(super) struct Within {
-    rows: usize,
+    shape: Vec<usize>,
     first: usize,
 }
 
@@ -360,7 +369,14 @@ pub(super) struct Part {
     /// How the file's rows map to canonical ones.
     pub(super) rows: RowOrder,
     /// Where it stands in the file's tensor, if that holds others too.
-    pub(super) within: Option<Within>,
+    within: Option<Within>,
+}
+
+impl Part {
+    /// The shape of the file's tensor.
+    pub(super) fn stored_shape(&self) -> &[usize] {
+        self.within.as_ref().map_or(&self.shape, |within| &within.shape)
+    }
 }
 
 /// All tensors of a model, in the order of a file.
@@ -375,14 +391,15 @@ pub(super) fn places(config: &ModelConfig) -> Vec<Part> {
     };
     let mut places =
         vec![plain("token_embd.weight", "model.embed_tokens.weight", &[vocab, hidden])];
-    let parts = layer_parts(config);
+    let parts = [None, config.experts.as_ref()].map(|experts| layer_parts(config, experts));
     for layer in 0..config.num_hidden_layers {
+        let parts = &parts[usize::from(config.experts(layer).is_some())];
         places.extend(parts.iter().map(|part| Part {
             gguf: format!("blk.{layer}.{}", part.gguf),
             canonical: format!("model.layers.{layer}.{}", part.canonical),
             shape: part.shape.clone(),
             rows: part.rows,
-            within: part.within,
+            within: part.within.clone(),
         }));
     }
     places.push(plain("output_norm.weight", "model.norm.weight", &[hidden]));
@@ -392,7 +409,7 @@ pub(super) fn places(config: &ModelConfig) -> Vec<Part> {
     places
 }
 
-fn layer_parts(config: &ModelConfig) -> Vec<Part> {
+fn layer_parts(config: &ModelConfig, experts: Option<&Experts>) -> Vec<Part> {
     let hidden = config.hidden_size;
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
@@ -402,12 +419,14 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
     // stored plain.
     let rotary = match config.family {
         Family::Llama | Family::Mistral => RowOrder::RotaryPairs { head_dim: config.head_dim },
-        Family::Gemma3 | Family::Phi3 | Family::Qwen2 | Family::Qwen3 => RowOrder::Plain,
+        Family::Gemma3 | Family::Phi3 | Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => {
+            RowOrder::Plain
+        }
     };
     let plain = RowOrder::Plain;
     let qkv_bias = config.attention_bias;
     let o_bias = qkv_bias && config.family != Family::Qwen2;
-    let linears = [
+    let mut linears = vec![
         ("attn_q", "self_attn.q_proj", [q, hidden], rotary, qkv_bias),
         ("attn_k", "self_attn.k_proj", [kv, hidden], rotary, qkv_bias),
         ("attn_v", "self_attn.v_proj", [kv, hidden], plain, qkv_bias),
@@ -434,17 +453,21 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
     };
     let norm = |(gguf, canonical): &(&str, &str)| part(gguf, canonical, "weight", &[hidden], plain);
     let mut parts: Vec<Part> = norms.iter().map(norm).collect();
-    if matches!(config.family, Family::Gemma3 | Family::Qwen3) {
+    if experts.is_some() {
+        linears.truncate(4);
+    }
+    if matches!(config.family, Family::Gemma3 | Family::Qwen3 | Family::Qwen3Moe) {
         let head = &[config.head_dim];
         parts.push(part("attn_q_norm", "self_attn.q_norm", "weight", head, plain));
         parts.push(part("attn_k_norm", "self_attn.k_norm", "weight", head, plain));
     }
+    let within = |rows: usize, first| Within { shape: vec![rows, hidden], first };
     let fused = |gguf: &str| match (config.family, gguf) {
-        (Family::Phi3, "attn_q") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: 0 })),
-        (Family::Phi3, "attn_k") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: q })),
-        (Family::Phi3, "attn_v") => Some(("attn_qkv", Within { rows: q + 2 * kv, first: q + kv })),
-        (Family::Phi3, "ffn_gate") => Some(("ffn_up", Within { rows: 2 * ffn, first: 0 })),
-        (Family::Phi3, "ffn_up") => Some(("ffn_up", Within { rows: 2 * ffn, first: ffn })),
+        (Family::Phi3, "attn_q") => Some(("attn_qkv", within(q + 2 * kv, 0))),
+        (Family::Phi3, "attn_k") => Some(("attn_qkv", within(q + 2 * kv, q))),
+        (Family::Phi3, "attn_v") => Some(("attn_qkv", within(q + 2 * kv, q + kv))),
+        (Family::Phi3, "ffn_gate") => Some(("ffn_up", within(2 * ffn, 0))),
+        (Family::Phi3, "ffn_up") => Some(("ffn_up", within(2 * ffn, ffn))),
         _ => None,
     };
     for (gguf, canonical, shape, rows, bias) in linears {
@@ -456,6 +479,34 @@ fn layer_parts(config: &ModelConfig) -> Vec<Part> {
         if bias {
             parts.push(part(gguf, canonical, "bias", &shape[..1], rows));
         }
+    }
+    parts.extend(experts.into_iter().flat_map(|experts| expert_parts(hidden, experts)));
+    parts
+}
+
+/// The router, and each expert out of the tensor that holds those of all.
+fn expert_parts(hidden: usize, experts: &Experts) -> Vec<Part> {
+    let Experts { num_experts, moe_intermediate_size: inner, .. } = *experts;
+    let mut parts = vec![Part {
+        gguf: "ffn_gate_inp.weight".to_owned(),
+        canonical: "mlp.gate.weight".to_owned(),
+        shape: vec![num_experts, hidden],
+        rows: RowOrder::Plain,
+        within: None,
+    }];
+    for (name, shape) in
+        [("gate", [inner, hidden]), ("up", [inner, hidden]), ("down", [hidden, inner])]
+    {
+        parts.extend((0..num_experts).map(|expert| Part {
+            gguf: format!("ffn_{name}_exps.weight"),
+            canonical: format!("mlp.experts.{expert}.{name}_proj.weight"),
+            shape: shape.to_vec(),
+            rows: RowOrder::Plain,
+            within: Some(Within {
+                shape: vec![num_experts, shape[0], shape[1]],
+                first: expert * shape[0],
+            }),
+        }));
     }
     parts
 }

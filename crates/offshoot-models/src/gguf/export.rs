@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use offshoot_kernels::{BlockType, Conversion, Cpu};
 
 use super::value::Array;
-use super::{Gguf, MAGIC, Shown, Writer, canonical, parse};
+use super::{Gguf, MAGIC, Shown, Writer, canonical, join, parse};
 use crate::{
     Checkpoint, Error, Family, PreTokenizer, Recipe, RopeScaling, RowOrder, Tensor, TokenKind,
     TokenizerSpec, stop_tokens,
@@ -52,7 +52,8 @@ pub struct Export<'c> {
 #[derive(Debug)]
 struct Source<'c> {
     gguf: String,
-    tensor: Tensor<'c>,
+    /// The matrix, or those that the file keeps in one tensor, in order.
+    parts: Vec<Tensor<'c>>,
     block: BlockType,
     rows: RowOrder,
 }
@@ -69,9 +70,9 @@ impl<'c> Export<'c> {
         let mut writer = Writer::new();
         let source = gguf_of(checkpoint)?;
         let places = canonical::places(config);
-        refuse_unwritable(checkpoint, source.is_some(), &places)?;
+        refuse_unwritable(checkpoint, source.is_some())?;
         keys(checkpoint, options, source.as_ref(), &mut writer)?;
-        let mut tensors = Vec::new();
+        let mut tensors: Vec<Source<'c>> = Vec::new();
         for place in places {
             let tensor = checkpoint.require(&place.canonical)?;
             let (name, shape) = (&place.canonical, &tensor.info.shape);
@@ -80,8 +81,12 @@ impl<'c> Export<'c> {
                 _ => options.recipe.block(config, name, shape, tensor.info.block),
             };
             refuse_twice(&tensor, block, options.requantize)?;
-            writer.tensor(&place.gguf, shape, block)?;
-            tensors.push(Source { gguf: place.gguf, tensor, block, rows: place.rows });
+            if let Some(source) = tensors.last_mut().filter(|source| source.gguf == place.gguf) {
+                source.add(tensor, block)?;
+                continue;
+            }
+            writer.tensor(&place.gguf, place.stored_shape(), block)?;
+            tensors.push(Source { gguf: place.gguf, parts: vec![tensor], block, rows: place.rows });
         }
         let mut factors = Vec::new();
         // YaRN's come from keys, which are copied.
@@ -103,7 +108,7 @@ impl<'c> Export<'c> {
 
     /// Number of weights.
     pub fn weights(&self) -> u64 {
-        self.tensors.iter().map(|source| source.tensor.len() as u64).sum()
+        self.tensors.iter().flat_map(|source| &source.parts).map(|t| t.len() as u64).sum()
     }
 
     /// Tensors that the architecture does not have and that the file goes without.
@@ -170,14 +175,35 @@ pub enum ExportError {
     Stopped,
 }
 
-impl Source<'_> {
+impl<'c> Source<'c> {
+    /// Adds the next matrix of the tensor.
+    fn add(&mut self, part: Tensor<'c>, block: BlockType) -> Result<(), Error> {
+        if block != self.block {
+            return Err(Error::Recipe(format!(
+                "tensor {} would be {block} and others of {} {}, but they are one in a file",
+                part.name, self.gguf, self.block
+            )));
+        }
+        self.parts.push(part);
+        Ok(())
+    }
+
     fn write(
         &self,
         cpu: &Cpu,
         out: &mut dyn Write,
         more: &mut dyn FnMut(u64) -> bool,
     ) -> Result<(), ExportError> {
-        let tensor = &self.tensor;
+        self.parts.iter().try_for_each(|part| self.write_part(part, cpu, out, more))
+    }
+
+    fn write_part(
+        &self,
+        tensor: &Tensor<'c>,
+        cpu: &Cpu,
+        out: &mut dyn Write,
+        more: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<(), ExportError> {
         if tensor.info.shape.len() == 1 {
             let mut values = vec![0.0; tensor.len()];
             tensor.read_row(0, &mut values)?;
@@ -225,26 +251,34 @@ fn refuse_twice(tensor: &Tensor<'_>, block: BlockType, allowed: bool) -> Result<
     )))
 }
 
-/// The GGUF file that the checkpoint was read from, if it was.
+/// The GGUF file, or all parts of it, that the checkpoint was read from, if it was.
 fn gguf_of(checkpoint: &Checkpoint) -> Result<Option<Gguf<'_>>, Error> {
-    let map = checkpoint.maps().first().filter(|map| map.starts_with(&MAGIC));
-    map.map(|map| parse(map)).transpose()
+    let maps = checkpoint.maps();
+    if !maps.first().is_some_and(|map| map.starts_with(&MAGIC)) {
+        return Ok(None);
+    }
+    let mut files = maps.iter().map(|map| parse(map)).collect::<Result<Vec<_>, _>>()?;
+    Ok(match files.len() {
+        1 => files.pop(),
+        _ => Some(join(files).map_err(|(_, error)| error)?),
+    })
 }
 
 /// Refuses models of which a file could not say everything.
-fn refuse_unwritable(
-    checkpoint: &Checkpoint,
-    is_gguf: bool,
-    places: &[canonical::Part],
-) -> Result<(), Error> {
+fn refuse_unwritable(checkpoint: &Checkpoint, is_gguf: bool) -> Result<(), Error> {
     let config = checkpoint.config();
     let family = config.family.name();
-    if places.iter().any(|place| place.within.is_some()) {
+    if config.family == Family::Phi3 {
         return Err(Error::Recipe(format!(
             "a model of {family}, whose files keep several matrices in one, cannot be written yet"
         )));
     }
-    let keys_are_known = matches!(config.family, Family::Llama | Family::Qwen2)
+    // llama.cpp takes it that experts are in all layers and their shares sum to 1.
+    let experts_are_usual =
+        config.experts.iter().all(|e| e.norm_topk_prob && e.layers.iter().all(|has| *has));
+    let known = [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Qwen3Moe];
+    let keys_are_known = known.contains(&config.family)
+        && experts_are_usual
         && config.sliding_window.is_none()
         && config.rope_magnitude == 1.0
         // llama.cpp reads factors of Llama and of no other.
@@ -304,12 +338,19 @@ fn architecture(
     writer: &mut Writer,
 ) -> Result<(), Error> {
     let c = checkpoint.config();
-    let arch = c.family.name();
+    let arch = canonical::arch(c.family);
     writer.key("general.architecture", arch)?.key("general.type", "model")?;
     if let Some(name) = checkpoint.name().or(name) {
         writer.key("general.name", name)?;
     }
-    for (key, value) in [
+    let experts = c.experts.iter().flat_map(|experts| {
+        [
+            ("expert_count", experts.num_experts),
+            ("expert_used_count", experts.num_experts_per_tok),
+            ("expert_feed_forward_length", experts.moe_intermediate_size),
+        ]
+    });
+    let sizes = [
         ("block_count", c.num_hidden_layers),
         ("context_length", c.max_position_embeddings),
         ("embedding_length", c.hidden_size),
@@ -320,7 +361,8 @@ fn architecture(
         ("attention.value_length", c.head_dim),
         ("rope.dimension_count", c.head_dim),
         ("vocab_size", c.vocab_size),
-    ] {
+    ];
+    for (key, value) in sizes.into_iter().chain(experts) {
         let what = || Error::Config(format!("{key}: {value} does not fit a file"));
         writer.key(&format!("{arch}.{key}"), u32::try_from(value).map_err(|_| what())?)?;
     }

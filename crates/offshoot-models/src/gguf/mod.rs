@@ -13,9 +13,11 @@
 
 mod canonical;
 mod cursor;
+mod experts;
 mod export;
 mod reader;
 mod rope;
+mod split;
 mod tokenizer;
 mod value;
 mod writer;
@@ -24,6 +26,8 @@ use crate::shown::Shown;
 
 pub use export::{Export, ExportError, ExportOptions};
 pub use reader::{Gguf, GgufTensor, parse};
+pub(crate) use split::open;
+pub use split::{PartName, join};
 pub use value::{Array, Value, ValueKind};
 pub use writer::Writer;
 

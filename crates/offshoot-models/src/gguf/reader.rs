@@ -13,14 +13,15 @@ use super::{
 };
 use crate::Error;
 
-/// A parsed file: its keys and where its tensors lie, all borrowed from the file's bytes.
+/// A parsed file, or several that are one model ([`join`](super::join)): the keys and where the
+/// tensors lie, all borrowed from the files' bytes.
 #[derive(Debug)]
 pub struct Gguf<'a> {
-    bytes: &'a [u8],
+    pub(super) files: Vec<&'a [u8]>,
     version: u32,
     alignment: usize,
-    metadata: BTreeMap<&'a str, Value<'a>>,
-    tensors: BTreeMap<&'a str, GgufTensor>,
+    pub(super) metadata: BTreeMap<&'a str, Value<'a>>,
+    pub(super) tensors: BTreeMap<&'a str, GgufTensor>,
 }
 
 /// A tensor as the file declares it.
@@ -32,6 +33,8 @@ pub struct GgufTensor {
     pub block: BlockType,
     /// The tensor's bytes within the file.
     pub range: Range<usize>,
+    /// Which of the model's files holds it.
+    pub file: usize,
 }
 
 /// Reads the header, keys and tensor records of a file and checks all of them.
@@ -48,16 +51,16 @@ pub fn parse(bytes: &[u8]) -> Result<Gguf<'_>, Error> {
     let records = read_records(&mut cursor, tensor_count)?;
     let data = cursor.position().next_multiple_of(alignment);
     let tensors = place(records, data, alignment, bytes.len())?;
-    Ok(Gguf { bytes, version, alignment, metadata, tensors })
+    Ok(Gguf { files: vec![bytes], version, alignment, metadata, tensors })
 }
 
 impl<'a> Gguf<'a> {
-    /// The format's version, 2 or 3.
+    /// The format's version, 2 or 3; of several files that of the first.
     pub fn version(&self) -> u32 {
         self.version
     }
 
-    /// Alignment of the tensors' bytes.
+    /// Alignment of the tensors' bytes; of several files that of the first.
     pub fn alignment(&self) -> usize {
         self.alignment
     }
@@ -79,7 +82,7 @@ impl<'a> Gguf<'a> {
 
     /// The stored bytes of a tensor of this file.
     pub fn data(&self, tensor: &GgufTensor) -> &'a [u8] {
-        &self.bytes[tensor.range.clone()]
+        &self.files[tensor.file][tensor.range.clone()]
     }
 
     /// The value of `key`.
@@ -359,7 +362,7 @@ fn place<'a>(
     for record in records {
         let range = range_of(&record, data, alignment, file_len)?;
         ranges.push((range.start, range.end, record.name));
-        let tensor = GgufTensor { shape: record.shape, block: record.block, range };
+        let tensor = GgufTensor { shape: record.shape, block: record.block, range, file: 0 };
         if tensors.insert(record.name, tensor).is_some() {
             return Err(malformed(format_args!("tensor {}: given twice", Shown(record.name))));
         }

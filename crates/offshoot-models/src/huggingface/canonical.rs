@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::safetensors::Place;
 use super::shards::Stored;
-use super::{INDEX, Parts, WEIGHTS, wrong};
+use super::{INDEX, Parts, WEIGHTS, experts, wrong};
 use crate::shown::Shown;
 use crate::{Architecture, Error, Family, ModelConfig, RowOrder, TensorInfo};
 
@@ -22,20 +22,18 @@ pub(super) fn map(
     if config.family == Family::Phi3 {
         part_fused(config, &mut stored);
     }
+    experts::part_fused(config, &mut stored);
+    check_experts(config, &stored, parts)?;
     let mut tensors = BTreeMap::new();
     for (name, shape) in wanted(config) {
         if tensors.contains_key(&name) {
             continue; // The embedding, as the output head.
         }
         let Some(Stored { file: number, place }) = stored.remove(&name) else {
-            let what = format!("tensor {}: missing, expected shape {shape:?}", Shown(&name));
-            let all = if parts.index.is_some() { INDEX } else { WEIGHTS };
-            return Err(wrong(all, what));
+            return Err(unfit(&name, &shape, None, parts));
         };
         if place.shape != shape {
-            let found = &place.shape;
-            let what = format!("tensor {}: shape {found:?}, expected {shape:?}", Shown(&name));
-            return Err(wrong(file(number), what));
+            return Err(unfit(&name, &shape, Some(&Stored { file: number, place }), parts));
         }
         let (block, range) = (place.block, place.range);
         let rows = RowOrder::Plain;
@@ -52,6 +50,43 @@ pub(super) fn map(
         return Err(wrong(file(found.file), what));
     }
     Ok((tensors, stored.into_keys().collect()))
+}
+
+/// Checks that there are as many experts as `config.json` says before names of all are kept, so that
+/// how many are is bounded by what the files hold.
+fn check_experts(
+    config: &ModelConfig,
+    stored: &BTreeMap<String, Stored>,
+    parts: &Parts<'_>,
+) -> Result<(), Error> {
+    for layer in 0..config.num_hidden_layers {
+        let Some(experts) = config.experts(layer) else { continue };
+        let router = format!("model.layers.{layer}.mlp.gate.weight");
+        let shape = [experts.num_experts, config.hidden_size];
+        if stored.get(&router).is_none_or(|found| found.place.shape != shape) {
+            return Err(unfit(&router, &shape, stored.get(&router), parts));
+        }
+        let numbers = 0..experts.num_experts;
+        let name = |number| format!("model.layers.{layer}.mlp.experts.{number}.gate_proj.weight");
+        if let Some(missing) = numbers.map(name).find(|name| !stored.contains_key(name)) {
+            let shape = [experts.moe_intermediate_size, config.hidden_size];
+            return Err(unfit(&missing, &shape, None, parts));
+        }
+    }
+    Ok(())
+}
+
+/// The error of a tensor that is missing or of another shape than `shape`.
+fn unfit(name: &str, shape: &[usize], found: Option<&Stored>, parts: &Parts<'_>) -> Error {
+    let (file, what) = match found {
+        Some(found) => {
+            (parts.weights[found.file].0.as_str(), format!("shape {:?}", found.place.shape))
+        }
+        None if parts.index.is_some() => (INDEX, "missing".to_owned()),
+        None => (WEIGHTS, "missing".to_owned()),
+    };
+    let missing = if found.is_none() { "expected shape" } else { "expected" };
+    wrong(file, format_args!("tensor {}: {what}, {missing} {shape:?}", Shown(name)))
 }
 
 /// What Phi-3 stores in one matrix of a layer, by rows.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::{CONFIG, not_json, rope, windows, wrong};
+use super::{CONFIG, experts, not_json, rope, windows, wrong};
 use crate::shown::Shown;
 use crate::{Error, Family, ModelConfig, RopeScaling};
 
@@ -51,9 +51,9 @@ const REFUSED: [(&str, &str); 12] = [
     ("quantization_config", "quantised weights are not read; take the model that it was made from"),
     ("quantization", "quantised weights are not read; take the model that it was made from"),
     ("rope_interleaved", "interleaved rotary pairs are not supported"),
-    ("num_experts", "mixtures of experts are not supported"),
-    ("num_local_experts", "mixtures of experts are not supported"),
-    ("n_routed_experts", "mixtures of experts are not supported"),
+    ("num_experts", "mixtures of experts are not supported of this model"),
+    ("num_local_experts", "mixtures of experts are not supported of this model"),
+    ("n_routed_experts", "mixtures of experts are not supported of this model"),
     ("clip_qkv", "clamped attention is not supported"),
     ("use_qk_norm", "norms of queries and keys are not supported"),
     ("qk_norm", "norms of queries and keys are not supported"),
@@ -77,8 +77,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
     let mut config = sizes(fields, family)?;
     let check = |config: &ModelConfig| config.validate().map_err(|e| named(&e));
     check(&config)?;
-    (config.rope_scaling, config.rope_magnitude) = rope::scaling(fields, &config)?;
+    let stretch = rope::scaling(fields, &config)?;
+    (config.rope_scaling, config.rope_magnitude) = (stretch.scaling, stretch.magnitude);
     config.sliding_window = windows::read(fields, family, config.num_hidden_layers)?;
+    config.experts = experts::read(fields, family, config.num_hidden_layers)?;
+    config.max_position_embeddings = config.max_position_embeddings.max(stretch.reach);
     check(&config)?;
     Ok(Told {
         eos: eos(fields, config.vocab_size)?,
@@ -106,6 +109,7 @@ fn class(family: Family) -> &'static str {
         Family::Phi3 => "Phi3ForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
         Family::Qwen3 => "Qwen3ForCausalLM",
+        Family::Qwen3Moe => "Qwen3MoeForCausalLM",
     }
 }
 
@@ -157,7 +161,11 @@ fn refuse(fields: Fields<'_>, family: Family) -> Result<(), Error> {
         Value::Object(map) => map.is_empty(),
         _ => false,
     };
+    let experts = ["num_experts", "num_local_experts"];
     for (name, why) in REFUSED {
+        if family == Family::Qwen3Moe && experts.contains(&name) {
+            continue;
+        }
         if fields.get(name).is_some_and(|value| !idle(value)) {
             return Err(fields.error(name, why));
         }
@@ -211,10 +219,9 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
         intermediate_size: fields.required_size("intermediate_size")?,
         num_hidden_layers: fields.required_size("num_hidden_layers")?,
         num_attention_heads: heads,
-        num_key_value_heads: fields.size("num_key_value_heads")?.unwrap_or(if gemma {
-            4
-        } else {
-            heads
+        num_key_value_heads: fields.size("num_key_value_heads")?.unwrap_or(match family {
+            Family::Gemma3 | Family::Qwen3Moe => 4,
+            _ => heads,
         }),
         head_dim,
         vocab_size: fields.required_size("vocab_size")?,
@@ -233,7 +240,9 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
         sliding_window: None,
         tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(gemma),
         attention_bias: match family {
-            Family::Gemma3 | Family::Llama | Family::Qwen3 => flag("attention_bias")?,
+            Family::Gemma3 | Family::Llama | Family::Qwen3 | Family::Qwen3Moe => {
+                flag("attention_bias")?
+            }
             Family::Mistral | Family::Phi3 if flag("attention_bias")? => {
                 let what = "biases of attention are not supported of this model";
                 return Err(fields.error("attention_bias", what));
@@ -242,6 +251,7 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
             Family::Qwen2 => true,
         },
         mlp_bias: family == Family::Llama && flag("mlp_bias")?,
+        experts: None,
     })
 }
 

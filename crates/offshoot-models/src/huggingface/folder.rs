@@ -11,16 +11,8 @@ use super::{
     CONFIG, INDEX, Parts, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, config, contents, shards,
     tokenizer, tokenizer_config, weight_files, wrong,
 };
-use crate::{Contents, Error, generation_config};
-
-/// What a folder gives to a checkpoint.
-pub(crate) struct Opened {
-    /// The files that say what is computed: `config.json`, then the weights, sorted by name.
-    pub(crate) paths: Vec<PathBuf>,
-    /// The weights' files, as [`Contents::tensors`] numbers them.
-    pub(crate) maps: Vec<Arc<FileMap>>,
-    pub(crate) contents: Contents,
-}
+use crate::checkpoint::Opened;
+use crate::{Error, generation_config};
 
 /// Opens the folder at `path`.
 ///

@@ -7,7 +7,7 @@
 //! offshoot does not do is an error as well, never passed over.
 //!
 //! ```text
-//! config.json                    sizes and constants                config.rs, rope.rs, windows.rs
+//! config.json                    sizes and constants    config.rs, rope.rs, windows.rs, experts.rs
 //! model.safetensors              weights, in one file                           safetensors.rs
 //! model.safetensors.index.json   or in several, with the file of each tensor    shards.rs
 //! tokenizer.json                 vocabulary, merges, added tokens               tokenizer.rs
@@ -19,6 +19,7 @@
 
 mod canonical;
 mod config;
+mod experts;
 mod fields;
 mod folder;
 pub mod peft;
@@ -30,7 +31,7 @@ mod tokenizer_config;
 mod tokenizer_json;
 mod windows;
 
-pub(crate) use folder::{Opened, open};
+pub(crate) use folder::open;
 pub use shards::weight_files;
 
 use std::fmt::Display;

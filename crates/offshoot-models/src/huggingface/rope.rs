@@ -6,6 +6,7 @@ use std::f32::consts::TAU;
 use serde_json::Value;
 
 use super::fields::Fields;
+use crate::config::Stretch;
 use crate::shown::Shown;
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
 use crate::{Error, Family, ModelConfig, RopeScaling};
@@ -107,10 +108,7 @@ pub(super) fn theta(fields: Fields<'_>, family: Family) -> Result<f64, Error> {
 
 /// The stretching of the frequencies of a model whose sizes are sound, and the magnitude that comes with
 /// it.
-pub(super) fn scaling(
-    fields: Fields<'_>,
-    config: &ModelConfig,
-) -> Result<(RopeScaling, f32), Error> {
+pub(super) fn scaling(fields: Fields<'_>, config: &ModelConfig) -> Result<Stretch, Error> {
     let (family, theta, head_dim) = (config.family, config.rope_theta, config.head_dim);
     for fields in [Some(fields), parameters(fields, family)?].into_iter().flatten() {
         let name = "partial_rotary_factor";
@@ -118,7 +116,7 @@ pub(super) fn scaling(
             return Err(fields.error(name, format_args!("{part} is not supported, only 1")));
         }
     }
-    let Some(parameters) = parameters(fields, family)? else { return Ok((RopeScaling::None, 1.0)) };
+    let Some(parameters) = parameters(fields, family)? else { return Ok(RopeScaling::None.into()) };
     let (new, old) = (parameters.text("rope_type")?, parameters.text("type")?);
     if let (Some(new), Some(old)) = (new, old)
         && new != old
@@ -129,19 +127,20 @@ pub(super) fn scaling(
     let name = if new.is_none() && old.is_some() { "type" } else { "rope_type" };
     match new.or(old) {
         None if parameters.get("factor").is_some() => Err(parameters.missing(name)),
-        None | Some("default") => Ok((RopeScaling::None, 1.0)),
+        None | Some("default") => Ok(RopeScaling::None.into()),
         Some("linear") => {
             let factor = parameters.required_number("factor")? as f32;
-            Ok((RopeScaling::Linear { factor: f64::from(factor) }, 1.0))
+            Ok(RopeScaling::Linear { factor: f64::from(factor) }.into())
         }
         Some("llama3") => {
             let factors = Llama3::read(fields, parameters)?.factors(theta as f32, head_dim);
-            Ok((RopeScaling::Factors(factors), 1.0))
+            Ok(RopeScaling::Factors(factors).into())
         }
         Some("yarn") => {
             let yarn = yarn(fields, parameters)?;
             let magnitude = positive_or(parameters, "attention_factor", yarn.magnitude())?;
-            Ok((RopeScaling::Factors(yarn.factors(theta, head_dim)), magnitude))
+            let scaling = RopeScaling::Factors(yarn.factors(theta, head_dim));
+            Ok(Stretch { scaling, magnitude, reach: yarn.reach() })
         }
         // Older files of Phi-3 call it "su".
         Some("longrope" | "su") if family == Family::Phi3 => long(fields, parameters, config),
@@ -186,7 +185,7 @@ fn long(
     fields: Fields<'_>,
     parameters: Fields<'_>,
     config: &ModelConfig,
-) -> Result<(RopeScaling, f32), Error> {
+) -> Result<Stretch, Error> {
     let read = |name: &str| {
         let list = parameters.list(name)?.ok_or_else(|| parameters.missing(name))?;
         if list.len() != config.head_dim / 2 {
@@ -202,17 +201,17 @@ fn long(
     };
     let trained = trained_context(fields, parameters)?;
     let trained = trained.ok_or_else(|| parameters.missing(TRAINED))?;
-    let stretch = match parameters.number("factor")? {
-        Some(factor) => factor,
-        None => config.max_position_embeddings as f64 / f64::from(trained),
-    };
+    let factor = parameters.number("factor")?;
+    let reach = factor.map_or(0, |factor| (factor * f64::from(trained)).round() as usize);
+    let stretch = factor.unwrap_or(config.max_position_embeddings as f64 / f64::from(trained));
     let magnitude = match stretch > 1.0 {
         true => (1.0 + stretch.ln() / f64::from(trained).ln()).sqrt() as f32,
         false => 1.0,
     };
     let magnitude = positive_or(parameters, "attention_factor", magnitude)?;
     let (short, long) = (read("short_factor")?, read("long_factor")?);
-    Ok((RopeScaling::Long { short, long, trained: trained as usize }, magnitude))
+    let scaling = RopeScaling::Long { short, long, trained: trained as usize };
+    Ok(Stretch { scaling, magnitude, reach })
 }
 
 fn yarn(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Yarn, Error> {

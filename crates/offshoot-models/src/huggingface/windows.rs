@@ -5,6 +5,7 @@
 //! Phi-3           `sliding_window`, in every layer; absent or null none
 //! Qwen2, Qwen3    `sliding_window` if `use_sliding_window`, in the layers from `max_window_layers` on or
 //!                 in those that `layer_types` names
+//! Qwen3 MoE       `sliding_window` if `use_sliding_window`, in every layer
 //! Gemma 3         `sliding_window`, in all layers but every sixth, or as `sliding_window_pattern` or
 //!                 `layer_types` say
 //! Llama           none
@@ -60,6 +61,9 @@ pub(super) fn read(
         Family::Phi3 => {
             let size = size.filter(|_| fields.get("sliding_window").is_some());
             size.map(|size| (size, vec![true; layers]))
+        }
+        Family::Qwen3Moe => {
+            size.filter(|_| used == Some(true)).map(|size| (size, vec![true; layers]))
         }
         Family::Qwen2 | Family::Qwen3 => {
             let first = fields.size("max_window_layers")?.unwrap_or(FIRST_LAYER);

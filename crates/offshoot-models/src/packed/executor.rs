@@ -6,11 +6,12 @@ use offshoot_kernels::{
     attend, multiply, multiply_gated, multiply_greatest, multiply_perturbed, rms_norm, soft_cap,
 };
 
+use super::experts::ExpertRegisters;
 use super::hooks::{Hooks, SegmentRows};
 use super::weights::PackedModel;
 use crate::{
-    Activation, Attention, Error, Executor, Frequencies, Input, LinearId, ModelConfig, Output,
-    PostNorm, RopeId, Segment, Site, VectorId,
+    Activation, Attention, Error, Executor, ExpertLayer, Frequencies, Input, LinearId, ModelConfig,
+    Output, PostNorm, RopeId, Segment, Site, VectorId,
 };
 
 impl SequenceRows for Segment<'_, KvCache> {
@@ -29,25 +30,29 @@ impl SequenceRows for Segment<'_, KvCache> {
 
 /// Rows of floats that grow to the largest step seen.
 #[derive(Debug)]
-struct Rows {
+pub(super) struct Rows {
     data: Buffer<f32>,
     width: usize,
 }
 
 impl Rows {
-    fn new(width: usize) -> Self {
+    pub(super) fn new(width: usize) -> Self {
         Self { data: Buffer::zeroed(0), width }
     }
 
-    fn reserve(&mut self, rows: usize) {
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(super) fn reserve(&mut self, rows: usize) {
         self.data.grow(rows * self.width);
     }
 
-    fn get(&self, rows: usize) -> &[f32] {
+    pub(super) fn get(&self, rows: usize) -> &[f32] {
         &self.data[..rows * self.width]
     }
 
-    fn get_mut(&mut self, rows: usize) -> &mut [f32] {
+    pub(super) fn get_mut(&mut self, rows: usize) -> &mut [f32] {
         &mut self.data[..rows * self.width]
     }
 }
@@ -63,9 +68,9 @@ struct Turns {
 /// The registers that steps of one model run in.
 #[derive(Debug)]
 pub struct PackedExecutor {
-    cpu: Cpu,
+    pub(super) cpu: Cpu,
     ropes: Vec<RopeTable>,
-    residual: Rows,
+    pub(super) residual: Rows,
     query: Rows,
     key: Rows,
     value: Rows,
@@ -75,9 +80,11 @@ pub struct PackedExecutor {
     /// Products that addends go into before the residual stream.
     spare: Rows,
     logits: Rows,
-    normed: Activations,
-    attended: Activations,
+    pub(super) normed: Activations,
+    pub(super) attended: Activations,
     gated: Activations,
+    /// What layers of experts run in.
+    pub(super) experts: ExpertRegisters,
     head_input: Activations,
     scratch: AttentionScratch,
     /// The step's rows whose logits are asked for, and how many of them each segment has.
@@ -115,6 +122,7 @@ impl PackedExecutor {
             normed: Activations::new(),
             attended: Activations::new(),
             gated: Activations::new(),
+            experts: ExpertRegisters::new(config),
             head_input: Activations::new(),
             scratch: AttentionScratch::new(),
             logit_rows: Vec::new(),
@@ -282,23 +290,23 @@ enum Head {
 }
 
 /// A step in progress.
-struct Run<'a, 's> {
-    model: &'a PackedModel,
-    registers: &'a mut PackedExecutor,
-    segments: &'a mut [Segment<'s, KvCache>],
-    hooks: &'a mut dyn Hooks,
-    rows: usize,
+pub(super) struct Run<'a, 's> {
+    pub(super) model: &'a PackedModel,
+    pub(super) registers: &'a mut PackedExecutor,
+    pub(super) segments: &'a mut [Segment<'s, KvCache>],
+    pub(super) hooks: &'a mut dyn Hooks,
+    pub(super) rows: usize,
     want: Head,
 }
 
 /// The forms that a register of `width` inputs can be brought into.
-fn forms_for(forms: Forms, width: usize) -> Forms {
+pub(super) fn forms_for(forms: Forms, width: usize) -> Forms {
     Forms { q8: forms.q8 && width.is_multiple_of(32), ..forms }
 }
 
 impl Run<'_, '_> {
     /// Multiplies with one matrix and hands the product to whoever adds to it.
-    fn product(
+    pub(super) fn product(
         &mut self,
         x: Input,
         linear: LinearId,
@@ -341,7 +349,7 @@ impl Run<'_, '_> {
     }
 
     /// Whether someone adds to or perturbs `linear` in this step.
-    fn hooked(&self, linear: LinearId) -> bool {
+    pub(super) fn hooked(&self, linear: LinearId) -> bool {
         self.hooks.perturbation(linear).is_some()
             || self.segments.iter().any(|s| self.hooks.adds(linear, s.variant))
     }
@@ -519,6 +527,10 @@ impl Executor for Run<'_, '_> {
             activation.gate(isa, &gate[row.clone()], &up[row], out);
         });
         Ok(())
+    }
+
+    fn experts(&mut self, x: Input, layer: ExpertLayer) -> Result<(), Error> {
+        self.run_experts(x, layer)
     }
 
     fn tap(&mut self, site: Site) -> Result<(), Error> {

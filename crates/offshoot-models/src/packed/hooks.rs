@@ -11,7 +11,8 @@ pub struct SegmentRows {
     pub segment: usize,
     /// Its variant.
     pub variant: VariantId,
-    /// Its number of rows; of the output head, the rows whose logits are asked for.
+    /// Its number of rows; of the output head, the rows whose logits are asked for; of an
+    /// expert, those that go through it, ascending.
     pub rows: usize,
 }
 

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod executor;
+mod experts;
 mod hooks;
 mod weights;
 

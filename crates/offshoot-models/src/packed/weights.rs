@@ -157,17 +157,33 @@ impl PackedModel {
         self.from_cache
     }
 
-    /// Bytes of weights that a step with one row must read.
+    /// Bytes of weights that a step with one row must read: of experts, those of as many as a row goes
+    /// through, if they are all alike.
     pub fn step_bytes(&self) -> usize {
         let vectors: usize = self.vectors.iter().map(|v| 4 * v.len()).sum();
         let biases: usize =
             self.linears.iter().filter_map(|l| l.bias.as_ref()).map(|b| 4 * b.len()).sum();
-        self.linears.iter().map(|l| l.matrix.byte_len()).sum::<usize>() + vectors + biases
+        self.of_a_row(PackedMatrix::byte_len) + vectors + biases
     }
 
-    /// Weights that every row of a step is multiplied with.
+    /// Weights that a row of a step is multiplied with.
     pub fn weights(&self) -> usize {
-        self.linears.iter().map(|l| l.matrix.rows() * l.matrix.cols()).sum()
+        self.of_a_row(|matrix| matrix.rows() * matrix.cols())
+    }
+
+    /// The sum of `size` over the matrices that a row is multiplied with.
+    fn of_a_row(&self, size: impl Fn(&PackedMatrix) -> usize) -> usize {
+        let sum = |routed| -> usize {
+            let each = self.blueprint.linears.iter().zip(&self.linears);
+            let of_it = each.filter(|(spec, _)| spec.routed == routed);
+            of_it.map(|(_, linear)| size(&linear.matrix)).sum()
+        };
+        match &self.config().experts {
+            Some(experts) => {
+                sum(false) + sum(true) / experts.num_experts * experts.num_experts_per_tok
+            }
+            None => sum(false),
+        }
     }
 
     /// An empty cache for a sequence of up to `capacity` rows, tentative ones included.

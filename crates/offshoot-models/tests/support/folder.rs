@@ -311,6 +311,7 @@ fn config(c: &ModelConfig) -> Value {
         Family::Phi3 => "Phi3ForCausalLM",
         Family::Qwen2 => "Qwen2ForCausalLM",
         Family::Qwen3 => "Qwen3ForCausalLM",
+        Family::Qwen3Moe => "Qwen3MoeForCausalLM",
         other => unreachable!("{other:?}"),
     };
     let scaling = match c.rope_scaling {
@@ -347,6 +348,14 @@ fn config(c: &ModelConfig) -> Value {
         "torch_dtype": "float16",
         "transformers_version": "4.57.1",
     });
+    if let Some(experts) = &c.experts {
+        let dense = experts.layers.iter().enumerate().filter(|(_, has)| !**has);
+        config["num_experts"] = experts.num_experts.into();
+        config["num_experts_per_tok"] = experts.num_experts_per_tok.into();
+        config["moe_intermediate_size"] = experts.moe_intermediate_size.into();
+        config["norm_topk_prob"] = experts.norm_topk_prob.into();
+        config["mlp_only_layers"] = dense.map(|(layer, _)| layer).collect();
+    }
     config[activation] = if gemma { "gelu_pytorch_tanh" } else { "silu" }.into();
     if gemma {
         config["rope_local_base_freq"] = c.rope_local_base_freq.into();

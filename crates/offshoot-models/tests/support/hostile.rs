@@ -99,6 +99,13 @@ fn strings(texts: &[&'static str]) -> Array<'static> {
     texts.iter().copied().collect()
 }
 
+/// The tiny model of experts after `change`.
+fn experts(change: impl FnOnce(&mut Tiny)) -> Vec<u8> {
+    let mut tiny = Tiny::qwen3moe();
+    change(&mut tiny);
+    tiny.bytes()
+}
+
 /// All hostile files.
 pub(crate) fn all() -> Vec<Hostile> {
     let cases = [headers(), values(), shapes(), places(), models(), tokenizers()];
@@ -263,6 +270,73 @@ fn models() -> Vec<Case> {
         ("rope-factor-0", factors, "rope factors: 4 of them, expected 4 finite numbers above 0"),
         ("rope-factors-odd", factors_odd, "F32 of shape [5], expected F32 of [4]"),
         ("experts", set("llama.expert_count", 8u32), "mixtures of experts are not supported"),
+        (
+            "experts-0",
+            experts(|tiny| {
+                tiny.set("qwen3moe.expert_count", 0u32);
+                tiny.tensors.remove("blk.1.ffn_gate_inp.weight");
+            }),
+            "num_experts is 0, expected 1 to 4096",
+        ),
+        (
+            "experts-many",
+            experts(|tiny| tiny.set("qwen3moe.expert_count", 4000u32)),
+            r#""blk.1.ffn_gate_inp.weight": shape [4, 32], expected [4000, 32]"#,
+        ),
+        (
+            "experts-2-40",
+            experts(|tiny| tiny.set("qwen3moe.expert_count", 1u64 << 40)),
+            "shape [4, 32], expected [1099511627776, 32]",
+        ),
+        (
+            "experts-top-5",
+            experts(|tiny| tiny.set("qwen3moe.expert_used_count", 5u32)),
+            "num_experts_per_tok is 5, expected 1 to 4",
+        ),
+        (
+            "experts-top-0",
+            experts(|tiny| tiny.set("qwen3moe.expert_used_count", 0u32)),
+            "num_experts_per_tok is 0, expected 1 to 4",
+        ),
+        (
+            "experts-bare",
+            experts(|tiny| {
+                tiny.keys.remove("qwen3moe.expert_feed_forward_length");
+            }),
+            r#"key "qwen3moe.expert_feed_forward_length": missing"#,
+        ),
+        (
+            "experts-narrow",
+            experts(|tiny| tiny.set("qwen3moe.expert_feed_forward_length", 31u32)),
+            r#""blk.1.ffn_gate_exps.weight": shape [4, 32, 32], expected [4, 31, 32]"#,
+        ),
+        (
+            "experts-flat",
+            experts(|tiny| tiny.matrix("blk.1.ffn_up_exps.weight", 128, 32, BlockType::Q5_0)),
+            r#""blk.1.ffn_up_exps.weight": shape [128, 32], expected [4, 32, 32]"#,
+        ),
+        (
+            "experts-half",
+            experts(|tiny| {
+                tiny.tensors.remove("blk.1.ffn_down_exps.weight");
+            }),
+            r#"tensor "blk.1.ffn_down_exps.weight": missing"#,
+        ),
+        (
+            "experts-shared",
+            experts(|tiny| tiny.set("qwen3moe.expert_shared_count", 1u32)),
+            r#"key "qwen3moe.expert_shared_count": 1 is not supported"#,
+        ),
+        (
+            "experts-sigmoid",
+            experts(|tiny| tiny.set("qwen3moe.expert_gating_func", 2u32)),
+            r#"key "qwen3moe.expert_gating_func": 2 is not supported"#,
+        ),
+        (
+            "experts-beside",
+            experts(|tiny| tiny.matrix("blk.1.ffn_up.weight", FFN, HIDDEN, BlockType::Q4_0)),
+            r#"tensor "blk.1.ffn_up.weight": not one of a qwen3_moe model"#,
+        ),
         ("tensor-missing", no_layer, r#"tensor "blk.1.ffn_up.weight": missing"#),
         ("tensor-wide", wide, r#""blk.0.ffn_up.weight": shape [64, 64], expected [64, 32]"#),
         ("embedding-flat", flat, "shape [32], expected two axes"),

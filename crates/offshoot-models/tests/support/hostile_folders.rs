@@ -82,14 +82,51 @@ pub(crate) fn smallest(qwen2: bool) -> Folder {
     folder
 }
 
-/// The sound folders: of both families, in one file and in two.
-pub(crate) fn sound() -> [(&'static str, Sections); 4] {
+/// The same with 3 experts, of which a row goes through 2; `fused` keeps them in one tensor for gates
+/// and ups and one for downs.
+pub(crate) fn of_experts(fused: bool) -> Folder {
+    const EXPERTS: usize = 3;
+    let (hidden, inner, head_dim) = (8, 4, 4);
+    let mut folder = smallest(false);
+    let fields = [
+        ("architectures", json!(["Qwen3MoeForCausalLM"])),
+        ("model_type", "qwen3_moe".into()),
+        ("num_experts", EXPERTS.into()),
+        ("num_experts_per_tok", 2.into()),
+        ("moe_intermediate_size", inner.into()),
+    ];
+    fields.into_iter().for_each(|(name, value)| folder.set(name, value));
+    folder.tensors.retain(|name, _| !name.contains(".mlp."));
+    let layer = |part: &str| format!("model.layers.0.{part}");
+    folder.half(&layer("self_attn.q_norm.weight"), &[head_dim]);
+    folder.half(&layer("self_attn.k_norm.weight"), &[head_dim]);
+    folder.half(&layer("mlp.gate.weight"), &[EXPERTS, hidden]);
+    if fused {
+        folder.half(&layer("mlp.experts.gate_up_proj"), &[EXPERTS, 2 * inner, hidden]);
+        folder.half(&layer("mlp.experts.down_proj"), &[EXPERTS, hidden, inner]);
+        return folder;
+    }
+    for expert in 0..EXPERTS {
+        for (part, rows, cols) in
+            [("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)]
+        {
+            let name = layer(&format!("mlp.experts.{expert}.{part}_proj.weight"));
+            folder.half(&name, &[rows, cols]);
+        }
+    }
+    folder
+}
+
+/// The sound folders: of several families, in one file and in two.
+pub(crate) fn sound() -> [(&'static str, Sections); 6] {
     let (llama, qwen2) = (smallest(false), smallest(true));
     [
         ("sound-llama", llama.sections()),
         ("sound-qwen2", qwen2.sections()),
         ("sound-llama-shards", llama.sections_of_shards(2)),
         ("sound-qwen2-shards", qwen2.sections_of_shards(3)),
+        ("sound-experts", of_experts(false).sections()),
+        ("sound-experts-fused", of_experts(true).sections()),
     ]
 }
 
@@ -184,6 +221,18 @@ fn architectures() -> Vec<Case> {
         folder.set("model_type", Value::Null);
     });
     let experts = "mixtures of experts are not supported";
+    let of = |fused, change: fn(&mut Folder)| {
+        let mut folder = of_experts(fused);
+        change(&mut folder);
+        folder.sections()
+    };
+    let moe = |fields: &[(&str, Value)]| {
+        changed(|folder| {
+            folder.set("architectures", json!(["Qwen3MoeForCausalLM"]));
+            folder.set("model_type", "qwen3_moe");
+            fields.iter().for_each(|(name, value)| folder.set(name, value.clone()));
+        })
+    };
     vec![
         ("arch-none", nameless, "config.json: architectures: missing"),
         (
@@ -227,6 +276,86 @@ fn architectures() -> Vec<Case> {
         ("window-0", set("sliding_window", 0), "sliding_window: 0, expected 1 or more"),
         ("window-text", set("sliding_window", "all"), "sliding_window: "),
         ("experts", set("num_local_experts", 8), experts),
+        ("experts-0", moe(&[("num_experts", 0.into())]), "num_experts is 0, expected 1 to 4096"),
+        (
+            "experts-2-40",
+            moe(&[("num_experts", (1u64 << 40).into())]),
+            "num_experts is 1099511627776, expected 1 to 4096",
+        ),
+        (
+            "experts-all-layers",
+            moe(&[("num_experts", 4096.into()), ("num_hidden_layers", 4096.into())]),
+            "num_experts is 4096, of all layers 16777216, expected at most 65536",
+        ),
+        (
+            "experts-two",
+            moe(&[("num_experts", 8.into()), ("num_local_experts", 9.into())]),
+            "num_local_experts: 9, but num_experts is 8",
+        ),
+        (
+            "experts-top-5",
+            moe(&[("num_experts", 4.into()), ("num_experts_per_tok", 5.into())]),
+            "num_experts_per_tok is 5, expected 1 to 4",
+        ),
+        (
+            "experts-step-0",
+            moe(&[("decoder_sparse_step", 0.into())]),
+            "decoder_sparse_step: 0, expected 1 or more",
+        ),
+        (
+            "experts-layer",
+            moe(&[("mlp_only_layers", json!([1]))]),
+            r#"mlp_only_layers: "1", expected layers below 1"#,
+        ),
+        (
+            "experts-layer-negative",
+            moe(&[("mlp_only_layers", json!([-1]))]),
+            r#"mlp_only_layers: "-1", expected layers below 1"#,
+        ),
+        (
+            "experts-width-0",
+            moe(&[("moe_intermediate_size", 0.into())]),
+            "moe_intermediate_size is 0, expected 1 to 16777216",
+        ),
+        ("experts-norm", moe(&[("norm_topk_prob", "yes".into())]), "norm_topk_prob: "),
+        (
+            "experts-one-less",
+            of(false, |folder| {
+                folder.tensors.remove("model.layers.0.mlp.experts.2.up_proj.weight");
+            }),
+            r#""model.layers.0.mlp.experts.2.up_proj.weight": missing, expected shape [4, 8]"#,
+        ),
+        (
+            "experts-one-more",
+            of(false, |folder| {
+                folder.half("model.layers.0.mlp.experts.3.up_proj.weight", &[4, 8]);
+            }),
+            r#""model.layers.0.mlp.experts.3.up_proj.weight": not one of a qwen3_moe model"#,
+        ),
+        (
+            "experts-wide",
+            of(false, |folder| {
+                folder.half("model.layers.0.mlp.experts.1.down_proj.weight", &[8, 5]);
+            }),
+            "experts.1.down_proj.weight\": shape [8, 5], expected [8, 4]",
+        ),
+        (
+            "experts-router",
+            of(true, |folder| folder.half("model.layers.0.mlp.gate.weight", &[4, 8])),
+            "mlp.gate.weight\": shape [4, 8], expected [3, 8]",
+        ),
+        (
+            "experts-fused-turned",
+            of(true, |folder| {
+                folder.half("model.layers.0.mlp.experts.gate_up_proj", &[3, 8, 7]);
+            }),
+            r#""model.layers.0.mlp.experts.0.gate_proj.weight": missing, expected shape [4, 8]"#,
+        ),
+        (
+            "experts-missing",
+            moe(&[("num_experts", 4096.into())]),
+            r#"tensor "model.layers.0.mlp.gate.weight": missing, expected shape [4096, 8]"#,
+        ),
         ("experts-text", set("num_experts", "8"), experts),
         ("gelu", set("hidden_act", "gelu"), r#"hidden_act: "gelu" is not supported"#),
         ("own-code", set("auto_map", json!({"AutoModelForCausalLM": "a.B"})), "code of its own"),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use offshoot_models::Checkpoint;
 
 /// The models, which between them have every branch that an architecture has.
-pub(crate) const MODELS: [&str; 10] = [
+pub(crate) const MODELS: [&str; 12] = [
     "llama_biases",
     "llama_linear",
     "llama_factors",
@@ -18,6 +18,8 @@ pub(crate) const MODELS: [&str; 10] = [
     "mistral_window",
     "gemma3_linear",
     "phi3_short",
+    "qwen3_moe",
+    "qwen3_moe_mixed",
 ];
 
 /// A text of one model and what transformers makes of it.

@@ -116,6 +116,39 @@ impl Tiny {
         tiny
     }
 
+    /// Qwen3's form with experts in the second layer: 4, of which a row goes through 2.
+    pub(crate) fn qwen3moe() -> Self {
+        let mut tiny = Self::without_biases("qwen3moe");
+        tiny.set("tokenizer.ggml.pre", "qwen2");
+        for (key, value) in [("count", 4u32), ("used_count", 2), ("feed_forward_length", 32)] {
+            tiny.set(&format!("qwen3moe.expert_{key}"), value);
+        }
+        for layer in 0..LAYERS {
+            for part in ["q", "k"] {
+                tiny.vector(&format!("blk.{layer}.attn_{part}_norm.weight"), HEAD_DIM);
+            }
+        }
+        for part in ["ffn_gate", "ffn_up", "ffn_down"] {
+            tiny.tensors.remove(&format!("blk.1.{part}.weight"));
+        }
+        // In quarters, each row another way.
+        let scores: Vec<f32> =
+            (0..4 * HIDDEN).map(|i| ((7 * i + i / 9) % 11) as f32 / 4.0 - 1.25).collect();
+        tiny.floats("blk.1.ffn_gate_inp.weight", &[4, HIDDEN], &scores);
+        for (part, rows, block) in [
+            ("gate", 4 * 32, BlockType::Q4_0),
+            ("up", 4 * 32, BlockType::Q5_0),
+            ("down", 4 * HIDDEN, BlockType::Q8_0),
+        ] {
+            let name = format!("blk.1.ffn_{part}_exps.weight");
+            tiny.matrix(&name, rows, 32, block);
+            if let Some(tensor) = tiny.tensors.get_mut(&name) {
+                tensor.shape = vec![4, rows / 4, 32];
+            }
+        }
+        tiny
+    }
+
     /// A model of every family.
     pub(crate) fn families() -> Vec<Self> {
         vec![
@@ -125,6 +158,7 @@ impl Tiny {
             Self::phi3(),
             Self::qwen2(),
             Self::qwen3(),
+            Self::qwen3moe(),
         ]
     }
 
@@ -133,10 +167,15 @@ impl Tiny {
         let mut tiny = match arch {
             "qwen2" => Self::qwen2(),
             "qwen3" => Self::qwen3(),
+            "qwen3moe" => Self::qwen3moe(),
             _ => Self::llama(),
         };
         tiny.set(&format!("{arch}.block_count"), 1u32);
-        tiny.tensors.retain(|name, _| !name.starts_with("blk.1."));
+        // Of experts the layer that has them.
+        let left_out = if arch == "qwen3moe" { "blk.0." } else { "blk.1." };
+        tiny.tensors.retain(|name, _| !name.starts_with(left_out));
+        let first = |name: String| name.replace("blk.1.", "blk.0.");
+        tiny.tensors = tiny.tensors.into_iter().map(|(name, it)| (first(name), it)).collect();
         tiny
     }
 
