@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
 use super::reader::{Gguf, GgufTensor};
-use super::{Shown, malformed, rope, tokenizer};
+use super::{Shown, malformed, rope, sampling, tokenizer};
 use crate::{
     Contents, Error, Family, ModelConfig, RopeScaling, RowOrder, SlidingWindow, TensorInfo,
 };
@@ -30,7 +30,9 @@ impl Gguf<'_> {
         let mut config = config(self, family)?;
         // What is as long as these numbers say comes after they were found sound.
         config.validate().map_err(malformed)?;
-        (config.rope_scaling, config.rope_magnitude) = rope::scaling(self, arch(family), &config)?;
+        let stretching = rope::scaling(self, arch(family), &config)?;
+        config.rope_scaling = stretching.scaling;
+        config.rope_magnitude = stretching.magnitude;
         config.sliding_window = sliding_window(self, &config)?;
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
@@ -60,6 +62,8 @@ impl Gguf<'_> {
             unused,
             tokenizer: told.spec,
             stop_tokens: told.stop_tokens,
+            generation: sampling::read(self)?,
+            rope_rule: stretching.rule,
         })
     }
 }
@@ -94,7 +98,7 @@ fn family(gguf: &Gguf<'_>) -> Result<Family, Error> {
 }
 
 /// The name of a family in GGUF files. Mistral's are Llama's, with a window if they have one.
-fn arch(family: Family) -> &'static str {
+pub(super) fn arch(family: Family) -> &'static str {
     match family {
         Family::Gemma3 => "gemma3",
         Family::Llama | Family::Mistral => "llama",
@@ -234,7 +238,7 @@ fn pattern(gguf: &Gguf<'_>) -> Result<usize, Error> {
 const GEMMA_27B_LAYERS: usize = 62;
 
 /// What Gemma's scores are divided by the root of.
-fn score_scalar(
+pub(super) fn score_scalar(
     family: Family,
     hidden: usize,
     heads: usize,

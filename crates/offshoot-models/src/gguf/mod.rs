@@ -14,15 +14,17 @@
 mod canonical;
 mod cursor;
 mod export;
+mod keys;
 mod reader;
 mod rope;
+mod sampling;
 mod tokenizer;
 mod value;
 mod writer;
 
 use crate::shown::Shown;
 
-pub use export::{Export, ExportError, ExportOptions};
+pub use export::{Export, ExportOptions};
 pub use reader::{Gguf, GgufTensor, parse};
 pub use value::{Array, Value, ValueKind};
 pub use writer::Writer;

@@ -39,8 +39,7 @@ pub(super) fn map(
         }
         let (block, range) = (place.block, place.range);
         let rows = RowOrder::Plain;
-        let gemma = config.family == Family::Gemma3;
-        let shift = if gemma && name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        let shift = shift(config.family, &name);
         tensors.insert(name, TensorInfo { shape, block, range, file: number, rows, shift });
     }
     if let Some((name, found)) = stored.iter().find(|(name, _)| !is_idle(config, name)) {
@@ -54,27 +53,40 @@ pub(super) fn map(
     Ok((tensors, stored.into_keys().collect()))
 }
 
+/// Where Phi-3 stores matrices in one, what that is called, and which it is made of.
+const FUSED: [(&str, &str, &[&str]); 2] = [
+    ("self_attn", "qkv_proj", &["q_proj", "k_proj", "v_proj"]),
+    ("mlp", "gate_up_proj", &["gate_proj", "up_proj"]),
+];
+
+/// The matrix of Phi-3's folders that holds the one of this name, and all that it is made of.
+pub(super) fn fused(name: &str) -> Option<(&'static str, &'static [&'static str])> {
+    let is_of = |part: &&str| name.ends_with(&format!(".{part}.weight"));
+    let fused = FUSED.into_iter().find(|(_, _, parts)| parts.iter().any(is_of));
+    fused.map(|(_, fused, parts)| (fused, parts))
+}
+
+/// What is added to the numbers of a vector as folders store it.
+pub(super) fn shift(family: Family, name: &str) -> f32 {
+    if family == Family::Gemma3 && name.ends_with("norm.weight") { 1.0 } else { 0.0 }
+}
+
 /// Makes matrices of their own of those that Phi-3 stores in one: q, k and v, and gate and up. What has
 /// another shape than that stays, and is then one that the model does not know.
 fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
     let inner = config.intermediate_size;
-    let fused: [(&str, &[(&str, usize)]); 2] = [
-        ("self_attn.qkv_proj", &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)]),
-        ("mlp.gate_up_proj", &[("gate_proj", inner), ("up_proj", inner)]),
-    ];
     for layer in 0..config.num_hidden_layers {
-        for (fused, parts) in fused {
-            let name = format!("model.layers.{layer}.{fused}.weight");
-            let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-            let room = fused.rsplit_once('.').map_or("", |(room, _)| room);
+        for ((room, fused, parts), counts) in FUSED.into_iter().zip([&[q, kv, kv][..], &[inner, inner]]) {
+            let name = format!("model.layers.{layer}.{room}.{fused}.weight");
+            let rows: usize = counts.iter().sum();
             let name_of = |part: &str| format!("model.layers.{layer}.{room}.{part}.weight");
             // A part that is there on its own, too, is then one that the model does not know.
             let whole = |of: &Stored| {
                 of.place.shape.len() == 2
                     && of.place.shape[0] == rows
-                    && !parts.iter().any(|(part, _)| stored.contains_key(&name_of(part)))
+                    && !parts.iter().any(|part| stored.contains_key(&name_of(part)))
             };
             let Some(Stored { file, place }) = stored.get(&name).filter(|s| whole(s)).cloned()
             else {
@@ -83,7 +95,7 @@ fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
             stored.remove(&name);
             let row_bytes = place.range.len() / rows;
             let mut start = place.range.start;
-            for (part, rows) in parts {
+            for (part, rows) in parts.iter().zip(counts) {
                 let range = start..start + rows * row_bytes;
                 start = range.end;
                 let shape = vec![*rows, place.shape[1]];
