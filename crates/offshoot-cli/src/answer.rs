@@ -13,8 +13,8 @@ use offshoot_engine::spec::{Acceptance, Arm, CalibrationFile, SpecMode, SpecOpti
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_methods::draft::Typical;
-use offshoot_models::{GenerationDefaults, Message};
 use offshoot_models::medusa::HeadsFile;
+use offshoot_models::{GenerationDefaults, Message};
 use serde_json::json;
 
 use crate::args::{

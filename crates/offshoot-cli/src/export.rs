@@ -34,23 +34,24 @@ pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
             None => floats_of(&Checkpoint::open(&resolved.path)?),
         };
         let options = QuantizeOptions { recipe, requantize: true };
-        let done =
-            offshoot_engine::quantize(&cpu, &resolved.path, output, options, &mut progress);
+        let done = offshoot_engine::quantize(&cpu, &resolved.path, output, options, &mut progress);
         drop((bar, listener));
         return told(&done?, output, recipe, json, start);
     }
-    let options = ExportOptions {
-        floats: args.to,
-        shard_bytes: args.shard_size,
-        overwrite: args.overwrite,
-    };
-    let done =
-        offshoot_engine::export_folder(&cpu, &resolved.path, output, options, &mut progress);
+    let options =
+        ExportOptions { floats: args.to, shard_bytes: args.shard_size, overwrite: args.overwrite };
+    let done = offshoot_engine::export_folder(&cpu, &resolved.path, output, options, &mut progress);
     drop((bar, listener));
     let done = done?;
     left_out(&done.left_out);
     if let Some(why) = &done.without_tokenizer {
         note(format_args!("without a tokenizer: {why}"));
+    }
+    if done.tokenizer_differs {
+        note(
+            "the tokenizer has another identity than the model's: tokenizer.json has no place for \
+             all that the file says of its tokens",
+        );
     }
     if json {
         return say_json(&json!({

@@ -43,7 +43,8 @@ mod tests {
     #[test]
     fn every_command_has_a_page_that_names_it_its_flags_and_variables() {
         let pages = pages().unwrap();
-        for name in ["offshoot.1", "offshoot-run.1", "offshoot-datastore-build.1", "offshoot-man.1"] {
+        for name in ["offshoot.1", "offshoot-run.1", "offshoot-datastore-build.1", "offshoot-man.1"]
+        {
             assert!(pages.iter().any(|(page, _)| page == name), "{name}");
         }
         for (name, page) in &pages {

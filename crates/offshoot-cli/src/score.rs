@@ -58,13 +58,13 @@ pub(crate) fn score(args: &ScoreArgs) -> Result<(), Failure> {
     let sum: f64 = scores.iter().map(|score| score.logprob).sum();
     let mean = sum / scores.len() as f64;
     if args.model.output.json {
-        let first = tokens[begin..from].iter().map(|&id| {
-            json!({ "id": id, "text": piece(id), "logprob": null, "rank": null, "top": [] })
-        });
+        let first = tokens[begin..from].iter().map(
+            |&id| json!({ "id": id, "text": piece(id), "logprob": null, "rank": null, "top": [] }),
+        );
         let others = scores.iter().map(|score| {
-            let top = score.top.iter().map(|t| {
-                json!({ "id": t.token, "text": piece(t.token), "logprob": finite(t.logprob) })
-            });
+            let top = score.top.iter().map(
+                |t| json!({ "id": t.token, "text": piece(t.token), "logprob": finite(t.logprob) }),
+            );
             json!({
                 "id": score.token, "text": piece(score.token), "logprob": finite(score.logprob),
                 "rank": score.rank, "top": top.collect::<Vec<_>>(),

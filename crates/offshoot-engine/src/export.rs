@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use offshoot_kernels::{BlockType, Cpu};
 use offshoot_models::huggingface::{FolderExport, FolderOptions};
-use offshoot_models::{Checkpoint, ExportError, Family, ModelConfig, Recipe, TemplateId, TokenizerId};
+use offshoot_models::{
+    Checkpoint, ExportError, Family, ModelConfig, Recipe, TemplateId, TokenizerId,
+};
 
 use crate::Error;
 use crate::beside::{Partial, place};
@@ -39,6 +41,9 @@ pub struct Exported {
     pub left_out: Vec<String>,
     /// Why there is no tokenizer, where the model has one that offshoot cannot write.
     pub without_tokenizer: Option<String>,
+    /// Whether the tokenizer has another identity than the model's, since a GGUF file can say of
+    /// tokens what a folder cannot.
+    pub tokenizer_differs: bool,
     /// Which tokenizer the folder has, if it is one that offshoot builds.
     pub tokenizer: Option<TokenizerId>,
     /// Which chat template it has, if any.
@@ -101,6 +106,7 @@ pub fn export_folder(
     let bytes = settle(partial.path()).map_err(wrong)?;
     let read = Checkpoint::open(partial.path())?;
     same_model(&checkpoint, &read)?;
+    let tokenizer = |of: &Checkpoint| of.tokenizer().ok().map(TokenizerId::of);
     let done = Exported {
         floats,
         bytes,
@@ -109,7 +115,8 @@ pub fn export_folder(
         formats: export.formats(),
         left_out: export.left_out().to_vec(),
         without_tokenizer: export.without_tokenizer().map(str::to_owned),
-        tokenizer: read.tokenizer().ok().map(TokenizerId::of),
+        tokenizer_differs: tokenizer(&read).is_some() && tokenizer(&read) != tokenizer(&checkpoint),
+        tokenizer: tokenizer(&read),
         template: read.chat_template().map(TemplateId::of),
     };
     drop(read);
@@ -167,10 +174,14 @@ fn refuse_to_replace(checkpoint: &Checkpoint, place: &Path, allowed: bool) -> Re
     let entries = fs::read_dir(place).into_iter().flatten().flatten();
     let files_alone = entries.into_iter().all(|e| e.file_type().is_ok_and(|kind| !kind.is_dir()));
     if !files_alone || !place.join("config.json").is_file() {
-        return refused(format!("{shown} is no folder of a model and nothing else; remove it first"));
+        return refused(format!(
+            "{shown} is no folder of a model and nothing else; remove it first"
+        ));
     }
     let real = place.canonicalize().ok();
-    let own = |file: &PathBuf| file.canonicalize().ok().as_deref().and_then(Path::parent) == real.as_deref();
+    let own = |file: &PathBuf| {
+        file.canonicalize().ok().as_deref().and_then(Path::parent) == real.as_deref()
+    };
     if real.is_none() || checkpoint.files().iter().any(own) {
         return refused(format!("{shown} holds the model itself; name another output"));
     }

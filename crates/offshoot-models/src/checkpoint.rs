@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use offshoot_kernels::{BlockType, FileMap};
 
-use crate::{Error, GenerationDefaults, ModelConfig, Recipe, RopeRule, TokenizerSpec, gguf, huggingface};
+use crate::{
+    Error, GenerationDefaults, ModelConfig, Recipe, RopeRule, TokenizerSpec, gguf, huggingface,
+};
 
 /// How the rows of a stored matrix map to the canonical, Hugging Face order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -106,7 +106,9 @@ impl<'c> Written<'c> {
         if self.parts[0].0.info.shape.len() == 1 {
             return self.write_vector(out, more);
         }
-        self.parts.iter().try_for_each(|(tensor, rows)| self.write_rows(tensor, *rows, cpu, out, more))
+        self.parts
+            .iter()
+            .try_for_each(|(tensor, rows)| self.write_rows(tensor, *rows, cpu, out, more))
     }
 
     /// The numbers of a vector in the file's order.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use offshoot_kernels::BlockType;
 use offshoot_models::gguf::Array;
 use offshoot_models::{
-    BaseId, Checkpoint, Error, Family, GenerationDefaults, ModelConfig, PreTokenizer, RopeId, RopeScaling, TemplateId,
-    TokenKind, TokenizerId,
+    BaseId, Checkpoint, Error, Family, GenerationDefaults, ModelConfig, PreTokenizer, RopeId,
+    RopeScaling, TemplateId, TokenKind, TokenizerId,
 };
 
 mod support;

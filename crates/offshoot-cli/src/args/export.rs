@@ -36,7 +36,9 @@ pub(crate) struct ExportArgs {
 fn float(text: &str) -> Result<Recipe, String> {
     let recipe: Recipe = text.parse().map_err(|e: offshoot_models::Error| e.to_string())?;
     match recipe.is_quantised() {
-        true => Err(format!("{recipe} is no float; `offshoot quantize` writes files of fewer bits")),
+        true => {
+            Err(format!("{recipe} is no float; `offshoot quantize` writes files of fewer bits"))
+        }
         false => Ok(recipe),
     }
 }

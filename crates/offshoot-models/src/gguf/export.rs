@@ -69,7 +69,9 @@ impl<'c> Export<'c> {
             refuse_twice(&tensor, block, options.requantize)?;
             match tensors.last_mut() {
                 // What a file keeps in one matrix stands behind each other.
-                Some((gguf, whole)) if *gguf == place.gguf => whole.add(tensor, place.rows, block)?,
+                Some((gguf, whole)) if *gguf == place.gguf => {
+                    whole.add(tensor, place.rows, block)?
+                }
                 _ => tensors.push((place.gguf, Written::new(tensor, place.rows, block))),
             }
         }

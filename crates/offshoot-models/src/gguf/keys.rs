@@ -16,9 +16,7 @@
 use super::canonical::{arch, score_scalar};
 use super::rope::TENSORS;
 use super::{Writer, sampling};
-use crate::{
-    Checkpoint, Error, Family, ModelConfig, RopeRule, RopeScaling, SlidingWindow, Yarn,
-};
+use crate::{Checkpoint, Error, Family, ModelConfig, RopeRule, RopeScaling, SlidingWindow, Yarn};
 
 /// Every how many layers one of Gemma's sees everything, where a file does not say.
 const PATTERN: usize = 6;

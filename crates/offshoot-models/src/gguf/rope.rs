@@ -109,12 +109,7 @@ fn yarn(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Result<Stretching,
 }
 
 /// LongRoPE's two sets of factors.
-fn long(
-    gguf: &Gguf<'_>,
-    arch: &str,
-    short: Vec<f32>,
-    long: Vec<f32>,
-) -> Result<Stretching, Error> {
+fn long(gguf: &Gguf<'_>, arch: &str, short: Vec<f32>, long: Vec<f32>) -> Result<Stretching, Error> {
     let type_key = format!("{arch}.rope.scaling.type");
     if let Some(kind) = gguf.text(&type_key)?.filter(|kind| !["none", "longrope"].contains(kind)) {
         return Err(malformed(format_args!(

@@ -78,7 +78,9 @@ fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
     let kv = config.num_key_value_heads * config.head_dim;
     let inner = config.intermediate_size;
     for layer in 0..config.num_hidden_layers {
-        for ((room, fused, parts), counts) in FUSED.into_iter().zip([&[q, kv, kv][..], &[inner, inner]]) {
+        for ((room, fused, parts), counts) in
+            FUSED.into_iter().zip([&[q, kv, kv][..], &[inner, inner]])
+        {
             let name = format!("model.layers.{layer}.{room}.{fused}.weight");
             let rows: usize = counts.iter().sum();
             let name_of = |part: &str| format!("model.layers.{layer}.{room}.{part}.weight");

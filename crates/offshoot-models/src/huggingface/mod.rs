@@ -31,9 +31,9 @@ mod tokenizer_config;
 mod tokenizer_json;
 mod windows;
 
+pub use export::{FolderExport, FolderOptions};
 pub(crate) use folder::{Opened, open};
 pub(crate) use generation_config::beside as generation_config_beside;
-pub use export::{FolderExport, FolderOptions};
 pub use shards::weight_files;
 
 use generation_config::GenerationConfig;

@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use super::fields::Fields;
-use crate::shown::Shown;
 use crate::rope_rule::{Llama3, Stretching};
+use crate::shown::Shown;
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
 use crate::{Error, Family, ModelConfig, RopeRule, RopeScaling};
 

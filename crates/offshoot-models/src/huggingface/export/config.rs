@@ -69,7 +69,10 @@ pub(super) fn made(checkpoint: &Checkpoint, floats: BlockType) -> Result<Value, 
         set("mlp_bias", c.mlp_bias.into());
     }
     if gemma {
-        set("rope_local_base_freq", c.rope_local_base_freq.map_or(Value::Null, |b| short(b as f32)));
+        set(
+            "rope_local_base_freq",
+            c.rope_local_base_freq.map_or(Value::Null, |b| short(b as f32)),
+        );
         set("query_pre_attn_scalar", c.query_pre_attn_scalar.into());
         set("final_logit_softcapping", c.final_logit_softcapping.map_or(Value::Null, short));
     }

@@ -79,7 +79,8 @@ impl<'c> Shard<'c> {
         for (name, tensor) in &self.tensors {
             let end = at + bytes(tensor);
             let dtype: Value = tensor.block().name().into();
-            let place = json!({ "dtype": dtype, "shape": tensor.shape(), "data_offsets": [at, end] });
+            let place =
+                json!({ "dtype": dtype, "shape": tensor.shape(), "data_offsets": [at, end] });
             header.insert(name.clone(), place);
             at = end;
         }

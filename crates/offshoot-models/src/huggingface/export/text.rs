@@ -25,11 +25,14 @@ pub(super) fn generation_config(checkpoint: &Checkpoint) -> (String, Vec<u8>) {
         put("bos_token_id", json!(spec.bos));
         put("pad_token_id", json!(spec.pad));
     }
-    put("eos_token_id", match checkpoint.stop_tokens() {
-        [] => Value::Null,
-        [one] => json!(one),
-        several => json!(several),
-    });
+    put(
+        "eos_token_id",
+        match checkpoint.stop_tokens() {
+            [] => Value::Null,
+            [one] => json!(one),
+            several => json!(several),
+        },
+    );
     let told = checkpoint.generation();
     let greedy = told.temperature == Some(0.0);
     // transformers samples only where it is told to.
@@ -104,9 +107,7 @@ fn byte_level(use_regex: bool) -> Value {
 }
 
 fn pre_tokenizer(pre: PreTokenizer) -> Value {
-    let sequence = |first: Value, regex| {
-        json!({ "type": "Sequence", "pretokenizers": [first, byte_level(regex)] })
-    };
+    let sequence = |first: Value, regex| json!({ "type": "Sequence", "pretokenizers": [first, byte_level(regex)] });
     match pre {
         PreTokenizer::Gpt2 => byte_level(true),
         PreTokenizer::SmolLm => {
@@ -130,7 +131,8 @@ fn post_processor(spec: &TokenizerSpec) -> Value {
     if first.is_none() && last.is_none() {
         return bytes;
     }
-    let piece = |(_, text): &(u32, &String)| json!({ "SpecialToken": { "id": text, "type_id": 0 } });
+    let piece =
+        |(_, text): &(u32, &String)| json!({ "SpecialToken": { "id": text, "type_id": 0 } });
     let around = |sequence: &str| -> Vec<Value> {
         let text = json!({ "Sequence": { "id": sequence, "type_id": 0 } });
         first.iter().map(piece).chain([text]).chain(last.iter().map(piece)).collect()
