@@ -116,7 +116,7 @@ pub(crate) enum Command {
         A folder has config.json, safetensors with an index where they are several, the\n\
         tokenizer with the chat template, and generation_config.json. What is quantised is\n\
         brought to floats, which gives back none of what it lost. What is there is not\n\
-        replaced without --overwrite. `offshoot quantize` writes files of fewer bits.")]
+        replaced without --overwrite. For files of fewer bits there is quantize.")]
     Export(ExportArgs),
     /// Show how a text is cut into tokens.
     #[command(after_help = "Example:\n  offshoot tokenize smollm2 --prompt \"Hello, world\"")]

@@ -14,7 +14,8 @@ fn pages() -> std::io::Result<Vec<(String, String)>> {
         // With hyphens, as manuals call commands of commands.
         let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
         let mut bytes = Vec::new();
-        clap_mangen::Man::new(command.clone()).title(name.to_uppercase()).render(&mut bytes)?;
+        let man = clap_mangen::Man::new(command.clone()).title(name.to_uppercase());
+        man.source(concat!("offshoot ", env!("CARGO_PKG_VERSION"))).render(&mut bytes)?;
         pages.push((format!("{name}.1"), String::from_utf8_lossy(&bytes).into_owned()));
         let mut own = command.get_subcommands().filter(|c| c.get_name() != "help");
         own.try_for_each(|command| walk(command, pages))
