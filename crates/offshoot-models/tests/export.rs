@@ -275,6 +275,13 @@ fn the_folder_of_a_file_is_the_same_model() {
                 continue;
             }
             let written = written.unwrap();
+            let config = std::fs::read(dir.path().join("config.json")).unwrap();
+            let config: Value = serde_json::from_slice(&config).unwrap();
+            let scalar = config.get("query_pre_attn_scalar");
+            assert!(
+                scalar.is_none_or(Value::is_u64),
+                "transformers takes whole numbers: {scalar:?}"
+            );
             assert!(most > 1 || written.files().len() > 10, "one tensor a file");
             assert_same(name, logits::checkpoint(name), written, &tokens);
         }

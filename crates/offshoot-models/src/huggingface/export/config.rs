@@ -73,7 +73,10 @@ pub(super) fn made(checkpoint: &Checkpoint, floats: BlockType) -> Result<Value, 
             "rope_local_base_freq",
             c.rope_local_base_freq.map_or(Value::Null, |b| short(b as f32)),
         );
-        set("query_pre_attn_scalar", c.query_pre_attn_scalar.into());
+        let scalar = c.query_pre_attn_scalar;
+        // transformers takes no other number than a whole one.
+        let whole = (scalar.fract() == 0.0 && scalar < 1e9).then_some(scalar as u64);
+        set("query_pre_attn_scalar", whole.map_or(scalar.into(), Value::from));
         set("final_logit_softcapping", c.final_logit_softcapping.map_or(Value::Null, short));
     }
     windows(c, set);
