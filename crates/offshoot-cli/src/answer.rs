@@ -13,8 +13,8 @@ use offshoot_engine::spec::{Acceptance, Arm, CalibrationFile, SpecMode, SpecOpti
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_methods::draft::Typical;
-use offshoot_models::Message;
 use offshoot_models::medusa::HeadsFile;
+use offshoot_models::{GenerationDefaults, Message};
 use serde_json::json;
 
 use crate::args::{
@@ -32,8 +32,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         }
         return chat::run(args, system.as_deref());
     };
-    let options = generate_options(args)?;
-    let (model, mut session, mut calibration) = load(args)?;
+    let (model, mut session, mut calibration, options) = load(args)?;
     let tokens = match model.template() {
         None => {
             note("this model has no chat template: its raw text goes on from the prompt");
@@ -53,18 +52,20 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
 
 pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
     let prompt = prompt_text(args)?.ok_or_else(no_prompt)?;
-    let options = generate_options(args)?;
-    let (model, mut session, mut calibration) = load(args)?;
+    let (model, mut session, mut calibration, options) = load(args)?;
     let tokens = model.encode_text(&prompt)?;
     let done = one(&model, &mut session, &tokens, args, &options);
     models::keep_calibration(&mut calibration, &session);
     done
 }
 
-/// Loads the model and the drafters of an answer, and what earlier ones learned of these.
+/// Loads the model and the drafters of an answer, and what earlier ones learned of these; gives the
+/// answer's options as well, which the model has a say in.
 pub(crate) fn load(
     args: &AnswerArgs,
-) -> Result<(Model, Session, Option<CalibrationFile>), Failure> {
+) -> Result<(Model, Session, Option<CalibrationFile>, GenerateOptions), Failure> {
+    // What is wrong with the flags is told before anything is loaded.
+    generate_options(args, &GenerationDefaults::default())?;
     let executor = args.executor.kind()?;
     let (model, mut session) =
         models::load_for(executor, &args.adapter, &args.model, &args.engine)?;
@@ -88,7 +89,8 @@ pub(crate) fn load(
     }
     let speculator = options.speculator(&model, &session)?;
     session.set_speculator(speculator);
-    Ok((model, session, calibration))
+    let answers = generate_options(args, &model.checkpoint().generation())?;
+    Ok((model, session, calibration, answers))
 }
 
 /// What the drafters of `session` are made of.
@@ -143,12 +145,16 @@ pub(crate) fn read_stdin() -> Result<String, Failure> {
     Ok(text)
 }
 
-pub(crate) fn generate_options(args: &AnswerArgs) -> Result<GenerateOptions, Failure> {
+/// What the flags say, and of the rest what the model's files recommend.
+fn generate_options(
+    args: &AnswerArgs,
+    model: &GenerationDefaults,
+) -> Result<GenerateOptions, Failure> {
     let options = GenerateOptions {
-        sampling: sampling_options(&args.sampling),
+        sampling: sampling_options(&args.sampling, model),
         acceptance: acceptance(&args.spec)?,
         choice: 0,
-        max_tokens: args.max_tokens,
+        max_tokens: args.max_tokens.or(model.max_new_tokens),
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
         logprobs: args.logprobs.map(usize::from),
@@ -167,16 +173,17 @@ fn acceptance(args: &SpecArgs) -> Result<Acceptance, Failure> {
     })
 }
 
-fn sampling_options(args: &SamplingArgs) -> SamplingOptions {
+fn sampling_options(args: &SamplingArgs, model: &GenerationDefaults) -> SamplingOptions {
     let mut options = SamplingOptions::default();
     fn set<T: Copy>(to: &mut T, from: Option<T>) {
         *to = from.unwrap_or(*to);
     }
-    set(&mut options.temperature, args.temperature);
-    set(&mut options.top_k, args.top_k);
-    set(&mut options.top_p, args.top_p);
-    set(&mut options.min_p, args.min_p);
-    set(&mut options.repetition_penalty, args.repetition_penalty);
+    set(&mut options.temperature, args.temperature.or(model.temperature));
+    set(&mut options.top_k, args.top_k.or(model.top_k));
+    set(&mut options.top_p, args.top_p.or(model.top_p));
+    set(&mut options.min_p, args.min_p.or(model.min_p));
+    set(&mut options.repetition_penalty, args.repetition_penalty.or(model.repetition_penalty));
+    options.penalty_window = model.penalty_window.or(options.penalty_window);
     set(&mut options.presence_penalty, args.presence_penalty);
     set(&mut options.frequency_penalty, args.frequency_penalty);
     options.logit_bias = args.logit_bias.iter().copied().collect();
@@ -227,7 +234,7 @@ fn one(
         _ => {}
     }
     if args.stats {
-        print_stats(model, &answer);
+        print_stats(model, &answer, options);
     }
     match answer.finish {
         FinishReason::Stopped => Err(Failure::Interrupted),
@@ -235,6 +242,13 @@ fn one(
             note(format_args!(
                 "the context of {} tokens is full: raise --ctx-size to go on",
                 session.context()
+            ));
+            Ok(())
+        }
+        FinishReason::MaxTokens if args.max_tokens.is_none() => {
+            note(format_args!(
+                "ended at the {} tokens that the model's files recommend: --max-tokens goes on",
+                answer.tokens.len()
             ));
             Ok(())
         }
@@ -308,8 +322,8 @@ fn answer_json(
     value
 }
 
-/// Prints speeds on standard error.
-pub(crate) fn print_stats(model: &Model, answer: &Answer) {
+/// Prints speeds and how tokens were chosen on standard error.
+pub(crate) fn print_stats(model: &Model, answer: &Answer, options: &GenerateOptions) {
     let load = model.timings();
     let read = answer.prompt_tokens - answer.reused_tokens;
     let made = answer.tokens.len();
@@ -340,9 +354,39 @@ pub(crate) fn print_stats(model: &Model, answer: &Answer) {
     if let Some(spec) = &answer.spec {
         print_spec(spec);
     }
+    note(format_args!("chosen  {}", sampling_line(options, &model.checkpoint().generation())));
     if let Some(peak) = offshoot_engine::peak_rss_bytes() {
         note(format_args!("memory  {:7} MB at most", peak / 1_000_000));
     }
+}
+
+/// How tokens are chosen; what is as the model's files recommend is marked.
+fn sampling_line(options: &GenerateOptions, model: &GenerationDefaults) -> String {
+    let sampling = &options.sampling;
+    let as_told = |name: &str, value: f64, told: Option<f64>| {
+        let mark = if told == Some(value) { " (the model's)" } else { "" };
+        format!("{name} {value}{mark}")
+    };
+    let number = |name, value: f32, told: Option<f32>| {
+        let short = |x: f32| x.to_string().parse().unwrap_or(f64::NAN);
+        as_told(name, short(value), told.map(short))
+    };
+    let mut parts = vec![number("temperature", sampling.temperature, model.temperature)];
+    if sampling.temperature != 0.0 {
+        let top_k = model.top_k.map(f64::from);
+        parts.push(as_told("top-k", sampling.top_k.into(), top_k));
+        parts.push(number("top-p", sampling.top_p, model.top_p));
+        parts.push(number("min-p", sampling.min_p, model.min_p));
+    }
+    if sampling.repetition_penalty != 1.0 {
+        let told = model.repetition_penalty;
+        parts.push(number("repetition-penalty", sampling.repetition_penalty, told));
+    }
+    if let Some(most) = options.max_tokens {
+        let told = model.max_new_tokens.map(|n| n as f64);
+        parts.push(as_told("at most", most as f64, told) + " tokens");
+    }
+    parts.join(", ")
 }
 
 /// What drafting came to, as data.

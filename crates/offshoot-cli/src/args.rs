@@ -1,5 +1,6 @@
 //! The command line as types. Every flag is also an `OFFSHOOT_*` variable.
 
+mod export;
 mod medusa;
 mod score;
 
@@ -15,6 +16,7 @@ use offshoot_models::Recipe;
 
 use crate::failure::Failure;
 
+pub(crate) use export::{ExportArgs, ManArgs};
 pub(crate) use medusa::{
     MedusaCommand, MedusaImportArgs, MedusaInspectArgs, MedusaTrainArgs, MedusaTreeArgs,
     PromptFlavour,
@@ -108,6 +110,16 @@ pub(crate) enum Command {
         number of 256 take a format of 32, as in llama.cpp. The file is moved to its place\n\
         when it is complete, over one that is there.")]
     Quantize(QuantizeArgs),
+    /// Write a model's floats as a Hugging Face folder, or as a GGUF file.
+    #[command(after_help = "Examples:\n  \
+        offshoot export ./model.gguf --output model-folder\n  \
+        offshoot export smollm2 --to bf16 --output smollm2 --shard-size 500M\n  \
+        offshoot export ./model-folder --output model.gguf\n\n\
+        A folder has config.json, safetensors with an index where they are several, the\n\
+        tokenizer with the chat template, and generation_config.json. What is quantised is\n\
+        brought to floats, which gives back none of what it lost. What is there is not\n\
+        replaced without --overwrite. For files of fewer bits there is quantize.")]
+    Export(ExportArgs),
     /// Show how a text is cut into tokens.
     #[command(after_help = "Example:\n  offshoot tokenize smollm2 --prompt \"Hello, world\"")]
     Tokenize(TokenizeArgs),
@@ -132,6 +144,10 @@ pub(crate) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages of all commands.
+    #[command(after_help = "Example:\n  \
+        offshoot man ~/.local/share/man/man1     then: man offshoot-run")]
+    Man(ManArgs),
 }
 
 /// Which model, and where it may come from.
@@ -260,7 +276,7 @@ pub(crate) struct AnswerArgs {
     pub(crate) adapter: AdapterArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
-    /// The most tokens to make [default: as many as the context holds]
+    /// The most tokens to make [default: the model's, or as many as the context holds]
     #[arg(long, short = 'n', env = "OFFSHOOT_MAX_TOKENS")]
     pub(crate) max_tokens: Option<usize>,
     /// End the answer before this text; may be given several times.
@@ -340,19 +356,19 @@ impl MaterialArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SamplingArgs {
-    /// Divides the logits; 0 takes the likeliest token [default: 0.8]
+    /// Divides the logits; 0 takes the likeliest token [default: the model's, or 0.8]
     #[arg(long, env = "OFFSHOOT_TEMPERATURE", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f32>,
-    /// Keep this many of the likeliest tokens; 0 keeps all [default: 40]
+    /// Keep this many of the likeliest tokens; 0 keeps all [default: the model's, or 40]
     #[arg(long, env = "OFFSHOOT_TOP_K")]
     pub(crate) top_k: Option<u32>,
-    /// Keep the likeliest tokens that sum to this probability [default: 0.95]
+    /// Keep the likeliest tokens that sum to this probability [default: the model's, or 0.95]
     #[arg(long, env = "OFFSHOOT_TOP_P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
-    /// Keep tokens at least this probable relative to the likeliest [default: 0.05]
+    /// Keep tokens at least this probable relative to the likeliest [default: the model's, or 0.05]
     #[arg(long, env = "OFFSHOOT_MIN_P", allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
-    /// Make tokens seen before less likely; 1 is off [default: 1]
+    /// Make tokens seen before less likely; 1 is off [default: the model's, or 1]
     #[arg(long, env = "OFFSHOOT_REPETITION_PENALTY", allow_negative_numbers = true)]
     pub(crate) repetition_penalty: Option<f32>,
     /// Taken once from the logit of every token seen before [default: 0]
@@ -753,7 +769,9 @@ mod tests {
         for (flag, default) in named {
             let arg = run.get_arguments().find(|a| a.get_long() == Some(flag)).unwrap();
             let help = arg.get_help().unwrap().to_string();
-            assert!(help.ends_with(&format!("[default: {default}]")), "--{flag}: {help}");
+            let own = ["presence-penalty", "frequency-penalty"].contains(&flag);
+            let or = if own { "" } else { "the model's, or " };
+            assert!(help.ends_with(&format!("[default: {or}{default}]")), "--{flag}: {help}");
         }
     }
 

@@ -9,7 +9,7 @@ use offshoot_models::Message;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::answer::{generate_options, load, print_stats, shown, stream};
+use crate::answer::{load, print_stats, shown, stream};
 use crate::args::AnswerArgs;
 use crate::failure::{Failure, note, write_out};
 use crate::wrap::Wrap;
@@ -47,8 +47,7 @@ struct Draft {
 }
 
 pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure> {
-    let mut options = generate_options(args)?;
-    let (model, mut session, mut calibration) = load(args)?;
+    let (model, mut session, mut calibration, mut options) = load(args)?;
     let _listener = interrupt::listen_in_chat();
     let mut editor = DefaultEditor::new().map_err(terminal)?;
     let mut messages: Vec<Message> =
@@ -75,7 +74,7 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
                 let done = answer(&model, &mut session, &mut messages, &options, show);
                 models::keep_calibration(&mut calibration, &session);
                 match done {
-                    Ok(answer) if args.stats => print_stats(&model, &answer),
+                    Ok(answer) if args.stats => print_stats(&model, &answer, &options),
                     Ok(_) => {}
                     Err(failure @ (Failure::Output(_) | Failure::BrokenPipe)) => {
                         return Err(failure);

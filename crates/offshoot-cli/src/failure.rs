@@ -69,7 +69,9 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
             1
         }
         Error::Model(offshoot_models::Error::Template(_)) => 3,
-        Error::Model(offshoot_models::Error::Recipe(_)) => USAGE,
+        Error::Model(offshoot_models::Error::Recipe(_) | offshoot_models::Error::Export(_)) => {
+            USAGE
+        }
         Error::Model(_) => 4,
         Error::Method(_) | Error::Context { .. } => USAGE,
         Error::OnlyPacked | Error::OnlyDense | Error::OnlyExact { .. } => USAGE,

@@ -11,8 +11,10 @@ mod chat;
 mod datastore;
 mod doctor;
 mod embed;
+mod export;
 mod failure;
 mod interrupt;
+mod man;
 mod medusa;
 mod models;
 mod plot;
@@ -61,10 +63,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Score(args) => score::score(&args),
         Command::Embed(args) => embed::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Medusa(command) => medusa::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Datastore { command } => datastore::run(&command),
+        Command::Man(args) => man::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "offshoot", &mut script);

@@ -11,7 +11,9 @@ use offshoot_engine::store::{
 };
 use offshoot_engine::{ExecutorKind, LoadOptions, Model, Session};
 use offshoot_kernels::{Cpu, Isa};
-use offshoot_models::{BaseId, Checkpoint, LoraAdapter, TemplateId, TokenizerId};
+use offshoot_models::{
+    BaseId, Checkpoint, GenerationDefaults, LoraAdapter, TemplateId, TokenizerId,
+};
 use serde_json::json;
 
 use crate::args::{AdapterArgs, EngineArgs, ListArgs, ModelArgs, RmArgs};
@@ -310,6 +312,7 @@ pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
         "context": c.max_position_embeddings,
         "tied_head": c.tie_word_embeddings,
         "stop_tokens": checkpoint.stop_tokens(),
+        "sampling": sampling_json(&checkpoint.generation()),
         "base_id": base.to_string(),
         "tokenizer_id": tokenizer.ok().map(|id| id.to_string()),
         "template_id": template.map(|id| id.to_string()),
@@ -323,6 +326,24 @@ pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
         say(format_args!("{name:<18} {text}"))?;
     }
     Ok(())
+}
+
+/// What a model's files recommend for answers, `null` if that is nothing.
+fn sampling_json(told: &GenerationDefaults) -> serde_json::Value {
+    // The shortest text of a number in single precision is the one that the file has.
+    let number = |x: Option<f32>| json!(x.and_then(|x| x.to_string().parse::<f64>().ok()));
+    let all = [
+        ("temperature", number(told.temperature)),
+        ("top_k", json!(told.top_k)),
+        ("top_p", number(told.top_p)),
+        ("min_p", number(told.min_p)),
+        ("repetition_penalty", number(told.repetition_penalty)),
+        ("penalty_window", json!(told.penalty_window)),
+        ("max_new_tokens", json!(told.max_new_tokens)),
+    ];
+    let given = all.into_iter().filter(|(_, value)| !value.is_null());
+    let map: serde_json::Map<_, _> = given.map(|(name, v)| (name.to_owned(), v)).collect();
+    if map.is_empty() { serde_json::Value::Null } else { map.into() }
 }
 
 pub(crate) fn remove(args: &RmArgs) -> Result<(), Failure> {

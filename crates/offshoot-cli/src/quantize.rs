@@ -1,11 +1,13 @@
 //! `quantize`: a model into a GGUF file of another format.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use offshoot_engine::QuantizeOptions;
-use offshoot_kernels::{Cpu, available_threads};
+use offshoot_engine::{QuantizeOptions, Quantized};
+use offshoot_kernels::{BlockType, Cpu, available_threads};
+use offshoot_models::Recipe;
 use serde_json::json;
 
 use crate::args::QuantizeArgs;
@@ -58,25 +60,43 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<(), Failure> {
         offshoot_engine::quantize(&cpu, &resolved.path, &args.output, options, &mut progress);
     drop(bar);
     drop(listener);
-    let done = done?;
-    let bits = done.bytes as f64 * 8.0 / done.weights.max(1) as f64;
-    if !done.left_out.is_empty() {
-        note(format_args!(
-            "left out, as the architecture does not have them: {}",
-            done.left_out.join(", ")
-        ));
+    told(&done?, &args.output, args.to, args.model.output.json, start)
+}
+
+/// Says which tensors were left out, if any were.
+pub(crate) fn left_out(names: &[String]) {
+    if !names.is_empty() {
+        let names = names.join(", ");
+        note(format_args!("left out, as the architecture does not have them: {names}"));
     }
-    if args.model.output.json {
-        let formats: serde_json::Map<String, serde_json::Value> =
-            done.formats.iter().map(|(block, n)| (block.name().to_owned(), (*n).into())).collect();
+}
+
+/// How many tensors have each format, as data.
+pub(crate) fn formats_json(formats: &[(BlockType, usize)]) -> serde_json::Value {
+    let map = formats.iter().map(|(block, n)| (block.name().to_owned(), (*n).into()));
+    serde_json::Value::Object(map.collect())
+}
+
+/// Says what was written to a GGUF file.
+pub(crate) fn told(
+    done: &Quantized,
+    output: &Path,
+    recipe: Recipe,
+    json: bool,
+    start: Instant,
+) -> Result<(), Failure> {
+    let bits = done.bytes as f64 * 8.0 / done.weights.max(1) as f64;
+    left_out(&done.left_out);
+    if json {
         return say_json(&json!({
-            "output": args.output,
-            "recipe": args.to.name(),
+            "output": output,
+            "format": "gguf",
+            "recipe": recipe.name(),
             "bytes": done.bytes,
             "source_bytes": done.source_bytes,
             "weights": done.weights,
             "bits_per_weight": bits,
-            "formats": formats,
+            "formats": formats_json(&done.formats),
             "left_out": done.left_out,
             "tokenizer_id": done.tokenizer.map(|id| id.to_string()),
             "template_id": done.template.map(|id| id.to_string()),
@@ -87,7 +107,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<(), Failure> {
         done.formats.iter().map(|(block, n)| format!("{n} {block}")).collect();
     say(format_args!(
         "{}: {} MB, {bits:.2} bits a weight ({} MB before); tensors: {}",
-        args.output.display(),
+        output.display(),
         done.bytes / 1_000_000,
         done.source_bytes / 1_000_000,
         formats.join(", ")

@@ -57,20 +57,19 @@ pub(crate) fn score(args: &ScoreArgs) -> Result<(), Failure> {
     }
     let scores =
         offshoot_engine::score(&model, &mut session, &tokens, from, usize::from(args.top), |_| {})?;
-    let text_of =
-        |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or(&[])).into_owned();
+    let piece = |id| piece(tokenizer, id);
     let sum: f64 = scores.iter().map(|score| score.logprob).sum();
     let mean = sum / scores.len() as f64;
     if args.model.output.json {
-        let first = tokens[begin..from].iter().map(|&id| {
-            json!({ "id": id, "text": text_of(id), "logprob": null, "rank": null, "top": [] })
-        });
+        let first = tokens[begin..from].iter().map(
+            |&id| json!({ "id": id, "text": piece(id), "logprob": null, "rank": null, "top": [] }),
+        );
         let others = scores.iter().map(|score| {
-            let top = score.top.iter().map(|t| {
-                json!({ "id": t.token, "text": text_of(t.token), "logprob": finite(t.logprob) })
-            });
+            let top = score.top.iter().map(
+                |t| json!({ "id": t.token, "text": piece(t.token), "logprob": finite(t.logprob) }),
+            );
             json!({
-                "id": score.token, "text": text_of(score.token), "logprob": finite(score.logprob),
+                "id": score.token, "text": piece(score.token), "logprob": finite(score.logprob),
                 "rank": score.rank, "top": top.collect::<Vec<_>>(),
             })
         });
@@ -81,19 +80,24 @@ pub(crate) fn score(args: &ScoreArgs) -> Result<(), Failure> {
     }
     say("logprob   rank  token")?;
     for &id in &tokens[begin..from] {
-        say(format_args!("{:>7} {:>6}  {:?}", "-", "-", text_of(id)))?;
+        say(format_args!("{:>7} {:>6}  {:?}", "-", "-", piece(id)))?;
     }
     for score in &scores {
-        let top = score.top.iter().map(|t| format!("  {:?} {:.2}", text_of(t.token), t.logprob));
+        let top = score.top.iter().map(|t| format!("  {:?} {:.2}", piece(t.token), t.logprob));
         let top: String = top.collect();
         let (logprob, rank) = (score.logprob, score.rank);
-        say(format_args!("{logprob:7.3} {rank:>6}  {:?}{top}", text_of(score.token)))?;
+        say(format_args!("{logprob:7.3} {rank:>6}  {:?}{top}", piece(score.token)))?;
     }
     say(format_args!(
         "sum {sum:.4}, mean {mean:.4} nats over {} tokens, perplexity {:.3}",
         scores.len(),
         (-mean).exp()
     ))
+}
+
+/// The text of a token, what is no UTF-8 of it replaced.
+fn piece(tokenizer: &Tokenizer, id: u32) -> String {
+    String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or(&[])).into_owned()
 }
 
 /// JSON has no infinities.
@@ -107,8 +111,7 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(&resolved.path)?;
     let tokenizer = Tokenizer::new(checkpoint.tokenizer()?)?;
     let ids = tokenizer.encode(&text, Special::Parse)?;
-    let piece =
-        |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or(&[])).into_owned();
+    let piece = |id| piece(&tokenizer, id);
     if args.model.output.json {
         let pieces: Vec<_> = ids.iter().map(|&id| json!({ "id": id, "text": piece(id) })).collect();
         return say_json(&pieces.into());

@@ -1,11 +1,13 @@
 //! Loops that run methods on models, and what those loops need from the machine.
 
 mod bench;
+mod beside;
 pub mod datastore;
 mod disguise;
 mod embed;
 mod error;
 mod executor;
+mod export;
 mod generate;
 pub mod medusa;
 mod memory;
@@ -21,6 +23,7 @@ pub use bench::{Bench, BenchOptions, StepTime, measure, peak_rss_bytes};
 pub use embed::{Pooling, embed, normalize};
 pub use error::Error;
 pub use executor::{DenseDevice, DenseType, ExecutorKind};
+pub use export::{ExportOptions, Exported, export_folder, floats_of};
 pub use generate::{Answer, Control, FinishReason, GenerateOptions, Piece, Session, Timings};
 pub use memory::{MemoryNeed, available_memory};
 pub use model::{LoadOptions, LoadTimings, Model};

@@ -1,15 +1,9 @@
 //! How well a model predicts a text.
 
-use offshoot_methods::LogProbabilities;
-use offshoot_models::LogitRows;
-
-use crate::{Error, Model, Session};
+use crate::{Error, Model, Session, score};
 
 /// Tokens of a window: each is predicted from those before it in the window.
 const WINDOW: usize = 512;
-/// Rows of a step whose logits are kept.
-const ROWS: usize = 64;
-
 /// The result over a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Perplexity {
@@ -37,20 +31,17 @@ pub fn perplexity(
     tokens: &[u32],
     mut progress: impl FnMut(usize),
 ) -> Result<Perplexity, Error> {
-    let vocab = model.config().vocab_size;
     let (mut sum, mut count) = (0.0, 0);
     let window = WINDOW.min(session.context());
-    for (w, window) in tokens.chunks(window).enumerate() {
-        session.truncate(0);
-        for (c, chunk) in window.chunks(ROWS).enumerate() {
-            let logits = session.feed(model, chunk, LogitRows::All)?;
-            for (row, logits) in logits.chunks_exact(vocab).enumerate() {
-                let Some(&next) = window.get(c * ROWS + row + 1) else { break };
-                sum -= LogProbabilities::of(logits)?.get(next).unwrap_or(f64::NEG_INFINITY);
-                count += 1;
-            }
+    for (w, text) in tokens.chunks(window).enumerate() {
+        // Nothing is behind the token of a window of one.
+        if text.len() > 1 {
+            let scores = score(model, session, text, 1, 0, |_| {})?;
+            count += scores.len();
+            // One by one, so that a text has one sum however it is cut.
+            sum = scores.iter().fold(sum, |sum, score| sum - score.logprob);
         }
-        progress(tokens.len().min((w + 1) * WINDOW));
+        progress(tokens.len().min((w + 1) * window));
     }
     session.truncate(0);
     if count == 0 {

@@ -1,14 +1,16 @@
 //! A model into a GGUF file of another format, written whole or not at all.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use offshoot_kernels::{BlockType, Cpu};
-use offshoot_models::gguf::{Export, ExportError, ExportOptions};
+use offshoot_models::gguf::{Export, ExportOptions};
 use offshoot_models::{Checkpoint, Recipe, TemplateId, TokenizerId};
 
 use crate::Error;
+use crate::beside::{Partial, place};
+use crate::export::{from_export, same_model};
 
 /// How a model is quantised.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +44,8 @@ pub struct Quantized {
 /// `cpu`. `progress` is told the weights done and all of them, and says whether to go on.
 ///
 /// The file is made beside its place, read back, and moved there when it is complete: whatever
-/// stood at `output` before is there, whole, until the new file is.
+/// stood at `output` before is there, whole, until the new file is. If `output` is a link, what it leads
+/// to is written and the link stays.
 ///
 /// # Errors
 /// [`Error::Model`] if the model cannot be read or not be quantised so, [`Error::Output`] if the
@@ -55,8 +58,10 @@ pub fn quantize(
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Quantized, Error> {
     let checkpoint = Checkpoint::open(source)?;
+    let wrong = |source| Error::Output { path: output.to_owned(), source };
+    let place = place(output).map_err(wrong)?;
     // What is replaced is a file; a device or a pipe is not.
-    if let Ok(there) = fs::metadata(output)
+    if let Ok(there) = fs::metadata(&place)
         && !there.is_file()
     {
         let source = match there.is_dir() {
@@ -65,27 +70,23 @@ pub fn quantize(
         };
         return Err(Error::Output { path: output.to_owned(), source });
     }
-    refuse_own_files(&checkpoint, output)?;
+    refuse_own_files(&checkpoint, &place)?;
     let export = ExportOptions {
         recipe: options.recipe,
         requantize: options.requantize,
         name: source.file_name().and_then(|name| name.to_str()).filter(|name| !is_commit(name)),
     };
     let export = Export::new(&checkpoint, &export)?;
-    let partial = Partial::beside(output);
-    let wrong = |source| Error::Output { path: output.to_owned(), source };
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&partial.0).map_err(wrong)?);
+    let (partial, file) = Partial::file(&place).map_err(wrong)?;
+    let mut file = BufWriter::with_capacity(1 << 20, file);
     let weights = export.weights();
     let written = export.write(cpu, &mut file, &mut |done| progress(done, weights));
-    written.map_err(|error| match error {
-        ExportError::Model(error) => Error::Model(error),
-        ExportError::Output(source) => wrong(source),
-        ExportError::Stopped => Error::Stopped,
-    })?;
+    written.map_err(|error| from_export(error, output))?;
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(wrong)?;
     let bytes = file.get_ref().metadata().map_err(wrong)?.len();
     drop(file);
-    let read = Checkpoint::open_gguf(&partial.0)?;
+    let read = Checkpoint::open_gguf(partial.path())?;
+    same_model(&checkpoint, &read)?;
     let done = Quantized {
         bytes,
         source_bytes: checkpoint.tensors().map(|t| t.bytes().len() as u64).sum(),
@@ -96,7 +97,7 @@ pub fn quantize(
         template: read.chat_template().map(TemplateId::of),
     };
     drop(read);
-    fs::rename(&partial.0, output).map_err(wrong)?;
+    partial.move_to(&place).map_err(wrong)?;
     Ok(done)
 }
 
@@ -113,24 +114,7 @@ fn refuse_own_files(checkpoint: &Checkpoint, output: &Path) -> Result<(), Error>
         false => Ok(()),
         true => {
             let what = format!("{} is the model itself; name another output", output.display());
-            Err(offshoot_models::Error::Recipe(what).into())
+            Err(offshoot_models::Error::Export(what).into())
         }
-    }
-}
-
-/// A file that is not complete; removed when this is dropped, unless it was moved to its place.
-struct Partial(PathBuf);
-
-impl Partial {
-    fn beside(path: &Path) -> Self {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(format!(".{}.partial", std::process::id()));
-        Self(partial.into())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use offshoot_kernels::{BlockType, FileMap};
 
-use crate::{Error, ModelConfig, Recipe, TokenizerSpec, generation_config, gguf, huggingface};
+use crate::{
+    Error, GenerationDefaults, ModelConfig, Recipe, RopeRule, TokenizerSpec, gguf, huggingface,
+};
 
 /// How the rows of a stored matrix map to the canonical, Hugging Face order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +174,8 @@ pub struct Contents {
     pub name: Option<String>,
     /// Sizes and constants, validated.
     pub config: ModelConfig,
+    /// The formula of the factors of rotary frequencies, where a file gives one.
+    pub rope_rule: Option<RopeRule>,
     /// Every tensor that the architecture has, checked to be there in the right shape.
     pub tensors: BTreeMap<String, TensorInfo>,
     /// Tensors of the file that the architecture does not have, under the file's names, sorted.
@@ -182,6 +186,8 @@ pub struct Contents {
     pub chat_template: Option<String>,
     /// Ids at which an answer ends, ascending.
     pub stop_tokens: Vec<u32>,
+    /// How the model's makers would have answers made.
+    pub generation: GenerationDefaults,
 }
 
 /// What a loader gives to a checkpoint.
@@ -241,9 +247,11 @@ impl Checkpoint {
     fn from_gguf(path: &Path, file: FileMap) -> Result<Self, Error> {
         let mut opened = gguf::open(path, file)?;
         let contents = &mut opened.contents;
+        // What the file says itself goes before what lies beside it.
+        let beside = huggingface::generation_config_beside(path)?;
+        contents.generation = contents.generation.or(beside.defaults);
         if let Ok(tokenizer) = &contents.tokenizer {
-            let ends = generation_config::end_ids(path, &tokenizer.kinds)?;
-            contents.stop_tokens.extend(ends);
+            contents.stop_tokens.extend(beside.ends(&tokenizer.kinds));
             contents.stop_tokens.sort_unstable();
             contents.stop_tokens.dedup();
         }
@@ -299,6 +307,11 @@ impl Checkpoint {
         &self.contents.config
     }
 
+    /// The formula of the factors of rotary frequencies, where a file gives one.
+    pub(crate) fn rope_rule(&self) -> Option<RopeRule> {
+        self.contents.rope_rule
+    }
+
     /// What the file says of the tokenizer.
     ///
     /// # Errors
@@ -321,6 +334,12 @@ impl Checkpoint {
     /// the file adds.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.contents.stop_tokens
+    }
+
+    /// How the model's makers would have answers made: what the GGUF file says, then what a
+    /// `generation_config.json` in the folder or beside the file does.
+    pub fn generation(&self) -> GenerationDefaults {
+        self.contents.generation
     }
 
     /// Tensors of the file that the architecture does not have, under the file's own names. A model

@@ -79,21 +79,6 @@ pub enum RopeScaling {
     },
 }
 
-/// What a file's scaling of the rotary frequencies comes to.
-pub(crate) struct Stretch {
-    pub(crate) scaling: RopeScaling,
-    /// The factor of the cosines and sines.
-    pub(crate) magnitude: f32,
-    /// Tokens of context that it makes a model fit for, where it says so.
-    pub(crate) reach: usize,
-}
-
-impl From<RopeScaling> for Stretch {
-    fn from(scaling: RopeScaling) -> Self {
-        Self { scaling, magnitude: 1.0, reach: 0 }
-    }
-}
-
 /// Attention that reaches no further back than a window, and where a model has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlidingWindow {

@@ -38,6 +38,9 @@ pub enum Error {
     /// A recipe for quantising is unknown, or does not suit the model.
     #[error("quantising: {0}")]
     Recipe(String),
+    /// A model cannot be written in the form that is asked for.
+    #[error("export: {0}")]
+    Export(String),
     /// Text is not an identity.
     #[error("identity {0}")]
     Identity(String),
@@ -66,4 +69,14 @@ pub enum Error {
     /// it, or shapes or number types that do not go together.
     #[error("tensors: {0}")]
     Tensors(String),
+}
+
+impl Error {
+    /// The error about a file of the folder at `path`, where its path is the file's name alone.
+    pub(crate) fn within(self, path: &std::path::Path) -> Self {
+        match self {
+            Error::File { path: file, what } => Error::File { path: path.join(file), what },
+            other => other,
+        }
+    }
 }

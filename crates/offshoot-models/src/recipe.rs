@@ -10,6 +10,7 @@
 //! q4_k_m q5_k_m   Q4_K, Q5_K    Q6_K; v and down projections of half of the layers Q6_K too
 //! ```
 //! Routers stay in single precision, as llama.cpp's converter writes them: a choice hangs on them.
+//! Phi-3's files have one matrix of q, k and v, which takes the format of v.
 //! Rows that are no whole number of blocks of 256 take Q5_0 for Q4_K, Q5_1 for Q5_K and Q8_0 for
 //! Q6_K; those that are no whole number of 32 keep their float, or become F16. Vectors and biases
 //! stay in single precision in a file. (llama.cpp `llama_tensor_get_type`,
@@ -19,7 +20,7 @@ use std::str::FromStr;
 
 use offshoot_kernels::BlockType;
 
-use crate::{Error, ModelConfig};
+use crate::{Error, Family, ModelConfig};
 
 /// A way to quantise a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,6 +131,11 @@ impl Recipe {
         shape: &[usize],
         stored: BlockType,
     ) -> BlockType {
+        // Phi-3's files have q, k and v in one matrix, which takes the format of v.
+        let name = match config.family {
+            Family::Phi3 => &name.replace("q_proj", "v_proj").replace("k_proj", "v_proj"),
+            _ => name,
+        };
         self.block_of(config.num_hidden_layers, config.tie_word_embeddings, name, (shape, stored))
     }
 

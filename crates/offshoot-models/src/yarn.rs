@@ -15,12 +15,16 @@
 use std::f64::consts::TAU;
 
 /// What a file says of the stretching; all above zero.
-pub(crate) struct Yarn {
-    pub(crate) factor: f32,
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Yarn {
+    /// What long waves are stretched by.
+    pub factor: f32,
     /// Trained context, in tokens.
-    pub(crate) context: f32,
-    pub(crate) beta_fast: f32,
-    pub(crate) beta_slow: f32,
+    pub context: f32,
+    /// Waves that turn more often than this within the trained context stay.
+    pub beta_fast: f32,
+    /// Those that turn less often are stretched whole.
+    pub beta_slow: f32,
 }
 
 /// Turns within the trained context from which a wave stays as it is, where a file does not say.

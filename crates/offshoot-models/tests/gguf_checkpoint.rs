@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use offshoot_kernels::BlockType;
 use offshoot_models::gguf::Array;
 use offshoot_models::{
-    BaseId, Checkpoint, Error, Family, ModelConfig, PreTokenizer, RopeId, RopeScaling, TemplateId,
-    TokenKind, TokenizerId,
+    BaseId, Checkpoint, Error, Family, GenerationDefaults, ModelConfig, PreTokenizer, RopeId,
+    RopeScaling, TemplateId, TokenKind, TokenizerId,
 };
 
 mod support;
@@ -428,6 +428,40 @@ fn a_generation_config_beside_the_file_adds_its_ends() {
     std::fs::write(dir.path().join("generation_config.json"), "{").unwrap();
     let error = Checkpoint::open(&path).unwrap_err().to_string();
     assert!(error.contains("generation_config.json: "), "{error}");
+}
+
+#[test]
+fn settings_of_sampling_are_those_of_the_file_then_of_the_one_beside() {
+    let mut tiny = Tiny::llama();
+    tiny.set("general.sampling.temp", 0.6f32);
+    tiny.set("general.sampling.top_k", -1i32);
+    tiny.set("general.sampling.penalty_last_n", 256i32);
+    tiny.set("general.sampling.sequence", "kpt");
+    let saved = save(&tiny.bytes());
+    let beside = saved.path.with_file_name("generation_config.json");
+    std::fs::write(&beside, r#"{"temperature": 1.0, "top_p": 0.9, "top_k": 20}"#).unwrap();
+    let expected = GenerationDefaults {
+        temperature: Some(0.6),
+        top_k: Some(0),
+        top_p: Some(0.9),
+        penalty_window: Some(256),
+        ..GenerationDefaults::default()
+    };
+    assert_eq!(Checkpoint::open(&saved.path).unwrap().generation(), expected);
+    assert_eq!(open(&Tiny::qwen2()).generation(), GenerationDefaults::default());
+    let wrong: [(&str, offshoot_models::gguf::Value<'static>); 4] = [
+        ("temp", "hot".into()),
+        ("top_p", 1.5f32.into()),
+        ("top_k", (-2i32).into()),
+        ("penalty_repeat", f32::NAN.into()),
+    ];
+    for (key, value) in wrong {
+        let mut tiny = Tiny::llama();
+        tiny.set(&format!("general.sampling.{key}"), value);
+        let error = walk(&tiny.bytes()).unwrap_err();
+        assert_one_line(&error, key);
+        assert!(error.to_string().contains(&format!("general.sampling.{key}")), "{error}");
+    }
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use offshoot_kernels::{BlockType, Cpu, Isa};
-use offshoot_models::gguf::{Export, ExportError, ExportOptions, parse};
+use offshoot_models::gguf::{Export, ExportOptions, parse};
 use offshoot_models::{
-    BaseId, Checkpoint, Error, LogitRows, NoHooks, PackedExecutor, PackedModel, Recipe, RopeId,
-    Segment, TemplateId, TokenizerId, VariantId, chain,
+    BaseId, Checkpoint, Error, ExportError, LogitRows, NoHooks, PackedExecutor, PackedModel,
+    Recipe, RopeId, Segment, TemplateId, TokenizerId, VariantId, chain,
 };
 use proptest::prelude::*;
 use serde_json::json;

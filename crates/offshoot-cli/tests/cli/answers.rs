@@ -37,6 +37,43 @@ fn every_reading_command_gives_json_and_nothing_else_on_standard_output() {
 }
 
 #[test]
+fn what_a_models_files_recommend_holds_unless_a_flag_says_otherwise() {
+    let home = Home::new();
+    home.tiny();
+    let stats = |args: &[&str]| {
+        let base = ["generate", "tiny.gguf", "-p", "ab", "--seed", "1", "--stats"];
+        let left = run(home.offshoot(base.iter().chain(args))).ended_with(0);
+        let line = left.stderr.lines().find(|line| line.starts_with("chosen")).unwrap().to_owned();
+        (left.stdout, line)
+    };
+    let (_, line) = stats(&["-n", "2"]);
+    let own = "temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, at most 2 tokens";
+    assert_eq!(line, format!("chosen  {own}"));
+    home.file(
+        "generation_config.json",
+        r#"{"temperature": 0.7, "top_k": 3, "repetition_penalty": 1.1, "max_new_tokens": 5}"#,
+    );
+    let (told, line) = stats(&[]);
+    for part in ["temperature 0.7 (the model's)", "top-k 3 (the model's)", "top-p 0.95,"] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert!(line.ends_with("at most 5 (the model's) tokens"), "{line}");
+    // They are what the same flags are.
+    std::fs::remove_file(home.path().join("generation_config.json")).unwrap();
+    let flags = ["--temperature", "0.7", "--top-k", "3", "--repetition-penalty", "1.1", "-n", "5"];
+    assert_eq!(stats(&flags).0, told);
+    home.file("generation_config.json", r#"{"do_sample": false, "top_p": 0.5}"#);
+    assert!(stats(&["-n", "2"]).1.starts_with("chosen  temperature 0 (the model's)"));
+    let (_, line) = stats(&["-n", "2", "--temperature", "0.3", "--top-p", "0.9"]);
+    assert!(line.contains("temperature 0.3,") && line.contains("top-p 0.9,"), "{line}");
+    let shown = run(home.offshoot(["show", "tiny.gguf", "--json"])).ended_with(0).json();
+    assert_eq!(shown["sampling"], serde_json::json!({ "temperature": 0.0, "top_p": 0.5 }));
+    home.file("generation_config.json", r#"{"temperature": "hot"}"#);
+    let left = run(home.offshoot(["run", "tiny.gguf", "ab"])).ended_with(4);
+    left.complained(&["generation_config.json: temperature: \"\\\"hot\\\"\", expected a number"]);
+}
+
+#[test]
 fn texts_are_scored_and_made_vectors_of() {
     let home = Home::new();
     home.tiny_with_context(2048);

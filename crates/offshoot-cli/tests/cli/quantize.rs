@@ -101,3 +101,44 @@ fn wrong_formats_and_outputs_are_told_in_one_line() {
     let left = std::fs::read_dir(home.path()).unwrap().flatten();
     assert!(left.map(|e| e.file_name()).all(|name| !name.to_string_lossy().contains("partial")));
 }
+
+#[test]
+fn an_exported_model_answers_as_the_one_it_was_made_from() {
+    let home = Home::new();
+    save(&home);
+    let answer = |model: &str| {
+        let args = ["generate", model, "-p", "ab", "-n", "8", "--temperature", "0", "--json"];
+        run(home.offshoot(args)).ended_with(0).json()["tokens"].clone()
+    };
+    let export = |model: &str, output: &str, rest: &[&str]| {
+        let args = ["export", model, "--output", output, "--json"];
+        run(home.offshoot(args.iter().chain(rest)))
+    };
+    let folder = export("mine", "out", &["--shard-size", "2K"]).ended_with(0).json();
+    assert_eq!(
+        (&folder["format"], folder["weight_files"].as_u64() > Some(2)),
+        (&"folder".into(), true)
+    );
+    let file = export("mine", "out.gguf", &[]).ended_with(0).json();
+    assert_eq!(file["format"], "gguf");
+    let back = export("out.gguf", "back", &["--to", "f32"]).ended_with(0).json();
+    assert_eq!(back["floats"], "f32");
+    for model in ["out", "out.gguf", "back"] {
+        assert_eq!(answer(model), answer("mine"), "{model}");
+    }
+    export("mine", "out", &[]).ended_with(2).complained(&["out is there already", "--overwrite"]);
+    export("mine", "out.gguf", &[]).ended_with(2).complained(&["out.gguf is there already"]);
+    export("mine", "out", &["--overwrite"]).ended_with(0);
+    export("mine", "out.gguf", &["--overwrite"]).ended_with(0);
+    let usage = export("mine", "other", &["--to", "q8"]).ended_with(2);
+    assert!(usage.stderr.contains("offshoot quantize"), "{}", usage.stderr);
+}
+
+#[test]
+fn manual_pages_of_all_commands_are_written() {
+    let home = Home::new();
+    let said = run(home.offshoot(["man", "man1"])).ended_with(0);
+    let pages = std::fs::read_dir(home.path().join("man1")).unwrap().count();
+    assert!(pages > 20 && said.stdout.starts_with(&format!("{pages} pages")), "{}", said.stdout);
+    assert!(home.path().join("man1/offshoot-medusa-train.1").is_file());
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
 use super::reader::{Gguf, GgufTensor};
-use super::{Shown, experts, malformed, rope, tokenizer};
+use super::{Shown, experts, malformed, rope, sampling, tokenizer};
 use crate::{
     Contents, Error, Experts, Family, ModelConfig, RopeScaling, RowOrder, SlidingWindow, TensorInfo,
 };
@@ -30,11 +30,12 @@ impl Gguf<'_> {
         let mut config = config(self, family)?;
         // What is as long as these numbers say comes after they were found sound.
         config.validate().map_err(malformed)?;
-        let stretch = rope::scaling(self, arch(family), &config)?;
-        (config.rope_scaling, config.rope_magnitude) = (stretch.scaling, stretch.magnitude);
+        let stretching = rope::scaling(self, arch(family), &config)?;
+        config.rope_scaling = stretching.scaling;
+        config.rope_magnitude = stretching.magnitude;
         config.sliding_window = sliding_window(self, &config)?;
         config.experts = experts::read(self, &config)?;
-        config.max_position_embeddings = config.max_position_embeddings.max(stretch.reach);
+        config.max_position_embeddings = config.max_position_embeddings.max(stretching.reach);
         config.validate().map_err(malformed)?;
         let mut mapping = Mapping { gguf: self, config: &config, tensors: BTreeMap::new() };
         let taken = mapping.all()?;
@@ -63,6 +64,8 @@ impl Gguf<'_> {
             unused,
             tokenizer: told.spec,
             stop_tokens: told.stop_tokens,
+            generation: sampling::read(self)?,
+            rope_rule: stretching.rule,
         })
     }
 }
@@ -243,7 +246,7 @@ fn pattern(gguf: &Gguf<'_>) -> Result<usize, Error> {
 const GEMMA_27B_LAYERS: usize = 62;
 
 /// What Gemma's scores are divided by the root of.
-fn score_scalar(
+pub(super) fn score_scalar(
     family: Family,
     hidden: usize,
     heads: usize,

@@ -2,30 +2,27 @@
 //! `canonical.rs` and `tokenizer.rs`.
 //!
 //! A GGUF file's own keys are copied, but those that say how its tensors are stored. For a folder
-//! they are written as llama.cpp's converter does. One key is offshoot's own:
+//! they are written as llama.cpp's converter does (`keys.rs`). One key is offshoot's own:
 //! `offshoot.stop_tokens`, the ids at which an answer ends, where other keys and the tokens' texts
 //! do not give all of them.
 
 use std::io::{self, Write};
 
-use offshoot_kernels::{BlockType, Conversion, Cpu};
+use offshoot_kernels::{BlockType, Cpu};
 
+use super::rope::TENSORS;
 use super::value::Array;
-use super::{Gguf, MAGIC, Shown, Writer, canonical, join, parse};
+use super::{Gguf, MAGIC, Shown, Writer, canonical, join, keys, parse};
+use crate::written::{ExportError, Written};
 use crate::{
-    Checkpoint, Error, Family, PreTokenizer, Recipe, RopeScaling, RowOrder, Tensor, TokenKind,
-    TokenizerSpec, stop_tokens,
+    Checkpoint, Error, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerSpec, stop_tokens,
 };
 
-/// Bytes of a tensor that are made at a time.
-const CHUNK_BYTES: usize = 8 << 20;
 /// Keys that say how the tensors of one file are stored.
 const OF_THE_FILE: [&str; 4] =
     ["general.file_type", "general.quantization_version", "general.alignment", STOP_TOKENS];
 /// The ids at which an answer ends, where the format's keys do not give all of them.
 pub(super) const STOP_TOKENS: &str = "offshoot.stop_tokens";
-/// Divisors of the rotary frequencies.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy)]
@@ -43,19 +40,10 @@ pub struct ExportOptions<'a> {
 #[derive(Debug)]
 pub struct Export<'c> {
     writer: Writer,
-    tensors: Vec<Source<'c>>,
-    /// The divisors of the rotary frequencies, if the file has them.
-    factors: Vec<f32>,
+    tensors: Vec<(String, Written<'c>)>,
+    /// Tensors of the configuration: divisors of the rotary frequencies.
+    made: Vec<(&'static str, Vec<f32>)>,
     left_out: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Source<'c> {
-    gguf: String,
-    /// The matrix, or those that the file keeps in one tensor, in order.
-    parts: Vec<Tensor<'c>>,
-    block: BlockType,
-    rows: RowOrder,
 }
 
 impl<'c> Export<'c> {
@@ -69,11 +57,9 @@ impl<'c> Export<'c> {
         let config = checkpoint.config();
         let mut writer = Writer::new();
         let source = gguf_of(checkpoint)?;
-        let places = canonical::places(config);
-        refuse_unwritable(checkpoint, source.is_some())?;
-        keys(checkpoint, options, source.as_ref(), &mut writer)?;
-        let mut tensors: Vec<Source<'c>> = Vec::new();
-        for place in places {
+        let made = keys(checkpoint, options, source.as_ref(), &mut writer)?;
+        let mut tensors: Vec<(String, Written<'c>)> = Vec::new();
+        for place in canonical::places(config) {
             let tensor = checkpoint.require(&place.canonical)?;
             let (name, shape) = (&place.canonical, &tensor.info.shape);
             let block = match shape.len() {
@@ -81,26 +67,30 @@ impl<'c> Export<'c> {
                 _ => options.recipe.block(config, name, shape, tensor.info.block),
             };
             refuse_twice(&tensor, block, options.requantize)?;
-            if let Some(source) = tensors.last_mut().filter(|source| source.gguf == place.gguf) {
-                source.add(tensor, block)?;
-                continue;
+            match tensors.last_mut() {
+                // What a file keeps in one matrix stands behind each other.
+                Some((gguf, whole)) if *gguf == place.gguf => {
+                    whole.add(tensor, place.rows, block)?;
+                }
+                _ => {
+                    let stored = place.stored_shape().to_vec();
+                    let whole = Written::within(tensor, place.rows, block, stored);
+                    tensors.push((place.gguf, whole));
+                }
             }
-            writer.tensor(&place.gguf, place.stored_shape(), block)?;
-            tensors.push(Source { gguf: place.gguf, parts: vec![tensor], block, rows: place.rows });
         }
-        let mut factors = Vec::new();
-        // YaRN's come from keys, which are copied.
-        let stored = source.is_none_or(|gguf| gguf.tensor(ROPE_FACTORS).is_some());
-        if let (RopeScaling::Factors(of), true) = (&config.rope_scaling, stored) {
-            writer.tensor(ROPE_FACTORS, &[of.len()], BlockType::F32)?;
-            factors.clone_from(of);
+        for (name, tensor) in &tensors {
+            writer.tensor(name, &tensor.shape(), tensor.block())?;
         }
-        Ok(Self { writer, tensors, factors, left_out: checkpoint.unused().to_vec() })
+        for (name, values) in &made {
+            writer.tensor(name, &[values.len()], BlockType::F32)?;
+        }
+        Ok(Self { writer, tensors, made, left_out: checkpoint.unused().to_vec() })
     }
 
     /// How many tensors take each format, in the order of the formats.
     pub fn formats(&self) -> Vec<(BlockType, usize)> {
-        let mut blocks: Vec<BlockType> = self.tensors.iter().map(|s| s.block).collect();
+        let mut blocks: Vec<BlockType> = self.tensors.iter().map(|(_, t)| t.block()).collect();
         blocks.sort_unstable();
         let runs = blocks.chunk_by(|a, b| a == b);
         runs.map(|run| (run[0], run.len())).collect()
@@ -108,7 +98,7 @@ impl<'c> Export<'c> {
 
     /// Number of weights.
     pub fn weights(&self) -> u64 {
-        self.tensors.iter().flat_map(|source| &source.parts).map(|t| t.len() as u64).sum()
+        self.tensors.iter().map(|(_, tensor)| tensor.weights()).sum()
     }
 
     /// Tensors that the architecture does not have and that the file goes without.
@@ -132,19 +122,19 @@ impl<'c> Export<'c> {
     ) -> Result<(), ExportError> {
         let mut failed = None;
         let mut done = 0;
-        let mut sources = self.tensors.iter();
+        let mut tensors = self.tensors.iter();
         let written = self.writer.write(out, |name, out| {
-            if name == ROPE_FACTORS {
-                return self.factors.iter().try_for_each(|f| out.write_all(&f.to_le_bytes()));
+            if let Some((_, values)) = self.made.iter().find(|(made, _)| *made == name) {
+                return values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()));
             }
             // The writer asks in the order of declaration.
-            let source = sources.next().filter(|source| source.gguf == name);
-            let source = source.ok_or_else(|| io::Error::other("tensors out of order"))?;
+            let tensor = tensors.next().filter(|(gguf, _)| gguf == name);
+            let (_, tensor) = tensor.ok_or_else(|| io::Error::other("tensors out of order"))?;
             let mut more = |weights: u64| {
                 done += weights;
                 progress(done)
             };
-            let result = source.write(cpu, out, &mut more);
+            let result = tensor.write(cpu, out, &mut more);
             result.map_err(|error| match error {
                 ExportError::Output(error) => error,
                 other => {
@@ -158,83 +148,6 @@ impl<'c> Export<'c> {
             (Err(_), Some(error)) => Err(error),
             (Err(error), None) => Err(ExportError::Output(error)),
         }
-    }
-}
-
-/// Why a file was not written.
-#[derive(Debug, thiserror::Error)]
-pub enum ExportError {
-    /// The model cannot be written so.
-    #[error(transparent)]
-    Model(#[from] Error),
-    /// The output takes no more.
-    #[error(transparent)]
-    Output(#[from] io::Error),
-    /// Whoever was told of the progress ended it.
-    #[error("stopped")]
-    Stopped,
-}
-
-impl<'c> Source<'c> {
-    /// Adds the next matrix of the tensor.
-    fn add(&mut self, part: Tensor<'c>, block: BlockType) -> Result<(), Error> {
-        if block != self.block {
-            return Err(Error::Recipe(format!(
-                "tensor {} would be {block} and others of {} {}, but they are one in a file",
-                part.name, self.gguf, self.block
-            )));
-        }
-        self.parts.push(part);
-        Ok(())
-    }
-
-    fn write(
-        &self,
-        cpu: &Cpu,
-        out: &mut dyn Write,
-        more: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<(), ExportError> {
-        self.parts.iter().try_for_each(|part| self.write_part(part, cpu, out, more))
-    }
-
-    fn write_part(
-        &self,
-        tensor: &Tensor<'c>,
-        cpu: &Cpu,
-        out: &mut dyn Write,
-        more: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<(), ExportError> {
-        if tensor.info.shape.len() == 1 {
-            let mut values = vec![0.0; tensor.len()];
-            tensor.read_row(0, &mut values)?;
-            let finite = BlockType::F32.round(&mut values);
-            finite
-                .map_err(|e| Error::Tensor { name: tensor.name.to_owned(), what: e.to_string() })?;
-            for stored in 0..values.len() {
-                out.write_all(&values[self.rows.canonical(stored)].to_le_bytes())?;
-            }
-            return if more(tensor.len() as u64) { Ok(()) } else { Err(ExportError::Stopped) };
-        }
-        let (rows, cols) = (tensor.row_count(), tensor.cols());
-        let wrong = |what: String| Error::Tensor { name: tensor.name.to_owned(), what };
-        let to = Conversion::new(tensor.info.block, self.block, cols);
-        let to = to.map_err(|e| wrong(e.to_string()))?;
-        let chunk = (CHUNK_BYTES / to.row_bytes().max(1)).clamp(1, rows.max(1));
-        let mut bytes = vec![0; chunk * to.row_bytes()];
-        let row = |stored| tensor.row_bytes(self.rows.canonical(stored));
-        for start in (0..rows).step_by(chunk) {
-            let part = start..rows.min(start + chunk);
-            let bytes = &mut bytes[..part.len() * to.row_bytes()];
-            to.rows(cpu, part.clone(), row, bytes).map_err(|(stored, e)| {
-                wrong(format!("row {}: {e}", self.rows.canonical(stored)))
-            })?;
-            out.write_all(bytes)?;
-            if !more((part.len() * cols) as u64) {
-                return Err(ExportError::Stopped);
-            }
-        }
-        tensor.release();
-        Ok(())
     }
 }
 
@@ -264,44 +177,17 @@ fn gguf_of(checkpoint: &Checkpoint) -> Result<Option<Gguf<'_>>, Error> {
     })
 }
 
-/// Refuses models of which a file could not say everything.
-fn refuse_unwritable(checkpoint: &Checkpoint, is_gguf: bool) -> Result<(), Error> {
-    let config = checkpoint.config();
-    let family = config.family.name();
-    if config.family == Family::Phi3 {
-        return Err(Error::Recipe(format!(
-            "a model of {family}, whose files keep several matrices in one, cannot be written yet"
-        )));
-    }
-    // llama.cpp takes it that experts are in all layers and their shares sum to 1.
-    let experts_are_usual =
-        config.experts.iter().all(|e| e.norm_topk_prob && e.layers.iter().all(|has| *has));
-    let known = [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Qwen3Moe];
-    let keys_are_known = known.contains(&config.family)
-        && experts_are_usual
-        && config.sliding_window.is_none()
-        && config.rope_magnitude == 1.0
-        // llama.cpp reads factors of Llama and of no other.
-        && (config.family == Family::Llama
-            || !matches!(config.rope_scaling, RopeScaling::Factors(_)));
-    if is_gguf || keys_are_known {
-        return Ok(());
-    }
-    Err(Error::Recipe(format!(
-        "a folder of {family} with this config.json cannot be written as GGUF yet; give a GGUF file \
-         of the model"
-    )))
-}
-
-/// Writes the keys.
+/// Writes the keys, and gives the tensors that say the rest of the configuration.
 fn keys(
     checkpoint: &Checkpoint,
     options: &ExportOptions<'_>,
     source: Option<&Gguf<'_>>,
     writer: &mut Writer,
-) -> Result<(), Error> {
+) -> Result<Vec<keys::Made>, Error> {
+    let mut made = Vec::new();
     match source {
         Some(gguf) => {
+            made.extend(TENSORS.into_iter().filter_map(|name| Some((name, floats(gguf, name)?))));
             for (key, value) in gguf.metadata() {
                 if !OF_THE_FILE.contains(&key) && !key.starts_with("split.") {
                     writer.key(key, value.clone())?;
@@ -309,7 +195,7 @@ fn keys(
             }
         }
         None => {
-            architecture(checkpoint, options.name, writer)?;
+            made = keys::write(checkpoint, options.name, writer)?;
             tokenizer(checkpoint.tokenizer()?, writer)?;
             if let Some(template) = checkpoint.chat_template() {
                 writer.key("tokenizer.chat_template", template)?;
@@ -328,52 +214,14 @@ fn keys(
     if options.recipe.is_quantised() {
         writer.key("general.quantization_version", 2u32)?;
     }
-    Ok(())
+    Ok(made)
 }
 
-/// What a folder's `config.json` says, as llama.cpp's converter writes it.
-fn architecture(
-    checkpoint: &Checkpoint,
-    name: Option<&str>,
-    writer: &mut Writer,
-) -> Result<(), Error> {
-    let c = checkpoint.config();
-    let arch = canonical::arch(c.family);
-    writer.key("general.architecture", arch)?.key("general.type", "model")?;
-    if let Some(name) = checkpoint.name().or(name) {
-        writer.key("general.name", name)?;
-    }
-    let experts = c.experts.iter().flat_map(|experts| {
-        [
-            ("expert_count", experts.num_experts),
-            ("expert_used_count", experts.num_experts_per_tok),
-            ("expert_feed_forward_length", experts.moe_intermediate_size),
-        ]
-    });
-    let sizes = [
-        ("block_count", c.num_hidden_layers),
-        ("context_length", c.max_position_embeddings),
-        ("embedding_length", c.hidden_size),
-        ("feed_forward_length", c.intermediate_size),
-        ("attention.head_count", c.num_attention_heads),
-        ("attention.head_count_kv", c.num_key_value_heads),
-        ("attention.key_length", c.head_dim),
-        ("attention.value_length", c.head_dim),
-        ("rope.dimension_count", c.head_dim),
-        ("vocab_size", c.vocab_size),
-    ];
-    for (key, value) in sizes.into_iter().chain(experts) {
-        let what = || Error::Config(format!("{key}: {value} does not fit a file"));
-        writer.key(&format!("{arch}.{key}"), u32::try_from(value).map_err(|_| what())?)?;
-    }
-    writer.key(&format!("{arch}.attention.layer_norm_rms_epsilon"), c.rms_norm_eps)?;
-    // llama.cpp reads these in single precision and no other.
-    writer.key(&format!("{arch}.rope.freq_base"), c.rope_theta as f32)?;
-    if let RopeScaling::Linear { factor } = c.rope_scaling {
-        writer.key(&format!("{arch}.rope.scaling.type"), "linear")?;
-        writer.key(&format!("{arch}.rope.scaling.factor"), factor as f32)?;
-    }
-    Ok(())
+/// The numbers of a tensor in single precision.
+fn floats(gguf: &Gguf<'_>, name: &str) -> Option<Vec<f32>> {
+    let tensor = gguf.tensor(name).filter(|tensor| tensor.block == BlockType::F32)?;
+    let words = gguf.data(tensor).as_chunks().0.iter();
+    Some(words.map(|word| f32::from_le_bytes(*word)).collect())
 }
 
 /// The tokenizer, byte-level BPE.

@@ -15,8 +15,10 @@ mod canonical;
 mod cursor;
 mod experts;
 mod export;
+mod keys;
 mod reader;
 mod rope;
+mod sampling;
 mod split;
 mod tokenizer;
 mod value;
@@ -24,7 +26,7 @@ mod writer;
 
 use crate::shown::Shown;
 
-pub use export::{Export, ExportError, ExportOptions};
+pub use export::{Export, ExportOptions};
 pub use reader::{Gguf, GgufTensor, parse};
 pub(crate) use split::open;
 pub use split::{PartName, join};

@@ -5,16 +5,20 @@ use offshoot_kernels::BlockType;
 use super::canonical::missing;
 use super::reader::Gguf;
 use super::{Shown, malformed};
-use crate::config::Stretch;
+use crate::rope_rule::Stretching;
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
-use crate::{Error, ModelConfig, RopeScaling};
+use crate::{Error, ModelConfig, RopeRule, RopeScaling};
 
 /// The tensors that say it: Llama 3's factors, and LongRoPE's for short texts and for long ones.
 pub(super) const TENSORS: [&str; 3] =
     ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
 
-/// The stretching of the rotary frequencies, and what comes with it.
-pub(super) fn scaling(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Result<Stretch, Error> {
+/// The stretching of the rotary frequencies.
+pub(super) fn scaling(
+    gguf: &Gguf<'_>,
+    arch: &str,
+    config: &ModelConfig,
+) -> Result<Stretching, Error> {
     let ModelConfig { head_dim, .. } = *config;
     let type_key = format!("{arch}.rope.scaling.type");
     let factors = read_factors(gguf, "rope_freqs.weight", head_dim)?;
@@ -30,20 +34,20 @@ pub(super) fn scaling(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Resu
     }
     match (gguf.text(&type_key)?, factors) {
         (None, factors) => match (unnamed_factor(gguf, arch)?, factors) {
-            (None, None) => Ok(RopeScaling::None.into()),
-            (None, Some(factors)) => Ok(RopeScaling::Factors(factors).into()),
-            (Some(factor), None) => Ok(RopeScaling::Linear { factor }.into()),
+            (None, None) => Ok(Stretching::plain(RopeScaling::None)),
+            (None, Some(factors)) => Ok(Stretching::plain(RopeScaling::Factors(factors))),
+            (Some(factor), None) => Ok(Stretching::plain(RopeScaling::Linear { factor })),
             (Some(_), Some(_)) => Err(malformed(format_args!(
                 "key \"{arch}.rope.scaling.factor\": linear scaling beside tensor \
                  \"rope_freqs.weight\", expected one"
             ))),
         },
-        (Some("none"), None) => Ok(RopeScaling::None.into()),
-        (Some("none"), Some(factors)) => Ok(RopeScaling::Factors(factors).into()),
+        (Some("none"), None) => Ok(Stretching::plain(RopeScaling::None)),
+        (Some("none"), Some(factors)) => Ok(Stretching::plain(RopeScaling::Factors(factors))),
         (Some("linear"), None) => {
             let key = format!("{arch}.rope.scaling.factor");
             let factor = gguf.float(&key)?.ok_or_else(|| missing(&key))?;
-            Ok(RopeScaling::Linear { factor }.into())
+            Ok(Stretching::plain(RopeScaling::Linear { factor }))
         }
         (Some("yarn"), None) => yarn(gguf, arch, config),
         (Some(kind @ ("linear" | "yarn")), Some(_)) => Err(malformed(format_args!(
@@ -67,7 +71,7 @@ fn unnamed_factor(gguf: &Gguf<'_>, arch: &str) -> Result<Option<f64>, Error> {
     Ok(None)
 }
 
-fn yarn(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Result<Stretch, Error> {
+fn yarn(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Result<Stretching, Error> {
     let ModelConfig { rope_theta: theta, head_dim, max_position_embeddings, .. } = *config;
     let read = |key: &str, absent: Option<f32>| {
         let key = format!("{arch}.rope.scaling.{key}");
@@ -101,11 +105,11 @@ fn yarn(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Result<Stretch, Er
     let magnitude = read("yarn_attn_factor", Some(rule.magnitude()))?;
     let magnitude = read("attn_factor", Some(1.0))? * magnitude;
     let scaling = RopeScaling::Factors(rule.factors(theta, head_dim));
-    Ok(Stretch { scaling, magnitude, reach: rule.reach() })
+    Ok(Stretching { scaling, magnitude, rule: Some(RopeRule::Yarn(rule)), reach: rule.reach() })
 }
 
 /// LongRoPE's two sets of factors.
-fn long(gguf: &Gguf<'_>, arch: &str, short: Vec<f32>, long: Vec<f32>) -> Result<Stretch, Error> {
+fn long(gguf: &Gguf<'_>, arch: &str, short: Vec<f32>, long: Vec<f32>) -> Result<Stretching, Error> {
     let type_key = format!("{arch}.rope.scaling.type");
     if let Some(kind) = gguf.text(&type_key)?.filter(|kind| !["none", "longrope"].contains(kind)) {
         return Err(malformed(format_args!(
@@ -118,7 +122,7 @@ fn long(gguf: &Gguf<'_>, arch: &str, short: Vec<f32>, long: Vec<f32>) -> Result<
     let trained = usize::try_from(trained).map_err(|_| malformed(format_args!("key \"{key}\"")))?;
     let attention = gguf.float(&format!("{arch}.rope.scaling.attn_factor"))?.unwrap_or(1.0) as f32;
     let scaling = RopeScaling::Long { short, long, trained };
-    Ok(Stretch { scaling, magnitude: attention, reach: 0 })
+    Ok(Stretching { magnitude: attention, ..Stretching::plain(scaling) })
 }
 
 /// The divisors in a tensor of the file, if it has that.

@@ -37,8 +37,7 @@ pub(super) fn map(
         }
         let (block, range) = (place.block, place.range);
         let rows = RowOrder::Plain;
-        let gemma = config.family == Family::Gemma3;
-        let shift = if gemma && name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        let shift = shift(config.family, &name);
         tensors.insert(name, TensorInfo { shape, block, range, file: number, rows, shift });
     }
     if let Some((name, found)) = stored.iter().find(|(name, _)| !is_idle(config, name)) {
@@ -89,21 +88,34 @@ fn unfit(name: &str, shape: &[usize], found: Option<&Stored>, parts: &Parts<'_>)
     wrong(file, format_args!("tensor {}: {what}, {missing} {shape:?}", Shown(name)))
 }
 
-/// What Phi-3 stores in one matrix of a layer, by rows.
-const FUSED: [(&str, &[&str]); 2] = [
-    ("self_attn.qkv_proj", &["q_proj", "k_proj", "v_proj"]),
-    ("mlp.gate_up_proj", &["gate_proj", "up_proj"]),
+/// Where Phi-3 stores matrices in one, what that is called, and which it is made of.
+const FUSED: [(&str, &str, &[&str]); 2] = [
+    ("self_attn", "qkv_proj", &["q_proj", "k_proj", "v_proj"]),
+    ("mlp", "gate_up_proj", &["gate_proj", "up_proj"]),
 ];
+
+/// The matrix of Phi-3's folders that holds the one of this name, and all that it is made of.
+pub(super) fn fused(name: &str) -> Option<(&'static str, &'static [&'static str])> {
+    let is_of = |part: &&str| name.ends_with(&format!(".{part}.weight"));
+    let fused = FUSED.into_iter().find(|(_, _, parts)| parts.iter().any(is_of));
+    fused.map(|(_, fused, parts)| (fused, parts))
+}
 
 /// Where the matrices stand that a folder keeps as `matrix` in one, and their names there in the order
 /// of their rows; `None` if it is one of its own.
-pub(super) fn fused<'a>(
+pub(super) fn fused_parts<'a>(
     matrix: &'a str,
     config: &ModelConfig,
 ) -> Option<(&'a str, &'static [&'static str])> {
-    let (_, names) = FUSED.iter().find(|(name, _)| matrix.ends_with(name))?;
-    let (room, _) = matrix.rsplit_once('.')?;
-    (config.family == Family::Phi3).then_some((room, names))
+    let (room, fused) = matrix.rsplit_once('.')?;
+    let is_it = |(of, name, _): &&(&str, &str, _)| *name == fused && room.ends_with(of);
+    let (_, _, names) = FUSED.iter().find(is_it).filter(|_| config.family == Family::Phi3)?;
+    Some((room, names))
+}
+
+/// What is added to the numbers of a vector as folders store it.
+pub(super) fn shift(family: Family, name: &str) -> f32 {
+    if family == Family::Gemma3 && name.ends_with("norm.weight") { 1.0 } else { 0.0 }
 }
 
 /// Makes matrices of their own of those that Phi-3 stores in one: q, k and v, and gate and up. What has
@@ -112,16 +124,12 @@ fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
     let inner = config.intermediate_size;
-    let height = |part: &str| match part {
-        "q_proj" => q,
-        "k_proj" | "v_proj" => kv,
-        _ => inner,
-    };
     for layer in 0..config.num_hidden_layers {
-        for (fused, parts) in FUSED {
-            let name = format!("model.layers.{layer}.{fused}.weight");
-            let rows: usize = parts.iter().map(|part| height(part)).sum();
-            let room = fused.rsplit_once('.').map_or("", |(room, _)| room);
+        for ((room, fused, parts), counts) in
+            FUSED.into_iter().zip([&[q, kv, kv][..], &[inner, inner]])
+        {
+            let name = format!("model.layers.{layer}.{room}.{fused}.weight");
+            let rows: usize = counts.iter().sum();
             let name_of = |part: &str| format!("model.layers.{layer}.{room}.{part}.weight");
             // A part that is there on its own, too, is then one that the model does not know.
             let whole = |of: &Stored| {
@@ -136,11 +144,10 @@ fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
             stored.remove(&name);
             let row_bytes = place.range.len() / rows;
             let mut start = place.range.start;
-            for part in parts {
-                let rows = height(part);
+            for (part, rows) in parts.iter().zip(counts) {
                 let range = start..start + rows * row_bytes;
                 start = range.end;
-                let shape = vec![rows, place.shape[1]];
+                let shape = vec![*rows, place.shape[1]];
                 let place = Place { shape, range, ..place.clone() };
                 stored.insert(name_of(part), Stored { file, place });
             }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::{CONFIG, experts, not_json, rope, windows, wrong};
 use crate::shown::Shown;
-use crate::{Error, Family, ModelConfig, RopeScaling};
+use crate::{Error, Family, ModelConfig, RopeRule, RopeScaling};
 
 /// Longest file that is read; published ones have a few thousand bytes.
 pub(super) const BYTES_MAX: usize = 1 << 20;
@@ -14,6 +14,8 @@ pub(super) const BYTES_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Told {
     pub(super) config: ModelConfig,
+    /// The formula of its rotary frequencies' factors.
+    pub(super) rope_rule: Option<RopeRule>,
     /// Ids at which an answer ends, as the file lists them.
     pub(super) eos: Option<Eos>,
     pub(super) bos: Option<u32>,
@@ -77,17 +79,19 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
     let mut config = sizes(fields, family)?;
     let check = |config: &ModelConfig| config.validate().map_err(|e| named(&e));
     check(&config)?;
-    let stretch = rope::scaling(fields, &config)?;
-    (config.rope_scaling, config.rope_magnitude) = (stretch.scaling, stretch.magnitude);
+    let stretching = rope::scaling(fields, &config)?;
+    config.rope_scaling = stretching.scaling;
+    config.rope_magnitude = stretching.magnitude;
     config.sliding_window = windows::read(fields, family, config.num_hidden_layers)?;
     config.experts = experts::read(fields, family, config.num_hidden_layers)?;
-    config.max_position_embeddings = config.max_position_embeddings.max(stretch.reach);
+    config.max_position_embeddings = config.max_position_embeddings.max(stretching.reach);
     check(&config)?;
     Ok(Told {
         eos: eos(fields, config.vocab_size)?,
         bos: id(fields, "bos_token_id", config.vocab_size)?,
         pad: id(fields, "pad_token_id", config.vocab_size)?,
         unk: id(fields, "unk_token_id", config.vocab_size)?,
+        rope_rule: stretching.rule,
         config,
     })
 }
@@ -101,7 +105,7 @@ fn named(error: &Error) -> Error {
 }
 
 /// The architecture's class in transformers.
-fn class(family: Family) -> &'static str {
+pub(super) fn class(family: Family) -> &'static str {
     match family {
         Family::Gemma3 => "Gemma3ForCausalLM",
         Family::Llama => "LlamaForCausalLM",

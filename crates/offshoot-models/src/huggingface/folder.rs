@@ -8,11 +8,11 @@ use std::sync::Arc;
 use offshoot_kernels::FileMap;
 
 use super::{
-    CONFIG, INDEX, Parts, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, config, contents, shards,
-    tokenizer, tokenizer_config, weight_files, wrong,
+    CONFIG, INDEX, Parts, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, config, contents,
+    generation_config, shards, tokenizer, tokenizer_config, weight_files, wrong,
 };
+use crate::Error;
 use crate::checkpoint::Opened;
-use crate::{Error, generation_config};
 
 /// Opens the folder at `path`.
 ///
@@ -21,10 +21,42 @@ use crate::{Error, generation_config};
 pub(crate) fn open(path: &Path) -> Result<Opened, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let folder = Folder { path, real: path.canonicalize().map_err(io)? };
-    folder.open().map_err(|error| match error {
-        Error::File { path: file, what } => Error::File { path: path.join(file), what },
-        other => other,
-    })
+    folder.open().map_err(|error| error.within(path))
+}
+
+/// Further files of a tokenizer that folders have beside those that are read.
+const FURTHER: [&str; 6] = [
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+];
+
+/// The bytes of all files of the folder at `path` but the weights and their index, by name.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn side_files(path: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let folder = Folder { path, real: path.canonicalize().map_err(io)? };
+    let read = [
+        (CONFIG, config::BYTES_MAX),
+        (TOKENIZER, tokenizer::BYTES_MAX),
+        (TOKENIZER_CONFIG, tokenizer_config::BYTES_MAX),
+        (TEMPLATE, tokenizer_config::BYTES_MAX),
+        (generation_config::NAME, generation_config::BYTES_MAX),
+    ];
+    let further = FURTHER.map(|name| (name, tokenizer::BYTES_MAX));
+    let mut files = Vec::new();
+    for (name, most) in read.into_iter().chain(further) {
+        let bytes = folder.read(name, most).map_err(|error| error.within(path))?;
+        if let Some(bytes) = bytes {
+            files.push((name.to_owned(), bytes));
+        }
+    }
+    Ok(files)
 }
 
 struct Folder<'a> {

@@ -13,15 +13,17 @@
 //! tokenizer.json                 vocabulary, merges, added tokens               tokenizer.rs
 //! tokenizer_config.json          names of special tokens, chat template         tokenizer_config.rs
 //! chat_template.jinja            the chat template, before any other
-//! generation_config.json         further ids at which an answer ends
+//! generation_config.json         further ids at which an answer ends, settings of sampling
 //! ```
 //! The folder is opened on disk by `folder.rs`, the one place here that knows of paths.
 
 mod canonical;
 mod config;
 mod experts;
+mod export;
 mod fields;
 mod folder;
+mod generation_config;
 pub mod peft;
 mod rope;
 mod safetensors;
@@ -31,13 +33,16 @@ mod tokenizer_config;
 mod tokenizer_json;
 mod windows;
 
+pub use export::{FolderExport, FolderOptions};
 pub(crate) use folder::open;
+pub(crate) use generation_config::beside as generation_config_beside;
 pub use shards::weight_files;
 
+use generation_config::GenerationConfig;
 use std::fmt::Display;
 use std::path::PathBuf;
 
-use crate::{Contents, Error, TokenizerSpec, generation_config, stop_tokens};
+use crate::{Contents, Error, TokenizerSpec, stop_tokens};
 
 /// Sizes and constants.
 const CONFIG: &str = "config.json";
@@ -83,10 +88,16 @@ pub fn contents(parts: &Parts<'_>) -> Result<Contents, Error> {
     let (tensors, unused) = canonical::map(&told.config, stored, parts)?;
     let names = tokenizer_config::read(parts.tokenizer_config)?;
     let tokenizer = tokenizer::read(parts.tokenizer, &names, &told)?;
+    let generation = match parts.generation_config {
+        Some(bytes) => generation_config::parse(bytes)?,
+        None => GenerationConfig::default(),
+    };
     Ok(Contents {
         name: None,
-        stop_tokens: stops(&tokenizer, &told, parts.generation_config)?,
+        stop_tokens: stops(&tokenizer, &told, &generation),
+        generation: generation.defaults,
         config: told.config,
+        rope_rule: told.rope_rule,
         tensors,
         unused,
         tokenizer,
@@ -98,16 +109,14 @@ pub fn contents(parts: &Parts<'_>) -> Result<Contents, Error> {
 fn stops(
     tokenizer: &Result<TokenizerSpec, String>,
     told: &config::Told,
-    generation: Option<&[u8]>,
-) -> Result<Vec<u32>, Error> {
+    generation: &GenerationConfig,
+) -> Vec<u32> {
     let named = told.eos.iter().flat_map(|eos| eos.ids().iter().copied());
     let Ok(spec) = tokenizer else {
-        return Ok(stop_tokens::union(named, std::iter::empty(), &[]));
+        return stop_tokens::union(named, std::iter::empty(), &[]);
     };
-    let further = generation.map(|bytes| generation_config::parse(bytes, &spec.kinds));
-    let further = further.transpose().map_err(|what| wrong(generation_config::NAME, what))?;
-    let named = named.chain(spec.eos).chain(further.into_iter().flatten());
-    Ok(stop_tokens::union(named, spec.tokens.iter().map(String::as_str), &spec.kinds))
+    let named = named.chain(spec.eos).chain(generation.ends(&spec.kinds));
+    stop_tokens::union(named, spec.tokens.iter().map(String::as_str), &spec.kinds)
 }
 
 /// An error about a file of the folder.

@@ -198,7 +198,7 @@ fn parts_of(
     if matrix == "model.embed_tokens" {
         return Vec::new();
     }
-    if let Some((room, names)) = canonical::fused(matrix, model) {
+    if let Some((room, names)) = canonical::fused_parts(matrix, model) {
         return names.iter().filter_map(|name| found(&format!("{room}.{name}"))).collect();
     }
     found(matrix).into_iter().collect()

@@ -1,15 +1,13 @@
 //! How `config.json` stretches the rotary frequencies, in both spellings that files have:
 //! `rope_theta` with `rope_scaling`, and `rope_parameters` for all of it.
 
-use std::f32::consts::TAU;
-
 use serde_json::Value;
 
 use super::fields::Fields;
-use crate::config::Stretch;
+use crate::rope_rule::{Llama3, Stretching};
 use crate::shown::Shown;
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
-use crate::{Error, Family, ModelConfig, RopeScaling};
+use crate::{Error, Family, ModelConfig, RopeRule, RopeScaling};
 
 /// transformers' default.
 const THETA: f64 = 10_000.0;
@@ -106,9 +104,8 @@ pub(super) fn theta(fields: Fields<'_>, family: Family) -> Result<f64, Error> {
     Ok(f64::from(theta as f32))
 }
 
-/// The stretching of the frequencies of a model whose sizes are sound, and the magnitude that comes with
-/// it.
-pub(super) fn scaling(fields: Fields<'_>, config: &ModelConfig) -> Result<Stretch, Error> {
+/// The stretching of the frequencies of a model whose sizes are sound.
+pub(super) fn scaling(fields: Fields<'_>, config: &ModelConfig) -> Result<Stretching, Error> {
     let (family, theta, head_dim) = (config.family, config.rope_theta, config.head_dim);
     for fields in [Some(fields), parameters(fields, family)?].into_iter().flatten() {
         let name = "partial_rotary_factor";
@@ -116,7 +113,8 @@ pub(super) fn scaling(fields: Fields<'_>, config: &ModelConfig) -> Result<Stretc
             return Err(fields.error(name, format_args!("{part} is not supported, only 1")));
         }
     }
-    let Some(parameters) = parameters(fields, family)? else { return Ok(RopeScaling::None.into()) };
+    let unscaled = Stretching::plain(RopeScaling::None);
+    let Some(parameters) = parameters(fields, family)? else { return Ok(unscaled) };
     let (new, old) = (parameters.text("rope_type")?, parameters.text("type")?);
     if let (Some(new), Some(old)) = (new, old)
         && new != old
@@ -127,20 +125,24 @@ pub(super) fn scaling(fields: Fields<'_>, config: &ModelConfig) -> Result<Stretc
     let name = if new.is_none() && old.is_some() { "type" } else { "rope_type" };
     match new.or(old) {
         None if parameters.get("factor").is_some() => Err(parameters.missing(name)),
-        None | Some("default") => Ok(RopeScaling::None.into()),
+        None | Some("default") => Ok(unscaled),
         Some("linear") => {
             let factor = parameters.required_number("factor")? as f32;
-            Ok(RopeScaling::Linear { factor: f64::from(factor) }.into())
+            Ok(Stretching::plain(RopeScaling::Linear { factor: f64::from(factor) }))
         }
         Some("llama3") => {
-            let factors = Llama3::read(fields, parameters)?.factors(theta as f32, head_dim);
-            Ok(RopeScaling::Factors(factors).into())
+            let rule = llama3(fields, parameters)?;
+            Ok(Stretching {
+                rule: Some(RopeRule::Llama3(rule)),
+                ..Stretching::plain(RopeScaling::Factors(rule.factors(theta as f32, head_dim)))
+            })
         }
         Some("yarn") => {
             let yarn = yarn(fields, parameters)?;
             let magnitude = positive_or(parameters, "attention_factor", yarn.magnitude())?;
             let scaling = RopeScaling::Factors(yarn.factors(theta, head_dim));
-            Ok(Stretch { scaling, magnitude, reach: yarn.reach() })
+            let reach = yarn.reach();
+            Ok(Stretching { scaling, magnitude, rule: Some(RopeRule::Yarn(yarn)), reach })
         }
         // Older files of Phi-3 call it "su".
         Some("longrope" | "su") if family == Family::Phi3 => long(fields, parameters, config),
@@ -185,7 +187,7 @@ fn long(
     fields: Fields<'_>,
     parameters: Fields<'_>,
     config: &ModelConfig,
-) -> Result<Stretch, Error> {
+) -> Result<Stretching, Error> {
     let read = |name: &str| {
         let list = parameters.list(name)?.ok_or_else(|| parameters.missing(name))?;
         if list.len() != config.head_dim / 2 {
@@ -204,14 +206,19 @@ fn long(
     let factor = parameters.number("factor")?;
     let reach = factor.map_or(0, |factor| (factor * f64::from(trained)).round() as usize);
     let stretch = factor.unwrap_or(config.max_position_embeddings as f64 / f64::from(trained));
-    let magnitude = match stretch > 1.0 {
-        true => (1.0 + stretch.ln() / f64::from(trained).ln()).sqrt() as f32,
-        false => 1.0,
-    };
+    let magnitude = long_magnitude(stretch, f64::from(trained));
     let magnitude = positive_or(parameters, "attention_factor", magnitude)?;
     let (short, long) = (read("short_factor")?, read("long_factor")?);
     let scaling = RopeScaling::Long { short, long, trained: trained as usize };
-    Ok(Stretch { scaling, magnitude, reach })
+    Ok(Stretching { magnitude, reach, ..Stretching::plain(scaling) })
+}
+
+/// The magnitude of contexts that are `stretch` times the trained one.
+pub(super) fn long_magnitude(stretch: f64, trained: f64) -> f32 {
+    match stretch > 1.0 {
+        true => (1.0 + stretch.ln() / trained.ln()).sqrt() as f32,
+        false => 1.0,
+    }
 }
 
 fn yarn(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Yarn, Error> {
@@ -226,51 +233,17 @@ fn yarn(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Yarn, Error> {
     })
 }
 
-/// Llama 3.1's rule: long waves are stretched by `factor`, short ones stay, those between lie
-/// between.
-struct Llama3 {
-    factor: f32,
-    low_freq_factor: f32,
-    high_freq_factor: f32,
-    context: f32,
-}
-
-impl Llama3 {
-    fn read(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Self, Error> {
-        let read = |name: &str| positive(parameters, name, parameters.required_number(name)?);
-        let rule = Self {
-            factor: read("factor")?,
-            low_freq_factor: read("low_freq_factor")?,
-            high_freq_factor: read("high_freq_factor")?,
-            context: trained_context(fields, parameters)?
-                .ok_or_else(|| parameters.missing(TRAINED))?,
-        };
-        if rule.high_freq_factor <= rule.low_freq_factor {
-            let what = format!("expected more than low_freq_factor, {}", rule.low_freq_factor);
-            return Err(parameters.error("high_freq_factor", what));
-        }
-        Ok(rule)
+fn llama3(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Llama3, Error> {
+    let read = |name: &str| positive(parameters, name, parameters.required_number(name)?);
+    let rule = Llama3 {
+        factor: read("factor")?,
+        low_freq_factor: read("low_freq_factor")?,
+        high_freq_factor: read("high_freq_factor")?,
+        context: trained_context(fields, parameters)?.ok_or_else(|| parameters.missing(TRAINED))?,
+    };
+    if rule.high_freq_factor <= rule.low_freq_factor {
+        let what = format!("expected more than low_freq_factor, {}", rule.low_freq_factor);
+        return Err(parameters.error("high_freq_factor", what));
     }
-
-    /// What the frequencies of the `head_dim / 2` pairs are divided by.
-    ///
-    /// In single precision, in the order of llama.cpp's converter, so that a folder and the GGUF
-    /// file made of it have the same factors but for the last bit of a power.
-    fn factors(&self, theta: f32, head_dim: usize) -> Vec<f32> {
-        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
-        let factor = |pair: usize| {
-            let exponent = (2 * pair) as f32 / head_dim as f32;
-            let frequency = 1.0 / (f64::from(theta).powf(f64::from(exponent)) as f32);
-            let wave = TAU / frequency;
-            if wave < self.context / high {
-                1.0
-            } else if wave > self.context / low {
-                self.factor
-            } else {
-                let smooth = (self.context / wave - low) / (high - low);
-                1.0 / ((1.0 - smooth) / self.factor + smooth)
-            }
-        };
-        (0..head_dim / 2).map(factor).collect()
-    }
+    Ok(rule)
 }

@@ -1,0 +1,79 @@
+//! `export`: a model as a Hugging Face folder or a GGUF file of floats.
+
+use std::time::Instant;
+
+use offshoot_engine::{ExportOptions, QuantizeOptions, floats_of};
+use offshoot_kernels::{Cpu, available_threads};
+use offshoot_models::Checkpoint;
+use serde_json::json;
+
+use crate::args::ExportArgs;
+use crate::failure::{Failure, note, say, say_json};
+use crate::quantize::{Share, formats_json, left_out, told};
+use crate::{interrupt, models};
+
+pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
+    let resolved = models::resolve(&args.model)?;
+    let threads = args.threads.map_or_else(available_threads, usize::from);
+    let cpu = Cpu::new(models::isa()?, threads);
+    let start = Instant::now();
+    let listener = interrupt::listen();
+    let bar = Share::new("writing");
+    let mut progress = |done, total| {
+        bar.show(done, total);
+        !interrupt::asked()
+    };
+    let (output, json) = (&args.output, args.model.output.json);
+    if output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        if !args.overwrite && output.symlink_metadata().is_ok() {
+            let what = format!("{} is there already", output.display());
+            return Err(Failure::Usage(format!("{what}; name another, or give --overwrite")));
+        }
+        let recipe = match args.to {
+            Some(recipe) => recipe,
+            None => floats_of(&Checkpoint::open(&resolved.path)?),
+        };
+        let options = QuantizeOptions { recipe, requantize: true };
+        let done = offshoot_engine::quantize(&cpu, &resolved.path, output, options, &mut progress);
+        drop((bar, listener));
+        return told(&done?, output, recipe, json, start);
+    }
+    let options =
+        ExportOptions { floats: args.to, shard_bytes: args.shard_size, overwrite: args.overwrite };
+    let done = offshoot_engine::export_folder(&cpu, &resolved.path, output, options, &mut progress);
+    drop((bar, listener));
+    let done = done?;
+    left_out(&done.left_out);
+    if let Some(why) = &done.without_tokenizer {
+        note(format_args!("without a tokenizer: {why}"));
+    }
+    if done.tokenizer_differs {
+        note(
+            "the tokenizer has another identity than the model's: tokenizer.json has no place for \
+             all that the file says of its tokens",
+        );
+    }
+    if json {
+        return say_json(&json!({
+            "output": output,
+            "format": "folder",
+            "floats": done.floats.name(),
+            "bytes": done.bytes,
+            "weights": done.weights,
+            "weight_files": done.weight_files,
+            "formats": formats_json(&done.formats),
+            "left_out": done.left_out,
+            "tokenizer_id": done.tokenizer.map(|id| id.to_string()),
+            "template_id": done.template.map(|id| id.to_string()),
+            "seconds": start.elapsed().as_secs_f64(),
+        }));
+    }
+    say(format_args!(
+        "{}: {} MB in {}, {} file{} of weights",
+        output.display(),
+        done.bytes / 1_000_000,
+        done.floats,
+        done.weight_files,
+        if done.weight_files == 1 { "" } else { "s" }
+    ))
+}

@@ -1,0 +1,200 @@
+//! A model into a Hugging Face folder, written whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use offshoot_kernels::{BlockType, Cpu};
+use offshoot_models::huggingface::{FolderExport, FolderOptions};
+use offshoot_models::{
+    Checkpoint, ExportError, Family, ModelConfig, Recipe, TemplateId, TokenizerId,
+};
+
+use crate::Error;
+use crate::beside::{Partial, place};
+
+/// How a folder is written.
+#[derive(Debug, Clone, Copy)]
+pub struct ExportOptions {
+    /// The float of the weights; `None` for that of [`floats_of`].
+    pub floats: Option<Recipe>,
+    /// Bytes of weights in one file.
+    pub shard_bytes: u64,
+    /// Whether a model's folder that is there may be replaced.
+    pub overwrite: bool,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exported {
+    /// The float of the weights.
+    pub floats: Recipe,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Number of weights.
+    pub weights: u64,
+    /// Number of files of weights.
+    pub weight_files: usize,
+    /// How many tensors have each format.
+    pub formats: Vec<(BlockType, usize)>,
+    /// Tensors of the source that the architecture does not have and that were left out.
+    pub left_out: Vec<String>,
+    /// Why there is no tokenizer, where the model has one that offshoot cannot write.
+    pub without_tokenizer: Option<String>,
+    /// Whether the tokenizer has another identity than the model's, since a GGUF file can say of
+    /// tokens what a folder cannot.
+    pub tokenizer_differs: bool,
+    /// Which tokenizer the folder has, if it is one that offshoot builds.
+    pub tokenizer: Option<TokenizerId>,
+    /// Which chat template it has, if any.
+    pub template: Option<TemplateId>,
+}
+
+/// The float in which most matrices of a model are, where all are floats; else half precision, which
+/// what is quantised is brought to.
+pub fn floats_of(checkpoint: &Checkpoint) -> Recipe {
+    let matrices = checkpoint.tensors().filter(|tensor| tensor.info.shape.len() > 1);
+    let blocks: Vec<BlockType> = matrices.map(|tensor| tensor.info.block).collect();
+    if blocks.iter().any(|block| !block.is_float()) {
+        return Recipe::F16;
+    }
+    let count = |wanted| blocks.iter().filter(|block| **block == wanted).count();
+    let floats = [
+        (count(BlockType::F32), Recipe::F32),
+        (count(BlockType::F16), Recipe::F16),
+        (count(BlockType::Bf16), Recipe::Bf16),
+    ];
+    floats.into_iter().max_by_key(|(n, _)| *n).map_or(Recipe::F16, |(_, recipe)| recipe)
+}
+
+/// Writes the model at `source`, a file or a folder, to the folder `output`, on the threads of `cpu`.
+/// `progress` is told the weights done and all of them, and says whether to go on.
+///
+/// The folder is made beside its place, read back, and moved there when it is complete. A folder that is
+/// there and not empty is replaced only if that is allowed and it is a model's: files alone, with a
+/// `config.json` among them. If `output` is a link, what it leads to is meant.
+///
+/// # Errors
+/// [`Error::Model`] if the model cannot be read or not be written so, or `output` is in the way;
+/// [`Error::Output`] if the folder cannot be written, [`Error::Stopped`] if `progress` said so. Nothing
+/// is left behind then.
+pub fn export_folder(
+    cpu: &Cpu,
+    source: &Path,
+    output: &Path,
+    options: ExportOptions,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<Exported, Error> {
+    let checkpoint = Checkpoint::open(source)?;
+    let wrong = |source| Error::Output { path: output.to_owned(), source };
+    let place = place(output).map_err(wrong)?;
+    let there = in_the_way(&place).map_err(wrong)?;
+    if there {
+        refuse_to_replace(&checkpoint, &place, options.overwrite)?;
+    }
+    let floats = options.floats.unwrap_or_else(|| floats_of(&checkpoint));
+    let folder = FolderOptions { floats, shard_bytes: options.shard_bytes };
+    let export = FolderExport::new(&checkpoint, &folder)?;
+    let partial = Partial::folder(&place).map_err(wrong)?;
+    let weights = export.weights();
+    let mut create = |name: &str| {
+        let file = File::create_new(partial.path().join(name))?;
+        Ok(Box::new(BufWriter::with_capacity(1 << 20, file)) as Box<dyn Write>)
+    };
+    let written = export.write(cpu, &mut create, &mut |done| progress(done, weights));
+    written.map_err(|error| from_export(error, output))?;
+    let bytes = settle(partial.path()).map_err(wrong)?;
+    let read = Checkpoint::open(partial.path())?;
+    same_model(&checkpoint, &read)?;
+    let tokenizer = |of: &Checkpoint| of.tokenizer().ok().map(TokenizerId::of);
+    let done = Exported {
+        floats,
+        bytes,
+        weights,
+        weight_files: export.weight_files(),
+        formats: export.formats(),
+        left_out: export.left_out().to_vec(),
+        without_tokenizer: export.without_tokenizer().map(str::to_owned),
+        tokenizer_differs: tokenizer(&read).is_some() && tokenizer(&read) != tokenizer(&checkpoint),
+        tokenizer: tokenizer(&read),
+        template: read.chat_template().map(TemplateId::of),
+    };
+    drop(read);
+    let moved = if there { partial.replace(&place) } else { partial.move_to(&place) };
+    moved.map_err(wrong)?;
+    Ok(done)
+}
+
+/// What went wrong with writing `output`.
+pub(crate) fn from_export(error: ExportError, output: &Path) -> Error {
+    match error {
+        ExportError::Model(error) => Error::Model(error),
+        ExportError::Output(source) => Error::Output { path: output.to_owned(), source },
+        ExportError::Stopped => Error::Stopped,
+    }
+}
+
+/// Checks that what was written and read again says what the model it was made from does.
+///
+/// # Errors
+/// If it does not, which is a fault of the writer: the file is not moved to its place then.
+pub(crate) fn same_model(model: &Checkpoint, written: &Checkpoint) -> Result<(), Error> {
+    // A Mistral without a window is a Llama in GGUF files.
+    let of = |config: &ModelConfig| match (config.family, &config.sliding_window) {
+        (Family::Mistral, None) => ModelConfig { family: Family::Llama, ..config.clone() },
+        _ => config.clone(),
+    };
+    if of(model.config()) == of(written.config()) {
+        return Ok(());
+    }
+    let what = format!(
+        "what was written of {} is another model: {:?}, expected {:?}",
+        model.path().display(),
+        written.config(),
+        model.config()
+    );
+    Err(offshoot_models::Error::Export(what).into())
+}
+
+/// Whether something is at `place` that a new folder cannot be moved over.
+fn in_the_way(place: &Path) -> std::io::Result<bool> {
+    match fs::read_dir(place) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn refuse_to_replace(checkpoint: &Checkpoint, place: &Path, allowed: bool) -> Result<(), Error> {
+    let refused = |what: String| Err(offshoot_models::Error::Export(what).into());
+    let shown = place.display();
+    if !allowed {
+        return refused(format!("{shown} is there already; name another, or give --overwrite"));
+    }
+    let entries = fs::read_dir(place).into_iter().flatten().flatten();
+    let files_alone = entries.into_iter().all(|e| e.file_type().is_ok_and(|kind| !kind.is_dir()));
+    if !files_alone || !place.join("config.json").is_file() {
+        return refused(format!(
+            "{shown} is no folder of a model and nothing else; remove it first"
+        ));
+    }
+    let real = place.canonicalize().ok();
+    let own = |file: &PathBuf| {
+        file.canonicalize().ok().as_deref().and_then(Path::parent) == real.as_deref()
+    };
+    if real.is_none() || checkpoint.files().iter().any(own) {
+        return refused(format!("{shown} holds the model itself; name another output"));
+    }
+    Ok(())
+}
+
+/// Brings a folder's files to the disk; gives the bytes of all.
+fn settle(folder: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let file = File::open(entry?.path())?;
+        file.sync_all()?;
+        bytes += file.metadata()?.len();
+    }
+    Ok(bytes)
+}
