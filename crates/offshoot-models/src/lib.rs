@@ -40,4 +40,7 @@ pub use recipe::Recipe;
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use template::{ChatTemplate, Message, RenderOptions};
 pub use tokenizer::{Controls, Special, Tokenizer};
-pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};
+pub use tokenizer_spec::{
+    Matching, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
+    TokenizerSpec,
+};

@@ -2,19 +2,20 @@
 //! `canonical.rs` and `tokenizer.rs`.
 //!
 //! A GGUF file's own keys are copied, but those that say how its tensors are stored. For a folder
-//! they are written as llama.cpp's converter does. One key is offshoot's own:
+//! they are written as llama.cpp's converter does. Two keys are offshoot's own:
 //! `offshoot.stop_tokens`, the ids at which an answer ends, where other keys and the tokens' texts
-//! do not give all of them.
+//! do not give all of them, and `offshoot.space_prefix` (`pieces.rs`).
 
 use std::io::{self, Write};
 
 use offshoot_kernels::{BlockType, Conversion, Cpu};
 
+use super::tokenizer::{BYTE_LEVEL, SENTENCE_PIECE};
 use super::value::Array;
-use super::{Gguf, MAGIC, Shown, Writer, canonical, parse};
+use super::{Gguf, MAGIC, Shown, Writer, canonical, parse, pieces};
 use crate::{
     Checkpoint, Error, Family, PreTokenizer, Recipe, RopeScaling, RowOrder, Tensor, TokenKind,
-    TokenizerSpec, stop_tokens,
+    TokenizerModel, TokenizerSpec, stop_tokens,
 };
 
 /// Bytes of a tensor that are made at a time.
@@ -276,7 +277,7 @@ fn keys(
         }
         None => {
             architecture(checkpoint, options.name, writer)?;
-            tokenizer(checkpoint.tokenizer()?, writer)?;
+            tokenizer(checkpoint.tokenizer()?, checkpoint.config().family.name(), writer)?;
             if let Some(template) = checkpoint.chat_template() {
                 writer.key("tokenizer.chat_template", template)?;
             }
@@ -334,26 +335,28 @@ fn architecture(
     Ok(())
 }
 
-/// The tokenizer, byte-level BPE.
-fn tokenizer(spec: &TokenizerSpec, writer: &mut Writer) -> Result<(), Error> {
+/// The tokenizer.
+fn tokenizer(spec: &TokenizerSpec, arch: &str, writer: &mut Writer) -> Result<(), Error> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
-    writer.key(&key("model"), "gpt2")?.key(&key("pre"), pre_name(spec.pre))?;
     let tokens: Array<'_> = spec.tokens.iter().map(String::as_str).collect();
     let kinds: Array<'_> = spec.kinds.iter().map(|kind| kind_number(*kind)).collect();
     writer.key(&key("tokens"), tokens)?.key(&key("token_type"), kinds)?;
-    let mut merges = Vec::with_capacity(spec.merges.len());
-    for (left, right) in &spec.merges {
-        if left.contains(' ') || right.contains(' ') {
-            let merge = format!("{left} {right}");
-            return Err(Error::Tokenizer(format!(
-                "merge {}: a GGUF file has no place for spaces in it",
-                Shown(&merge)
-            )));
+    match &spec.model {
+        TokenizerModel::ByteLevel { merges, pre } => {
+            writer.key(&key("model"), BYTE_LEVEL)?.key(&key("pre"), pre_name(*pre))?;
+            writer.key(&key("merges"), joined(merges)?)?;
         }
-        merges.push(format!("{left} {right}"));
+        TokenizerModel::SentencePiece(model) => {
+            let written = pieces::written(spec, model, arch)?;
+            let scores: Array<'_> = written.scores.into_iter().collect();
+            writer.key(&key("model"), SENTENCE_PIECE)?.key(&key("pre"), "default")?;
+            writer.key(&key("scores"), scores)?;
+            writer.key(&key("add_space_prefix"), written.add_space_prefix)?;
+            if let Some((own, value)) = written.space_prefix {
+                writer.key(own, value)?;
+            }
+        }
     }
-    let merges: Array<'_> = merges.iter().map(String::as_str).collect();
-    writer.key(&key("merges"), merges)?;
     for (name, id) in
         [("bos", spec.bos), ("eos", spec.eos), ("padding", spec.pad), ("unknown", spec.unk)]
     {
@@ -366,12 +369,30 @@ fn tokenizer(spec: &TokenizerSpec, writer: &mut Writer) -> Result<(), Error> {
     Ok(())
 }
 
+/// Merges as a file has them, a space between.
+fn joined(merges: &[(String, String)]) -> Result<Array<'static>, Error> {
+    let mut texts = Vec::with_capacity(merges.len());
+    for (left, right) in merges {
+        let merge = format!("{left} {right}");
+        if left.contains(' ') || right.contains(' ') {
+            return Err(Error::Tokenizer(format!(
+                "merge {}: a GGUF file has no place for spaces in it",
+                Shown(&merge)
+            )));
+        }
+        texts.push(merge);
+    }
+    Ok(texts.iter().map(String::as_str).collect())
+}
+
 fn pre_name(pre: PreTokenizer) -> &'static str {
     match pre {
         PreTokenizer::Gpt2 => "gpt-2",
         PreTokenizer::SmolLm => "smollm",
         PreTokenizer::Qwen2 => "qwen2",
         PreTokenizer::Llama3 => "llama-bpe",
+        PreTokenizer::Tekken => "tekken",
+        PreTokenizer::Gpt4o => "gpt-4o",
     }
 }
 

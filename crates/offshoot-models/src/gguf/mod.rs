@@ -14,6 +14,7 @@
 mod canonical;
 mod cursor;
 mod export;
+mod pieces;
 mod reader;
 mod rope;
 mod tokenizer;

@@ -39,6 +39,8 @@ pub(super) struct AddedToken {
     pub(super) lstrip: bool,
     #[serde(default)]
     pub(super) rstrip: bool,
+    #[serde(default)]
+    pub(super) normalized: bool,
 }
 
 /// A stage of the pipeline, or a sequence of them.
@@ -63,6 +65,13 @@ pub(super) struct Stage<S> {
     pub(super) add_prefix_space: Option<bool>,
     pub(super) use_regex: Option<bool>,
     pub(super) single: Option<List<Piece, 16>>,
+    pub(super) prepend: Option<String>,
+    pub(super) content: Option<String>,
+    pub(super) replacement: Option<String>,
+    pub(super) prepend_scheme: Option<String>,
+    pub(super) split: Option<bool>,
+    pub(super) start: Option<usize>,
+    pub(super) stop: Option<usize>,
 }
 
 /// What a text is split at.
@@ -70,6 +79,8 @@ pub(super) struct Stage<S> {
 pub(super) struct Pattern {
     #[serde(rename = "Regex")]
     pub(super) regex: Option<String>,
+    #[serde(rename = "String")]
+    pub(super) string: Option<String>,
 }
 
 /// A part of a template: a token of its own or the text.
@@ -96,6 +107,8 @@ pub(super) struct Model {
     pub(super) end_of_word_suffix: Option<String>,
     #[serde(default)]
     pub(super) byte_fallback: bool,
+    #[serde(default)]
+    pub(super) fuse_unk: bool,
     #[serde(default)]
     pub(super) ignore_merges: bool,
     pub(super) vocab: Vocab,
