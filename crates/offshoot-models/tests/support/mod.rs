@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 #![allow(dead_code)] // each test takes what it needs
 
+pub(crate) mod byte_level;
 pub(crate) mod folder;
 pub(crate) mod hostile;
 pub(crate) mod hostile_folders;
