@@ -32,10 +32,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         }
         return chat::run(args, system.as_deref());
     };
-    let options = generate_options(args)?;
+    let mut options = generate_options(args)?;
     let (model, mut session, mut calibration) = load(args)?;
     let tokens = match model.template() {
         None => {
+            options.goes_on = true;
             note("this model has no chat template: its raw text goes on from the prompt");
             model.encode_text(&prompt)?
         }
@@ -53,7 +54,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
 
 pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
     let prompt = prompt_text(args)?.ok_or_else(no_prompt)?;
-    let options = generate_options(args)?;
+    let options = GenerateOptions { goes_on: true, ..generate_options(args)? };
     let (model, mut session, mut calibration) = load(args)?;
     let tokens = model.encode_text(&prompt)?;
     let done = one(&model, &mut session, &tokens, args, &options);
@@ -149,6 +150,7 @@ pub(crate) fn generate_options(args: &AnswerArgs) -> Result<GenerateOptions, Fai
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
+        goes_on: false,
         logprobs: args.logprobs.map(usize::from),
     };
     options.sampling.validate().map_err(offshoot_engine::Error::from)?;

@@ -271,6 +271,11 @@ fn sentence_piece(fields: &mut Fields, model: &SentencePiece) {
             }
             fields.text("sentencepiece bpe");
         }
+        Pieces::Unigram(scores) => {
+            fields.count(scores.len());
+            scores.iter().for_each(|score| fields.count(score.to_bits() as usize));
+            fields.text("sentencepiece unigram");
+        }
     }
     fields.text(match model.prefix {
         SpacePrefix::Never => "never",

@@ -46,7 +46,7 @@ pub enum TokenizerModel {
         /// The cutting rule.
         pre: PreTokenizer,
     },
-    /// Pieces in the manner of SentencePiece (GGUF `llama`).
+    /// Pieces in the manner of SentencePiece (GGUF `llama`, `t5`).
     SentencePiece(SentencePiece),
 }
 
@@ -71,6 +71,9 @@ pub struct SentencePiece {
 pub enum Pieces {
     /// By merges of characters in order of rank, as pairs of ids.
     Bpe(Vec<(u32, u32)>),
+    /// By the greatest sum of scores, the logarithms of probabilities, one a token (GGUF `t5`); those
+    /// of tokens that are no ordinary ones are 0.
+    Unigram(Vec<f64>),
 }
 
 /// Where SentencePiece's dummy space is put. What lies between added tokens is a part of a text.

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 
 use offshoot_kernels::{BlockType, Conversion, Cpu};
 
-use super::tokenizer::{BYTE_LEVEL, SENTENCE_PIECE};
+use super::tokenizer::BYTE_LEVEL;
 use super::value::Array;
 use super::{Gguf, MAGIC, Shown, Writer, canonical, parse, pieces};
 use crate::{
@@ -349,7 +349,7 @@ fn tokenizer(spec: &TokenizerSpec, arch: &str, writer: &mut Writer) -> Result<()
         TokenizerModel::SentencePiece(model) => {
             let written = pieces::written(spec, model, arch)?;
             let scores: Array<'_> = written.scores.into_iter().collect();
-            writer.key(&key("model"), SENTENCE_PIECE)?.key(&key("pre"), "default")?;
+            writer.key(&key("model"), written.model)?.key(&key("pre"), "default")?;
             writer.key(&key("scores"), scores)?;
             writer.key(&key("add_space_prefix"), written.add_space_prefix)?;
             if let Some((own, value)) = written.space_prefix {

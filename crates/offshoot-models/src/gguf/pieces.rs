@@ -14,6 +14,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
+use super::tokenizer::{SENTENCE_PIECE, UNIGRAM};
 use super::value::{Array, Value};
 use super::{Gguf, malformed};
 use crate::{
@@ -23,6 +24,8 @@ use crate::{
 /// Offshoot's own key: where a space is put before text, where [`ADD_SPACE`] cannot say it.
 const SPACE_PREFIX: &str = "offshoot.space_prefix";
 const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
+const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
+const EXTRA_SPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 const SCORES: &str = "tokenizer.ggml.scores";
 /// Bytes of the longest piece that is looked at for merges; Gemma 3's longest have LONGEST. Longer ones
 /// would take time by the square of their length.
@@ -69,6 +72,7 @@ pub(super) fn model(
     scores: Option<&Array<'_>>,
     tokens: &[String],
     kinds: &[TokenKind],
+    unigram: bool,
 ) -> Result<SentencePiece, Error> {
     let wrong = |what: String| malformed(format_args!("key \"{SCORES}\": {what}"));
     let scores = scores.ok_or_else(|| wrong("missing, and SentencePiece has it".to_owned()))?;
@@ -95,12 +99,36 @@ pub(super) fn model(
         (None, true) => SpacePrefix::EveryPart,
         (None, false) => SpacePrefix::Never,
     };
+    let pieces = if unigram {
+        let of = |(score, kind): (f32, &TokenKind)| match kind {
+            TokenKind::Normal => f64::from(score),
+            _ => 0.0,
+        };
+        Pieces::Unigram(numbers.into_iter().zip(kinds).map(of).collect())
+    } else {
+        Pieces::Bpe(merges(tokens, kinds, &numbers, ties))
+    };
     Ok(SentencePiece {
-        pieces: Pieces::Bpe(merges(tokens, kinds, &numbers, ties)),
+        pieces,
         strip_space: prefix != SpacePrefix::Never,
         prefix,
         cut_at_spaces: false,
         byte_fallback: true,
+    })
+}
+
+/// What a file asks for that offshoot does not do to text.
+///
+/// # Errors
+/// [`Error::Gguf`] if a key is of another kind than expected.
+pub(super) fn unsupported(gguf: &Gguf<'_>) -> Result<Option<String>, Error> {
+    let told = |key: &str, what: &str| Some(format!("key \"{key}\": {what} is not supported"));
+    if gguf.get(CHARSMAP).is_some() {
+        return Ok(told(CHARSMAP, "a table that rewrites characters"));
+    }
+    Ok(match gguf.flag(EXTRA_SPACES)? {
+        Some(true) => told(EXTRA_SPACES, "leaving out spaces"),
+        _ => None,
     })
 }
 
@@ -154,6 +182,8 @@ pub(super) fn matching(
 
 /// What a file says of `spec`'s pieces: a score for each token, and the place of the space.
 pub(super) struct Written {
+    /// `tokenizer.ggml.model`.
+    pub(super) model: &'static str,
     pub(super) scores: Vec<f32>,
     pub(super) add_space_prefix: bool,
     pub(super) space_prefix: Option<(&'static str, &'static str)>,
@@ -171,7 +201,6 @@ pub(super) fn written(
     let no_place = |what: &str| {
         Err(Error::Tokenizer(format!("a GGUF file has no place for {what}; keep the folder")))
     };
-    let Pieces::Bpe(pairs) = &model.pieces;
     if model.cut_at_spaces || !model.byte_fallback {
         return no_place("pieces of words or without bytes");
     }
@@ -181,16 +210,29 @@ pub(super) fn written(
     if spec.matching != matching(architecture, &spec.tokens, &spec.kinds) {
         return no_place("added tokens that take white space or are found in normalised text");
     }
-    let scores = scores(spec, pairs);
-    if merges(&spec.tokens, &spec.kinds, &scores, Ties::of(architecture)) != *pairs {
-        return no_place("merges that are not all those of its pieces in order");
-    }
+    let (name, scores) = match &model.pieces {
+        Pieces::Bpe(pairs) => {
+            let scores = scores(spec, pairs);
+            if merges(&spec.tokens, &spec.kinds, &scores, Ties::of(architecture)) != *pairs {
+                return no_place("merges that are not all those of its pieces in order");
+            }
+            (SENTENCE_PIECE, scores)
+        }
+        Pieces::Unigram(wide) => {
+            let scores: Vec<f32> = wide.iter().map(|score| *score as f32).collect();
+            if scores.iter().zip(wide).any(|(score, wide)| f64::from(*score) != *wide) {
+                return no_place("scores of more digits than single precision has");
+            }
+            (UNIGRAM, scores)
+        }
+    };
     let told = match model.prefix {
         SpacePrefix::Start => Some((SPACE_PREFIX, "start")),
         SpacePrefix::Parts => Some((SPACE_PREFIX, "parts")),
         SpacePrefix::Never | SpacePrefix::EveryPart => None,
     };
     Ok(Written {
+        model: name,
         scores,
         add_space_prefix: model.prefix != SpacePrefix::Never,
         space_prefix: told,

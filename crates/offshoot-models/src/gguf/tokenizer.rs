@@ -7,6 +7,8 @@ use crate::{Error, PreTokenizer, TokenKind, TokenizerModel, TokenizerSpec, stop_
 
 /// `tokenizer.ggml.model` of SentencePiece's pieces by merges.
 pub(super) const SENTENCE_PIECE: &str = "llama";
+/// `tokenizer.ggml.model` of SentencePiece's likeliest pieces.
+pub(super) const UNIGRAM: &str = "t5";
 /// `tokenizer.ggml.model` of byte-level merges.
 pub(super) const BYTE_LEVEL: &str = "gpt2";
 
@@ -155,17 +157,22 @@ fn spec(
             let add_bos = matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken);
             (TokenizerModel::ByteLevel { merges, pre }, add_bos)
         }
-        Some(SENTENCE_PIECE) => {
+        Some(name @ (SENTENCE_PIECE | UNIGRAM)) => {
+            if let Some(what) = pieces::unsupported(gguf)? {
+                return Ok(Err(what));
+            }
             pieces::restore(&mut texts, &mut kinds);
-            let model = pieces::model(gguf, array(gguf, "scores")?, &texts, &kinds)?;
+            let unigram = name == UNIGRAM;
+            let scores = array(gguf, "scores")?;
+            let model = pieces::model(gguf, scores, &texts, &kinds, unigram)?;
             let architecture = gguf.text("general.architecture")?.unwrap_or_default();
             matching = pieces::matching(architecture, &texts, &kinds);
-            (TokenizerModel::SentencePiece(model), true)
+            (TokenizerModel::SentencePiece(model), !unigram)
         }
         Some(other) => {
             return Ok(Err(format!(
                 "the file's tokenizer is of kind {}; byte-level BPE (\"gpt2\") and \
-                 SentencePiece's (\"llama\") are supported",
+                 SentencePiece's (\"llama\", \"t5\") are supported",
                 Shown(other)
             )));
         }

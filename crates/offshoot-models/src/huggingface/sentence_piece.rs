@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use serde::de::IgnoredAny;
 
-use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson};
+use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson, Vocab};
 use super::{TOKENIZER, wrong};
 use crate::shown::Shown;
 use crate::{Error, Pieces, SentencePiece, SpacePrefix, TokenKind};
@@ -31,6 +31,8 @@ struct Seen<'a> {
     text: Option<&'a str>,
     string: Option<&'a str>,
     ends: (usize, usize),
+    /// Whether a Metaspace stage puts a space before text.
+    prepends: bool,
 }
 
 impl One<'_> {
@@ -41,6 +43,8 @@ impl One<'_> {
                 text: stage.content.as_deref().or(stage.prepend.as_deref()),
                 string: stage.pattern.as_ref().and_then(|pattern| pattern.string.as_deref()),
                 ends: (stage.start.unwrap_or(0), stage.stop.unwrap_or(0)),
+                prepends: stage.prepend_scheme.as_deref() != Some("never")
+                    && stage.add_prefix_space != Some(false),
             }
         }
         match self {
@@ -155,11 +159,7 @@ fn decoder(file: &TokenizerJson) -> Result<bool, String> {
             "ByteFallback" | "Fuse" => {}
             "Strip" if seen.text == Some(" ") && seen.ends == (1, 0) => strips = true,
             "Strip" if seen.ends == (0, 0) => {}
-            "Metaspace" => {
-                let One::Alone(step) = step else { return Err(unknown_decoder(seen.kind)) };
-                strips = step.prepend_scheme.as_deref() != Some("never")
-                    && step.add_prefix_space != Some(false);
-            }
+            "Metaspace" => strips = seen.prepends,
             kind => return Err(unknown_decoder(kind)),
         }
     }
@@ -176,9 +176,9 @@ fn unknown_decoder(kind: &str) -> String {
 
 /// The id of the unknown token that the model names.
 pub(super) fn unknown(model: &Model) -> Option<u32> {
-    let text = model.unk_token.as_ref()?;
-    let entry = model.vocab.0.iter().flatten().find(|(entry, _)| entry == text);
-    entry.map(|(_, id)| *id)
+    let text = model.unk_token.as_deref();
+    let entry = model.vocab.entries().find(|(entry, _)| Some(*entry) == text);
+    entry.map(|(_, id)| id).or(model.unk_id)
 }
 
 /// The pieces of a file whose tokens are these.
@@ -194,6 +194,23 @@ pub(super) fn model(
     tokens: &[String],
     kinds: &[TokenKind],
 ) -> Result<SentencePiece, Error> {
+    let sentence_piece = |pieces| SentencePiece {
+        pieces,
+        prefix: around.prefix,
+        strip_space: around.strip_space,
+        cut_at_spaces: around.cut_at_spaces,
+        byte_fallback: model.byte_fallback,
+    };
+    if let Vocab::Scores(entries) = &model.vocab {
+        let mut scores = vec![0.0; tokens.len()];
+        for ((score, kind), (_, told)) in scores.iter_mut().zip(kinds).zip(entries) {
+            if *kind == TokenKind::Normal {
+                // Zero is one number here, whatever its sign.
+                *score = told + 0.0;
+            }
+        }
+        return Ok(sentence_piece(Pieces::Unigram(scores)));
+    }
     let ids: HashMap<&str, u32> = tokens.iter().map(String::as_str).zip(0u32..).collect();
     let mut merges = Vec::with_capacity(model.merges.0.len());
     let mut made = String::new();
@@ -214,11 +231,5 @@ pub(super) fn model(
             merges.push((all[0], all[1]));
         }
     }
-    Ok(SentencePiece {
-        pieces: Pieces::Bpe(merges),
-        prefix: around.prefix,
-        strip_space: around.strip_space,
-        cut_at_spaces: around.cut_at_spaces,
-        byte_fallback: model.byte_fallback,
-    })
+    Ok(sentence_piece(Pieces::Bpe(merges)))
 }

@@ -10,7 +10,7 @@ use serde::de::IgnoredAny;
 
 use super::sentence_piece::{self, Around};
 use super::tokenizer_config::{Special, TokenizerConfig};
-use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson};
+use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson, Vocab};
 use super::{TOKENIZER, config, not_json, wrong};
 use crate::shown::Shown;
 use crate::tokenizer::{byte_of, pattern};
@@ -145,9 +145,11 @@ fn matching(
 
 /// Checks that the model is byte-pair merges, and nothing else but what `pieces` have beside them.
 fn model(model: &Model, pieces: bool) -> Result<(), String> {
-    let kind = model.kind.as_deref().unwrap_or("BPE");
-    if kind != "BPE" || model.vocab.0.is_none() {
-        return Err(format!("model.type: {} is not supported, only \"BPE\"", Shown(kind)));
+    let usual = if matches!(model.vocab, Vocab::Ids(_)) { "BPE" } else { "Unigram" };
+    let kind = model.kind.as_deref().unwrap_or(usual);
+    if kind != usual || kind == "Unigram" && !pieces {
+        let kind = Shown(kind);
+        return Err(format!("model.type: {kind} is not supported with such a vocabulary"));
     }
     let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let settings = [
@@ -157,7 +159,7 @@ fn model(model: &Model, pieces: bool) -> Result<(), String> {
         ("end_of_word_suffix", text(&model.end_of_word_suffix)),
         ("byte_fallback", !pieces && model.byte_fallback),
         ("ignore_merges", pieces && model.ignore_merges),
-        ("fuse_unk", pieces && text(&model.unk_token) && !model.fuse_unk),
+        ("fuse_unk", pieces && usual == "BPE" && text(&model.unk_token) && !model.fuse_unk),
     ];
     match settings.iter().find(|(_, set)| *set) {
         Some(("fuse_unk", _)) => Err("model.fuse_unk: only true is supported".to_owned()),
@@ -267,15 +269,15 @@ fn tokens(file: &TokenizerJson, rows: usize) -> Result<(Vec<String>, Vec<TokenKi
     };
     let added: HashMap<&str, u32> =
         file.added_tokens.0.iter().map(|added| (added.content.as_str(), added.id)).collect();
-    for (text, id) in file.model.vocab.0.iter().flatten() {
-        if let Some(other) = added.get(text.as_str()).filter(|other| *other != id) {
+    for (text, id) in file.model.vocab.entries() {
+        if let Some(other) = added.get(text).filter(|other| **other != id) {
             let what =
                 format!("model.vocab: {} has id {id}, added_tokens say {other}", Shown(text));
             return Err(wrong(TOKENIZER, what));
         }
         let byte = file.model.byte_fallback && byte_of(text).is_some();
         let kind = if byte { TokenKind::Byte } else { TokenKind::Normal };
-        enter("model.vocab", *id, text, kind)?;
+        enter("model.vocab", id, text, kind)?;
     }
     // Gemma 3's files of text alone name tokens of pictures that their embedding lacks.
     for added in file.added_tokens.0.iter().filter(|added| (added.id as usize) < rows) {

@@ -103,6 +103,7 @@ pub(super) struct Model {
     pub(super) kind: Option<String>,
     pub(super) dropout: Option<f64>,
     pub(super) unk_token: Option<String>,
+    pub(super) unk_id: Option<u32>,
     pub(super) continuing_subword_prefix: Option<String>,
     pub(super) end_of_word_suffix: Option<String>,
     #[serde(default)]
@@ -116,8 +117,23 @@ pub(super) struct Model {
     pub(super) merges: List<Merge, TOKENS_MAX>,
 }
 
-/// Texts and ids as they come; `None` for a vocabulary of another kind.
-pub(super) struct Vocab(pub(super) Option<Vec<(String, u32)>>);
+/// Texts and ids as they come, or texts and scores whose ids are their places.
+pub(super) enum Vocab {
+    Ids(Vec<(String, u32)>),
+    Scores(Vec<(String, f64)>),
+}
+
+impl Vocab {
+    /// Texts and ids.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, u32)> {
+        let (ids, scores) = match self {
+            Vocab::Ids(ids) => (&ids[..], &[][..]),
+            Vocab::Scores(scores) => (&[][..], &scores[..]),
+        };
+        let ids = ids.iter().map(|(text, id)| (text.as_str(), *id));
+        ids.chain(scores.iter().map(|(text, _)| text.as_str()).zip(0u32..))
+    }
+}
 
 impl<'de> Deserialize<'de> for Vocab {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -126,7 +142,7 @@ impl<'de> Deserialize<'de> for Vocab {
             type Value = Vocab;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of ids")
+                f.write_str("an object of ids or a list of texts with scores")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocab, A::Error> {
@@ -137,12 +153,18 @@ impl<'de> Deserialize<'de> for Vocab {
                     }
                     vocab.push(entry);
                 }
-                Ok(Vocab(Some(vocab)))
+                Ok(Vocab::Ids(vocab))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vocab, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Vocab(None))
+                let mut vocab = Vec::new();
+                while let Some(entry) = seq.next_element()? {
+                    if vocab.len() == TOKENS_MAX {
+                        return Err(too_many(TOKENS_MAX));
+                    }
+                    vocab.push(entry);
+                }
+                Ok(Vocab::Scores(vocab))
             }
         }
         deserializer.deserialize_any(Texts)

@@ -12,12 +12,16 @@ const TEXT_LIMIT: usize = 1 << 20;
 pub(super) struct Added {
     finder: AhoCorasick,
     tokens: Vec<(u32, Matching)>,
+    /// Whether a space is white space; it is not where it is a sign.
+    spaces: bool,
 }
 
 impl Added {
-    /// Prepares to find `tokens`; those without text are left out.
+    /// Prepares to find `tokens`; those without text are left out. `spaces` is whether a space is
+    /// white space.
     pub(super) fn new<T: AsRef<str>>(
         tokens: impl Iterator<Item = (T, u32, Matching)>,
+        spaces: bool,
     ) -> Result<Self, Error> {
         let (texts, tokens): (Vec<T>, Vec<(u32, Matching)>) = tokens
             .filter(|(text, ..)| !text.as_ref().is_empty())
@@ -36,7 +40,7 @@ impl Added {
             .match_kind(MatchKind::LeftmostLongest)
             .build(texts.iter().map(AsRef::as_ref))
             .map_err(|e| Error::Tokenizer(format!("control and user-defined tokens: {e}")))?;
-        Ok(Self { finder, tokens })
+        Ok(Self { finder, tokens, spaces })
     }
 
     /// Whether there is none to be found.
@@ -48,14 +52,15 @@ impl Added {
     /// what an earlier one has taken is not taken again.
     pub(super) fn find<'s>(&'s self, text: &'s str) -> impl Iterator<Item = (usize, usize, u32)> {
         let mut done = 0;
+        let white = |c: char| c.is_whitespace() && (self.spaces || c != ' ');
         self.finder.find_iter(text).map(move |found| {
             let (id, how) = self.tokens[found.pattern().as_usize()];
             let (mut start, mut end) = (found.start(), found.end());
             if how.lstrip {
-                start = text[..start].trim_end().len();
+                start = text[..start].trim_end_matches(white).len();
             }
             if how.rstrip {
-                end = text.len() - text[end..].trim_start().len();
+                end = text.len() - text[end..].trim_start_matches(white).len();
             }
             (start, end) = (start.max(done), end.max(done));
             done = end;

@@ -7,11 +7,13 @@ use super::alphabet::Alphabet;
 use super::byte_level::ByteLevel;
 use super::cut::Cutter;
 use super::merges::{Merge, Merges};
-use super::pieces::{PieceTable, SPACE, all_bytes, byte_of, normalize};
+use super::pieces::{Chooser, PieceTable, SPACE, all_bytes, byte_of, normalize};
+use super::unigram::Unigram;
 use super::vocab::{NONE, Vocab};
 use super::{Segmenter, Tokenizer, quoted};
 use crate::{
-    Error, Matching, Pieces, PreTokenizer, SentencePiece, TokenKind, TokenizerModel, TokenizerSpec,
+    Error, Matching, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
+    TokenizerSpec,
 };
 
 impl Tokenizer {
@@ -31,16 +33,20 @@ impl Tokenizer {
             }
             TokenizerModel::SentencePiece(model) => {
                 let added = added_ids.iter().filter(|(_, id)| normalized(**id));
-                let added = Added::new(added.map(|(text, id)| {
+                let added = added.map(|(text, id)| {
                     (normalize(text, model.prefix), *id, matching(spec, *id))
-                }))?;
+                });
+                // In these two cases spaces are signs by then.
+                let signs = matches!(model.prefix, SpacePrefix::Never | SpacePrefix::EveryPart);
+                let added = Added::new(added, !signs)?;
                 let (vocab, pieces) = sentence_piece(spec, model, added)?;
                 (vocab, Segmenter::Pieces(pieces))
             }
         };
         let of_kind = |wanted: fn(TokenKind) -> bool| {
             let added = added_ids.iter().map(|(text, id)| (text.as_str(), *id, matching(spec, *id)));
-            Added::new(added.filter(|(_, id, _)| wanted(kind(spec, *id)) && !normalized(*id)))
+            let wanted = added.filter(|(_, id, _)| wanted(kind(spec, *id)) && !normalized(*id));
+            Added::new(wanted, true)
         };
         Ok(Self {
             segmenter,
@@ -113,9 +119,16 @@ fn sentence_piece(
         out.extend_from_slice(spaced.as_bytes());
         true
     })?;
-    let Pieces::Bpe(merges) = &model.pieces;
+    let chooser = match &model.pieces {
+        Pieces::Bpe(merges) => Chooser::Merges(piece_merges(spec, merges, &vocab)?),
+        Pieces::Unigram(scores) => {
+            let ordinary = (0u32..).zip(&spec.kinds).filter(|(_, kind)| **kind == TokenKind::Normal);
+            let pieces = ordinary.map(|(id, _)| (vocab.get(id).unwrap_or(&[]), id));
+            Chooser::Likeliest(Unigram::new(pieces.filter(|(text, _)| !text.is_empty()), scores)?)
+        }
+    };
     let pieces = PieceTable {
-        merges: piece_merges(spec, merges, &vocab)?,
+        chooser,
         byte_ids: model.byte_fallback.then(|| all_bytes(bytes.into_iter())).flatten(),
         unk: spec.unk,
         prefix: model.prefix,
@@ -153,6 +166,15 @@ fn check(spec: &TokenizerSpec) -> Result<(), Error> {
                 )));
             }
             merges.len()
+        }
+        TokenizerModel::SentencePiece(SentencePiece { pieces: Pieces::Unigram(scores), .. }) => {
+            if scores.len() != count || scores.iter().any(|score| score.is_nan()) {
+                return Err(Error::Tokenizer(format!(
+                    "{} scores for {count} tokens, expected as many numbers",
+                    scores.len()
+                )));
+            }
+            0
         }
     };
     if count >= NONE as usize || merges >= NONE as usize || bytes >= NONE as usize {

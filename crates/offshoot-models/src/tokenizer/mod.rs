@@ -23,6 +23,7 @@ mod byte_level;
 mod cut;
 mod merges;
 mod pieces;
+mod unigram;
 mod vocab;
 
 use std::collections::HashMap;
@@ -32,7 +33,7 @@ use added::Added;
 use byte_level::ByteLevel;
 pub(crate) use cut::pattern;
 use merges::Scratch;
-use pieces::PieceTable;
+use pieces::{Chooser, PieceTable};
 pub(crate) use pieces::byte_of;
 use vocab::Vocab;
 
@@ -85,7 +86,8 @@ impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let merges = match &self.segmenter {
             Segmenter::ByteLevel(words) => words.merges.len(),
-            Segmenter::Pieces(pieces) => pieces.merges.len(),
+            Segmenter::Pieces(PieceTable { chooser: Chooser::Merges(merges), .. }) => merges.len(),
+            Segmenter::Pieces(_) => 0,
         };
         f.debug_struct("Tokenizer")
             .field("tokens", &self.vocab.len())

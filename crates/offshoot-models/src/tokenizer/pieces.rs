@@ -13,15 +13,22 @@ use std::borrow::Cow;
 
 use super::added::Added;
 use super::merges::{Merges, Scratch};
+use super::unigram::Unigram;
 use super::vocab::{NONE, Vocab};
 use crate::SpacePrefix;
 
 /// SentencePiece's sign of a space.
 pub(super) const SPACE: char = '\u{2581}';
 
+/// How pieces are chosen.
+pub(super) enum Chooser {
+    Merges(Merges),
+    Likeliest(Unigram),
+}
+
 /// How text becomes pieces.
 pub(super) struct PieceTable {
-    pub(super) merges: Merges,
+    pub(super) chooser: Chooser,
     /// Id of each byte's token; `None` if one is missing or none is to be used.
     pub(super) byte_ids: Option<Box<[u32; 256]>>,
     /// What stands for characters that have neither piece nor bytes.
@@ -86,8 +93,39 @@ impl PieceTable {
         self.word(vocab, &text[start..], scratch, ids);
     }
 
-    /// Appends the ids of a word: its characters, or their bytes, merged.
+    /// Appends the ids of a word.
     fn word(&self, vocab: &Vocab, word: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        match &self.chooser {
+            Chooser::Merges(merges) => self.merged(merges, vocab, word, scratch, ids),
+            Chooser::Likeliest(unigram) => self.likeliest(unigram, word, ids),
+        }
+    }
+
+    /// Appends the likeliest pieces of a word, and bytes or the unknown token between them.
+    fn likeliest(&self, unigram: &Unigram, word: &str, ids: &mut Vec<u32>) {
+        let mut unknown = false;
+        for (start, end, id) in unigram.cut(word) {
+            match (id, &self.byte_ids, self.unk) {
+                (NONE, Some(byte_ids), _) => {
+                    ids.extend(word[start..end].bytes().map(|byte| byte_ids[byte as usize]));
+                }
+                (NONE, None, Some(unk)) if !unknown => ids.push(unk),
+                (NONE, ..) => {}
+                (id, ..) => ids.push(id),
+            }
+            unknown = id == NONE;
+        }
+    }
+
+    /// Appends a word's characters, or their bytes, merged.
+    fn merged(
+        &self,
+        merges: &Merges,
+        vocab: &Vocab,
+        word: &str,
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+    ) {
         let mut symbols = Vec::with_capacity(word.len());
         let mut unknown = false;
         for c in word.chars() {
@@ -105,7 +143,7 @@ impl PieceTable {
             }
             unknown = known.is_none();
         }
-        scratch.merge(&self.merges, symbols.into_iter(), ids);
+        scratch.merge(merges, symbols.into_iter(), ids);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::BlockType;
 use offshoot_models::{
-    Checkpoint, Contents, Family, ModelConfig, RopeScaling, Tokenizer, huggingface,
+    Checkpoint, Contents, Family, ModelConfig, RopeScaling, huggingface,
 };
 use serde_json::{Value, json};
 
@@ -242,9 +242,7 @@ impl Sections {
         assert!(contents.stop_tokens.iter().all(|id| (*id as usize) < contents.config.vocab_size));
         if let Ok(spec) = &contents.tokenizer {
             assert_eq!(spec.tokens.len(), contents.config.vocab_size);
-            if let Err(error) = Tokenizer::new(spec) {
-                super::assert_one_line(&error, "tokenizer");
-            }
+            super::use_tokenizer(spec);
         }
         Ok(contents)
     }

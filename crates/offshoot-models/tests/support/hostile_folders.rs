@@ -85,10 +85,38 @@ pub(crate) fn smallest(qwen2: bool) -> Folder {
     folder
 }
 
-/// The sound folders: of both families, in one file and in two.
-pub(crate) fn sound() -> [(&'static str, Sections); 4] {
+/// A folder with a tokenizer of pieces.
+pub(crate) fn smallest_of_pieces() -> Folder {
+    let mut folder = smallest(false);
+    let added = |id: u32, content: &str, special: bool| {
+        json!({ "id": id, "content": content, "special": special, "rstrip": special, "normalized": !special })
+    };
+    let space = "\u{2581}";
+    let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+    let json = json!({
+        "added_tokens": [added(0, "<s>", true), added(5, "ba", false)],
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "Prepend", "prepend": space }, replace(" ", space),
+        ] },
+        "decoder": { "type": "Sequence", "decoders": [
+            replace(space, " "), { "type": "ByteFallback" }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": {
+            "type": "BPE", "byte_fallback": true, "fuse_unk": true, "unk_token": "<s>",
+            "vocab": { "<s>": 0, space: 1, "a": 2, "\u{2581}a": 3, "<0x0A>": 4, "ba": 5 },
+            "merges": [[space, "a"]],
+        },
+    });
+    folder.put("tokenizer.json", &json);
+    folder
+}
+
+/// The sound folders: of both families, in one file and in two, and one with pieces.
+pub(crate) fn sound() -> [(&'static str, Sections); 5] {
     let (llama, qwen2) = (smallest(false), smallest(true));
     [
+        ("sound-pieces", smallest_of_pieces().sections()),
         ("sound-llama", llama.sections()),
         ("sound-qwen2", qwen2.sections()),
         ("sound-llama-shards", llama.sections_of_shards(2)),
