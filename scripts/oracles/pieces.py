@@ -40,14 +40,14 @@ MARKED = [
 ]  # fmt: skip
 
 
-def train(vocab_size, user_defined, **options):
+def train(vocab_size, user_defined, model_type="bpe", **options):
     out = io.BytesIO()
     text = mixed_text(200_000) + "\n".join(TEXTS)
     # Rare characters are left to the bytes.
     known = {c for c, _ in Counter(text).most_common(200)}
     lines = "".join(c for c in text if c in known).split("\n")
     SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=out, model_type="bpe", vocab_size=vocab_size,
+        sentence_iterator=iter(lines), model_writer=out, model_type=model_type, vocab_size=vocab_size,
         byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True, character_coverage=1.0, user_defined_symbols=user_defined,
         split_digits=True, num_threads=1, minloglevel=2, **options,
@@ -147,6 +147,16 @@ def gemma():
     return model, texts, scores, kinds, tokenizer, (2, 1, 3)
 
 
+def unigram():
+    model = train(620, [], model_type="unigram")
+    texts, scores = pieces(model)
+    kinds = [2 if i == 0 else 3 if i < 3 else 6 if text.startswith("<0x") else 1 for i, text in enumerate(texts)]
+    added = [special(text) for text in ("<unk>", "<s>", "</s>")]
+    tokenizer = library(texts, [], "<unk>", added, False)
+    tokenizer.model = models.Unigram(list(zip(texts, scores)), unk_id=0, byte_fallback=True)
+    return model, texts, scores, kinds, tokenizer, (1, 2, 0)
+
+
 def family(name, made):
     model, texts, scores, kinds, tokenizer, (bos, eos, unk) = made
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
@@ -165,7 +175,7 @@ def family(name, made):
 
 if __name__ == "__main__":
     random.seed(0)
-    made = {"llama": llama(), "gemma3": gemma(), "phi3": phi3()}
+    made = {"llama": llama(), "gemma3": gemma(), "phi3": phi3(), "unigram": unigram()}
     out = {"texts": TEXTS + MARKED, **{name: family(name, it) for name, it in made.items()}}
     path = DATA / "pieces.json"
     path.write_text(json.dumps(out, ensure_ascii=True) + "\n")

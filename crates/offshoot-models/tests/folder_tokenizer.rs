@@ -269,7 +269,10 @@ fn a_tokenizer_that_cannot_be_built_is_an_error_only_when_asked_for() {
     type Change = fn(&mut Value);
     let cases: [(Change, &str); 16] = [
         (|json| json["model"]["type"] = "Unigram".into(), r#"model.type: "Unigram""#),
-        (|json| json["model"] = json!({"type": "Unigram", "vocab": [["a", 0.5]]}), "model.type"),
+        (
+            |json| json["model"] = json!({"type": "Unigram", "vocab": [["a", 0.5]]}),
+            "model.type: \"Uni",
+        ),
         (|json| json["model"]["byte_fallback"] = true.into(), "model.byte_fallback: not"),
         (|json| json["model"]["dropout"] = 0.1.into(), "model.dropout: not supported"),
         (|json| json["model"]["unk_token"] = "<unk>".into(), "model.unk_token: not supported"),
@@ -289,7 +292,10 @@ fn a_tokenizer_that_cannot_be_built_is_an_error_only_when_asked_for() {
         ),
         (|json| json["decoder"] = Value::Null, "decoder: missing, expected ByteLevel"),
         (|json| json["decoder"]["type"] = "WordPiece".into(), r#"decoder: "WordPiece""#),
-        (|json| json["added_tokens"][0]["single_word"] = true.into(), r#"added_tokens: "<|pad|>" tak"#),
+        (
+            |json| json["added_tokens"][0]["single_word"] = true.into(),
+            r#"added_tokens: "<|pad|>" tak"#,
+        ),
     ];
     for (change, expected) in cases {
         let checkpoint = changed(|json, _| change(json));

@@ -253,7 +253,9 @@ fn hostile_lists_are_errors_of_one_line() {
         ("merge 0", |s| *byte_level::parts(s).0 = vec![("a".into(), "b".into())]),
         ("merge 0", |s| *byte_level::parts(s).0 = vec![("a b".into(), "\u{4e00}".into())]),
         ("merge 0", |s| *byte_level::parts(s).0 = vec![("".into(), "".into())]),
-        ("merge 0 joins \"xxxx", |s| *byte_level::parts(s).0 = vec![("x".repeat(1 << 20), "\n".into())]),
+        ("merge 0 joins \"xxxx", |s| {
+            *byte_level::parts(s).0 = vec![("x".repeat(1 << 20), "\n".into())]
+        }),
         ("eos id is 264, of 264", |s| s.eos = Some(264)),
         ("bos id is 4294967295", |s| s.bos = Some(u32::MAX)),
         ("end of turn id is 999", |s| s.end_of_turn = vec![0, 999]),

@@ -17,9 +17,7 @@ use std::collections::HashMap;
 use super::tokenizer::{SENTENCE_PIECE, UNIGRAM};
 use super::value::{Array, Value};
 use super::{Gguf, malformed};
-use crate::{
-    Error, Matching, Pieces, SentencePiece, SpacePrefix, TokenKind, TokenizerSpec,
-};
+use crate::{Error, Matching, Pieces, SentencePiece, SpacePrefix, TokenKind, TokenizerSpec};
 
 /// Offshoot's own key: where a space is put before text, where [`ADD_SPACE`] cannot say it.
 const SPACE_PREFIX: &str = "offshoot.space_prefix";
@@ -143,9 +141,10 @@ fn merges(tokens: &[String], kinds: &[TokenKind], scores: &[f32], ties: Ties) ->
     let ids: HashMap<&str, u32> = all().map(|(id, text)| (text.as_str(), id)).collect();
     let mut merges = Vec::new();
     for (id, text) in all().filter(|(_, text)| text.len() <= SPLIT_BYTES_MAX) {
-        let splits = text.char_indices().skip(1).filter_map(|(at, _)| {
-            Some((*ids.get(&text[..at])?, *ids.get(&text[at..])?))
-        });
+        let splits = text
+            .char_indices()
+            .skip(1)
+            .filter_map(|(at, _)| Some((*ids.get(&text[..at])?, *ids.get(&text[at..])?)));
         let start = merges.len();
         merges.extend(splits.map(|pair| (pair, id)));
         merges[start..].sort_unstable();

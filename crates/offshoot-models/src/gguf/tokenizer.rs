@@ -187,9 +187,7 @@ fn spec(
         eos: ids.eos,
         pad: ids.pad,
         unk: ids.unk,
-        add_bos: gguf
-            .flag("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(add_bos && ids.bos.is_some()),
+        add_bos: gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos && ids.bos.is_some()),
         add_eos: gguf.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
         end_of_turn: ids.end_of_turn.clone(),
     }))

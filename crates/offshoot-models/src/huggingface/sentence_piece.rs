@@ -224,9 +224,8 @@ pub(super) fn model(
             })
         };
         let all = [id(left)?, id(right)?, id(&made)?];
-        let ordinary = |id: &u32| {
-            matches!(kinds[*id as usize], TokenKind::Normal | TokenKind::UserDefined)
-        };
+        let ordinary =
+            |id: &u32| matches!(kinds[*id as usize], TokenKind::Normal | TokenKind::UserDefined);
         if all.iter().all(ordinary) {
             merges.push((all[0], all[1]));
         }

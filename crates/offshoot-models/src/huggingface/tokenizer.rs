@@ -97,7 +97,9 @@ fn pipeline(file: &TokenizerJson) -> Result<Pipeline, String> {
     model(&file.model, pieces)?;
     if let Some(added) = file.added_tokens.0.iter().find(|added| added.single_word) {
         let token = Shown(&added.content);
-        return Err(format!("added_tokens: {token} takes only whole words, which is not supported"));
+        return Err(format!(
+            "added_tokens: {token} takes only whole words, which is not supported"
+        ));
     }
     if pieces {
         let known = ["ByteLevel", "TemplateProcessing"];

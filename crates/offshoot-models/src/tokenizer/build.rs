@@ -33,9 +33,8 @@ impl Tokenizer {
             }
             TokenizerModel::SentencePiece(model) => {
                 let added = added_ids.iter().filter(|(_, id)| normalized(**id));
-                let added = added.map(|(text, id)| {
-                    (normalize(text, model.prefix), *id, matching(spec, *id))
-                });
+                let added = added
+                    .map(|(text, id)| (normalize(text, model.prefix), *id, matching(spec, *id)));
                 // In these two cases spaces are signs by then.
                 let signs = matches!(model.prefix, SpacePrefix::Never | SpacePrefix::EveryPart);
                 let added = Added::new(added, !signs)?;
@@ -44,7 +43,8 @@ impl Tokenizer {
             }
         };
         let of_kind = |wanted: fn(TokenKind) -> bool| {
-            let added = added_ids.iter().map(|(text, id)| (text.as_str(), *id, matching(spec, *id)));
+            let added =
+                added_ids.iter().map(|(text, id)| (text.as_str(), *id, matching(spec, *id)));
             let wanted = added.filter(|(_, id, _)| wanted(kind(spec, *id)) && !normalized(*id));
             Added::new(wanted, true)
         };
@@ -122,7 +122,8 @@ fn sentence_piece(
     let chooser = match &model.pieces {
         Pieces::Bpe(merges) => Chooser::Merges(piece_merges(spec, merges, &vocab)?),
         Pieces::Unigram(scores) => {
-            let ordinary = (0u32..).zip(&spec.kinds).filter(|(_, kind)| **kind == TokenKind::Normal);
+            let ordinary =
+                (0u32..).zip(&spec.kinds).filter(|(_, kind)| **kind == TokenKind::Normal);
             let pieces = ordinary.map(|(id, _)| (vocab.get(id).unwrap_or(&[]), id));
             Chooser::Likeliest(Unigram::new(pieces.filter(|(text, _)| !text.is_empty()), scores)?)
         }
@@ -167,7 +168,9 @@ fn check(spec: &TokenizerSpec) -> Result<(), Error> {
             }
             merges.len()
         }
-        TokenizerModel::SentencePiece(SentencePiece { pieces: Pieces::Unigram(scores), .. }) => {
+        TokenizerModel::SentencePiece(SentencePiece {
+            pieces: Pieces::Unigram(scores), ..
+        }) => {
             if scores.len() != count || scores.iter().any(|score| score.is_nan()) {
                 return Err(Error::Tokenizer(format!(
                     "{} scores for {count} tokens, expected as many numbers",
@@ -270,7 +273,8 @@ fn piece_merges(
     for (rank, &(left, right)) in (0u32..).zip(pairs) {
         bytes.clear();
         [left, right].iter().for_each(|id| bytes.extend(vocab.get(*id).unwrap_or(&[])));
-        let ordinary = |id: u32| matches!(kind(spec, id), TokenKind::Normal | TokenKind::UserDefined);
+        let ordinary =
+            |id: u32| matches!(kind(spec, id), TokenKind::Normal | TokenKind::UserDefined);
         let made = vocab.id_of(&bytes).filter(|_| ordinary(left) && ordinary(right));
         let id = made.ok_or_else(|| {
             no_merge(rank, &spec.tokens[left as usize], &spec.tokens[right as usize])

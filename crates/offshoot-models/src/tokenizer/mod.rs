@@ -33,8 +33,8 @@ use added::Added;
 use byte_level::ByteLevel;
 pub(crate) use cut::pattern;
 use merges::Scratch;
-use pieces::{Chooser, PieceTable};
 pub(crate) use pieces::byte_of;
+use pieces::{Chooser, PieceTable};
 use vocab::Vocab;
 
 use crate::{Error, TokenKind};

@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::BlockType;
-use offshoot_models::{
-    Checkpoint, Contents, Family, ModelConfig, RopeScaling, huggingface,
-};
+use offshoot_models::{Checkpoint, Contents, Family, ModelConfig, RopeScaling, huggingface};
 use serde_json::{Value, json};
 
 /// A tensor of a safetensors file.

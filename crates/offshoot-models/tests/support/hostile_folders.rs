@@ -88,9 +88,7 @@ pub(crate) fn smallest(qwen2: bool) -> Folder {
 /// A folder with a tokenizer of pieces.
 pub(crate) fn smallest_of_pieces() -> Folder {
     let mut folder = smallest(false);
-    let added = |id: u32, content: &str, special: bool| {
-        json!({ "id": id, "content": content, "special": special, "rstrip": special, "normalized": !special })
-    };
+    let added = |id: u32, content: &str, special: bool| json!({ "id": id, "content": content, "special": special, "rstrip": special, "normalized": !special });
     let space = "\u{2581}";
     let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
     let json = json!({

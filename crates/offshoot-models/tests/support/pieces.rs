@@ -58,7 +58,20 @@ pub(crate) fn vocabulary(family: &str) -> Vocabulary {
 
 /// A vocabulary of twelve tokens, for a corpus where bytes count.
 pub(crate) fn smallest() -> Tiny {
-    let tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "\u{2581}", "a", "b", "\u{2581}a", "ab", "\u{2581}ab", "  ", "<x>"];
+    let tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<0x0A>",
+        "\u{2581}",
+        "a",
+        "b",
+        "\u{2581}a",
+        "ab",
+        "\u{2581}ab",
+        "  ",
+        "<x>",
+    ];
     Vocabulary {
         tokens: tokens.map(str::to_owned).to_vec(),
         scores: vec![0.0, 0.0, 0.0, 0.0, -7.0, -8.0, -9.0, 0.0, -1.0, -2.0, -1000.0, -1000.0],
@@ -85,7 +98,10 @@ impl Vocabulary {
             tiny.keys.remove(&format!("tokenizer.ggml.{key}"));
         }
         tiny.matrix("token_embd.weight", self.tokens.len(), HIDDEN, BlockType::Q8_0);
-        tiny.set("tokenizer.ggml.model", "llama");
+        tiny.set("tokenizer.ggml.model", if name == "unigram" { "t5" } else { "llama" });
+        if name == "unigram" {
+            tiny.set("tokenizer.ggml.add_bos_token", true);
+        }
         let tokens: Array<'_> = self.tokens.iter().map(String::as_str).collect();
         tiny.set("tokenizer.ggml.tokens", tokens);
         tiny.set("tokenizer.ggml.scores", self.scores.iter().copied().collect::<Array<'_>>());
