@@ -92,7 +92,8 @@ fn a_spelled_out_control_token_is_read_as_the_text_it_is() {
 /// A model of twelve pieces whose turns are written in the manner of Mistral's.
 fn pieces() -> Model {
     let mut tiny = support::pieces::smallest();
-    let template = "{{ bos_token }}{% for m in messages %}{{ m.content }} ab{{ eos_token }}{% endfor %}";
+    let template =
+        "{{ bos_token }}{% for m in messages %}{{ m.content }} ab{{ eos_token }}{% endfor %}";
     tiny.set("tokenizer.chat_template", template);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), tiny.bytes()).unwrap();
@@ -128,7 +129,8 @@ fn an_answer_loses_the_space_that_it_begins_with_unless_its_text_goes_on() {
                 goes_on,
                 ..GenerateOptions::default()
             };
-            let answer = session.generate(&model, &[1, 9], &options, |_| Control::Continue).unwrap();
+            let answer =
+                session.generate(&model, &[1, 9], &options, |_| Control::Continue).unwrap();
             (answer.text, answer.tokens)
         };
         let ((text, tokens), (longer, same)) = (text(false), text(true));

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 #[path = "support/mixed_text.rs"]
+#[allow(dead_code)] // random ids are for whole models
 mod mixed_text;
 mod support;
 

@@ -9,6 +9,7 @@ mod byte_level;
 #[path = "support/mixed_text.rs"]
 mod mixed_text;
 #[path = "support/tokenizer_files.rs"]
+#[allow(dead_code)] // only the patterns
 mod tokenizer_files;
 
 use mixed_text::Source;

@@ -174,6 +174,14 @@ fn unknown_decoder(kind: &str) -> String {
     format!("decoder: {} is not supported in this place", Shown(kind))
 }
 
+/// A score as SentencePiece has it, in single precision: reading its digits may miss it by the last
+/// bit of double precision. Other scores stay as they are; zero is one number, whatever its sign.
+fn single(score: f64) -> f64 {
+    let near = f64::from(score as f32);
+    let missed = (score - near).abs() <= 4.0 * f64::EPSILON * score.abs();
+    if missed { near + 0.0 } else { score }
+}
+
 /// The id of the unknown token that the model names.
 pub(super) fn unknown(model: &Model) -> Option<u32> {
     let text = model.unk_token.as_deref();
@@ -205,8 +213,7 @@ pub(super) fn model(
         let mut scores = vec![0.0; tokens.len()];
         for ((score, kind), (_, told)) in scores.iter_mut().zip(kinds).zip(entries) {
             if *kind == TokenKind::Normal {
-                // Zero is one number here, whatever its sign.
-                *score = told + 0.0;
+                *score = single(*told);
             }
         }
         return Ok(sentence_piece(Pieces::Unigram(scores)));
