@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let results = input.cases.iter().map(|case| result(&template, case, input.now));
         output.insert(name.clone(), results.collect());
     }
-    println!("{}", Value::Object(output));
+    serde_json::to_writer(std::io::stdout().lock(), &output)?;
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 //! output gets for each its number of ids and the ids, then the number of bytes of the decoded ids
 //! and these bytes. Control tokens are parsed.
 
+#![expect(clippy::print_stderr, reason = "who runs it by hand looks at it")]
+
 use std::error::Error;
 use std::io::{Read, Write, stdin, stdout};
 use std::path::PathBuf;

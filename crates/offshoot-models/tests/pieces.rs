@@ -459,26 +459,27 @@ fn what_has_neither_piece_nor_bytes_is_unknown_once_in_a_row() {
 #[test]
 fn hostile_pieces_of_gguf_files_are_errors_of_one_line() {
     let whole = vocabulary("llama");
-    let error = |change: &dyn Fn(&mut Vocabulary)| {
+    let error = |change: fn(&mut Vocabulary)| {
         let mut vocabulary = whole.clone();
         change(&mut vocabulary);
         let opened = open(&vocabulary.tiny("llama"));
         let made = opened.and_then(|it| Tokenizer::new(it.tokenizer()?));
         made.map(|_| ()).unwrap_err()
     };
-    let cases: [(&str, &dyn Fn(&mut Vocabulary)); 7] = [
-        ("no number at token 5", &|v| v.scores[5] = f32::NAN),
-        ("619 entries for 620 tokens", &|v| {
+    type Change = fn(&mut Vocabulary);
+    let cases: [(&str, Change); 7] = [
+        ("no number at token 5", |v| v.scores[5] = f32::NAN),
+        ("619 entries for 620 tokens", |v| {
             v.scores.pop();
         }),
-        ("0 entries for 620 tokens", &|v| v.scores.clear()),
-        ("are both \"st\"", &|v| {
+        ("0 entries for 620 tokens", |v| v.scores.clear()),
+        ("are both \"st\"", |v| {
             let place = v.tokens.iter().position(|text| text == "st").unwrap();
             v.tokens[place + 1] = "st".into();
         }),
-        ("expected the byte", &|v| v.tokens[10] = "<0x7g>".into()),
-        ("expected the byte", &|v| v.kinds[400] = 6),
-        ("7 for token 400", &|v| v.kinds[400] = 7),
+        ("expected the byte", |v| v.tokens[10] = "<0x7g>".into()),
+        ("expected the byte", |v| v.kinds[400] = 6),
+        ("7 for token 400", |v| v.kinds[400] = 7),
     ];
     for (expected, change) in cases {
         let error = error(change);

@@ -29,7 +29,7 @@ impl Tokenizer {
         let (vocab, segmenter) = match &spec.model {
             TokenizerModel::ByteLevel { merges, pre } => {
                 let (vocab, words) = byte_level(spec, merges, *pre)?;
-                (vocab, Segmenter::ByteLevel(words))
+                (vocab, Segmenter::ByteLevel(Box::new(words)))
             }
             TokenizerModel::SentencePiece(model) => {
                 let added = added_ids.iter().filter(|(_, id)| normalized(**id));

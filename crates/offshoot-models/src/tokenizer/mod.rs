@@ -78,7 +78,7 @@ pub struct Tokenizer {
 
 /// How text without added tokens becomes ids.
 enum Segmenter {
-    ByteLevel(ByteLevel),
+    ByteLevel(Box<ByteLevel>),
     Pieces(PieceTable),
 }
 
