@@ -4,8 +4,9 @@
 //! `tokenizers` library wants a list of merges instead, and transformers makes it from the scores
 //! (`generate_merges`, <https://github.com/huggingface/transformers>): all pairs of pieces that make
 //! a piece, by descending score. Pairs of one score were in order of the pieces and then of the
-//! pairs' ids until transformers 4.47 and are by descending lengths since. Gemma 3's `tokenizer.json`
-//! has the later order, those of Llama 2, Mistral and Phi-3 the earlier one.
+//! pairs' ids at first, and are by descending lengths in later versions. Gemma 3's published
+//! `tokenizer.json` has the later order, Mistral's the earlier one; texts for which that matters are
+//! rare (`tokenizer/pieces.rs`).
 //!
 //! llama.cpp's converter overwrites two things that the merges of these files come from, and both are
 //! restored here: the scores of added tokens, which SentencePiece has at 0, and the sign of spaces in
@@ -25,7 +26,7 @@ const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
 const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
 const EXTRA_SPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 const SCORES: &str = "tokenizer.ggml.scores";
-/// Bytes of the longest piece that is looked at for merges; Gemma 3's longest have LONGEST. Longer ones
+/// Bytes of the longest piece that is looked at for merges; Gemma 3's longest have 93. Longer ones
 /// would take time by the square of their length.
 const SPLIT_BYTES_MAX: usize = 256;
 /// SentencePiece's sign of a space.
