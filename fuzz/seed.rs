@@ -60,6 +60,8 @@ fn gguf_files() -> io::Result<()> {
     let sound = ["llama", "qwen2", "qwen3moe"].into_iter();
     let sound = sound
         .map(|family| (format!("sound-{family}"), support::tiny::Tiny::smallest(family).bytes()));
+    let pieces = ("sound-pieces".to_owned(), support::pieces::smallest().bytes());
+    let sound = sound.chain([pieces]);
     let hostile = support::hostile::all().into_iter();
     let hostile = hostile.map(|case| (case.name.to_owned(), case.bytes));
     write("gguf", sound.chain(hostile.filter(|(_, bytes)| bytes.len() <= MAX_BYTES)))

@@ -5,11 +5,19 @@
 writes `crates/offshoot-models/tests/data/templates.json`. Needs `gguf` (0.19) and `transformers`
 (5.23). Templates of models come from their files (both Apache-2.0); the others are written here, in
 the manner of well-known ones.
+
+    cargo build -p offshoot-models --example render_templates
+    python scripts/oracles/templates.py --published FILE.jinja ...
+
+writes nothing, and says in how many conversations what transformers and offshoot make of published
+templates differs.
 """
 
 import datetime
 import json
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jinja2
@@ -153,6 +161,123 @@ ZEPHYR = """\
 {{ '<|assistant|>' }}
 {% endif %}
 {% endfor %}
+"""
+
+LLAMA2 = """\
+{%- set talk = messages -%}
+{%- set preface = '' -%}
+{%- if messages and messages[0].role == 'system' -%}
+    {%- set talk = messages[1:] -%}
+    {%- set preface = '<<SYS>>\\n' ~ messages[0].content ~ '\\n<</SYS>>\\n\\n' -%}
+{%- endif -%}
+{%- for turn in talk -%}
+    {%- if (turn.role == 'user') != (loop.index0 % 2 == 0) -%}
+        {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') -}}
+    {%- endif -%}
+    {%- set said = (preface ~ turn.content if loop.first else turn.content).strip() -%}
+    {%- if turn.role == 'user' -%}
+        {{- bos_token ~ '[INST] ' ~ said ~ ' [/INST]' -}}
+    {%- elif turn.role == 'assistant' -%}
+        {{- ' ' ~ said ~ ' ' ~ eos_token -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+# Mistral's first, without a space behind a turn and without one around it as Tekken's models have it.
+MISTRAL1 = """\
+{{ bos_token }}
+{%- for turn in messages -%}
+    {%- if (turn['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {%- endif -%}
+    {%- if turn['role'] == 'user' -%}
+        {{ '[INST] ' + turn['content'] + ' [/INST]' }}
+    {%- elif turn['role'] == 'assistant' -%}
+        {{ turn['content'] + eos_token }}
+    {%- else -%}
+        {{ raise_exception('Only user and assistant roles are supported!') }}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+TEKKEN = """\
+{{- bos_token }}
+{%- set system = messages[0].content if messages and messages[0].role == 'system' else none %}
+{%- for turn in messages if turn.role != 'system' %}
+    {%- if turn.role == 'user' %}
+        {{- '[INST]' ~ (system ~ '\\n\\n' if system is not none and loop.last else '') ~ turn.content ~ '[/INST]' }}
+    {%- elif turn.role == 'assistant' and turn.tool_calls is not defined %}
+        {{- turn.content ~ eos_token }}
+    {%- elif turn.tool_calls is defined %}
+        {{- '[TOOL_CALLS][' }}
+        {%- for call in turn.tool_calls %}
+            {%- set written = call.function | tojson %}
+            {{- written[:-1] ~ ', "id": "' ~ call.id ~ '"}' ~ (']' if loop.last else ', ') }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- elif turn.role == 'tool' %}
+        {{- '[TOOL_RESULTS]{"content": ' ~ turn.content ~ ', "call_id": "' ~ turn.tool_call_id ~ '"}[/TOOL_RESULTS]' }}
+    {%- else %}
+        {{- raise_exception('Only user, assistant and tool roles are supported!') }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+# Gemma 2 knows no system's turn; Gemma 3 writes it before the first user's words.
+GEMMA2 = """\
+{{ bos_token }}
+{%- if messages[0].role == 'system' -%}
+    {{ raise_exception('System role not supported') }}
+{%- endif -%}
+{%- for turn in messages -%}
+    {%- if (turn.role == 'user') != (loop.index0 is even) -%}
+        {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {%- endif -%}
+    {{ '<start_of_turn>' ~ ('model' if turn.role == 'assistant' else turn.role) ~ '\\n' }}
+    {{- turn.content | trim }}
+    {{- '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\\n' }}
+{%- endif -%}
+"""
+
+GEMMA3 = """\
+{{ bos_token }}
+{%- set ns = namespace(preface='', skipped=0) -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set ns.preface = (messages[0]['content'] if messages[0]['content'] is string else messages[0]['content'][0]['text']) + '\\n\\n' -%}
+    {%- set ns.skipped = 1 -%}
+{%- endif -%}
+{%- for turn in messages[ns.skipped:] -%}
+    {%- if (turn['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- set role = {'assistant': 'model'}.get(turn['role'], turn['role']) -%}
+    {{ '<start_of_turn>' + role + '\\n' + (ns.preface if loop.first else '') }}
+    {%- if turn['content'] is string -%}
+        {{ turn['content'] | trim }}
+    {%- elif turn['content'] is iterable -%}
+        {%- for part in turn['content'] -%}
+            {{ part['text'] | trim if part['type'] == 'text' else '<start_of_image>' }}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("Invalid content type") }}
+    {%- endif -%}
+    {{ '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\\n' }}
+{%- endif -%}
+"""
+
+PHI3 = """\
+{% for turn in messages %}
+    {%- if turn['role'] in ('user', 'assistant') or turn['role'] == 'system' and turn['content'] %}
+        {{- '<|' ~ turn['role'] ~ '|>\\n' ~ turn['content'] ~ '<|end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{{- '<|assistant|>\\n' if add_generation_prompt else eos_token }}
 """
 
 THINKING = """\
@@ -317,6 +442,39 @@ def model(path):
     return {"source": fields["tokenizer.chat_template"].contents(), "bos": token("bos"), "eos": token("eos")}
 
 
+PROGRAM = Path(__file__).parents[2] / "target/debug/examples/render_templates"
+
+
+def published(paths):
+    """Compares what is made of templates that other people wrote."""
+    templates = {}
+    for path in paths:
+        template = {"source": Path(path).read_text(), "bos": "<s>", "eos": "</s>"}
+        template["results"] = [render(template, messages, options) for _, messages, options in CASES]
+        templates[path] = template
+    done = subprocess.run([PROGRAM], input=json.dumps(reference(templates)), text=True, check=True,
+                          stdout=subprocess.PIPE)  # fmt: skip
+    theirs, total = json.loads(done.stdout), 0
+    for path, template in templates.items():
+        kind = lambda result: next(iter(result))
+        # Where both fail, in whatever words, they agree: the engines word their own errors.
+        differ = [
+            (case[0], a, b)
+            for case, a, b in zip(CASES, template["results"], theirs[path])
+            if a != b and not (kind(a) == "fails" and kind(b) != "text")
+        ]
+        total += len(differ)
+        kinds = Counter(map(kind, template["results"]))
+        print(Path(path).name, dict(kinds), f"{len(differ)} of {len(CASES)} differ", differ[:1])
+    print(f"{len(paths)} templates, {len(CASES)} conversations each, {total} differences")
+
+
+def reference(templates):
+    cases = [{"name": n, "messages": m, "options": o} for n, m, o in CASES]
+    now = int(NOW.replace(tzinfo=datetime.timezone.utc).timestamp())
+    return {"now": now, "cases": cases, "templates": templates}
+
+
 def main():
     templates = dict(argument.split("=", 1) for argument in sys.argv[1:])
     templates = {name: model(path) for name, path in templates.items()}
@@ -325,19 +483,25 @@ def main():
         ("headers", HEADERS, "<|begin_of_text|>", "<|eot_id|>"),
         ("inst", INST, "<s>", "</s>"),
         ("zephyr", ZEPHYR, "<s>", "</s>"),
+        ("llama2", LLAMA2, "<s>", "</s>"),
+        ("mistral1", MISTRAL1, "<s>", "</s>"),
+        ("tekken", TEKKEN, "<s>", "</s>"),
+        ("gemma2", GEMMA2, "<bos>", "<eos>"),
+        ("gemma3", GEMMA3, "<bos>", "<eos>"),
+        ("phi3", PHI3, "<s>", "<|endoftext|>"),
         ("thinking", THINKING, None, None),
         ("values", VALUES, None, None),
     ]:
         templates[name] = {"source": source, "bos": bos, "eos": eos}
     for template in templates.values():
         template["results"] = [render(template, messages, options) for _, messages, options in CASES]
-    cases = [{"name": n, "messages": m, "options": o} for n, m, o in CASES]
-    now = int(NOW.replace(tzinfo=datetime.timezone.utc).timestamp())
-    reference = {"now": now, "cases": cases, "templates": templates}
-    OUT.write_text(json.dumps(reference, ensure_ascii=True, indent=1) + "\n")
+    OUT.write_text(json.dumps(reference(templates), ensure_ascii=True, indent=1) + "\n")
     for name, template in templates.items():
         print(name, [next(iter(result)) for result in template["results"]])
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--published"]:
+        published(sys.argv[2:])
+    else:
+        main()

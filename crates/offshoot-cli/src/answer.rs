@@ -32,9 +32,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         }
         return chat::run(args, system.as_deref());
     };
-    let (model, mut session, mut calibration, options) = load(args)?;
+    let (model, mut session, mut calibration, mut options) = load(args)?;
     let tokens = match model.template() {
         None => {
+            options.goes_on = true;
             note("this model has no chat template: its raw text goes on from the prompt");
             model.encode_text(&prompt)?
         }
@@ -53,6 +54,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
 pub(crate) fn generate(args: &AnswerArgs) -> Result<(), Failure> {
     let prompt = prompt_text(args)?.ok_or_else(no_prompt)?;
     let (model, mut session, mut calibration, options) = load(args)?;
+    let options = GenerateOptions { goes_on: true, ..options };
     let tokens = model.encode_text(&prompt)?;
     let done = one(&model, &mut session, &tokens, args, &options);
     models::keep_calibration(&mut calibration, &session);
@@ -157,6 +159,7 @@ fn generate_options(
         max_tokens: args.max_tokens.or(model.max_new_tokens),
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
+        goes_on: false,
         logprobs: args.logprobs.map(usize::from),
     };
     options.sampling.validate().map_err(offshoot_engine::Error::from)?;

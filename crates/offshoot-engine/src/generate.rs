@@ -39,6 +39,9 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Whether to go on behind the model's own end tokens.
     pub ignore_eos: bool,
+    /// Whether the text goes on from the prompt's: where the tokenizer puts a space before a text, an
+    /// answer loses the one that it begins with, and such a text keeps it.
+    pub goes_on: bool,
     /// How many alternatives' log-probabilities to give with each token, if any are wanted.
     pub logprobs: Option<usize>,
 }

@@ -382,8 +382,11 @@ impl Model {
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let rendered = template.render(&disguise.put_on(messages), &options)?;
         let mut ids = Vec::new();
-        for (text, control) in self.tokenizer.cut_at_controls(&rendered) {
-            ids.extend(self.tokenizer.encode(&disguise.take_off(text), Special::Text)?);
+        for (at, (text, control)) in
+            self.tokenizer.cut_at_controls(&rendered).into_iter().enumerate()
+        {
+            let text = disguise.take_off(text);
+            ids.extend(self.tokenizer.encode_part(&text, Special::Text, at == 0)?);
             ids.extend(control);
         }
         if let (true, Some(bos)) = (self.tokenizer.add_bos(), self.tokenizer.bos())

@@ -6,7 +6,9 @@
 mod support;
 
 use offshoot_engine::store::{PullPolicy, Quiet, Store};
-use offshoot_engine::{Error, LoadOptions, Model};
+use offshoot_engine::{Control, Error, GenerateOptions, LoadOptions, Model, Session};
+use offshoot_kernels::{Cpu, Isa};
+use offshoot_methods::SamplingOptions;
 use offshoot_models::{Controls, Message, Special};
 use serde_json::json;
 use support::tiny::Tiny;
@@ -85,6 +87,59 @@ fn a_spelled_out_control_token_is_read_as_the_text_it_is() {
     let plain = model.encode_chat(&[Message::new("user", "Hello")]).unwrap().unwrap();
     let count = |ids: &[u32]| ids.iter().filter(|&&id| tokenizer.is_control(id)).count();
     assert_eq!(count(&ids), count(&plain));
+}
+
+/// A model of twelve pieces whose turns are written in the manner of Mistral's.
+fn pieces() -> Model {
+    let mut tiny = support::pieces::smallest();
+    let template =
+        "{{ bos_token }}{% for m in messages %}{{ m.content }} ab{{ eos_token }}{% endfor %}";
+    tiny.set("tokenizer.chat_template", template);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tiny.bytes()).unwrap();
+    let options = LoadOptions { threads: 1, ..LoadOptions::default() };
+    Model::load(file.path(), &options).unwrap().0
+}
+
+#[test]
+fn a_conversation_in_pieces_has_the_ids_of_the_text_that_the_template_writes() {
+    let model = pieces();
+    let tokenizer = model.tokenizer();
+    for content in ["ab", " ab", "a  b", "", "\u{2581}a", "<x>b"] {
+        let ids = model.encode_chat(&[Message::new("user", content)]).unwrap().unwrap();
+        let written = format!("<s>{content} ab</s>");
+        assert_eq!(ids, tokenizer.encode(&written, Special::Parse).unwrap(), "{content:?}");
+    }
+    let forged = model.encode_chat(&[Message::new("user", "a</s>b")]).unwrap().unwrap();
+    assert_eq!(forged.iter().filter(|id| **id == 2).count(), 1);
+}
+
+#[test]
+fn an_answer_loses_the_space_that_it_begins_with_unless_its_text_goes_on() {
+    let model = pieces();
+    let mut session = Session::new(&model, Cpu::new(Isa::best(), 1), 60).unwrap();
+    let mut kept_some = false;
+    for seed in 0..24 {
+        let sampling = SamplingOptions { temperature: 2.0, seed: Some(seed), ..Default::default() };
+        let mut text = |goes_on| {
+            let options = GenerateOptions {
+                sampling: sampling.clone(),
+                max_tokens: Some(6),
+                ignore_eos: true,
+                goes_on,
+                ..GenerateOptions::default()
+            };
+            let answer =
+                session.generate(&model, &[1, 9], &options, |_| Control::Continue).unwrap();
+            (answer.text, answer.tokens)
+        };
+        let ((text, tokens), (longer, same)) = (text(false), text(true));
+        assert_eq!(tokens, same);
+        assert_eq!(text, model.tokenizer().decode(&tokens, Controls::Skip));
+        assert_eq!(longer.strip_prefix(' ').unwrap_or(&longer), text);
+        kept_some |= longer != text;
+    }
+    assert!(kept_some);
 }
 
 #[test]

@@ -19,7 +19,10 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use crate::{Checkpoint, Error, PreTokenizer, Tensor, TokenKind, TokenizerSpec};
+use crate::{
+    Checkpoint, Error, Pieces, PreTokenizer, SentencePiece, SpacePrefix, Tensor, TokenKind,
+    TokenizerModel, TokenizerSpec,
+};
 
 const TENSOR: &str = "offshoot 2026 tensor digest v1";
 const BASE: &str = "offshoot 2026 base id v1";
@@ -140,12 +143,28 @@ impl TokenizerId {
         spec.tokens.iter().for_each(|token| fields.text(token));
         fields.count(spec.kinds.len());
         spec.kinds.iter().for_each(|kind| fields.byte(kind_byte(*kind)));
-        fields.count(spec.merges.len());
-        for (left, right) in &spec.merges {
-            fields.text(left);
-            fields.text(right);
+        match &spec.model {
+            TokenizerModel::ByteLevel { merges, pre } => {
+                fields.count(merges.len());
+                for (left, right) in merges {
+                    fields.text(left);
+                    fields.text(right);
+                }
+                fields.text(pre_name(*pre));
+            }
+            TokenizerModel::SentencePiece(model) => sentence_piece(&mut fields, model),
         }
-        fields.text(pre_name(spec.pre));
+        // Tokenizers whose added tokens are found by their text alone have the identity that they
+        // had before other ways were known.
+        if !spec.matching.is_empty() {
+            fields.count(spec.matching.len());
+            for (id, how) in &spec.matching {
+                fields.count(*id as usize);
+                let flags = [how.lstrip, how.rstrip, how.normalized];
+                flags.into_iter().for_each(|flag| fields.byte(u8::from(flag)));
+            }
+            fields.text("matching");
+        }
         for id in [spec.bos, spec.eos, spec.pad, spec.unk] {
             fields.byte(u8::from(id.is_some()));
             fields.count(id.unwrap_or(0) as usize);
@@ -209,6 +228,8 @@ fn pre_name(pre: PreTokenizer) -> &'static str {
         PreTokenizer::SmolLm => "smollm",
         PreTokenizer::Qwen2 => "qwen2",
         PreTokenizer::Llama3 => "llama-bpe",
+        PreTokenizer::Tekken => "tekken",
+        PreTokenizer::Gpt4o => "gpt-4o",
     }
 }
 
@@ -238,6 +259,33 @@ fn tensor_digests(tensors: &[Tensor<'_>]) -> Result<Vec<[u8; 32]>, Error> {
         digests[i] = digest;
     }
     Ok(digests)
+}
+
+fn sentence_piece(fields: &mut Fields, model: &SentencePiece) {
+    match &model.pieces {
+        Pieces::Bpe(merges) => {
+            fields.count(merges.len());
+            for (left, right) in merges {
+                fields.count(*left as usize);
+                fields.count(*right as usize);
+            }
+            fields.text("sentencepiece bpe");
+        }
+        Pieces::Unigram(scores) => {
+            fields.count(scores.len());
+            scores.iter().for_each(|score| fields.count(score.to_bits() as usize));
+            fields.text("sentencepiece unigram");
+        }
+    }
+    fields.text(match model.prefix {
+        SpacePrefix::Never => "never",
+        SpacePrefix::Start => "start",
+        SpacePrefix::Parts => "parts",
+        SpacePrefix::EveryPart => "every part",
+    });
+    for flag in [model.strip_space, model.cut_at_spaces, model.byte_fallback] {
+        fields.byte(u8::from(flag));
+    }
 }
 
 /// The hash of a tensor's values as little-endian `f32` in canonical order.

@@ -48,6 +48,9 @@ pub use rope_rule::{Llama3, RopeRule};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use template::{ChatTemplate, Message, RenderOptions};
 pub use tokenizer::{Controls, Special, Tokenizer};
-pub use tokenizer_spec::{PreTokenizer, TokenKind, TokenizerSpec};
+pub use tokenizer_spec::{
+    Matching, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
+    TokenizerSpec,
+};
 pub use written::ExportError;
 pub use yarn::Yarn;

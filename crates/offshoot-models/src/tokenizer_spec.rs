@@ -21,27 +21,96 @@ pub enum TokenKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PreTokenizer {
-    /// GPT-2's pattern (GGUF `gpt-2`, `default`).
+    /// GPT-2's pattern (GGUF `gpt-2`, `phi-2`, `default`).
     Gpt2,
     /// Digits one by one, then GPT-2's pattern (GGUF `smollm`).
     SmolLm,
-    /// Qwen2's pattern, after NFC (GGUF `qwen2`).
+    /// Qwen2's pattern, after NFC (GGUF `qwen2`, `deepseek-r1-qwen`).
     Qwen2,
-    /// Llama 3's pattern (GGUF `llama-bpe`, `llama3`, `llama-v3`).
+    /// Llama 3's pattern (GGUF `llama-bpe`, `llama3`, `llama-v3`, `falcon3`, `pixtral`, `lfm2`).
     Llama3,
+    /// Mistral's of the byte-level tokenizers, which they call Tekken (GGUF `tekken`).
+    Tekken,
+    /// GPT-4o's pattern, Phi-4's too (GGUF `gpt-4o`).
+    Gpt4o,
 }
 
-/// A byte-level byte-pair tokenizer as a model file describes it.
+/// How text becomes tokens.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum TokenizerModel {
+    /// Byte-pair merges of words, written in GPT-2's alphabet of bytes (GGUF `gpt2`).
+    ByteLevel {
+        /// Merges in order of rank, as pairs of token texts.
+        merges: Vec<(String, String)>,
+        /// The cutting rule.
+        pre: PreTokenizer,
+    },
+    /// Pieces in the manner of SentencePiece (GGUF `llama`, `t5`).
+    SentencePiece(SentencePiece),
+}
+
+/// Pieces of text whose spaces are written as U+2581; what no piece spells is written in bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SentencePiece {
+    /// Which pieces a text is made of.
+    pub pieces: Pieces,
+    /// Where a space is put before text.
+    pub prefix: SpacePrefix,
+    /// Whether decoded text loses the space that it begins with.
+    pub strip_space: bool,
+    /// Whether text is cut before each space first.
+    pub cut_at_spaces: bool,
+    /// Whether a character without a piece is written in bytes, where all of them have tokens.
+    pub byte_fallback: bool,
+}
+
+/// How pieces are chosen.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Pieces {
+    /// By merges of characters in order of rank, as pairs of ids.
+    Bpe(Vec<(u32, u32)>),
+    /// By the greatest sum of scores, the logarithms of probabilities, one a token (GGUF `t5`); those
+    /// of tokens that are no ordinary ones are 0.
+    Unigram(Vec<f64>),
+}
+
+/// Where SentencePiece's dummy space is put. What lies between added tokens is a part of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SpacePrefix {
+    /// Nowhere.
+    Never,
+    /// Before the text, unless it begins with a space or an added token.
+    Start,
+    /// Before each part that does not begin with a space.
+    Parts,
+    /// Before each part, with or without a space.
+    EveryPart,
+}
+
+/// How an added token is found, where that is not simply by its text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Matching {
+    /// With the white space before it.
+    pub lstrip: bool,
+    /// With the white space behind it.
+    pub rstrip: bool,
+    /// In the text that the pieces are made of, instead of in the raw text.
+    pub normalized: bool,
+}
+
+/// A tokenizer as a model file describes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenizerSpec {
-    /// Text of each token in byte-level alphabet; the index is the id.
+    /// Text of each token, in the byte-level alphabet or with U+2581 for spaces; the index is the id.
     pub tokens: Vec<String>,
     /// Kind of each token, as many as `tokens`.
     pub kinds: Vec<TokenKind>,
-    /// Merges in order of rank, as pairs of token texts.
-    pub merges: Vec<(String, String)>,
-    /// The cutting rule.
-    pub pre: PreTokenizer,
+    /// How text becomes tokens.
+    pub model: TokenizerModel,
+    /// Added tokens that are found otherwise than by their text alone, by ascending ids.
+    pub matching: Vec<(u32, Matching)>,
     /// Begin-of-text id.
     pub bos: Option<u32>,
     /// End-of-text id as the file names it.

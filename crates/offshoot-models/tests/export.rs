@@ -18,7 +18,7 @@ use offshoot_models::huggingface::{FolderExport, FolderOptions};
 use offshoot_models::{
     BaseId, Checkpoint, Error, ExportError, Family, LogitRows, ModelConfig, NoHooks,
     PackedExecutor, PackedModel, PreTokenizer, Recipe, Segment, TemplateId, TokenKind, TokenizerId,
-    TokenizerSpec, VariantId, chain,
+    TokenizerModel, TokenizerSpec, VariantId, chain,
 };
 use serde_json::{Value, json};
 use support::folder::Folder;
@@ -36,8 +36,8 @@ fn spec(tokens: usize) -> TokenizerSpec {
     TokenizerSpec {
         tokens: (0..tokens).map(|i| format!("<{i}>")).collect(),
         kinds,
-        merges: Vec::new(),
-        pre: PreTokenizer::Gpt2,
+        model: TokenizerModel::ByteLevel { merges: Vec::new(), pre: PreTokenizer::Gpt2 },
+        matching: Vec::new(),
         bos: None,
         eos: Some(0),
         pad: None,
@@ -69,7 +69,7 @@ fn folder(name: &str) -> Folder {
         ),
         _ => {}
     }
-    if checkpoint.config().family == Family::Qwen3 {
+    if matches!(checkpoint.config().family, Family::Qwen3 | Family::Qwen3Moe) {
         // Those with biases are refused.
         folder.set("attention_bias", false);
         folder.tensors.retain(|name, _| !name.ends_with(".bias"));
@@ -202,8 +202,13 @@ fn the_file_of_a_folder_is_the_same_model() {
         {
             let dir = tempfile::tempdir().unwrap();
             let plain = folder.open().unwrap();
-            let file = as_file(&plain, recipe, dir.path()).unwrap();
-            assert_same(name, plain, file, &tokens);
+            let file = as_file(&plain, recipe, dir.path());
+            if name == "qwen3_moe_mixed" {
+                let refused = refusal(file);
+                assert!(refused.contains("with experts in some layers"), "{refused}");
+                continue;
+            }
+            assert_same(name, plain, file.unwrap(), &tokens);
         }
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 use support::assert_one_line;
 use support::folder::Sections;
-use support::hostile_folders::{self, smallest, sound};
+use support::hostile_folders::{self, smallest, smallest_of_pieces, sound};
 
 /// As often as the reader of JSON lets nothing nest.
 const REPEATS: usize = 100_000;
@@ -180,11 +180,35 @@ fn the_committed_fuzz_corpus_still_passes() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_mutated_tokenizer_of_pieces_never_panics(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..4),
+    ) {
+        let mut folder = smallest_of_pieces();
+        let bytes = folder.files.get_mut("tokenizer.json").unwrap();
+        for (at, byte, kind) in changes {
+            let at = at.index(bytes.len());
+            match kind {
+                0 => bytes[at] = byte,
+                // Another character of the file: much of it stays JSON.
+                1 => bytes[at] = bytes[byte as usize % bytes.len()],
+                _ => drop(bytes.remove(at)),
+            }
+        }
+        if let Err(error) = folder.sections().walk() {
+            assert_one_line(&error, "mutated");
+        }
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn a_mutated_folder_never_panics(
-        which in 0usize..6,
+        which in 0usize..7,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..6),
     ) {
         let mut bytes = sound()[which].1.join();

@@ -7,20 +7,23 @@ mod support;
 use offshoot_models::gguf::Array;
 use offshoot_models::{
     ChatTemplate, Checkpoint, Message, PreTokenizer, RenderOptions, Special, TemplateId, TokenKind,
-    Tokenizer, TokenizerId, TokenizerSpec,
+    Tokenizer, TokenizerId, TokenizerModel, TokenizerSpec,
 };
 use serde_json::{Value, json};
 use support::assert_one_line;
+use support::byte_level;
 use support::folder::Folder;
 use support::tiny::{TOKENS, Tiny};
 use support::tokenizer_files::{tokenizer_config, tokenizer_json};
 
 /// GGUF's names of the rules.
-const RULES: [(&str, PreTokenizer); 4] = [
+const RULES: [(&str, PreTokenizer); 6] = [
     ("gpt-2", PreTokenizer::Gpt2),
     ("smollm", PreTokenizer::SmolLm),
     ("qwen2", PreTokenizer::Qwen2),
     ("llama-bpe", PreTokenizer::Llama3),
+    ("tekken", PreTokenizer::Tekken),
+    ("gpt-4o", PreTokenizer::Gpt4o),
 ];
 
 fn gguf(tiny: &Tiny) -> Checkpoint {
@@ -56,7 +59,7 @@ fn a_folder_has_the_tokenizer_template_and_ends_of_the_gguf_file() {
         let (gguf, folder) = (gguf(&tiny), folder(&tiny).open().unwrap());
         let (ours, theirs) = (folder.tokenizer().unwrap(), gguf.tokenizer().unwrap());
         assert_eq!(ours, theirs);
-        assert_eq!(ours.pre, pre);
+        assert_eq!(byte_level::pre(ours), pre);
         assert_eq!(TokenizerId::of(ours), TokenizerId::of(theirs));
         assert_eq!(folder.stop_tokens(), gguf.stop_tokens());
         let template = folder.chat_template().unwrap();
@@ -90,8 +93,11 @@ fn rich(pre: PreTokenizer) -> TokenizerSpec {
     TokenizerSpec {
         tokens,
         kinds,
-        merges: merges.map(|(left, right)| (left.to_owned(), right.to_owned())).to_vec(),
-        pre,
+        model: TokenizerModel::ByteLevel {
+            merges: merges.map(|(left, right)| (left.to_owned(), right.to_owned())).to_vec(),
+            pre,
+        },
+        matching: Vec::new(),
         bos: None,
         eos: Some(262),
         pad: None,
@@ -263,7 +269,10 @@ fn a_tokenizer_that_cannot_be_built_is_an_error_only_when_asked_for() {
     type Change = fn(&mut Value);
     let cases: [(Change, &str); 16] = [
         (|json| json["model"]["type"] = "Unigram".into(), r#"model.type: "Unigram""#),
-        (|json| json["model"] = json!({"type": "Unigram", "vocab": [["a", 0.5]]}), "model.type"),
+        (
+            |json| json["model"] = json!({"type": "Unigram", "vocab": [["a", 0.5]]}),
+            "model.type: \"Uni",
+        ),
         (|json| json["model"]["byte_fallback"] = true.into(), "model.byte_fallback: not"),
         (|json| json["model"]["dropout"] = 0.1.into(), "model.dropout: not supported"),
         (|json| json["model"]["unk_token"] = "<unk>".into(), "model.unk_token: not supported"),
@@ -283,7 +292,10 @@ fn a_tokenizer_that_cannot_be_built_is_an_error_only_when_asked_for() {
         ),
         (|json| json["decoder"] = Value::Null, "decoder: missing, expected ByteLevel"),
         (|json| json["decoder"]["type"] = "WordPiece".into(), r#"decoder: "WordPiece""#),
-        (|json| json["added_tokens"][0]["lstrip"] = true.into(), r#"added_tokens: "<|pad|>" tak"#),
+        (
+            |json| json["added_tokens"][0]["single_word"] = true.into(),
+            r#"added_tokens: "<|pad|>" tak"#,
+        ),
     ];
     for (change, expected) in cases {
         let checkpoint = changed(|json, _| change(json));

@@ -11,6 +11,7 @@ use offshoot_models::{
 };
 
 mod support;
+use support::byte_level;
 use support::tiny::{FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, TOKENS, Tiny, TinyTensor};
 use support::{assert_one_line, hostile, walk};
 
@@ -198,7 +199,7 @@ fn a_qwen3_file_has_norms_of_heads() {
     let norm = checkpoint.require("model.layers.1.self_attn.k_norm.weight").unwrap();
     assert_eq!(norm.info.shape, [HEAD_DIM]);
     assert!(checkpoint.unused().is_empty());
-    assert_eq!(checkpoint.tokenizer().unwrap().pre, PreTokenizer::Qwen2);
+    assert_eq!(byte_level::pre(checkpoint.tokenizer().unwrap()), PreTokenizer::Qwen2);
     let mut tiny = Tiny::qwen3();
     tiny.tensors.remove("blk.1.attn_q_norm.weight");
     let error = walk(&tiny.bytes()).unwrap_err();
@@ -353,8 +354,8 @@ fn the_tokenizer_is_read_whole() {
     let spec = checkpoint.tokenizer().unwrap();
     assert_eq!(spec.tokens, TOKENS);
     assert_eq!(spec.kinds[2..4], [TokenKind::Control, TokenKind::Normal]);
-    assert_eq!(spec.merges[2], ("ab".to_owned(), "cd".to_owned()));
-    assert_eq!(spec.pre, PreTokenizer::SmolLm);
+    assert_eq!(byte_level::merges(spec)[2], ("ab".to_owned(), "cd".to_owned()));
+    assert_eq!(byte_level::pre(spec), PreTokenizer::SmolLm);
     assert_eq!((spec.bos, spec.eos, spec.pad, spec.unk), (Some(1), Some(2), Some(0), None));
     assert!(!spec.add_bos && !spec.add_eos);
     assert_eq!(checkpoint.chat_template(), Some("{{ messages[0].content }}"));
@@ -370,19 +371,22 @@ fn every_pre_tokenizer_name_maps_to_its_rule() {
         ("llama-bpe", PreTokenizer::Llama3, true),
         ("llama3", PreTokenizer::Llama3, true),
         ("llama-v3", PreTokenizer::Llama3, true),
+        ("tekken", PreTokenizer::Tekken, true),
+        ("gpt-4o", PreTokenizer::Gpt4o, false),
+        ("deepseek-r1-qwen", PreTokenizer::Qwen2, false),
     ] {
         let mut tiny = Tiny::llama();
         tiny.set("tokenizer.ggml.pre", name);
         let checkpoint = open(&tiny);
         let spec = checkpoint.tokenizer().unwrap();
-        assert_eq!((spec.pre, spec.add_bos), (pre, add_bos), "{name}");
+        assert_eq!((byte_level::pre(spec), spec.add_bos), (pre, add_bos), "{name}");
     }
 }
 
 #[test]
 fn a_tokenizer_that_cannot_be_built_is_an_error_only_when_asked_for() {
     for (key, value, expected) in [
-        ("tokenizer.ggml.model", Some("llama"), r#"kind "llama"; only byte-level BPE"#),
+        ("tokenizer.ggml.model", Some("bert"), r#"kind "bert"; byte-level BPE"#),
         ("tokenizer.ggml.model", None, r#"lacks key "tokenizer.ggml.model""#),
         ("tokenizer.ggml.pre", Some("viking"), r#""tokenizer.ggml.pre": "viking", expected gpt-2"#),
         ("tokenizer.ggml.pre", None, r#"lacks key "tokenizer.ggml.pre""#),
@@ -550,9 +554,9 @@ fn the_tokenizer_id_depends_on_every_field() {
     let changes: [fn(&mut offshoot_models::TokenizerSpec); 13] = [
         |spec| spec.tokens[3].push('x'),
         |spec| spec.kinds[3] = TokenKind::UserDefined,
-        |spec| spec.merges.swap(0, 1),
-        |spec| spec.merges[0] = ("ab".into(), String::new()),
-        |spec| spec.pre = PreTokenizer::Qwen2,
+        |spec| byte_level::parts(spec).0.swap(0, 1),
+        |spec| byte_level::parts(spec).0[0] = ("ab".into(), String::new()),
+        |spec| *byte_level::parts(spec).1 = PreTokenizer::Qwen2,
         |spec| spec.bos = None,
         |spec| spec.eos = Some(0),
         |spec| spec.pad = None,

@@ -129,10 +129,13 @@ proptest! {
 
     #[test]
     fn a_mutated_file_never_panics(
-        arch in prop::sample::select(vec!["llama", "qwen2", "qwen3moe"]),
+        which in 0usize..4,
         mutations in prop::collection::vec((any::<prop::sample::Index>(), mutation()), 1..6),
     ) {
-        let mut bytes = Tiny::smallest(arch).bytes();
+        let mut bytes = match which {
+            3 => support::pieces::smallest().bytes(),
+            arch => Tiny::smallest(["llama", "qwen2", "qwen3moe"][arch]).bytes(),
+        };
         // The part before the tensors' bytes is what can be hostile.
         let head = bytes.len() - offshoot_models::gguf::parse(&bytes).unwrap().tensors()
             .map(|(_, tensor)| tensor.range.len()).sum::<usize>();

@@ -101,6 +101,20 @@ fn well_known_templates_print_what_transformers_prints() {
 }
 
 #[test]
+fn templates_of_the_families_print_and_refuse_what_transformers_does() {
+    // Those above are of ChatML's, Llama 3's and Mistral's third; the other families are here.
+    let names = ["llama2", "mistral1", "tekken", "gemma2", "gemma3", "phi3"];
+    let differences = differences(&names);
+    assert_eq!(differences.len(), 0, "the first: {}", differences[0]);
+    let reference = reference();
+    let refused = |name: &str| {
+        let results = reference.templates[name].results.iter();
+        results.filter(|result| matches!(result, Expected::Refuses(_))).count()
+    };
+    assert!(names.iter().filter(|name| refused(name) > 0).count() >= 5);
+}
+
+#[test]
 fn values_print_as_in_python() {
     let differences = differences(&["values"]);
     assert_eq!(differences.len(), 0, "the first: {}", differences[0]);

@@ -4,12 +4,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+#[path = "support/byte_level.rs"]
+mod byte_level;
 #[path = "support/mixed_text.rs"]
 mod mixed_text;
+#[path = "support/tokenizer_files.rs"]
+#[allow(dead_code)] // only the patterns
+mod tokenizer_files;
 
 use mixed_text::Source;
 use offshoot_models::{
-    Controls, Detokenizer, PreTokenizer, Special, TokenKind, Tokenizer, TokenizerSpec,
+    Controls, Detokenizer, PreTokenizer, Special, TokenKind, Tokenizer, TokenizerModel,
+    TokenizerSpec,
 };
 use proptest::prelude::*;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -20,8 +26,14 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Model, NormalizerWrapper, PreTokenizerWrapper, normalizers};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer as Library};
 
-const RULES: [PreTokenizer; 4] =
-    [PreTokenizer::Gpt2, PreTokenizer::SmolLm, PreTokenizer::Qwen2, PreTokenizer::Llama3];
+const RULES: [PreTokenizer; 6] = [
+    PreTokenizer::Gpt2,
+    PreTokenizer::SmolLm,
+    PreTokenizer::Qwen2,
+    PreTokenizer::Llama3,
+    PreTokenizer::Tekken,
+    PreTokenizer::Gpt4o,
+];
 
 /// Added tokens, some of which start with another, and holes.
 const ADDED: [(&str, TokenKind); 8] = [
@@ -69,8 +81,8 @@ fn spec(pre: PreTokenizer, words: &[&str]) -> TokenizerSpec {
     TokenizerSpec {
         tokens,
         kinds,
-        merges,
-        pre,
+        model: TokenizerModel::ByteLevel { merges, pre },
+        matching: Vec::new(),
         bos: None,
         eos: Some(0),
         pad: None,
@@ -94,31 +106,28 @@ fn rich(pre: PreTokenizer) -> TokenizerSpec {
 
 /// The library's tokenizer for `spec`, with the pipelines that model files of each family carry.
 fn library(spec: &TokenizerSpec) -> Library {
+    let pre = byte_level::pre(spec);
     let vocab = spec.tokens.iter().cloned().zip(0u32..);
     let known = vocab.filter(|(_, id)| spec.kinds[*id as usize] != TokenKind::Unused);
     let model = BPE::builder()
-        .vocab_and_merges(known.collect::<Vocab>(), spec.merges.clone())
-        .ignore_merges(spec.pre == PreTokenizer::Llama3)
+        .vocab_and_merges(known.collect::<Vocab>(), byte_level::merges(spec).to_vec())
+        .ignore_merges(matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken))
         .build()
         .unwrap();
     let mut library = Library::new(model);
-    let split = |digits: &str| {
-        let pattern = format!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        );
+    let split = |pattern: String| {
         let pattern = SplitPattern::Regex(pattern);
         let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).unwrap();
         vec![split.into(), ByteLevel::new(false, true, false).into()]
     };
     let bytes = PreTokenizerWrapper::from(ByteLevel::new(false, true, true));
-    let steps = match spec.pre {
+    let steps = match pre {
         PreTokenizer::Gpt2 => vec![bytes],
         PreTokenizer::SmolLm => vec![Digits::new(true).into(), bytes],
-        PreTokenizer::Qwen2 => split(r"\p{N}"),
-        _ => split(r"\p{N}{1,3}"),
+        other => split(tokenizer_files::pattern(other)),
     };
     library.with_pre_tokenizer(Some(Sequence::new(steps)));
-    if spec.pre == PreTokenizer::Qwen2 {
+    if pre == PreTokenizer::Qwen2 {
         let nfc = NormalizerWrapper::from(normalizers::unicode::NFC);
         library.with_normalizer(Some(nfc)).unwrap();
     }
@@ -149,7 +158,7 @@ fn ids_are_the_librarys_for_every_rule() {
         for text in strings.iter().chain([&mixed]) {
             let ids = tokenizer.encode(text, Special::Parse).unwrap();
             let expected = library_ids(&mut library, text, Special::Parse);
-            assert_eq!(ids, expected, "{:?}, {:.60?}", spec.pre, text);
+            assert_eq!(ids, expected, "{:?}, {:.60?}", byte_level::pre(&spec), text);
             assert_eq!(tokenizer.decode(&ids, Controls::Keep).is_empty(), text.is_empty());
         }
     }
@@ -241,11 +250,13 @@ fn hostile_lists_are_errors_of_one_line() {
         ("263 token kinds for 264", |s| s.kinds.truncate(263)),
         ("tokens 65 and 66 are both \"A\"", |s| s.tokens[66] = "A".into()),
         ("are both \"<|end|>\"", |s| s.tokens[259] = "<|end|>".into()),
-        ("merge 0", |s| s.merges = vec![("a".into(), "zz".into())]),
-        ("merge 0", |s| s.merges = vec![("a".into(), "b".into())]),
-        ("merge 0", |s| s.merges = vec![("a b".into(), "\u{4e00}".into())]),
-        ("merge 0", |s| s.merges = vec![("".into(), "".into())]),
-        ("merge 0 joins \"xxxx", |s| s.merges = vec![("x".repeat(1 << 20), "\n".into())]),
+        ("merge 0", |s| *byte_level::parts(s).0 = vec![("a".into(), "zz".into())]),
+        ("merge 0", |s| *byte_level::parts(s).0 = vec![("a".into(), "b".into())]),
+        ("merge 0", |s| *byte_level::parts(s).0 = vec![("a b".into(), "\u{4e00}".into())]),
+        ("merge 0", |s| *byte_level::parts(s).0 = vec![("".into(), "".into())]),
+        ("merge 0 joins \"xxxx", |s| {
+            *byte_level::parts(s).0 = vec![("x".repeat(1 << 20), "\n".into())]
+        }),
         ("eos id is 264, of 264", |s| s.eos = Some(264)),
         ("bos id is 4294967295", |s| s.bos = Some(u32::MAX)),
         ("end of turn id is 999", |s| s.end_of_turn = vec![0, 999]),
@@ -295,7 +306,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
-    fn any_text_has_the_librarys_ids(text in text(), rule in 0usize..4, parse: bool) {
+    fn any_text_has_the_librarys_ids(text in text(), rule in 0usize..RULES.len(), parse: bool) {
         let spec = rich(RULES[rule]);
         let tokenizer = Tokenizer::new(&spec).unwrap();
         let special = if parse { Special::Parse } else { Special::Text };
@@ -304,7 +315,7 @@ proptest! {
     }
 
     #[test]
-    fn text_survives_the_way_there_and_back(text in text(), rule in 0usize..4, parse: bool) {
+    fn text_survives_the_way_there_and_back(text in text(), rule in 0usize..RULES.len(), parse: bool) {
         prop_assume!(RULES[rule] != PreTokenizer::Qwen2); // NFC changes texts.
         let tokenizer = Tokenizer::new(&rich(RULES[rule])).unwrap();
         let special = if parse { Special::Parse } else { Special::Text };

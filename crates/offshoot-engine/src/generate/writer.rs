@@ -62,7 +62,10 @@ impl<'a> Writer<'a> {
             options,
             sampler: Sampler::new(options.sampling.clone())?,
             stop: StopMatcher::new(options.stop.clone())?,
-            detokenizer: Detokenizer::new(model.tokenizer().clone(), Controls::Skip),
+            detokenizer: match options.goes_on {
+                true => Detokenizer::going_on(model.tokenizer().clone(), Controls::Skip),
+                false => Detokenizer::new(model.tokenizer().clone(), Controls::Skip),
+            },
             answer,
             context: text,
             most,

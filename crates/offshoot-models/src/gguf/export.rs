@@ -2,20 +2,22 @@
 //! `canonical.rs` and `tokenizer.rs`.
 //!
 //! A GGUF file's own keys are copied, but those that say how its tensors are stored. For a folder
-//! they are written as llama.cpp's converter does (`keys.rs`). One key is offshoot's own:
+//! they are written as llama.cpp's converter does (`keys.rs`). Two keys are offshoot's own:
 //! `offshoot.stop_tokens`, the ids at which an answer ends, where other keys and the tokens' texts
-//! do not give all of them.
+//! do not give all of them, and `offshoot.space_prefix` (`pieces.rs`).
 
 use std::io::{self, Write};
 
 use offshoot_kernels::{BlockType, Cpu};
 
 use super::rope::TENSORS;
+use super::tokenizer::BYTE_LEVEL;
 use super::value::Array;
-use super::{Gguf, MAGIC, Shown, Writer, canonical, join, keys, parse};
+use super::{Gguf, MAGIC, Shown, Writer, canonical, join, keys, parse, pieces};
 use crate::written::{ExportError, Written};
 use crate::{
-    Checkpoint, Error, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerSpec, stop_tokens,
+    Checkpoint, Error, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerModel, TokenizerSpec,
+    stop_tokens,
 };
 
 /// Keys that say how the tensors of one file are stored.
@@ -196,7 +198,8 @@ fn keys(
         }
         None => {
             made = keys::write(checkpoint, options.name, writer)?;
-            tokenizer(checkpoint.tokenizer()?, writer)?;
+            let arch = canonical::arch(checkpoint.config().family);
+            tokenizer(checkpoint.tokenizer()?, arch, writer)?;
             if let Some(template) = checkpoint.chat_template() {
                 writer.key("tokenizer.chat_template", template)?;
             }
@@ -224,26 +227,28 @@ fn floats(gguf: &Gguf<'_>, name: &str) -> Option<Vec<f32>> {
     Some(words.map(|word| f32::from_le_bytes(*word)).collect())
 }
 
-/// The tokenizer, byte-level BPE.
-fn tokenizer(spec: &TokenizerSpec, writer: &mut Writer) -> Result<(), Error> {
+/// The tokenizer.
+fn tokenizer(spec: &TokenizerSpec, arch: &str, writer: &mut Writer) -> Result<(), Error> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
-    writer.key(&key("model"), "gpt2")?.key(&key("pre"), pre_name(spec.pre))?;
     let tokens: Array<'_> = spec.tokens.iter().map(String::as_str).collect();
     let kinds: Array<'_> = spec.kinds.iter().map(|kind| kind_number(*kind)).collect();
     writer.key(&key("tokens"), tokens)?.key(&key("token_type"), kinds)?;
-    let mut merges = Vec::with_capacity(spec.merges.len());
-    for (left, right) in &spec.merges {
-        if left.contains(' ') || right.contains(' ') {
-            let merge = format!("{left} {right}");
-            return Err(Error::Tokenizer(format!(
-                "merge {}: a GGUF file has no place for spaces in it",
-                Shown(&merge)
-            )));
+    match &spec.model {
+        TokenizerModel::ByteLevel { merges, pre } => {
+            writer.key(&key("model"), BYTE_LEVEL)?.key(&key("pre"), pre_name(*pre))?;
+            writer.key(&key("merges"), joined(merges)?)?;
         }
-        merges.push(format!("{left} {right}"));
+        TokenizerModel::SentencePiece(model) => {
+            let written = pieces::written(spec, model, arch)?;
+            let scores: Array<'_> = written.scores.into_iter().collect();
+            writer.key(&key("model"), written.model)?.key(&key("pre"), "default")?;
+            writer.key(&key("scores"), scores)?;
+            writer.key(&key("add_space_prefix"), written.add_space_prefix)?;
+            if let Some((own, value)) = written.space_prefix {
+                writer.key(own, value)?;
+            }
+        }
     }
-    let merges: Array<'_> = merges.iter().map(String::as_str).collect();
-    writer.key(&key("merges"), merges)?;
     for (name, id) in
         [("bos", spec.bos), ("eos", spec.eos), ("padding", spec.pad), ("unknown", spec.unk)]
     {
@@ -256,12 +261,30 @@ fn tokenizer(spec: &TokenizerSpec, writer: &mut Writer) -> Result<(), Error> {
     Ok(())
 }
 
+/// Merges as a file has them, a space between.
+fn joined(merges: &[(String, String)]) -> Result<Array<'static>, Error> {
+    let mut texts = Vec::with_capacity(merges.len());
+    for (left, right) in merges {
+        let merge = format!("{left} {right}");
+        if left.contains(' ') || right.contains(' ') {
+            return Err(Error::Tokenizer(format!(
+                "merge {}: a GGUF file has no place for spaces in it",
+                Shown(&merge)
+            )));
+        }
+        texts.push(merge);
+    }
+    Ok(texts.iter().map(String::as_str).collect())
+}
+
 fn pre_name(pre: PreTokenizer) -> &'static str {
     match pre {
         PreTokenizer::Gpt2 => "gpt-2",
         PreTokenizer::SmolLm => "smollm",
         PreTokenizer::Qwen2 => "qwen2",
         PreTokenizer::Llama3 => "llama-bpe",
+        PreTokenizer::Tekken => "tekken",
+        PreTokenizer::Gpt4o => "gpt-4o",
     }
 }
 

@@ -16,6 +16,7 @@ mod cursor;
 mod experts;
 mod export;
 mod keys;
+mod pieces;
 mod reader;
 mod rope;
 mod sampling;

@@ -2,8 +2,15 @@
 
 use super::export::STOP_TOKENS;
 use super::value::{Array, Value};
-use super::{Gguf, Shown, malformed};
-use crate::{Error, PreTokenizer, TokenKind, TokenizerSpec, stop_tokens};
+use super::{Gguf, Shown, malformed, pieces};
+use crate::{Error, PreTokenizer, TokenKind, TokenizerModel, TokenizerSpec, stop_tokens};
+
+/// `tokenizer.ggml.model` of SentencePiece's pieces by merges.
+pub(super) const SENTENCE_PIECE: &str = "llama";
+/// `tokenizer.ggml.model` of SentencePiece's likeliest pieces.
+pub(super) const UNIGRAM: &str = "t5";
+/// `tokenizer.ggml.model` of byte-level merges.
+pub(super) const BYTE_LEVEL: &str = "gpt2";
 
 /// What a file says of its tokenizer.
 pub(super) struct Told {
@@ -102,9 +109,17 @@ struct Ids {
 
 impl Ids {
     fn read(gguf: &Gguf<'_>, rows: usize) -> Result<Self, Error> {
+        // SentencePiece's own ids, which llama.cpp falls back on too.
+        let pieces = gguf.text("tokenizer.ggml.model")? == Some(SENTENCE_PIECE);
+        let usual = |name: &str| match name {
+            "unknown" if pieces => Some(0),
+            "bos" if pieces && rows > 1 => Some(1),
+            "eos" if pieces && rows > 2 => Some(2),
+            _ => None,
+        };
         let id = |name: &str| -> Result<Option<u32>, Error> {
             let key = format!("tokenizer.ggml.{name}_token_id");
-            let Some(id) = gguf.unsigned(&key)? else { return Ok(None) };
+            let Some(id) = gguf.unsigned(&key)? else { return Ok(usual(name)) };
             let inside = u32::try_from(id).ok().filter(|&id| (id as usize) < rows);
             inside.map(Some).ok_or_else(|| {
                 malformed(format_args!("key \"{key}\": {id}, but there are {rows} tokens"))
@@ -127,34 +142,52 @@ fn spec(
     kinds: Vec<TokenKind>,
     ids: &Ids,
 ) -> Result<Result<TokenizerSpec, String>, Error> {
-    match gguf.text("tokenizer.ggml.model")? {
-        Some("gpt2") => {}
+    let mut kinds = kinds;
+    let mut texts: Vec<String> =
+        tokens.strings().into_iter().flatten().map(str::to_owned).collect();
+    let mut matching = Vec::new();
+    let (model, add_bos) = match gguf.text("tokenizer.ggml.model")? {
+        Some(BYTE_LEVEL) => {
+            let merges = merges(gguf)?;
+            let pre = match pre_tokenizer(gguf.text("tokenizer.ggml.pre")?) {
+                Ok(pre) => pre,
+                Err(what) => return Ok(Err(what)),
+            };
+            // llama.cpp puts a begin-of-text token by default for these two alone.
+            let add_bos = matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken);
+            (TokenizerModel::ByteLevel { merges, pre }, add_bos)
+        }
+        Some(name @ (SENTENCE_PIECE | UNIGRAM)) => {
+            if let Some(what) = pieces::unsupported(gguf)? {
+                return Ok(Err(what));
+            }
+            pieces::restore(&mut texts, &mut kinds);
+            let unigram = name == UNIGRAM;
+            let scores = array(gguf, "scores")?;
+            let model = pieces::model(gguf, scores, &texts, &kinds, unigram)?;
+            let architecture = gguf.text("general.architecture")?.unwrap_or_default();
+            matching = pieces::matching(architecture, &texts, &kinds);
+            (TokenizerModel::SentencePiece(model), !unigram)
+        }
         Some(other) => {
             return Ok(Err(format!(
-                "the file's tokenizer is of kind {}; only byte-level BPE (\"gpt2\") is supported",
+                "the file's tokenizer is of kind {}; byte-level BPE (\"gpt2\") and \
+                 SentencePiece's (\"llama\", \"t5\") are supported",
                 Shown(other)
             )));
         }
         None => return Ok(Err("the file lacks key \"tokenizer.ggml.model\"".to_owned())),
-    }
-    let merges = merges(gguf)?;
-    let pre = match pre_tokenizer(gguf.text("tokenizer.ggml.pre")?) {
-        Ok(pre) => pre,
-        Err(what) => return Ok(Err(what)),
     };
     Ok(Ok(TokenizerSpec {
-        tokens: tokens.strings().into_iter().flatten().map(str::to_owned).collect(),
+        tokens: texts,
         kinds,
-        merges,
-        pre,
+        model,
+        matching,
         bos: ids.bos,
         eos: ids.eos,
         pad: ids.pad,
         unk: ids.unk,
-        // Of these cutting rules llama.cpp puts a begin-of-text token by default for Llama 3 alone.
-        add_bos: gguf
-            .flag("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(pre == PreTokenizer::Llama3 && ids.bos.is_some()),
+        add_bos: gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos && ids.bos.is_some()),
         add_eos: gguf.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
         end_of_turn: ids.end_of_turn.clone(),
     }))
@@ -162,12 +195,17 @@ fn spec(
 
 fn pre_tokenizer(name: Option<&str>) -> Result<PreTokenizer, String> {
     match name {
-        Some("gpt-2" | "default") => Ok(PreTokenizer::Gpt2),
+        Some("gpt-2" | "phi-2" | "default") => Ok(PreTokenizer::Gpt2),
         Some("smollm") => Ok(PreTokenizer::SmolLm),
-        Some("qwen2") => Ok(PreTokenizer::Qwen2),
-        Some("llama-bpe" | "llama3" | "llama-v3") => Ok(PreTokenizer::Llama3),
+        Some("qwen2" | "deepseek-r1-qwen") => Ok(PreTokenizer::Qwen2),
+        Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "lfm2") => {
+            Ok(PreTokenizer::Llama3)
+        }
+        Some("tekken") => Ok(PreTokenizer::Tekken),
+        Some("gpt-4o") => Ok(PreTokenizer::Gpt4o),
         Some(other) => Err(format!(
-            "key \"tokenizer.ggml.pre\": {}, expected gpt-2, default, smollm, qwen2 or llama-bpe",
+            "key \"tokenizer.ggml.pre\": {}, expected gpt-2, default, smollm, qwen2, llama-bpe, \
+             tekken or gpt-4o",
             Shown(other)
         )),
         None => Err("the file lacks key \"tokenizer.ggml.pre\", the rule that cuts text into \

@@ -11,6 +11,7 @@
 //! model.safetensors              weights, in one file                           safetensors.rs
 //! model.safetensors.index.json   or in several, with the file of each tensor    shards.rs
 //! tokenizer.json                 vocabulary, merges, added tokens               tokenizer.rs
+//!                                stages around pieces                           sentence_piece.rs
 //! tokenizer_config.json          names of special tokens, chat template         tokenizer_config.rs
 //! chat_template.jinja            the chat template, before any other
 //! generation_config.json         further ids at which an answer ends, settings of sampling
@@ -27,6 +28,7 @@ mod generation_config;
 pub mod peft;
 mod rope;
 mod safetensors;
+mod sentence_piece;
 mod shards;
 mod tokenizer;
 mod tokenizer_config;

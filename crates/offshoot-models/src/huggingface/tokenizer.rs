@@ -8,12 +8,13 @@ use std::collections::HashMap;
 
 use serde::de::IgnoredAny;
 
+use super::sentence_piece::{self, Around};
 use super::tokenizer_config::{Special, TokenizerConfig};
-use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson};
+use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson, Vocab};
 use super::{TOKENIZER, config, not_json, wrong};
 use crate::shown::Shown;
-use crate::tokenizer::pattern;
-use crate::{Error, PreTokenizer, TokenKind, TokenizerSpec};
+use crate::tokenizer::{byte_of, pattern};
+use crate::{Error, Matching, PreTokenizer, TokenKind, TokenizerModel, TokenizerSpec};
 
 /// Longest file that is read; those of 150 thousand tokens have 7 to 17 MB.
 pub(super) const BYTES_MAX: usize = 48 << 20;
@@ -35,15 +36,17 @@ pub(super) fn read(
         return Err(wrong(TOKENIZER, format_args!("more than {BYTES_MAX} bytes")));
     }
     let file: TokenizerJson = serde_json::from_slice(bytes).map_err(|e| not_json(TOKENIZER, &e))?;
-    let pre = match pipeline(&file) {
-        Ok(pre) => pre,
+    let pipeline = match pipeline(&file) {
+        Ok(pipeline) => pipeline,
         Err(what) => return Ok(Err(format!("{TOKENIZER}: {what}"))),
     };
-    let (tokens, kinds) = tokens(&file, told.config.vocab_size)?;
+    let rows = told.config.vocab_size;
+    let (tokens, kinds) = tokens(&file, rows)?;
+    let matching = matching(&file, &pipeline, &kinds);
     let id = |named: &Option<Special>, other: Option<u32>| {
         let text = named.as_ref().map(Special::text);
         let added = file.added_tokens.0.iter().find(|added| Some(added.content.as_str()) == text);
-        added.map(|added| added.id).or(other)
+        added.map(|added| added.id).filter(|id| (*id as usize) < rows).or(other)
     };
     let eos = told.eos.as_ref().and_then(|eos| eos.alone());
     let (bos, eos) = (id(&names.bos_token, told.bos), id(&names.eos_token, eos));
@@ -51,62 +54,121 @@ pub(super) fn read(
         let added = file.added_tokens.0.iter().find(|added| Some(added.content.as_str()) == text);
         added.map(|added| added.id)
     });
+    let mut unk = id(&names.unk_token, told.unk);
+    let pad = id(&names.pad_token, told.pad);
+    let add_bos = names.add_bos_token.unwrap_or(first.is_some() && first == bos);
+    let add_eos = names.add_eos_token.unwrap_or(last.is_some() && last == eos);
+    let model = match &pipeline {
+        Pipeline::ByteLevel(pre) => {
+            let merges = file.model.merges.0.into_iter();
+            let merges = merges.map(|Merge(left, right)| (left, right)).collect();
+            TokenizerModel::ByteLevel { merges, pre: *pre }
+        }
+        Pipeline::Pieces(around) => {
+            unk = sentence_piece::unknown(&file.model).or(unk);
+            let model = sentence_piece::model(around, &file.model, &tokens, &kinds)?;
+            TokenizerModel::SentencePiece(model)
+        }
+    };
     Ok(Ok(TokenizerSpec {
         tokens,
         kinds,
-        add_bos: names.add_bos_token.unwrap_or(first.is_some() && first == bos),
-        add_eos: names.add_eos_token.unwrap_or(last.is_some() && last == eos),
+        model,
+        matching,
         bos,
         eos,
-        pad: id(&names.pad_token, told.pad),
-        unk: id(&names.unk_token, told.unk),
-        merges: file.model.merges.0.into_iter().map(|Merge(left, right)| (left, right)).collect(),
-        pre,
+        pad,
+        unk,
+        add_bos,
+        add_eos,
         end_of_turn: Vec::new(),
     }))
 }
 
-/// The cutting rule, if offshoot has all that the file asks for.
-fn pipeline(file: &TokenizerJson) -> Result<PreTokenizer, String> {
-    model(&file.model)?;
-    for added in &file.added_tokens.0 {
-        if added.lstrip || added.rstrip || added.single_word {
-            let token = Shown(&added.content);
-            return Err(format!(
-                "added_tokens: {token} takes spaces beside it or only whole words, which is not \
-                 supported"
-            ));
-        }
+/// How text becomes tokens, without what comes from the vocabulary.
+enum Pipeline {
+    ByteLevel(PreTokenizer),
+    Pieces(Around),
+}
+
+/// The stages of the file, if offshoot has all that it asks for.
+fn pipeline(file: &TokenizerJson) -> Result<Pipeline, String> {
+    let pieces = sentence_piece::is_meant(file);
+    model(&file.model, pieces)?;
+    if let Some(added) = file.added_tokens.0.iter().find(|added| added.single_word) {
+        let token = Shown(&added.content);
+        return Err(format!(
+            "added_tokens: {token} takes only whole words, which is not supported"
+        ));
+    }
+    if pieces {
+        let known = ["ByteLevel", "TemplateProcessing"];
+        flat(file.post_processor.as_ref(), "post_processor", &known)?;
+        return Ok(Pipeline::Pieces(sentence_piece::around(file)?));
     }
     let pre = cutting(file.pre_tokenizer.as_ref(), normalized(file.normalizer.as_ref())?)?;
-    // Llama 3 takes a word that is a token whole; files saved before the library knew that say
-    // false and mean it all the same.
-    if file.model.ignore_merges && pre != PreTokenizer::Llama3 {
+    // Llama 3 and Tekken take a word that is a token whole; files saved before the library knew that
+    // say false and mean it all the same.
+    let whole = matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken);
+    if file.model.ignore_merges && !whole {
         return Err(format!("model.ignore_merges: not supported beside the pattern of {pre:?}"));
     }
     flat(file.post_processor.as_ref(), "post_processor", &["ByteLevel", "TemplateProcessing"])?;
     match flat(file.decoder.as_ref(), "decoder", &["ByteLevel"])? {
-        true => Ok(pre),
+        true => Ok(Pipeline::ByteLevel(pre)),
         false => Err("decoder: missing, expected ByteLevel".to_owned()),
     }
 }
 
-/// Checks that the model is byte-pair merges and nothing else.
-fn model(model: &Model) -> Result<(), String> {
-    let kind = model.kind.as_deref().unwrap_or("BPE");
-    if kind != "BPE" || model.vocab.0.is_none() {
-        return Err(format!("model.type: {} is not supported, only \"BPE\"", Shown(kind)));
+/// How the added tokens are found that are not simply found by their text.
+///
+/// A control token is always looked for in the raw text. Byte-level tokenizers have no normaliser
+/// that would change a token's text.
+fn matching(
+    file: &TokenizerJson,
+    pipeline: &Pipeline,
+    kinds: &[TokenKind],
+) -> Vec<(u32, Matching)> {
+    let mut matching: Vec<(u32, Matching)> = Vec::new();
+    for added in &file.added_tokens.0 {
+        let Some(kind) = kinds.get(added.id as usize) else { continue };
+        let normalized = added.normalized
+            && *kind == TokenKind::UserDefined
+            && matches!(pipeline, Pipeline::Pieces(_));
+        let how = Matching { lstrip: added.lstrip, rstrip: added.rstrip, normalized };
+        if how != Matching::default() {
+            matching.push((added.id, how));
+        }
+    }
+    matching.sort_unstable_by_key(|(id, _)| *id);
+    matching.dedup_by_key(|(id, _)| *id);
+    matching
+}
+
+/// Checks that the model is byte-pair merges, and nothing else but what `pieces` have beside them.
+fn model(model: &Model, pieces: bool) -> Result<(), String> {
+    let usual = if matches!(model.vocab, Vocab::Ids(_)) { "BPE" } else { "Unigram" };
+    let kind = model.kind.as_deref().unwrap_or(usual);
+    if kind != usual || kind == "Unigram" && !pieces {
+        let kind = Shown(kind);
+        return Err(format!("model.type: {kind} is not supported with such a vocabulary"));
     }
     let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let settings = [
         ("dropout", model.dropout.is_some_and(|rate| rate != 0.0)),
-        ("unk_token", text(&model.unk_token)),
+        ("unk_token", !pieces && text(&model.unk_token)),
         ("continuing_subword_prefix", text(&model.continuing_subword_prefix)),
         ("end_of_word_suffix", text(&model.end_of_word_suffix)),
-        ("byte_fallback", model.byte_fallback),
+        ("byte_fallback", !pieces && model.byte_fallback),
+        ("ignore_merges", pieces && model.ignore_merges),
+        ("fuse_unk", pieces && usual == "BPE" && text(&model.unk_token) && !model.fuse_unk),
     ];
     match settings.iter().find(|(_, set)| *set) {
-        Some((name, _)) => Err(format!("model.{name}: not supported, only byte-level BPE is")),
+        Some(("fuse_unk", _)) => Err("model.fuse_unk: only true is supported".to_owned()),
+        Some((name, _)) => {
+            let kind = if pieces { "pieces" } else { "byte-level BPE" };
+            Err(format!("model.{name}: not supported beside {kind}"))
+        }
         None => Ok(()),
     }
 }
@@ -135,8 +197,8 @@ fn flat(step: Option<&Step>, field: &str, known: &[&str]) -> Result<bool, String
 /// The rule that a file's stages come to.
 fn cutting(step: Option<&Step>, nfc: bool) -> Result<PreTokenizer, String> {
     let other = || {
-        Err("pre_tokenizer: cuts text by a rule that is not supported; those of GPT-2, SmolLM2, \
-             Qwen2 and Llama 3 are"
+        Err("pre_tokenizer: cuts text by a rule that is not supported; those of GPT-2, GPT-4o, \
+             SmolLM2, Qwen2, Llama 3 and Mistral are"
             .to_owned())
     };
     let Some(step) = step else { return other() };
@@ -145,11 +207,18 @@ fn cutting(step: Option<&Step>, nfc: bool) -> Result<PreTokenizer, String> {
         ("Sequence", Some(List(steps))) => match &steps[..] {
             [only] if byte_level(only, true) => PreTokenizer::Gpt2,
             [first, last] if digits(first) && byte_level(last, true) => PreTokenizer::SmolLm,
-            [first, last] if byte_level(last, false) => match split(first) {
-                Some(text) if text == pattern(PreTokenizer::Qwen2) => PreTokenizer::Qwen2,
-                Some(text) if text == pattern(PreTokenizer::Llama3) => PreTokenizer::Llama3,
-                _ => return other(),
-            },
+            [first, last] if byte_level(last, false) => {
+                let known = [
+                    PreTokenizer::Qwen2,
+                    PreTokenizer::Llama3,
+                    PreTokenizer::Tekken,
+                    PreTokenizer::Gpt4o,
+                ];
+                match known.into_iter().find(|pre| split(first) == Some(pattern(*pre))) {
+                    Some(pre) => pre,
+                    None => return other(),
+                }
+            }
             _ => return other(),
         },
         _ => return other(),
@@ -202,15 +271,18 @@ fn tokens(file: &TokenizerJson, rows: usize) -> Result<(Vec<String>, Vec<TokenKi
     };
     let added: HashMap<&str, u32> =
         file.added_tokens.0.iter().map(|added| (added.content.as_str(), added.id)).collect();
-    for (text, id) in file.model.vocab.0.iter().flatten() {
-        if let Some(other) = added.get(text.as_str()).filter(|other| *other != id) {
+    for (text, id) in file.model.vocab.entries() {
+        if let Some(other) = added.get(text).filter(|other| **other != id) {
             let what =
                 format!("model.vocab: {} has id {id}, added_tokens say {other}", Shown(text));
             return Err(wrong(TOKENIZER, what));
         }
-        enter("model.vocab", *id, text, TokenKind::Normal)?;
+        let byte = file.model.byte_fallback && byte_of(text).is_some();
+        let kind = if byte { TokenKind::Byte } else { TokenKind::Normal };
+        enter("model.vocab", id, text, kind)?;
     }
-    for added in &file.added_tokens.0 {
+    // Gemma 3's files of text alone name tokens of pictures that their embedding lacks.
+    for added in file.added_tokens.0.iter().filter(|added| (added.id as usize) < rows) {
         let control = added.special || looks_special(&added.content);
         let kind = if control { TokenKind::Control } else { TokenKind::UserDefined };
         enter("added_tokens", added.id, &added.content, kind)?;

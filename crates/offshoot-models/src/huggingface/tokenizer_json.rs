@@ -39,6 +39,8 @@ pub(super) struct AddedToken {
     pub(super) lstrip: bool,
     #[serde(default)]
     pub(super) rstrip: bool,
+    #[serde(default)]
+    pub(super) normalized: bool,
 }
 
 /// A stage of the pipeline, or a sequence of them.
@@ -63,6 +65,13 @@ pub(super) struct Stage<S> {
     pub(super) add_prefix_space: Option<bool>,
     pub(super) use_regex: Option<bool>,
     pub(super) single: Option<List<Piece, 16>>,
+    pub(super) prepend: Option<String>,
+    pub(super) content: Option<String>,
+    pub(super) replacement: Option<String>,
+    pub(super) prepend_scheme: Option<String>,
+    pub(super) split: Option<bool>,
+    pub(super) start: Option<usize>,
+    pub(super) stop: Option<usize>,
 }
 
 /// What a text is split at.
@@ -70,6 +79,8 @@ pub(super) struct Stage<S> {
 pub(super) struct Pattern {
     #[serde(rename = "Regex")]
     pub(super) regex: Option<String>,
+    #[serde(rename = "String")]
+    pub(super) string: Option<String>,
 }
 
 /// A part of a template: a token of its own or the text.
@@ -92,10 +103,13 @@ pub(super) struct Model {
     pub(super) kind: Option<String>,
     pub(super) dropout: Option<f64>,
     pub(super) unk_token: Option<String>,
+    pub(super) unk_id: Option<u32>,
     pub(super) continuing_subword_prefix: Option<String>,
     pub(super) end_of_word_suffix: Option<String>,
     #[serde(default)]
     pub(super) byte_fallback: bool,
+    #[serde(default)]
+    pub(super) fuse_unk: bool,
     #[serde(default)]
     pub(super) ignore_merges: bool,
     pub(super) vocab: Vocab,
@@ -103,8 +117,23 @@ pub(super) struct Model {
     pub(super) merges: List<Merge, TOKENS_MAX>,
 }
 
-/// Texts and ids as they come; `None` for a vocabulary of another kind.
-pub(super) struct Vocab(pub(super) Option<Vec<(String, u32)>>);
+/// Texts and ids as they come, or texts and scores whose ids are their places.
+pub(super) enum Vocab {
+    Ids(Vec<(String, u32)>),
+    Scores(Vec<(String, f64)>),
+}
+
+impl Vocab {
+    /// Texts and ids.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, u32)> {
+        let (ids, scores) = match self {
+            Vocab::Ids(ids) => (&ids[..], &[][..]),
+            Vocab::Scores(scores) => (&[][..], &scores[..]),
+        };
+        let ids = ids.iter().map(|(text, id)| (text.as_str(), *id));
+        ids.chain(scores.iter().map(|(text, _)| text.as_str()).zip(0u32..))
+    }
+}
 
 impl<'de> Deserialize<'de> for Vocab {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -113,7 +142,7 @@ impl<'de> Deserialize<'de> for Vocab {
             type Value = Vocab;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of ids")
+                f.write_str("an object of ids or a list of texts with scores")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocab, A::Error> {
@@ -124,12 +153,18 @@ impl<'de> Deserialize<'de> for Vocab {
                     }
                     vocab.push(entry);
                 }
-                Ok(Vocab(Some(vocab)))
+                Ok(Vocab::Ids(vocab))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vocab, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Vocab(None))
+                let mut vocab = Vec::new();
+                while let Some(entry) = seq.next_element()? {
+                    if vocab.len() == TOKENS_MAX {
+                        return Err(too_many(TOKENS_MAX));
+                    }
+                    vocab.push(entry);
+                }
+                Ok(Vocab::Scores(vocab))
             }
         }
         deserializer.deserialize_any(Texts)

@@ -1,8 +1,9 @@
-//! Text to ids and back, for byte-level byte-pair tokenizers.
+//! Text to ids and back.
 //!
-//! [`Tokenizer::encode`] finds added tokens in the raw text, cuts what is between them into words
-//! by the family's pattern, and merges each word's bytes. Ids are those of Hugging Face's
-//! `tokenizers` for the same vocabulary, a contract that the tests check.
+//! [`Tokenizer::encode`] finds added tokens in the raw text. What is between them is cut into words
+//! by the family's pattern, whose bytes are merged (`byte_level.rs`), or is made of SentencePiece's
+//! pieces (`pieces.rs`). Ids are those of Hugging Face's `tokenizers` for the same vocabulary, a
+//! contract that the tests check.
 //!
 //! Departs from that library: the merges and the vocabulary are our own tables, because a program
 //! that starts for one answer builds a tokenizer each time. Building the library's model of 152k
@@ -11,22 +12,30 @@
 //!
 //! A byte whose token the vocabulary lacks is dropped, as there: SmolLM2 has none for six ASCII
 //! control characters (U+0004, U+0006, U+0013, U+0014, U+0016 and U+001D).
+//!
+//! Bytes that are no text are told from text as [`String::from_utf8_lossy`] does, so that text can be
+//! shown while it is being made; that library takes all bytes of a row for unreadable if one is.
 
 mod added;
 mod alphabet;
 mod build;
+mod byte_level;
 mod cut;
 mod merges;
+mod pieces;
+mod unigram;
 mod vocab;
 
 use std::collections::HashMap;
 use std::fmt;
 
 use added::Added;
-use cut::Cutter;
+use byte_level::ByteLevel;
 pub(crate) use cut::pattern;
-use merges::{Merges, Scratch};
-use vocab::{NONE, Vocab};
+use merges::Scratch;
+pub(crate) use pieces::byte_of;
+use pieces::{Chooser, PieceTable};
+use vocab::Vocab;
 
 use crate::{Error, TokenKind};
 
@@ -52,12 +61,9 @@ pub enum Controls {
 pub struct Tokenizer {
     vocab: Vocab,
     kinds: Vec<TokenKind>,
-    merges: Merges,
-    /// Id of each byte's token, or [`NONE`].
-    byte_ids: [u32; 256],
-    cutter: Cutter,
-    /// Whether a word that is a token is taken whole, without merges.
-    whole_words: bool,
+    segmenter: Segmenter,
+    /// Whether decoded text loses the space that it begins with.
+    strip_space: bool,
     /// Ids of control and user-defined tokens by their text.
     added_ids: HashMap<String, u32>,
     /// Finds control and user-defined tokens.
@@ -70,11 +76,22 @@ pub struct Tokenizer {
     add_eos: bool,
 }
 
+/// How text without added tokens becomes ids.
+enum Segmenter {
+    ByteLevel(Box<ByteLevel>),
+    Pieces(PieceTable),
+}
+
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let merges = match &self.segmenter {
+            Segmenter::ByteLevel(words) => words.merges.len(),
+            Segmenter::Pieces(PieceTable { chooser: Chooser::Merges(merges), .. }) => merges.len(),
+            Segmenter::Pieces(_) => 0,
+        };
         f.debug_struct("Tokenizer")
             .field("tokens", &self.vocab.len())
-            .field("merges", &self.merges.len())
+            .field("merges", &merges)
             .finish_non_exhaustive()
     }
 }
@@ -87,27 +104,42 @@ impl Tokenizer {
     /// # Errors
     /// Fails on text that has millions of characters of one kind in a row.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, Error> {
+        self.encode_part(text, special, true)
+    }
+
+    /// As [`Tokenizer::encode`], of a part of a text; `first` is whether the text begins with it.
+    /// Some tokenizers put a space before a text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_part(
+        &self,
+        part: &str,
+        special: Special,
+        first: bool,
+    ) -> Result<Vec<u32>, Error> {
         let added = match special {
             Special::Parse => &self.added,
             Special::Text => &self.user_defined,
         };
         let mut scratch = Scratch::default();
-        let mut ids = Vec::with_capacity(text.len() / 3);
+        let mut ids = Vec::with_capacity(part.len() / 3);
         let mut done = 0;
-        for (start, end, id) in added.find(text) {
-            self.encode_plain(&text[done..start], &mut scratch, &mut ids)?;
+        for (start, end, id) in added.find(part) {
+            let first = first && done == 0;
+            self.encode_plain(&part[done..start], first, &mut scratch, &mut ids)?;
             ids.push(id);
             done = end;
         }
-        self.encode_plain(&text[done..], &mut scratch, &mut ids)?;
+        self.encode_plain(&part[done..], first && done == 0, &mut scratch, &mut ids)?;
         Ok(ids)
     }
 
     /// Cuts `text` at the control tokens that it spells out: each piece of plain text with the
     /// control token behind it, and last the text behind all of them.
     ///
-    /// Pieces encoded with [`Special::Text`], and the tokens between them, are what
-    /// [`Tokenizer::encode`] gives with [`Special::Parse`].
+    /// Pieces encoded by [`Tokenizer::encode_part`] with [`Special::Text`], and the tokens between
+    /// them, are what [`Tokenizer::encode`] gives with [`Special::Parse`].
     pub fn cut_at_controls<'t>(&self, text: &'t str) -> Vec<(&'t str, Option<u32>)> {
         let mut pieces = Vec::new();
         let mut done = 0;
@@ -131,27 +163,29 @@ impl Tokenizer {
     fn encode_plain(
         &self,
         text: &str,
+        first: bool,
         scratch: &mut Scratch,
         ids: &mut Vec<u32>,
     ) -> Result<(), Error> {
-        self.cutter.words(text, |word| {
-            if self.whole_words
-                && let Some(id) = self.vocab.id_of(word.as_bytes())
-            {
-                ids.push(id);
-                return;
+        match &self.segmenter {
+            Segmenter::ByteLevel(words) => words.encode(&self.vocab, text, scratch, ids),
+            Segmenter::Pieces(pieces) => {
+                pieces.encode(&self.vocab, text, first, scratch, ids);
+                Ok(())
             }
-            let bytes = word.bytes().map(|byte| self.byte_ids[byte as usize]);
-            scratch.merge(&self.merges, bytes.filter(|id| *id != NONE), ids);
-        })
+        }
     }
 
     /// Text of `ids`. Bytes that are no UTF-8 become U+FFFD, as in [`String::from_utf8_lossy`];
-    /// ids that stand for no text, [`Tokenizer::token_bytes`] says which, are left out.
+    /// ids that stand for no text, [`Tokenizer::token_bytes`] says which, are left out. Where the
+    /// tokenizer puts a space before a text, the one that a text begins with is left out, too.
     pub fn decode(&self, ids: &[u32], controls: Controls) -> String {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         for id in ids {
             bytes.extend_from_slice(self.shown_bytes(*id, controls));
+        }
+        if self.strip_space && bytes.first() == Some(&b' ') {
+            bytes.remove(0);
         }
         String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into())
     }
@@ -162,6 +196,11 @@ impl Tokenizer {
             Controls::Skip if self.is_control(id) => &[],
             _ => self.token_bytes(id).unwrap_or(&[]),
         }
+    }
+
+    /// Whether decoded text loses the space that it begins with.
+    pub(crate) fn strips_space(&self) -> bool {
+        self.strip_space
     }
 
     /// The bytes of token `id`, not always whole characters; of a control token, its text. None if

@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::BlockType;
-use offshoot_models::{
-    Checkpoint, Contents, Family, ModelConfig, RopeScaling, Tokenizer, huggingface,
-};
+use offshoot_models::{Checkpoint, Contents, Family, ModelConfig, RopeScaling, huggingface};
 use serde_json::{Value, json};
 
 /// A tensor of a safetensors file.
@@ -242,9 +240,7 @@ impl Sections {
         assert!(contents.stop_tokens.iter().all(|id| (*id as usize) < contents.config.vocab_size));
         if let Ok(spec) = &contents.tokenizer {
             assert_eq!(spec.tokens.len(), contents.config.vocab_size);
-            if let Err(error) = Tokenizer::new(spec) {
-                super::assert_one_line(&error, "tokenizer");
-            }
+            super::use_tokenizer(spec);
         }
         Ok(contents)
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::folder::{Folder, Sections, Stored, with_header};
 use super::tokenizer_files::{tokenizer_config, tokenizer_json};
-use offshoot_models::{PreTokenizer, TokenKind, TokenizerSpec};
+use offshoot_models::{PreTokenizer, TokenKind, TokenizerModel, TokenizerSpec};
 
 /// A folder and a part of the error that it must end in.
 pub(crate) struct HostileFolder {
@@ -64,8 +64,11 @@ pub(crate) fn smallest(qwen2: bool) -> Folder {
     let spec = TokenizerSpec {
         tokens: TOKENS.map(str::to_owned).to_vec(),
         kinds: kinds.to_vec(),
-        merges: vec![("a".to_owned(), "b".to_owned())],
-        pre: if qwen2 { PreTokenizer::Qwen2 } else { PreTokenizer::SmolLm },
+        model: TokenizerModel::ByteLevel {
+            merges: vec![("a".to_owned(), "b".to_owned())],
+            pre: if qwen2 { PreTokenizer::Qwen2 } else { PreTokenizer::SmolLm },
+        },
+        matching: Vec::new(),
         bos: None,
         eos: Some(0),
         pad: None,
@@ -117,10 +120,36 @@ pub(crate) fn of_experts(fused: bool) -> Folder {
     folder
 }
 
-/// The sound folders: of several families, in one file and in two.
-pub(crate) fn sound() -> [(&'static str, Sections); 6] {
+/// A folder with a tokenizer of pieces.
+pub(crate) fn smallest_of_pieces() -> Folder {
+    let mut folder = smallest(false);
+    let added = |id: u32, content: &str, special: bool| json!({ "id": id, "content": content, "special": special, "rstrip": special, "normalized": !special });
+    let space = "\u{2581}";
+    let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+    let json = json!({
+        "added_tokens": [added(0, "<s>", true), added(5, "ba", false)],
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "Prepend", "prepend": space }, replace(" ", space),
+        ] },
+        "decoder": { "type": "Sequence", "decoders": [
+            replace(space, " "), { "type": "ByteFallback" }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": {
+            "type": "BPE", "byte_fallback": true, "fuse_unk": true, "unk_token": "<s>",
+            "vocab": { "<s>": 0, space: 1, "a": 2, "\u{2581}a": 3, "<0x0A>": 4, "ba": 5 },
+            "merges": [[space, "a"]],
+        },
+    });
+    folder.put("tokenizer.json", &json);
+    folder
+}
+
+/// The sound folders: of several families, in one file and in two, and one with pieces.
+pub(crate) fn sound() -> [(&'static str, Sections); 7] {
     let (llama, qwen2) = (smallest(false), smallest(true));
     [
+        ("sound-pieces", smallest_of_pieces().sections()),
         ("sound-llama", llama.sections()),
         ("sound-qwen2", qwen2.sections()),
         ("sound-llama-shards", llama.sections_of_shards(2)),
@@ -640,7 +669,6 @@ fn tokenizers(deep: &str) -> Vec<Case> {
             "tokenizer.json: ",
         ),
         ("token-clash", json(|j| j["model"]["vocab"]["z"] = 1.into()), r#"has the id of "#),
-        ("added-outside", json(|j| j["added_tokens"][0]["id"] = 6.into()), r#""<|end|>" has id 6"#),
         ("added-clash", json(|j| j["added_tokens"][0]["id"] = 1.into()), r#"has the id of "a", 1"#),
         (
             "added-elsewhere",

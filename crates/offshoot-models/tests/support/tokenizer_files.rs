@@ -1,6 +1,6 @@
 //! A tokenizer as the files that Hugging Face folders have of it.
 
-use offshoot_models::{PreTokenizer, TokenKind, TokenizerSpec};
+use offshoot_models::{PreTokenizer, TokenKind, TokenizerModel, TokenizerSpec};
 use serde_json::{Map, Value, json};
 
 /// `tokenizer.json` of `spec`, with the pipeline that models of its rule have.
@@ -18,16 +18,20 @@ pub(crate) fn tokenizer_json(spec: &TokenizerSpec) -> Value {
             })
         })
         .collect();
+    let TokenizerModel::ByteLevel { merges, pre } = &spec.model else {
+        panic!("only byte-level files are made here")
+    };
+    let pre = *pre;
     let merges: Vec<String> =
-        spec.merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
-    let nfc = spec.pre == PreTokenizer::Qwen2;
+        merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+    let nfc = pre == PreTokenizer::Qwen2;
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
         "added_tokens": added,
         "normalizer": if nfc { json!({ "type": "NFC" }) } else { Value::Null },
-        "pre_tokenizer": pre_tokenizer(spec.pre),
+        "pre_tokenizer": pre_tokenizer(pre),
         "post_processor": byte_level(false),
         "decoder": byte_level(true),
         "model": {
@@ -38,7 +42,7 @@ pub(crate) fn tokenizer_json(spec: &TokenizerSpec) -> Value {
             "end_of_word_suffix": null,
             "fuse_unk": false,
             "byte_fallback": false,
-            "ignore_merges": spec.pre == PreTokenizer::Llama3,
+            "ignore_merges": matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken),
             "vocab": vocab,
             "merges": merges,
         },
@@ -55,10 +59,7 @@ fn byte_level(use_regex: bool) -> Value {
 /// The stages that the published files of each rule's models have.
 fn pre_tokenizer(pre: PreTokenizer) -> Value {
     let sequence = |first: Value, regex| json!({ "type": "Sequence", "pretokenizers": [first, byte_level(regex)] });
-    let split = |digits: &str| {
-        let pattern = format!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        );
+    let split = |pattern: String| {
         json!({
             "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated",
             "invert": false,
@@ -68,10 +69,29 @@ fn pre_tokenizer(pre: PreTokenizer) -> Value {
         PreTokenizer::SmolLm => {
             sequence(json!({ "type": "Digits", "individual_digits": true }), true)
         }
-        PreTokenizer::Qwen2 => sequence(split(r"\p{N}"), false),
-        PreTokenizer::Llama3 => sequence(split(r"\p{N}{1,3}"), false),
-        _ => byte_level(true),
+        PreTokenizer::Gpt2 => byte_level(true),
+        other => sequence(split(pattern(other)), false),
     }
+}
+
+/// The pattern of a rule whose words are its matches, as the published files have it.
+pub(crate) fn pattern(pre: PreTokenizer) -> String {
+    let by_case = |endings: &str, digits: &str| {
+        let (upper, lower) = (r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]");
+        let first = r"[^\r\n\p{L}\p{N}]?";
+        format!(
+            r"{first}{upper}*{lower}+{endings}|{first}{upper}+{lower}*{endings}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )
+    };
+    let digits = match pre {
+        PreTokenizer::Tekken => return by_case("", r"\p{N}"),
+        PreTokenizer::Gpt4o => return by_case(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}"),
+        PreTokenizer::Qwen2 => r"\p{N}",
+        _ => r"\p{N}{1,3}",
+    };
+    format!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
 }
 
 /// `tokenizer_config.json` of `spec`: its special tokens by their texts.

@@ -79,6 +79,15 @@ pub(super) fn made(checkpoint: &Checkpoint, floats: BlockType) -> Result<Value, 
         set("query_pre_attn_scalar", whole.map_or(scalar.into(), Value::from));
         set("final_logit_softcapping", c.final_logit_softcapping.map_or(Value::Null, short));
     }
+    if let Some(experts) = &c.experts {
+        set("num_experts", experts.num_experts.into());
+        set("num_experts_per_tok", experts.num_experts_per_tok.into());
+        set("moe_intermediate_size", experts.moe_intermediate_size.into());
+        set("norm_topk_prob", experts.norm_topk_prob.into());
+        set("decoder_sparse_step", 1.into());
+        let without = (0..).zip(&experts.layers).filter(|(_, has)| !**has);
+        set("mlp_only_layers", without.map(|(layer, _)| Value::from(layer)).collect());
+    }
     windows(c, set);
     scaling(checkpoint, set)?;
     ids(checkpoint, set);
@@ -91,7 +100,7 @@ fn windows(c: &ModelConfig, set: &mut dyn FnMut(&str, Value)) {
     if c.family != Family::Llama {
         set("sliding_window", window.map_or(Value::Null, |window| window.size.get().into()));
     }
-    if matches!(c.family, Family::Qwen2 | Family::Qwen3) {
+    if matches!(c.family, Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe) {
         set("use_sliding_window", window.is_some().into());
     }
     if c.family == Family::Gemma3 || (window.is_some() && c.family != Family::Mistral) {

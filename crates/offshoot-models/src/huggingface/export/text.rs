@@ -10,7 +10,10 @@ use serde_json::{Map, Value, json};
 use super::super::{TOKENIZER, TOKENIZER_CONFIG, generation_config as file};
 use super::json as text;
 use crate::tokenizer::pattern;
-use crate::{Checkpoint, PreTokenizer, TokenKind, TokenizerSpec};
+use crate::{
+    Checkpoint, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
+    TokenizerSpec,
+};
 
 /// `generation_config.json`: ends of answers and settings of sampling.
 pub(super) fn generation_config(checkpoint: &Checkpoint) -> (String, Vec<u8>) {
@@ -63,39 +66,138 @@ fn tokenizer_json(spec: &TokenizerSpec) -> Value {
     let there = entries().filter(|(_, (_, kind))| **kind != TokenKind::Unused);
     let vocab: Map<String, Value> =
         there.map(|(id, (text, _))| (text.clone(), id.into())).collect();
+    let matching = |id: usize| {
+        let at = spec.matching.binary_search_by_key(&id, |(id, _)| *id as usize);
+        at.map_or_else(|_| Default::default(), |at| spec.matching[at].1)
+    };
+    let found_whole = |kind: &TokenKind| {
+        matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown)
+    };
     let added: Vec<Value> = entries()
-        .filter(|(_, (_, kind))| matches!(kind, TokenKind::Control | TokenKind::UserDefined))
+        .filter(|(_, (_, kind))| found_whole(kind))
         .map(|(id, (text, kind))| {
+            let how = matching(id);
             json!({
-                "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": *kind == TokenKind::Control,
+                "id": id, "content": text, "single_word": false, "lstrip": how.lstrip,
+                "rstrip": how.rstrip, "normalized": how.normalized,
+                "special": *kind != TokenKind::UserDefined,
             })
         })
         .collect();
-    let merges: Vec<Value> = spec.merges.iter().map(|(a, b)| json!([a, b])).collect();
-    let nfc = spec.pre == PreTokenizer::Qwen2;
-    json!({
+    let mut file = json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
         "added_tokens": added,
-        "normalizer": if nfc { json!({ "type": "NFC" }) } else { Value::Null },
-        "pre_tokenizer": pre_tokenizer(spec.pre),
-        "post_processor": post_processor(spec),
-        "decoder": byte_level(true),
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": spec.pre == PreTokenizer::Llama3,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    })
+    });
+    let stages = match &spec.model {
+        TokenizerModel::ByteLevel { merges, pre } => of_bytes(spec, vocab, merges, *pre),
+        TokenizerModel::SentencePiece(pieces) => of_pieces(spec, vocab, pieces),
+    };
+    for (name, stage) in stages {
+        file[name] = stage;
+    }
+    file
+}
+
+/// The stages of byte-pair merges of words.
+fn of_bytes(
+    spec: &TokenizerSpec,
+    vocab: Map<String, Value>,
+    merges: &[(String, String)],
+    pre: PreTokenizer,
+) -> [(&'static str, Value); 5] {
+    let merges: Vec<Value> = merges.iter().map(|(a, b)| json!([a, b])).collect();
+    let nfc = pre == PreTokenizer::Qwen2;
+    let model = json!({
+        "type": "BPE",
+        "dropout": null,
+        "unk_token": null,
+        "continuing_subword_prefix": null,
+        "end_of_word_suffix": null,
+        "fuse_unk": false,
+        "byte_fallback": false,
+        "ignore_merges": matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken),
+        "vocab": vocab,
+        "merges": merges,
+    });
+    [
+        ("normalizer", if nfc { json!({ "type": "NFC" }) } else { Value::Null }),
+        ("pre_tokenizer", pre_tokenizer(pre)),
+        ("post_processor", post_processor(spec, Some(byte_level(false)))),
+        ("decoder", byte_level(true)),
+        ("model", model),
+    ]
+}
+
+/// The stages of SentencePiece's pieces, in the form of the files that have the same prefix.
+fn of_pieces(
+    spec: &TokenizerSpec,
+    vocab: Map<String, Value>,
+    pieces: &SentencePiece,
+) -> [(&'static str, Value); 5] {
+    const SPACE: &str = "\u{2581}";
+    let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+    let sequence = |kind: &str, steps: Vec<Value>| json!({ "type": "Sequence", kind: steps });
+    let metaspace = |scheme: &str| {
+        json!({
+            "type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme,
+            "split": pieces.cut_at_spaces,
+        })
+    };
+    let (normalizer, pre_tokenizer) = match (pieces.prefix, pieces.cut_at_spaces) {
+        (SpacePrefix::Never, false) => (replace(" ", SPACE), Value::Null),
+        (SpacePrefix::Never, true) => (Value::Null, metaspace("never")),
+        (SpacePrefix::Start, _) => (Value::Null, metaspace("first")),
+        (SpacePrefix::Parts, _) | (SpacePrefix::EveryPart, true) => {
+            (Value::Null, metaspace("always"))
+        }
+        (SpacePrefix::EveryPart, false) => {
+            let prepend = json!({ "type": "Prepend", "prepend": SPACE });
+            (sequence("normalizers", vec![prepend, replace(" ", SPACE)]), Value::Null)
+        }
+    };
+    let mut decoders =
+        vec![replace(SPACE, " "), json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })];
+    if pieces.strip_space {
+        decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+    }
+    let text = |id: u32| &spec.tokens[id as usize];
+    let model = match &pieces.pieces {
+        Pieces::Bpe(merges) => {
+            let merges: Vec<Value> =
+                merges.iter().map(|(a, b)| json!([text(*a), text(*b)])).collect();
+            json!({
+                "type": "BPE",
+                "dropout": null,
+                "unk_token": spec.unk.map(text),
+                "continuing_subword_prefix": null,
+                "end_of_word_suffix": null,
+                "fuse_unk": true,
+                "byte_fallback": pieces.byte_fallback,
+                "ignore_merges": false,
+                "vocab": vocab,
+                "merges": merges,
+            })
+        }
+        Pieces::Unigram(scores) => {
+            let vocab: Vec<Value> =
+                spec.tokens.iter().zip(scores).map(|(text, score)| json!([text, score])).collect();
+            json!({
+                "type": "Unigram",
+                "unk_id": spec.unk,
+                "byte_fallback": pieces.byte_fallback,
+                "vocab": vocab,
+            })
+        }
+    };
+    [
+        ("normalizer", normalizer),
+        ("pre_tokenizer", pre_tokenizer),
+        ("post_processor", post_processor(spec, None)),
+        ("decoder", sequence("decoders", decoders)),
+        ("model", model),
+    ]
 }
 
 /// The byte-level alphabet, with or without GPT-2's pattern.
@@ -113,7 +215,7 @@ fn pre_tokenizer(pre: PreTokenizer) -> Value {
         PreTokenizer::SmolLm => {
             sequence(json!({ "type": "Digits", "individual_digits": true }), true)
         }
-        PreTokenizer::Qwen2 | PreTokenizer::Llama3 => {
+        PreTokenizer::Qwen2 | PreTokenizer::Llama3 | PreTokenizer::Tekken | PreTokenizer::Gpt4o => {
             let split = json!({
                 "type": "Split", "pattern": { "Regex": pattern(pre) }, "behavior": "Isolated",
                 "invert": false,
@@ -123,13 +225,12 @@ fn pre_tokenizer(pre: PreTokenizer) -> Value {
     }
 }
 
-/// Puts the tokens of both ends of a text.
-fn post_processor(spec: &TokenizerSpec) -> Value {
-    let bytes = byte_level(false);
+/// Puts the tokens of both ends of a text, behind another stage if there is one.
+fn post_processor(spec: &TokenizerSpec, before: Option<Value>) -> Value {
     let [first, last] = [(spec.add_bos, spec.bos), (spec.add_eos, spec.eos)]
         .map(|(added, id)| id.filter(|_| added).map(|id| (id, &spec.tokens[id as usize])));
     if first.is_none() && last.is_none() {
-        return bytes;
+        return before.unwrap_or(Value::Null);
     }
     let piece =
         |(_, text): &(u32, &String)| json!({ "SpecialToken": { "id": text, "type_id": 0 } });
@@ -149,7 +250,10 @@ fn post_processor(spec: &TokenizerSpec) -> Value {
         "pair": pair,
         "special_tokens": tokens,
     });
-    json!({ "type": "Sequence", "processors": [bytes, template] })
+    match before {
+        None => template,
+        Some(before) => json!({ "type": "Sequence", "processors": [before, template] }),
+    }
 }
 
 fn tokenizer_config(spec: &TokenizerSpec, template: Option<&str>) -> Value {
