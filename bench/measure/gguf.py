@@ -108,5 +108,6 @@ def kv_bytes_per_token(metadata, architecture):
     """Bytes of keys and values of one position over all layers, two bytes a number."""
     n_heads = metadata[f"{architecture}.attention.head_count"]
     n_kv_heads = metadata.get(f"{architecture}.attention.head_count_kv", n_heads)
-    d_head = metadata[f"{architecture}.embedding_length"] // n_heads
+    width = metadata[f"{architecture}.embedding_length"]
+    d_head = metadata.get(f"{architecture}.attention.key_length", width // n_heads)
     return 2 * 2 * metadata[f"{architecture}.block_count"] * n_kv_heads * d_head

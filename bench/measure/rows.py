@@ -6,8 +6,11 @@ way counts, chosen by the medians; of PyTorch's two precisions the faster one co
 
 import dataclasses
 
-ROLES = {("llama", 576): "135M", ("qwen2", 896): "0.5B"}
-STEP_TARGETS = {"135M": {4: 1.25, 8: 1.8, 16: 3.3}, "0.5B": {4: 1.15, 8: 1.45, 16: 2.3}}
+# Files that `bench/shapes` makes.
+SHAPES = {("llama", 1024): "Mistral's", ("qwen3", 1024): "Qwen3's", ("gemma3", 1152): "Gemma 3's"}
+ROLES = {("llama", 576): "135M", ("qwen2", 896): "0.5B", **SHAPES}
+STEP_TARGETS = {"135M": {4: 1.25, 8: 1.8, 16: 3.3}, "0.5B": {4: 1.15, 8: 1.45, 16: 2.3},
+                **{role: {8: 1.6} for role in SHAPES.values()}}
 FIRST_TOKEN_S = {"empty": 0.35, "packed": 0.2}
 BANDWIDTH_SHARE = 0.75
 PEAK_OVER_FILE = 1.3
@@ -45,7 +48,7 @@ def all_rows(samples, models):
         rows += speed_rows(samples, model.role) + step_rows(samples, model.role)
         if model.role == "135M":
             rows += first_token_rows(samples, model.role)
-        else:
+        elif model.role == "0.5B":
             rows += [bandwidth_row(samples, model), memory_row(samples, model)]
     return rows
 
@@ -63,6 +66,11 @@ def speed_rows(samples, role):
         return at_least(samples, role, what, ours, peer, target)
 
     decode, wall, prompt = "decode_tokens_per_s", ("decode_wall",), "prompt_tokens_per_s"
+    if role in SHAPES.values():
+        return [
+            row("decode", ("bench", decode), ("llama.cpp", "decode", "same file"), 1.1),
+            row("prompt of 512", ("bench", prompt), ("llama.cpp", "prompt", "same file"), 2.0),
+        ]
     if role == "0.5B":
         return [
             row("decode", ("bench", decode), ("llama.cpp", "decode", "same file"), 1.2),

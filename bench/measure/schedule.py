@@ -1,5 +1,7 @@
 """What is measured in a round, in which order: the sides take turns."""
 
+from .rows import SHAPES
+
 
 def round_of(offshoot, peers, model):
     """(name, function) of all that one round takes for `model`; `offshoot` may be absent."""
@@ -8,6 +10,8 @@ def round_of(offshoot, peers, model):
     if offshoot:
         yield (role, "offshoot", "bench"), lambda: offshoot.bench(model)
     yield (role, "llama.cpp", "step_ms"), lambda: peers.step_ms(path)
+    if role in SHAPES.values():
+        return
     if offshoot:
         yield (role, "offshoot", "decode_wall"), lambda: offshoot.decode_wall(model)
     yield (role, "llama.cpp", "wall", "same file"), lambda: peers.decode_wall(path)
@@ -31,6 +35,8 @@ def extras_of_small(offshoot, peers, model):
 
 def once(offshoot, peers, model):
     """What does not change from round to round: the memory held at most."""
+    if model.role in SHAPES.values():
+        return
     if offshoot:
         yield (model.role, "offshoot", "peak_bytes"), lambda: offshoot.peak_bytes(model)
     yield (model.role, "llama.cpp", "peak_bytes"), lambda: peers.peak_bytes(model.path)
