@@ -218,9 +218,9 @@ pub(crate) struct ExecutorArgs {
     /// that feature.
     #[arg(long, env = "OFFSHOOT_DEVICE", default_value = "cpu")]
     pub(crate) device: DenseDevice,
-    /// What the dense executor's numbers are: f32, f16 or bf16.
-    #[arg(long, env = "OFFSHOOT_DTYPE", default_value = "f32")]
-    pub(crate) dtype: DenseType,
+    /// What the dense executor's numbers are: f32, f16 or bf16 [default: f32]
+    #[arg(long, env = "OFFSHOOT_DTYPE")]
+    pub(crate) dtype: Option<DenseType>,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -235,16 +235,28 @@ pub(crate) enum ExecutorName {
 impl ExecutorArgs {
     pub(crate) fn kind(self) -> Result<ExecutorKind, Failure> {
         let on_processor = self.device == DenseDevice::Cpu;
-        match self.executor {
-            Some(ExecutorName::Packed) if !on_processor => Err(Failure::Usage(format!(
-                "--executor packed runs on the processor alone: leave it out, or --device {}",
-                self.device
-            ))),
-            Some(ExecutorName::Packed) => Ok(ExecutorKind::Packed),
-            None if on_processor => Ok(ExecutorKind::Packed),
-            None | Some(ExecutorName::Dense) => {
-                Ok(ExecutorKind::Dense { device: self.device, dtype: self.dtype })
+        let dense = match self.executor {
+            Some(ExecutorName::Packed) if !on_processor => {
+                return Err(Failure::Usage(format!(
+                    "--executor packed (or OFFSHOOT_EXECUTOR) runs on the processor alone: leave it \
+                     out, or --device {}",
+                    self.device
+                )));
             }
+            Some(ExecutorName::Packed) => false,
+            Some(ExecutorName::Dense) => true,
+            None => !on_processor,
+        };
+        match (dense, self.dtype) {
+            (true, dtype) => {
+                let dtype = dtype.unwrap_or_default();
+                Ok(ExecutorKind::Dense { device: self.device, dtype })
+            }
+            (false, None) => Ok(ExecutorKind::Packed),
+            (false, Some(dtype)) => Err(Failure::Usage(format!(
+                "--dtype {dtype} (or OFFSHOOT_DTYPE) is of the dense executor: add --executor dense, or \
+                 leave it out"
+            ))),
         }
     }
 }
@@ -413,6 +425,8 @@ pub(crate) struct BenchArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// Repetitions; medians are given.
     #[arg(
         long, env = "OFFSHOOT_ROUNDS", default_value_t = 5,
@@ -451,6 +465,8 @@ pub(crate) struct CalibrateArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     /// Repetitions; medians are given.
     #[arg(
         long, env = "OFFSHOOT_ROUNDS", default_value_t = 7,

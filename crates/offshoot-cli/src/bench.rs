@@ -12,7 +12,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     }
     let engine =
         EngineArgs { ctx_size: args.engine.ctx_size.or(Some(1024)), ..args.engine.clone() };
-    let (model, mut session) = models::load(&args.model, &engine)?;
+    let (model, mut session) = models::load(&args.adapter, &args.model, &engine)?;
     let options = BenchOptions { rounds: usize::from(args.rounds), ..BenchOptions::default() };
     let bench = measure(&model, &mut session, &options, |part| {
         note(format_args!("measuring {part}"));

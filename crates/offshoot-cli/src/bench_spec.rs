@@ -28,7 +28,7 @@ struct Workload {
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let engine = args.engine.clone();
-    let (model, mut session) = models::load(&args.model, &engine)?;
+    let (model, mut session) = models::load(&args.adapter, &args.model, &engine)?;
     let workloads = workloads(args, &model, &session)?;
     let mut calibration = models::calibration(&engine, &model, &session);
     let mut arms = arms(args, (&engine, calibration.as_ref()), &model, &session)?;

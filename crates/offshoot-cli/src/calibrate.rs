@@ -12,7 +12,7 @@ use crate::{answer, models};
 const CHANCES: [f64; 4] = [0.3, 0.5, 0.7, 0.9];
 
 pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
-    let (model, mut session) = models::load(&args.model, &args.engine)?;
+    let (model, mut session) = models::load(&args.adapter, &args.model, &args.engine)?;
     let options = CalibrateOptions { rounds: usize::from(args.rounds) };
     let curve = calibrate(&model, &mut session, &options, |part| {
         note(format_args!("measuring {part}"));

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use offshoot_engine::{ExecutorKind, Pooling, embed, normalize};
+use offshoot_engine::{Pooling, embed, normalize};
 use serde_json::json;
 
 use crate::args::{self, EmbedArgs, TextArgs};
@@ -25,8 +25,7 @@ pub(crate) fn run(args: &EmbedArgs) -> Result<(), Failure> {
     if texts.is_empty() {
         return Err(Failure::Data("no text: the input has no lines".to_owned()));
     }
-    let (model, mut session) =
-        models::load_for(ExecutorKind::Packed, &args.adapter, &args.model, &args.engine)?;
+    let (model, mut session) = models::load(&args.adapter, &args.model, &args.engine)?;
     let pooling = match args.pooling {
         args::Pooling::Mean => Pooling::Mean,
         args::Pooling::Last => Pooling::Last,

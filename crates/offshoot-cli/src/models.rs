@@ -11,9 +11,7 @@ use offshoot_engine::store::{
 };
 use offshoot_engine::{ExecutorKind, LoadOptions, Model, Session};
 use offshoot_kernels::{Cpu, Isa};
-use offshoot_models::{
-    BaseId, Checkpoint, GenerationDefaults, LoraAdapter, TemplateId, TokenizerId,
-};
+use offshoot_models::{BaseId, Checkpoint, GenerationDefaults, TemplateId, TokenizerId};
 use serde_json::json;
 
 use crate::args::{AdapterArgs, EngineArgs, ListArgs, ModelArgs, RmArgs};
@@ -131,12 +129,16 @@ pub(crate) fn isa() -> Result<Isa, Failure> {
     }
 }
 
-/// Loads a model and opens a session of it.
-pub(crate) fn load(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Session), Failure> {
-    load_for(ExecutorKind::Packed, &AdapterArgs::default(), args, engine)
+/// Loads a variant of a model for the packed executor and opens a session of it.
+pub(crate) fn load(
+    variant: &AdapterArgs,
+    args: &ModelArgs,
+    engine: &EngineArgs,
+) -> Result<(Model, Session), Failure> {
+    load_for(ExecutorKind::Packed, variant, args, engine)
 }
 
-/// As [`load`], for any executor, and a variant of the model.
+/// As [`load`], for any executor.
 pub(crate) fn load_for(
     executor: ExecutorKind,
     variant: &AdapterArgs,
@@ -144,13 +146,10 @@ pub(crate) fn load_for(
     engine: &EngineArgs,
 ) -> Result<(Model, Session), Failure> {
     let resolved = resolve(args)?;
-    let options = LoadOptions { executor, ..load_options(engine)? };
+    let adapter = variant.adapter.clone();
+    let options = LoadOptions { executor, adapter, ..load_options(engine)? };
     let cpu = Cpu::new(options.isa, options.threads);
-    let mut model = load_shown(&cpu, &resolved.path, &options)?;
-    if let Some(folder) = &variant.adapter {
-        let adapter = LoraAdapter::open(folder, model.config())?;
-        model = model.with_adapter(adapter);
-    }
+    let model = load_shown(&cpu, &resolved.path, &options)?;
     let limit = model.trained_context();
     let context = engine.ctx_size.map_or(DEFAULT_CONTEXT.min(limit), |n| n as usize);
     let session = Session::new(&model, cpu, context)?;

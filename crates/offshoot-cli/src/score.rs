@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
-use offshoot_engine::ExecutorKind;
 use offshoot_models::{Checkpoint, Special, Tokenizer};
 use serde_json::json;
 
@@ -15,8 +14,7 @@ use crate::models;
 
 pub(crate) fn perplexity(args: &PerplexityArgs) -> Result<(), Failure> {
     let text = text_of(&args.text)?;
-    let (model, mut session) =
-        models::load_for(ExecutorKind::Packed, &args.adapter, &args.model, &args.engine)?;
+    let (model, mut session) = models::load(&args.adapter, &args.model, &args.engine)?;
     let tokens = model.tokenizer().encode(&text, Special::Text)?;
     let mut stderr = std::io::stderr();
     let shown = stderr.is_terminal();
@@ -44,8 +42,7 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> Result<(), Failure> {
 
 pub(crate) fn score(args: &ScoreArgs) -> Result<(), Failure> {
     let text = text_of(&args.text)?;
-    let (model, mut session) =
-        models::load_for(ExecutorKind::Packed, &args.adapter, &args.model, &args.engine)?;
+    let (model, mut session) = models::load(&args.adapter, &args.model, &args.engine)?;
     let tokenizer = model.tokenizer();
     let mut tokens = model.encode_text(args.given.as_deref().unwrap_or_default())?;
     // Nothing tells of a first token, so it is given where nothing else is.

@@ -54,7 +54,7 @@ pub enum Error {
     #[error("the dense executor alone does this: load the model for it")]
     OnlyDense,
     /// The device cannot be used.
-    #[error("--device {device}: {what}; see that its driver is installed, or take cpu")]
+    #[error("--device {device}: {what}; see which there are, or take cpu")]
     Device {
         /// The device as it was asked for.
         device: String,

@@ -63,7 +63,8 @@ impl DenseDevice {
     /// The device itself.
     ///
     /// # Errors
-    /// [`Error::Device`] if the machine has no such device, or no driver for it.
+    /// [`Error::Device`] if the machine has no such device. Without its driver, a program that is built for
+    /// it does not start.
     pub(crate) fn open(self) -> Result<Device, Error> {
         match self {
             Self::Cpu => Ok(Device::Cpu),

@@ -33,6 +33,9 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// What float matrices become while they are loaded; those that are quantised stay as they are.
     pub quantize: Option<Recipe>,
+    /// The folder of a LoRA adapter: sessions then run as the variant that it makes of the model. The
+    /// weights, and so the identity, are still the base's.
+    pub adapter: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
@@ -45,6 +48,7 @@ impl Default for LoadOptions {
             cache_limit: 20 << 30,
             context: None,
             quantize: None,
+            adapter: None,
         }
     }
 }
@@ -138,6 +142,9 @@ impl Model {
             checkpoint = checkpoint.quantized(recipe);
         }
         let checkpoint = Arc::new(checkpoint);
+        let adapter = options.adapter.as_deref();
+        let adapter = adapter.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
+        let adapter = adapter.transpose()?;
         let available = match options.executor {
             // A device of its own memory says by itself when that is full.
             ExecutorKind::Dense { device, .. } if !device.shares_memory() => None,
@@ -145,7 +152,10 @@ impl Model {
         };
         if let (Some(context), Some(available)) = (options.context, available) {
             let context = context.min(checkpoint.config().max_position_embeddings);
-            MemoryNeed::on(&checkpoint, options.executor).check(context as u64, available)?;
+            let mut need = MemoryNeed::on(&checkpoint, options.executor);
+            // As it was read, and as a session has it.
+            need.weights += adapter.as_ref().map_or(0, |adapter| 2 * adapter.bytes() as u64);
+            need.check(context as u64, available)?;
         }
         let open = start.elapsed();
         let executor = options.executor;
@@ -193,15 +203,8 @@ impl Model {
             asked_digest: OnceLock::new(),
             file_len,
             cache: options.cache.clone(),
-            adapter: None,
+            adapter,
         })
-    }
-
-    /// The variant that `adapter` makes of it: sessions opened from now on run as that. The weights,
-    /// and so the identity, are still the base's.
-    #[must_use]
-    pub fn with_adapter(self, adapter: LoraAdapter) -> Self {
-        Self { adapter: Some(adapter), ..self }
     }
 
     /// The adapter that its sessions run with.
@@ -299,7 +302,7 @@ impl Model {
         let digests = FileDigests::open(&dir.join("digests.json"));
         let base = match self.checkpoint.recipe() {
             None => "base".to_owned(),
-            Some(recipe) => format!("base as {recipe}, v1"),
+            Some(recipe) => format!("base as {recipe}, v2"),
         };
         let (file, identity) = match (&self.files[..], self.digest) {
             ([file], _) => (file, base),
@@ -430,8 +433,8 @@ struct Cached {
     digest: [u8; 32],
 }
 
-/// Rises whenever quantising gives other bits.
-const QUANTISED: &str = "offshoot 2026 weights quantised on load v1";
+/// Rises whenever quantising gives other bits, as the number in `base_id` does.
+const QUANTISED: &str = "offshoot 2026 weights quantised on load v2";
 
 /// The file of packed weights for the model in `files`. `None` if the folder cannot be made or the
 /// model cannot be read: loading then goes on without a cache.

@@ -71,7 +71,10 @@ pub fn multiply_gated_parts<'w>(
             let end = blocks.min(block + piece.end - at);
             let rows = block * BLOCK..outputs.min(end * BLOCK);
             // SAFETY: pieces do not overlap and neither do parts, so a member alone has these outputs.
-            unsafe { pair(part.matrix).run(cpu.isa(), acts, part.start..part.end, rows, &new) };
+            let pair = pair(part.matrix);
+            // Again, since what the caller gives may change.
+            pair.check(acts, outputs);
+            unsafe { pair.run(cpu.isa(), acts, part.start..part.end, rows, &new) };
             at += end - block;
         }
     });

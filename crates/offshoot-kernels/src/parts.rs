@@ -75,7 +75,11 @@ pub fn multiply_parts<'w>(
         while at < piece.end {
             let (part, tile) = (parts[at / tiles], at % tiles);
             let end = tiles.min(tile + piece.end - at);
-            let task = Task::part(acts, part, weights(part.matrix), out, 0);
+            let weights = weights(part.matrix);
+            // Again, since what the caller gives may change.
+            assert_eq!(weights.rows(), rows, "matrices of one shape");
+            check(acts, weights, None, false);
+            let task = Task::part(acts, part, weights, out, 0);
             run_tiles(cpu.isa(), &task, tile, end);
             at += end - tile;
         }

@@ -9,7 +9,7 @@
 //! `s = alpha / sqrt(r)`. The base's weights stay as they are and are shared by all variants; a step
 //! adds `s B (A x)` to the products `W x` of the rows that run as the variant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::{Blueprint, Error, LinearId};
 
@@ -43,9 +43,12 @@ impl LoraAdapter {
         &'a self,
         blueprint: &Blueprint,
     ) -> Result<Vec<(LinearId, &'a LowRank)>, Error> {
+        let places = blueprint.linears.iter().map(|linear| linear.name.as_str());
+        let places: HashMap<&str, usize> = places.zip(0..).collect();
         let one = |(name, low): (&String, &'a LowRank)| {
             let wrong = |what: &str| Error::Adapter(format!("matrix {name}: {what}"));
-            let id = blueprint.linear_id(name).ok_or_else(|| wrong("the model has none"))?;
+            let id = places.get(name.as_str()).copied().map(LinearId);
+            let id = id.ok_or_else(|| wrong("the model has none"))?;
             let linear = &blueprint.linears[id.index()];
             let fits =
                 low.a.len() == low.rank * linear.cols && low.b.len() == linear.rows * low.rank;
@@ -55,6 +58,18 @@ impl LoraAdapter {
             }
         };
         self.matrices.iter().map(one).collect()
+    }
+
+    /// A short name of what it adds, by all its numbers.
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, low) in &self.matrices {
+            hasher.update(name.as_bytes()).update(&(low.rank as u64).to_le_bytes());
+            for number in low.a.iter().chain(&low.b).chain([&low.scale]) {
+                hasher.update(&number.to_le_bytes());
+            }
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
     }
 
     /// Bytes of the differences in single precision.

@@ -81,8 +81,10 @@ impl CalibrationFile {
             model: match (model.recipe(), model.adapter()) {
                 (None, None) => digest,
                 (Some(recipe), None) => format!("{digest} as {recipe}"),
-                (None, Some(_)) => format!("{digest} with an adapter"),
-                (Some(recipe), Some(_)) => format!("{digest} as {recipe} with an adapter"),
+                (None, Some(adapter)) => format!("{digest} with {}", adapter.digest()),
+                (Some(recipe), Some(adapter)) => {
+                    format!("{digest} as {recipe} with {}", adapter.digest())
+                }
             },
             threads: cpu.team().threads(),
             isa: match model.executor() {

@@ -79,7 +79,10 @@ pub(super) fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Sto
             };
             let shape = [num_experts, parts.len() * rows, cols];
             // A part that is there on its own, too, is then one that the model does not know.
-            let alone = parts.iter().any(|part| stored.contains_key(&part_name(0, part)));
+            let mut all =
+                (0..num_experts).flat_map(|expert| parts.iter().map(move |p| (expert, p)));
+            let alone = stored.contains_key(&name)
+                && all.any(|(expert, part)| stored.contains_key(&part_name(expert, part)));
             let Some(Stored { file, place }) =
                 stored.get(&name).filter(|it| it.place.shape == shape && !alone).cloned()
             else {

@@ -7,7 +7,7 @@
 //! What PEFT can do to a model beside that is refused by the name of its field: an adapter that is
 //! applied in part gives wrong answers, and nobody sees why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -21,7 +21,7 @@ use super::safetensors::{self, Place};
 use super::{canonical, not_json, wrong};
 use crate::adapter::{LoraAdapter, LowRank};
 use crate::shown::Shown;
-use crate::{Architecture, Blueprint, Error, ModelConfig};
+use crate::{Architecture, Error, LinearSpec, ModelConfig};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -35,23 +35,41 @@ const RANK_MAX: usize = 1 << 14;
 const PATTERN_CHARS: usize = 512;
 const PATTERNS_MAX: usize = 1 << 12;
 /// Steps back that a pattern may take on a name.
-const RETRIES: u32 = 100_000;
+const RETRIES: u32 = 2_000;
+/// Pairs of a pattern and a matrix that are compared at most.
+const PAIRS_MAX: usize = 1 << 22;
 
-/// Fields that change what is computed, and what they must be.
-const ABSENT: [&str; 13] = [
-    "alora_invocation_tokens",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "lora_ga_config",
-    "modules_to_save",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-    "velora_config",
+/// Fields that are read, and those that say what was trained, and how, but not what is computed with.
+/// Others must be as good as absent.
+const HARMLESS: [&str; 28] = [
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
 ];
 /// Initialisations that change the base as well, unless PEFT converted the adapter when saving it.
 const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
@@ -100,10 +118,24 @@ pub fn parse(config: &[u8], weights: &[u8], model: &ModelConfig) -> Result<LoraA
     let value: Value = serde_json::from_slice(config).map_err(|e| not_json(CONFIG, &e))?;
     let scaling = Scaling::read(Fields::whole(CONFIG, &value)?)?;
     let blueprint = Architecture::new(model).1;
+    let linears = blueprint.linears.iter().map(|linear| (linear.name.as_str(), linear));
+    let linears: HashMap<&str, &LinearSpec> = linears.collect();
+    let head = blueprint.linears.last().map_or("", |head| head.name.as_str());
     let mut halves: BTreeMap<String, [Option<Place>; 2]> = BTreeMap::new();
     for (name, place) in safetensors::read(WEIGHTS, weights)? {
-        if is_copy(&name) && place.shape == [model.vocab_size, model.hidden_size] {
-            continue;
+        if is_copy(&name) {
+            if place.shape == [model.vocab_size, model.hidden_size] {
+                continue;
+            }
+            let what = format!(
+                "tensor {}: shape {:?}, but the model has {} tokens of {}: adapters that add tokens \
+                 are not read, merge it into its base",
+                Shown(&name),
+                place.shape,
+                model.vocab_size,
+                model.hidden_size
+            );
+            return Err(wrong(WEIGHTS, what));
         }
         let Some((matrix, half)) = matrix_of(&name) else {
             let what = format!("tensor {}: not one of a LoRA adapter's matrices", Shown(&name));
@@ -117,13 +149,19 @@ pub fn parse(config: &[u8], weights: &[u8], model: &ModelConfig) -> Result<LoraA
     if halves.is_empty() {
         return Err(wrong(WEIGHTS, "no tensors"));
     }
+    if halves.len().saturating_mul(scaling.ranks.len() + scaling.alphas.len()) > PAIRS_MAX {
+        return Err(wrong(
+            CONFIG,
+            "more patterns than names of so many matrices are compared with",
+        ));
+    }
     let mut adapter = LoraAdapter::default();
     for (matrix, halves) in halves {
         let [Some(a), Some(b)] = halves else {
             let what = format!("matrix {}: one of lora_A and lora_B is missing", Shown(&matrix));
             return Err(wrong(WEIGHTS, what));
         };
-        let parts = parts_of(&matrix, model, &blueprint);
+        let parts = parts_of(&matrix, model, &linears, head);
         if parts.is_empty() {
             let what = format!(
                 "matrix {}: a {} model of these sizes has none of that name",
@@ -185,15 +223,16 @@ fn matrix_of(name: &str) -> Option<(&str, usize)> {
 fn parts_of(
     matrix: &str,
     model: &ModelConfig,
-    blueprint: &Blueprint,
+    linears: &HashMap<&str, &LinearSpec>,
+    head: &str,
 ) -> Vec<(String, usize, usize)> {
     let found = |name: &str| {
-        let linear = blueprint.linears.iter().find(|linear| linear.name == name)?;
+        let linear = linears.get(name)?;
         Some((linear.name.clone(), linear.rows, linear.cols))
     };
     // A tied output head is the embedding's matrix, which PEFT would name otherwise.
     if matrix == "lm_head" {
-        return blueprint.linears.last().and_then(|head| found(&head.name)).into_iter().collect();
+        return found(head).into_iter().collect();
     }
     if matrix == "model.embed_tokens" {
         return Vec::new();
@@ -235,7 +274,7 @@ impl Scaling {
             }
             None => return Err(fields.missing("peft_type")),
         }
-        for name in ABSENT {
+        for name in fields.names().filter(|name| !HARMLESS.contains(name)) {
             let nothing = match fields.get(name) {
                 None | Some(Value::Bool(false)) => true,
                 Some(Value::Array(list)) => list.is_empty(),
