@@ -70,10 +70,10 @@ pub fn multiply_gated_parts<'w>(
             let (part, block) = (parts[at / blocks], at % blocks);
             let end = blocks.min(block + piece.end - at);
             let rows = block * BLOCK..outputs.min(end * BLOCK);
-            // SAFETY: pieces do not overlap and neither do parts, so a member alone has these outputs.
             let pair = pair(part.matrix);
             // Again, since what the caller gives may change.
             pair.check(acts, outputs);
+            // SAFETY: pieces do not overlap and neither do parts, so a member alone has these outputs.
             unsafe { pair.run(cpu.isa(), acts, part.start..part.end, rows, &new) };
             at += end - block;
         }

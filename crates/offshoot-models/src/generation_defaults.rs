@@ -10,7 +10,7 @@
 /// top_p                top_p                     general.sampling.top_p
 /// min_p                min_p                     general.sampling.min_p
 /// repetition_penalty   repetition_penalty        general.sampling.penalty_repeat
-/// penalty_window       none                      general.sampling.penalty_last_n
+/// penalty_window       all, with a penalty       general.sampling.penalty_last_n
 /// max_new_tokens       max_new_tokens            none
 /// ```
 /// `do_sample: false` is temperature 0. As vLLM has it, and unlike transformers, settings count where
@@ -34,6 +34,22 @@ pub struct GenerationDefaults {
 }
 
 impl GenerationDefaults {
+    /// Of these, what `other` leaves open.
+    pub(crate) fn without(self, other: &Self) -> Self {
+        fn open<T>(mine: Option<T>, other: &Option<T>) -> Option<T> {
+            mine.filter(|_| other.is_none())
+        }
+        Self {
+            temperature: open(self.temperature, &other.temperature),
+            top_k: open(self.top_k, &other.top_k),
+            top_p: open(self.top_p, &other.top_p),
+            min_p: open(self.min_p, &other.min_p),
+            repetition_penalty: open(self.repetition_penalty, &other.repetition_penalty),
+            penalty_window: open(self.penalty_window, &other.penalty_window),
+            max_new_tokens: open(self.max_new_tokens, &other.max_new_tokens),
+        }
+    }
+
     /// These, and of `other` what they leave open.
     #[must_use]
     pub fn or(self, other: Self) -> Self {

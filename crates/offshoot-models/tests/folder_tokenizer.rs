@@ -216,8 +216,8 @@ fn ends_are_those_of_all_files_and_the_known_markers() {
     assert_eq!(folder.open().unwrap().stop_tokens(), [2]);
     folder.set("eos_token_id", json!([2, 9]));
     folder.put("generation_config.json", &json!({ "eos_token_id": [0, 3, 99], "top_p": 0.9 }));
-    // 3 is no control token and 99 no token; the model's own file is believed.
-    assert_eq!(folder.open().unwrap().stop_tokens(), [0, 2, 9]);
+    // The model's own files are believed, though 3 is no control token; 99 is no token.
+    assert_eq!(folder.open().unwrap().stop_tokens(), [0, 2, 3, 9]);
     folder.files.clear();
     let bare = folder.open().unwrap();
     assert_eq!(bare.stop_tokens(), [2, 9]);

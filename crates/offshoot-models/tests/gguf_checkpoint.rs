@@ -453,10 +453,16 @@ fn settings_of_sampling_are_those_of_the_file_then_of_the_one_beside() {
     };
     assert_eq!(Checkpoint::open(&saved.path).unwrap().generation(), expected);
     assert_eq!(open(&Tiny::qwen2()).generation(), GenerationDefaults::default());
+    // Advice is taken as it is meant.
+    let mut odd = Tiny::llama();
+    odd.set("general.sampling.temp", -1i32);
+    odd.set("general.sampling.top_k", -7i32);
+    let meant = open(&odd).generation();
+    assert_eq!((meant.temperature, meant.top_k), (Some(0.0), Some(0)));
     let wrong: [(&str, offshoot_models::gguf::Value<'static>); 4] = [
         ("temp", "hot".into()),
         ("top_p", 1.5f32.into()),
-        ("top_k", (-2i32).into()),
+        ("top_k", "many".into()),
         ("penalty_repeat", f32::NAN.into()),
     ];
     for (key, value) in wrong {

@@ -369,6 +369,39 @@ fn a_folder_written_to_a_gguf_file_keeps_its_tokenizer() {
     refused(|json| json["added_tokens"][2]["rstrip"] = true.into(), "take white space");
 }
 
+#[test]
+fn runs_of_spaces_are_spaces_in_a_written_file() {
+    let gemma = vocabulary("gemma3");
+    let gguf = open(&gemma.tiny("gemma3")).unwrap();
+    let folder = gemma.folder(&gguf, &gemma.tokenizer_json).open().unwrap();
+    let options = ExportOptions { recipe: Recipe::F16, requantize: false, name: None };
+    let mut bytes = Vec::new();
+    let export = Export::new(&folder, &options).unwrap();
+    export.write(&Cpu::new(Isa::best(), 1), &mut bytes, &mut |_| true).unwrap();
+    let file = offshoot_models::gguf::parse(&bytes).unwrap();
+    let Some(offshoot_models::gguf::Value::Array(texts)) = file.get("tokenizer.ggml.tokens") else {
+        panic!("no tokens")
+    };
+    let texts: Vec<_> = texts.strings().unwrap().collect();
+    let spec = folder.tokenizer().unwrap();
+    let runs: Vec<usize> = (0..texts.len())
+        .filter(|&id| spec.kinds[id] == TokenKind::UserDefined)
+        .filter(|&id| spec.tokens[id].chars().all(|c| c == '\u{2581}'))
+        .collect();
+    assert!(!runs.is_empty(), "the vocabulary has runs of spaces");
+    for id in runs {
+        assert_eq!(texts[id], " ".repeat(spec.tokens[id].chars().count()), "token {id}");
+    }
+    let back = open_bytes(&bytes);
+    assert_eq!(back.tokenizer().unwrap(), spec);
+}
+
+fn open_bytes(bytes: &[u8]) -> Checkpoint {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    Checkpoint::open(file.path()).unwrap()
+}
+
 /// The folder that a model is written to, and the file of its tokenizer.
 fn as_folder(checkpoint: &Checkpoint) -> (Checkpoint, Value) {
     let dir = tempfile::tempdir().unwrap();

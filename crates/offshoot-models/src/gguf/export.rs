@@ -13,7 +13,7 @@ use offshoot_kernels::{BlockType, Cpu};
 use super::rope::TENSORS;
 use super::tokenizer::BYTE_LEVEL;
 use super::value::Array;
-use super::{Gguf, MAGIC, Shown, Writer, canonical, join, keys, parse, pieces};
+use super::{Gguf, MAGIC, Shown, Writer, canonical, join, keys, parse, pieces, sampling};
 use crate::written::{ExportError, Written};
 use crate::{
     Checkpoint, Error, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerModel, TokenizerSpec,
@@ -191,10 +191,14 @@ fn keys(
         Some(gguf) => {
             made.extend(TENSORS.into_iter().filter_map(|name| Some((name, floats(gguf, name)?))));
             for (key, value) in gguf.metadata() {
-                if !OF_THE_FILE.contains(&key) && !key.starts_with("split.") {
+                // What ends an answer is told anew, where the tokens are known.
+                let kept = key == STOP_TOKENS && checkpoint.tokenizer().is_err();
+                if kept || !OF_THE_FILE.contains(&key) && !key.starts_with("split.") {
                     writer.key(key, value.clone())?;
                 }
             }
+            // What the file itself does not say came from beside it.
+            sampling::write(&checkpoint.generation().without(&sampling::read(gguf)?), writer)?;
         }
         None => {
             made = keys::write(checkpoint, options.name, writer)?;
@@ -230,7 +234,18 @@ fn floats(gguf: &Gguf<'_>, name: &str) -> Option<Vec<f32>> {
 /// The tokenizer.
 fn tokenizer(spec: &TokenizerSpec, arch: &str, writer: &mut Writer) -> Result<(), Error> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let tokens: Array<'_> = spec.tokens.iter().map(String::as_str).collect();
+    // llama.cpp prints added tokens as they are, so their spaces are spaces.
+    let spaces = |(text, kind): (&String, &TokenKind)| {
+        let signs = text.strip_prefix(pieces::SPACE).map_or(0, |_| text.chars().count());
+        let pieces = matches!(spec.model, TokenizerModel::SentencePiece(_));
+        let all = pieces::SPACE.repeat(signs) == *text && signs > 0;
+        match pieces && all && *kind == TokenKind::UserDefined {
+            true => " ".repeat(signs),
+            false => text.clone(),
+        }
+    };
+    let texts: Vec<String> = spec.tokens.iter().zip(&spec.kinds).map(spaces).collect();
+    let tokens: Array<'_> = texts.iter().map(String::as_str).collect();
     let kinds: Array<'_> = spec.kinds.iter().map(|kind| kind_number(*kind)).collect();
     writer.key(&key("tokens"), tokens)?.key(&key("token_type"), kinds)?;
     match &spec.model {

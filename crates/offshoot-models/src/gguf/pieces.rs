@@ -30,7 +30,7 @@ const SCORES: &str = "tokenizer.ggml.scores";
 /// would take time by the square of their length.
 const SPLIT_BYTES_MAX: usize = 256;
 /// SentencePiece's sign of a space.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 
 /// The order of merges of one score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +83,8 @@ pub(super) fn model(
         match value {
             Value::F32(_) if kinds[id] == TokenKind::UserDefined => numbers.push(0.0),
             // Zero is one number here, whatever its sign.
-            Value::F32(score) if !score.is_nan() => numbers.push(score + 0.0),
-            _ => return Err(wrong(format!("no number at token {id}"))),
+            Value::F32(score) if score.is_finite() => numbers.push(score + 0.0),
+            _ => return Err(wrong(format!("no finite number at token {id}"))),
         }
     }
     let ties = Ties::of(gguf.text("general.architecture")?.unwrap_or_default());

@@ -19,8 +19,15 @@ const LAST_N: &str = "general.sampling.penalty_last_n";
 /// # Errors
 /// [`Error::Gguf`] with the key, if its value is of another kind or out of bounds.
 pub(super) fn read(gguf: &Gguf<'_>) -> Result<GenerationDefaults, Error> {
+    // Advice makes no file unreadable for being a whole number, or below the least one that means
+    // something.
+    let advice = |key: &str| match gguf.get(key).and_then(|value| value.as_integer()) {
+        Some(whole) => Ok(Some(whole as f64)),
+        None => gguf.float(key),
+    };
     let number = |key: &str, bounds: &Bounds| {
-        let Some(number) = gguf.float(key)? else { return Ok(None) };
+        let Some(number) = advice(key)? else { return Ok(None) };
+        let number = if key == TEMP { number.max(0.0) } else { number };
         let bound = || malformed(format_args!("key \"{key}\": {number}, expected {}", bounds.2));
         bounds.hold(number).map(Some).ok_or_else(bound)
     };
@@ -28,10 +35,11 @@ pub(super) fn read(gguf: &Gguf<'_>) -> Result<GenerationDefaults, Error> {
     let count = |key: &str, all: Option<u32>| {
         let Some(value) = gguf.get(key) else { return Ok(None) };
         match value.as_integer() {
-            Some(-1) => Ok(all),
-            number => number.and_then(|n| u32::try_from(n).ok()).map(Some).ok_or_else(|| {
-                malformed(format_args!("key \"{key}\": expected a whole number of -1 or more"))
-            }),
+            Some(..=-1) => Ok(all),
+            number => number
+                .and_then(|n| u32::try_from(n).ok())
+                .map(Some)
+                .ok_or_else(|| malformed(format_args!("key \"{key}\": expected a whole number"))),
         }
     };
     Ok(GenerationDefaults {

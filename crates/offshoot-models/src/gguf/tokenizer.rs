@@ -3,7 +3,10 @@
 use super::export::STOP_TOKENS;
 use super::value::{Array, Value};
 use super::{Gguf, Shown, malformed, pieces};
-use crate::{Error, PreTokenizer, TokenKind, TokenizerModel, TokenizerSpec, stop_tokens};
+use crate::{
+    Error, Pieces, PreTokenizer, SentencePiece, TokenKind, TokenizerModel, TokenizerSpec,
+    stop_tokens,
+};
 
 /// `tokenizer.ggml.model` of SentencePiece's pieces by merges.
 pub(super) const SENTENCE_PIECE: &str = "llama";
@@ -178,6 +181,11 @@ fn spec(
         }
         None => return Ok(Err("the file lacks key \"tokenizer.ggml.model\"".to_owned())),
     };
+    // As in llama.cpp, which puts an end-of-text token behind the likeliest pieces alone.
+    let ends = matches!(
+        &model,
+        TokenizerModel::SentencePiece(SentencePiece { pieces: Pieces::Unigram(_), .. })
+    );
     Ok(Ok(TokenizerSpec {
         tokens: texts,
         kinds,
@@ -188,7 +196,7 @@ fn spec(
         pad: ids.pad,
         unk: ids.unk,
         add_bos: gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos && ids.bos.is_some()),
-        add_eos: gguf.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+        add_eos: gguf.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(ends && ids.eos.is_some()),
         end_of_turn: ids.end_of_turn.clone(),
     }))
 }

@@ -40,6 +40,14 @@ impl GenerationConfig {
     }
 }
 
+impl GenerationConfig {
+    /// The ends of a model of `tokens` tokens whose own file it is.
+    pub(crate) fn own_ends(&self, tokens: usize) -> impl Iterator<Item = u32> {
+        let ids = self.ends.iter().filter_map(|id| u32::try_from(*id).ok());
+        ids.filter(move |id| (*id as usize) < tokens)
+    }
+}
+
 /// The file beside `model`; a folder without one says nothing.
 ///
 /// # Errors
@@ -83,7 +91,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<GenerationConfig, Error> {
         top_p: number("top_p", &SHARE)?,
         min_p: number("min_p", &SHARE)?,
         repetition_penalty: number("repetition_penalty", &PENALTY)?,
-        penalty_window: None,
+        // transformers looks at the whole text.
+        penalty_window: fields.get("repetition_penalty").map(|_| u32::MAX),
         max_new_tokens: fields.size("max_new_tokens")?,
     };
     if defaults.max_new_tokens == Some(0) {
@@ -164,7 +173,7 @@ mod tests {
             top_p: Some(0.8),
             min_p: Some(0.0),
             repetition_penalty: Some(1.1),
-            penalty_window: None,
+            penalty_window: Some(u32::MAX),
             max_new_tokens: Some(2048),
         };
         assert_eq!(read(json).unwrap().defaults, expected);

@@ -117,7 +117,7 @@ fn stops(
     let Ok(spec) = tokenizer else {
         return stop_tokens::union(named, std::iter::empty(), &[]);
     };
-    let named = named.chain(spec.eos).chain(generation.ends(&spec.kinds));
+    let named = named.chain(spec.eos).chain(generation.own_ends(spec.tokens.len()));
     stop_tokens::union(named, spec.tokens.iter().map(String::as_str), &spec.kinds)
 }
 

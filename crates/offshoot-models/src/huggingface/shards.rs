@@ -14,7 +14,7 @@ use crate::shown::Shown;
 /// Longest index that is read; one of 94 layers of 128 experts has some 4 MB.
 pub(super) const INDEX_MAX: usize = 16 << 20;
 /// Most files of a model; the largest published ones have some 200.
-const FILES_MAX: usize = 1024;
+pub(super) const FILES_MAX: usize = 1024;
 /// Longest name of such a file.
 const NAME_MAX: usize = 100;
 

@@ -467,7 +467,7 @@ fn header(text: &str) -> Sections {
 
 fn headers(deep: &str) -> Vec<Case> {
     let length = |n: u64| file([n.to_le_bytes().as_slice(), b"{}", &[0; 64]].concat());
-    let long = with_header(&" ".repeat((4 << 20) + 1), &[0; 64]);
+    let long = with_header(&" ".repeat((16 << 20) + 1), &[0; 64]);
     let mut not_utf8 = with_header(r#"{"aa":1}"#, &[0; 64]);
     not_utf8[10] = 0xff;
     let deep = format!("{{\"a\":{{\"b\":{deep}");
@@ -479,7 +479,7 @@ fn headers(deep: &str) -> Vec<Case> {
         ("header-2-40", length(1 << 40), "header: 1099511627776 bytes long, expected at most 66"),
         ("header-past-end", length(67), "header: 67 bytes long, expected at most 66"),
         ("header-0", length(0), r#"header: begins with "", expected {"#),
-        ("header-long", file(long), "header: 4194305 bytes long, expected at most 4194304"),
+        ("header-long", file(long), "header: 16777217 bytes long, expected at most 16777216"),
         ("header-list", header("[]"), r#"model.safetensors: header: begins with "[]", expected {"#),
         ("header-cut", header(r#"{"a":{"#), "model.safetensors: EOF while parsing"),
         ("header-not-utf8", file(not_utf8), "model.safetensors: header: not UTF-8 from byte 2"),

@@ -22,6 +22,7 @@ use std::io::{self, Write};
 use offshoot_kernels::{BlockType, Cpu};
 use serde_json::Value;
 
+use super::shards::FILES_MAX;
 use super::{CONFIG, canonical, folder, wrong};
 use crate::written::{ExportError, Written};
 use crate::{Checkpoint, Error, Family, Recipe, RowOrder, gguf};
@@ -83,6 +84,14 @@ impl<'c> FolderExport<'c> {
             }
         };
         let shards = shards::cut(tensors(checkpoint, floats)?, options.shard_bytes);
+        if shards.len() > FILES_MAX {
+            let what = format!(
+                "{} files of weights, and more than {FILES_MAX} are not read: give a larger \
+                 --shard-size",
+                shards.len()
+            );
+            return Err(Error::Export(what));
+        }
         files.extend(shards::index(&shards));
         let left_out = checkpoint.unused().to_vec();
         Ok(Self { files, shards, left_out, without_tokenizer })
