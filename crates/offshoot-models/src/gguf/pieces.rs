@@ -83,8 +83,8 @@ pub(super) fn model(
         match value {
             Value::F32(_) if kinds[id] == TokenKind::UserDefined => numbers.push(0.0),
             // Zero is one number here, whatever its sign.
-            Value::F32(score) if score.is_finite() => numbers.push(score + 0.0),
-            _ => return Err(wrong(format!("no finite number at token {id}"))),
+            Value::F32(score) if !score.is_nan() => numbers.push(score + 0.0),
+            _ => return Err(wrong(format!("no number at token {id}"))),
         }
     }
     let ties = Ties::of(gguf.text("general.architecture")?.unwrap_or_default());

@@ -101,6 +101,7 @@ impl Vocabulary {
         tiny.set("tokenizer.ggml.model", if name == "unigram" { "t5" } else { "llama" });
         if name == "unigram" {
             tiny.set("tokenizer.ggml.add_bos_token", true);
+            tiny.set("tokenizer.ggml.add_eos_token", false);
         }
         let tokens: Array<'_> = self.tokens.iter().map(String::as_str).collect();
         tiny.set("tokenizer.ggml.tokens", tokens);
