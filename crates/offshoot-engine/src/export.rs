@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirEntry, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use offshoot_kernels::{BlockType, Cpu};
 use offshoot_models::huggingface::{FolderExport, FolderOptions};
