@@ -27,8 +27,16 @@ A line that ends in \\ goes on in the next. Up and Down recall what was written 
 Ctrl-C stops an answer.";
 
 const COMMANDS: [&str; 5] = ["help", "set", "clear", "save", "exit"];
-const SETTINGS: [&str; 7] =
-    ["temperature", "top-k", "top-p", "min-p", "seed", "max-tokens", "system"];
+const SETTINGS: [&str; 8] = [
+    "temperature",
+    "top-k",
+    "top-p",
+    "min-p",
+    "repetition-penalty",
+    "seed",
+    "max-tokens",
+    "system",
+];
 
 /// What the user wrote.
 #[derive(Debug, PartialEq)]
@@ -50,6 +58,9 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
     let (model, mut session, mut calibration, mut options) = load(args)?;
     let _listener = interrupt::listen_in_chat();
     let mut editor = DefaultEditor::new().map_err(terminal)?;
+    // What ends answers unless the user says more of it.
+    let files = model.checkpoint().generation().max_new_tokens;
+    let recommended = files.filter(|_| args.max_tokens.is_none());
     let mut messages: Vec<Message> =
         system.iter().map(|text| Message::new("system", *text)).collect();
     if model.template().is_none() {
@@ -72,6 +83,11 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
                 let wrap = Wrap::new(columns.filter(|_| !colour));
                 let show = (wrap, colour);
                 let done = answer(&model, &mut session, &mut messages, &options, show);
+                if let Ok(answer) = &done
+                    && let Some(why) = ended(answer, &options, recommended, session.context())
+                {
+                    note(why);
+                }
                 models::keep_calibration(&mut calibration, &session);
                 match done {
                     Ok(answer) if args.stats => print_stats(&model, &answer, &options),
@@ -110,16 +126,29 @@ fn answer(
         write_out(wrap.push(&shown(piece, colour)).as_bytes())
     })?;
     write_out(format!("{}\n", wrap.finish()).as_bytes())?;
-    match answer.finish {
-        FinishReason::Stopped => note("(stopped)"),
-        FinishReason::ContextFull => note(format_args!(
-            "the context of {} tokens is full: /clear, or raise --ctx-size",
-            session.context()
-        )),
-        _ => {}
-    }
     messages.push(Message::new("assistant", answer.text.as_str()));
     Ok(answer)
+}
+
+/// What to say of how an answer ended, where that was not by itself or by a limit that the user set;
+/// `recommended` is the one of the model's files.
+fn ended(
+    answer: &Answer,
+    options: &GenerateOptions,
+    recommended: Option<usize>,
+    context: usize,
+) -> Option<String> {
+    match answer.finish {
+        FinishReason::Stopped => Some("(stopped)".to_owned()),
+        FinishReason::ContextFull => {
+            Some(format!("the context of {context} tokens is full: /clear, or raise --ctx-size"))
+        }
+        FinishReason::MaxTokens if options.max_tokens == recommended => Some(format!(
+            "ended at the {} tokens that the model's files recommend: /set max-tokens goes on",
+            answer.tokens.len()
+        )),
+        _ => None,
+    }
 }
 
 /// As [`read_input`]. While the user thinks, the step times that drafting does not know on this
@@ -257,9 +286,14 @@ fn settings(messages: &[Message], options: &GenerateOptions) -> String {
     let system = messages.iter().find(|m| m.role == "system");
     let system = system.and_then(|m| m.content.as_deref()).unwrap_or("the model's own");
     format!(
-        "temperature  {}\ntop-k        {}\ntop-p        {}\nmin-p        {}\n\
-         seed         {seed}\nmax-tokens   {most}\nsystem       {system}",
-        sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+        "temperature         {}\ntop-k               {}\ntop-p               {}\n\
+         min-p               {}\nrepetition-penalty  {}\nseed                {seed}\n\
+         max-tokens          {most}\nsystem              {system}",
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty
     )
 }
 
@@ -273,6 +307,7 @@ fn set(name: &str, value: &str, options: &mut GenerateOptions) -> Result<String,
         "top-k" => next.sampling.top_k = parse(name, value)?,
         "top-p" => next.sampling.top_p = parse(name, value)?,
         "min-p" => next.sampling.min_p = parse(name, value)?,
+        "repetition-penalty" => next.sampling.repetition_penalty = parse(name, value)?,
         "seed" => next.sampling.seed = Some(parse(name, value)?),
         "max-tokens" => next.max_tokens = Some(parse(name, value)?),
         _ => {
@@ -334,7 +369,9 @@ mod tests {
         let mut say = |command: &str| obey(command, &mut messages, &mut options);
         assert!(say("help").unwrap().contains("/save FILE"));
         assert_eq!(say("set temperature 0.2").unwrap(), "temperature is 0.2");
-        assert!(say("set").unwrap().contains("temperature  0.2\n"));
+        assert!(say("set").unwrap().contains("temperature         0.2\n"));
+        assert_eq!(say("set repetition-penalty 1.1").unwrap(), "repetition-penalty is 1.1");
+        assert!(say("set").unwrap().contains("repetition-penalty  1.1\n"));
         assert!(say("set temperature -1").unwrap_err().contains("temperature is -1"));
         assert!(say("set temperature warm").unwrap_err().contains("warm is no value"));
         assert!(say("set colour blue").unwrap_err().contains("colour: unknown"));
@@ -342,11 +379,31 @@ mod tests {
         assert!(say("halp").unwrap_err().contains("did you mean help?"));
         assert!(say("set seed").unwrap_err().contains("as in /set"));
         assert!(say("set system Be brief.").is_ok());
-        assert!(say("set").unwrap().contains("system       Be brief."));
+        assert!(say("set").unwrap().contains("system              Be brief."));
         assert!(say("save").unwrap_err().contains("/save where?"));
         assert!(say("nonsense").unwrap_err().contains("/help lists"));
         assert!(say("clear").is_ok());
         assert_eq!(messages.len(), 1, "the system message stays");
+    }
+
+    #[test]
+    fn an_answer_that_the_files_cut_short_says_so_and_one_that_the_user_did_does_not() {
+        let cut = Answer {
+            text: "a b".to_owned(),
+            tokens: vec![1, 2],
+            finish: FinishReason::MaxTokens,
+            prompt_tokens: 1,
+            reused_tokens: 0,
+            timings: Default::default(),
+            spec: None,
+        };
+        let files = GenerateOptions { max_tokens: Some(2), ..GenerateOptions::default() };
+        let said = ended(&cut, &files, Some(2), 64).unwrap();
+        assert!(said.contains("the 2 tokens that the model's files recommend"), "{said}");
+        assert_eq!(ended(&cut, &files, None, 64), None, "as --max-tokens says");
+        assert_eq!(ended(&cut, &files, Some(5), 64), None, "as /set max-tokens says");
+        let stopped = Answer { finish: FinishReason::Stopped, ..cut };
+        assert_eq!(ended(&stopped, &files, Some(2), 64).unwrap(), "(stopped)");
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
             "weight_files": done.weight_files,
             "formats": formats_json(&done.formats),
             "left_out": done.left_out,
+            "without_tokenizer": done.without_tokenizer,
+            "tokenizer_differs": done.tokenizer_differs,
             "tokenizer_id": done.tokenizer.map(|id| id.to_string()),
             "template_id": done.template.map(|id| id.to_string()),
             "seconds": start.elapsed().as_secs_f64(),

@@ -10,20 +10,25 @@ const LINKS_MAX: usize = 40;
 /// Names that are tried for what is not complete.
 const NAMES_MAX: usize = 1000;
 
-/// The place that `path` means: a link stands for what it leads to, there already or not, as where a
-/// shell writes to it.
+/// The place that `path` means, which ends in a name and no slash: a link stands for what it leads to,
+/// there already or not, as where a shell writes to it.
 ///
 /// # Errors
-/// If a link cannot be read or there are too many.
+/// If the path does not end in a name, a link cannot be read, or there are too many.
 pub(crate) fn place(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
-        match fs::symlink_metadata(&path) {
+        // With a slash behind it, a link would be taken for the folder that it leads to.
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            let what = "does not end in a name; give the output one";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        };
+        let named = parent.join(name);
+        match fs::symlink_metadata(&named) {
             Ok(metadata) if metadata.is_symlink() => {}
-            _ => return Ok(path),
+            _ => return Ok(named),
         }
-        let target = fs::read_link(&path)?;
-        path = path.parent().unwrap_or(Path::new("")).join(target);
+        path = parent.join(fs::read_link(&named)?);
     }
     Err(io::Error::other("too many links"))
 }
@@ -77,16 +82,28 @@ impl Partial {
     pub(crate) fn replace(&self, place: &Path) -> io::Result<()> {
         let aside = Self::folder(place)?;
         fs::rename(place, &aside.path)?;
-        let moved = fs::rename(&self.path, place);
-        if moved.is_err() {
-            fs::rename(&aside.path, place)?;
-        }
-        moved
+        fs::rename(&self.path, place).map_err(|error| aside.put_back(place, error))
+    }
+
+    /// Moves back to `place` what was moved aside, and where that fails leaves it where it is; gives
+    /// what to say of `error`, for which it was done.
+    fn put_back(mut self, place: &Path, error: io::Error) -> io::Error {
+        let Err(back) = fs::rename(&self.path, place) else { return error };
+        let kept = std::mem::take(&mut self.path);
+        let what = format!(
+            "{error}; what was there is kept as {}, as it could not be moved back: {back}",
+            kept.display()
+        );
+        io::Error::new(error.kind(), what)
     }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
+        // What is kept has no path here.
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
         // What was moved is not here any more.
         let _ = fs::remove_file(&self.path).or_else(|_| fs::remove_dir_all(&self.path));
     }
@@ -131,6 +148,33 @@ mod tests {
         assert_eq!((names(&place), names(dir.path())), (vec!["new".into()], vec!["out".into()]));
     }
 
+    #[test]
+    fn what_cannot_be_moved_back_is_kept_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("out");
+        let aside = Partial::folder(&place).unwrap();
+        fs::write(aside.path().join("old"), "x").unwrap();
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join("another's"), "x").unwrap();
+        let kept = aside.path().to_owned();
+        let error = aside.put_back(&place, io::Error::other("no luck")).to_string();
+        assert!(error.starts_with("no luck; "), "{error}");
+        assert!(error.contains(kept.to_str().unwrap()), "{error}");
+        assert!(kept.join("old").is_file() && place.join("another's").is_file());
+    }
+
+    #[test]
+    fn a_place_ends_in_a_name_and_no_slash() {
+        for path in ["no/out", "no/out/", "no/out//", "no/out/."] {
+            assert_eq!(place(Path::new(path)).unwrap().as_os_str(), "no/out", "{path}");
+        }
+        assert_eq!(place(Path::new("out/")).unwrap().as_os_str(), "out");
+        for path in ["", ".", "..", "no/..", "/", "./"] {
+            let error = place(Path::new(path)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{path}");
+        }
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_link_stands_for_what_it_leads_to() {
@@ -143,6 +187,7 @@ mod tests {
         symlink("loop", path("loop")).unwrap();
         for name in ["link", "second"] {
             assert_eq!(place(&path(name)).unwrap(), path("far/target"), "not there yet");
+            assert_eq!(place(&path(name).join("")).unwrap(), path("far/target"), "with a slash");
         }
         fs::write(path("far/target"), "x").unwrap();
         assert_eq!(place(&path("second")).unwrap(), path("far/target"));

@@ -1,17 +1,37 @@
 //! A model into a Hugging Face folder, written whole or not at all.
 
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use offshoot_kernels::{BlockType, Cpu};
 use offshoot_models::huggingface::{FolderExport, FolderOptions};
 use offshoot_models::{
-    Checkpoint, ExportError, Family, ModelConfig, Recipe, TemplateId, TokenizerId,
+    Checkpoint, ExportError, Family, ModelConfig, Recipe, RopeRule, RopeScaling, TemplateId,
+    TokenizerId,
 };
 
 use crate::Error;
 use crate::beside::{Partial, place};
+
+/// How far a factor of Llama 3's rule may be from that of the file that it was found in.
+const CLOSE: f32 = 1e-6;
+
+/// The files of a model's folder, but for the weights.
+const FILES: [&str; 12] = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
 
 /// How a folder is written.
 #[derive(Debug, Clone, Copy)]
@@ -71,8 +91,8 @@ pub fn floats_of(checkpoint: &Checkpoint) -> Recipe {
 /// `progress` is told the weights done and all of them, and says whether to go on.
 ///
 /// The folder is made beside its place, read back, and moved there when it is complete. A folder that is
-/// there and not empty is replaced only if that is allowed and it is a model's: files alone, with a
-/// `config.json` among them. If `output` is a link, what it leads to is meant.
+/// there and not empty is replaced only if that is allowed and it is a model's: the files of one alone,
+/// with a `config.json` among them. If `output` is a link, what it leads to is meant.
 ///
 /// # Errors
 /// [`Error::Model`] if the model cannot be read or not be written so, or `output` is in the way;
@@ -120,6 +140,10 @@ pub fn export_folder(
         template: read.chat_template().map(TemplateId::of),
     };
     drop(read);
+    // That it may be replaced is some time ago.
+    if there {
+        refuse_to_replace(&checkpoint, &place, options.overwrite)?;
+    }
     let moved = if there { partial.replace(&place) } else { partial.move_to(&place) };
     moved.map_err(wrong)?;
     Ok(done)
@@ -139,21 +163,74 @@ pub(crate) fn from_export(error: ExportError, output: &Path) -> Error {
 /// # Errors
 /// If it does not, which is a fault of the writer: the file is not moved to its place then.
 pub(crate) fn same_model(model: &Checkpoint, written: &Checkpoint) -> Result<(), Error> {
-    // A Mistral without a window is a Llama in GGUF files.
-    let of = |config: &ModelConfig| match (config.family, &config.sliding_window) {
-        (Family::Mistral, None) => ModelConfig { family: Family::Llama, ..config.clone() },
-        _ => config.clone(),
-    };
-    if of(model.config()) == of(written.config()) {
+    let by_rule = matches!(written.rope_rule(), Some(RopeRule::Llama3(_)));
+    let mut differing = differing(model.config(), written.config(), by_rule);
+    if model.stop_tokens() != written.stop_tokens() {
+        differing.push("stop_tokens");
+    }
+    if differing.is_empty() {
         return Ok(());
     }
     let what = format!(
-        "what was written of {} is another model: {:?}, expected {:?}",
+        "what was written of {} is another model: {} differ; please report this",
         model.path().display(),
-        written.config(),
-        model.config()
+        differing.join(", ")
     );
     Err(offshoot_models::Error::Export(what).into())
+}
+
+/// The names of the fields in which two configurations say different things; `by_rule` if the second has
+/// its rotary factors by Llama 3's formula, which the first gives as numbers.
+fn differing(model: &ModelConfig, written: &ModelConfig, by_rule: bool) -> Vec<&'static str> {
+    // Taken apart, so that a new field is not forgotten.
+    macro_rules! fields {
+        ($($field:ident),*) => {{
+            let ModelConfig { $($field: _),* } = model;
+            vec![$((stringify!($field), model.$field == written.$field)),*]
+        }};
+    }
+    let mut fields = fields!(
+        family,
+        hidden_size,
+        intermediate_size,
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        vocab_size,
+        max_position_embeddings,
+        rms_norm_eps,
+        rope_theta,
+        rope_scaling,
+        rope_magnitude,
+        rope_local_base_freq,
+        query_pre_attn_scalar,
+        final_logit_softcapping,
+        sliding_window,
+        tie_word_embeddings,
+        attention_bias,
+        mlp_bias,
+        experts
+    );
+    // A Mistral without a window is a Llama in GGUF files.
+    let family = |config: &ModelConfig| match (config.family, &config.sliding_window) {
+        (Family::Mistral, None) => Family::Llama,
+        (family, _) => family,
+    };
+    let close = |told: &[f32], own: &[f32]| {
+        let mut pairs = told.iter().zip(own);
+        told.len() == own.len() && pairs.all(|(told, own)| (own / told - 1.0).abs() < CLOSE)
+    };
+    for (name, same) in &mut fields {
+        *same |= match (*name, &model.rope_scaling, &written.rope_scaling) {
+            ("family", ..) => family(model) == family(written),
+            ("rope_scaling", RopeScaling::Factors(told), RopeScaling::Factors(own)) => {
+                by_rule && close(told, own)
+            }
+            _ => false,
+        };
+    }
+    fields.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
 }
 
 /// Whether something is at `place` that a new folder cannot be moved over.
@@ -171,21 +248,50 @@ fn refuse_to_replace(checkpoint: &Checkpoint, place: &Path, allowed: bool) -> Re
     if !allowed {
         return refused(format!("{shown} is there already; name another, or give --overwrite"));
     }
-    let entries = fs::read_dir(place).into_iter().flatten().flatten();
-    let files_alone = entries.into_iter().all(|e| e.file_type().is_ok_and(|kind| !kind.is_dir()));
-    if !files_alone || !place.join("config.json").is_file() {
+    let entries: Vec<_> = fs::read_dir(place).into_iter().flatten().flatten().collect();
+    if let Some(other) = entries.iter().find(|entry| !is_of_a_model(entry)) {
         return refused(format!(
-            "{shown} is no folder of a model and nothing else; remove it first"
+            "{shown} is no folder of a model and nothing else: it holds {}; name another output",
+            other.file_name().display()
         ));
     }
-    let real = place.canonicalize().ok();
-    let own = |file: &PathBuf| {
-        file.canonicalize().ok().as_deref().and_then(Path::parent) == real.as_deref()
-    };
-    if real.is_none() || checkpoint.files().iter().any(own) {
+    if !place.join("config.json").is_file() {
+        return refused(format!(
+            "{shown} is no folder of a model: it holds no config.json; name another output"
+        ));
+    }
+    if holds(place, checkpoint) {
         return refused(format!("{shown} holds the model itself; name another output"));
     }
     Ok(())
+}
+
+/// Whether it is a file as a model's folder has them.
+fn is_of_a_model(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    let name = name.to_str().unwrap_or_default();
+    let weights = name.strip_prefix("model").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let part = |rest: &str| rest.is_empty() || (rest.starts_with('-') && rest.contains("-of-"));
+    let known = FILES.contains(&name) || weights.is_some_and(part);
+    known && entry.file_type().is_ok_and(|kind| !kind.is_dir())
+}
+
+/// Whether the model lies in the folder at `place`, itself or, as in snapshots of the hub's cache, by
+/// links.
+fn holds(place: &Path, checkpoint: &Checkpoint) -> bool {
+    let Ok(real) = place.canonicalize() else { return true };
+    let is_place = |path: &Path| path.canonicalize().is_ok_and(|path| path == real);
+    let within = |file: &Path| {
+        let own = match file.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => is_place(Path::new(".")),
+            Some(parent) => is_place(parent),
+            None => false,
+        };
+        own || file.canonicalize().is_ok_and(|file| file.parent() == Some(&real))
+    };
+    let path = checkpoint.path();
+    // A folder that holds the model's folder holds other things than files.
+    is_place(path) || within(path) || checkpoint.files().iter().any(|file| within(file))
 }
 
 /// Brings a folder's files to the disk; gives the bytes of all.

@@ -59,6 +59,9 @@ pub fn quantize(
 ) -> Result<Quantized, Error> {
     let checkpoint = Checkpoint::open(source)?;
     let wrong = |source| Error::Output { path: output.to_owned(), source };
+    if output.to_string_lossy().ends_with(std::path::is_separator) {
+        return Err(wrong(std::io::ErrorKind::IsADirectory.into()));
+    }
     let place = place(output).map_err(wrong)?;
     // What is replaced is a file; a device or a pipe is not.
     if let Ok(there) = fs::metadata(&place)
@@ -85,6 +88,7 @@ pub fn quantize(
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(wrong)?;
     let bytes = file.get_ref().metadata().map_err(wrong)?.len();
     drop(file);
+    // What lies beside is no part of what was written.
     let read = Checkpoint::open_gguf(partial.path())?;
     same_model(&checkpoint, &read)?;
     let done = Quantized {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use offshoot_engine::{Error, ExportOptions, QuantizeOptions, export_folder, floats_of, quantize};
 use offshoot_kernels::{Cpu, Isa};
-use offshoot_models::{BaseId, Checkpoint, Recipe};
+use offshoot_models::{BaseId, Checkpoint, Recipe, RopeScaling};
 use support::tiny::Tiny;
 
 const OPTIONS: ExportOptions = ExportOptions { floats: None, shard_bytes: 4000, overwrite: false };
@@ -50,7 +50,10 @@ fn a_folder_is_whole_or_not_there_and_takes_no_place_unasked() {
     assert_eq!(done.bytes, bytes.sum::<u64>());
     assert!(done.tokenizer.is_some() && !done.tokenizer_differs && done.template.is_some());
     refused(&out, OPTIONS, "--overwrite");
-    fs::write(out.join("old"), "x").unwrap();
+    fs::write(out.join("other.gguf"), "x").unwrap();
+    refused(&out, OVER, "it holds other.gguf");
+    fs::remove_file(out.join("other.gguf")).unwrap();
+    fs::write(out.join("vocab.json"), "x").unwrap();
     let single = ExportOptions { floats: Some(Recipe::F32), shard_bytes: u64::MAX, ..OVER };
     assert_eq!(export(&out, single).unwrap().weight_files, 1);
     assert_eq!(
@@ -76,6 +79,97 @@ fn a_folder_is_whole_or_not_there_and_takes_no_place_unasked() {
     assert!(matches!(file, Error::Output { .. }), "{file:?}");
     assert_eq!(names(dir.path()), ["deep", "mine", "out", "tiny.gguf"]);
     assert_eq!(floats_of(&Checkpoint::open(&out).unwrap()), Recipe::F32);
+}
+
+#[test]
+fn a_slash_behind_a_folder_is_as_good_as_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("tiny.gguf");
+    fs::write(&source, Tiny::llama().bytes()).unwrap();
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    let export = |name: &str, options| {
+        export_folder(&cpu(), &source, &dir.path().join(name), options, &mut |_, _| true)
+    };
+    export("new/", OPTIONS).unwrap();
+    export("empty/", OPTIONS).unwrap();
+    assert!(export("new/", OPTIONS).unwrap_err().to_string().contains("--overwrite"));
+    export("new/", OVER).unwrap();
+    assert_eq!(names(&dir.path().join("new")), names(&dir.path().join("empty")));
+    for nameless in ["empty/..", ".."] {
+        let error = export(nameless, OVER).unwrap_err();
+        assert!(error.to_string().contains("does not end in a name"), "{error}");
+    }
+    let options = QuantizeOptions { recipe: Recipe::F16, requantize: true };
+    let file = dir.path().join("file/");
+    let error = quantize(&cpu(), &source, &file, options, &mut |_, _| true).unwrap_err();
+    assert!(matches!(error, Error::Output { .. }), "{error}");
+    assert_eq!(names(dir.path()), ["empty", "new", "tiny.gguf"]);
+}
+
+#[test]
+fn a_model_that_came_to_the_place_meanwhile_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("tiny.gguf"), dir.path().join("out"));
+    fs::write(&source, Tiny::llama().bytes()).unwrap();
+    export_folder(&cpu(), &source, &out, OPTIONS, &mut |_, _| true).unwrap();
+    let mut put = |_, _| fs::write(out.join("letter.txt"), "x").is_ok();
+    let error = export_folder(&cpu(), &source, &out, OVER, &mut put).unwrap_err();
+    assert!(error.to_string().contains("it holds letter.txt"), "{error}");
+    assert!(out.join("letter.txt").is_file() && out.join("config.json").is_file());
+    assert_eq!(names(dir.path()), ["out", "tiny.gguf"]);
+}
+
+#[test]
+fn factors_of_a_published_rule_may_be_off_by_the_last_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tiny = Tiny::llama();
+    tiny.set("llama.rope.freq_base", 10_000.0f32);
+    // Three short waves, and one between: of 2 pi times 1000 positions, of which 8192 hold 1.3.
+    let wave = std::f64::consts::TAU * 1000.0;
+    let smooth = (8192.0 / wave - 1.0) / 3.0;
+    let between = (1.0 / ((1.0 - smooth) / 8.0 + smooth)) as f32;
+    let scaling = |path: &Path| match &Checkpoint::open(path).unwrap().config().rope_scaling {
+        RopeScaling::Factors(factors) => factors.clone(),
+        other => panic!("{other:?}"),
+    };
+    for bits in [-2i32, 2] {
+        let factor = f32::from_bits(between.to_bits().wrapping_add_signed(bits));
+        tiny.floats("rope_freqs.weight", &[4], &[1.0, 1.0, 1.0, factor]);
+        let source = dir.path().join("tiny.gguf");
+        fs::write(&source, tiny.bytes()).unwrap();
+        let out = dir.path().join("out");
+        export_folder(&cpu(), &source, &out, OVER, &mut |_, _| true).unwrap();
+        let (told, own) = (scaling(&source), scaling(&out));
+        assert!(told != own && (told[3] / own[3] - 1.0).abs() < 1e-6, "{told:?}, {own:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_snapshot_of_the_hubs_cache_is_not_replaced_by_itself() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("tiny.gguf"), Tiny::llama().bytes()).unwrap();
+    fs::create_dir_all(path("repo/snapshots/c0ffee")).unwrap();
+    let export = |source: &str, output: &str| {
+        export_folder(&cpu(), &path(source), &path(output), OVER, &mut |_, _| true)
+    };
+    export("tiny.gguf", "repo/blobs").unwrap();
+    for name in names(&path("repo/blobs")) {
+        let link = path("repo/snapshots/c0ffee").join(&name);
+        symlink(Path::new("../../blobs").join(&name), link).unwrap();
+    }
+    symlink("repo/snapshots/c0ffee", path("link")).unwrap();
+    let snapshot = names(&path("repo/snapshots/c0ffee"));
+    for source in ["repo/snapshots/c0ffee", "link"] {
+        for output in ["repo/snapshots/c0ffee", "repo/snapshots/c0ffee/", "link", "repo/blobs"] {
+            let error = export(source, output).unwrap_err().to_string();
+            assert!(error.contains("the model itself"), "{source} to {output}: {error}");
+        }
+    }
+    assert_eq!(names(&path("repo/snapshots/c0ffee")), snapshot);
+    Checkpoint::open(&path("link")).unwrap();
 }
 
 #[cfg(unix)]

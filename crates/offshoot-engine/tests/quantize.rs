@@ -85,6 +85,21 @@ fn a_file_is_whole_or_not_there() {
 }
 
 #[test]
+fn what_lies_beside_the_output_has_no_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("tiny.gguf"), dir.path().join("out"));
+    std::fs::write(&source, Tiny::llama().bytes()).unwrap();
+    std::fs::create_dir(&out).unwrap();
+    for bad in ["{ not JSON", r#"{ "eos_token_id": [0, 1, 2, 3] }"#] {
+        std::fs::write(out.join("generation_config.json"), bad).unwrap();
+        let output = out.join("out.gguf");
+        let options = options(Recipe::F16, true);
+        quantize(&cpu(), &source, &output, options, &mut |_, _| true).unwrap();
+        assert!(output.is_file(), "{bad}");
+    }
+}
+
+#[test]
 fn packed_weights_and_the_base_id_are_kept_for_each_recipe() {
     let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let gguf = dir.path().join("tiny.gguf");

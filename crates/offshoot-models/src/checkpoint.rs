@@ -236,12 +236,12 @@ impl Checkpoint {
     }
 
     /// Opens the GGUF file at `path`; of one that is split, any part stands for all, which lie beside
-    /// one another.
+    /// one another. What else lies there, as a `generation_config.json`, is not read.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_gguf(path: &Path) -> Result<Self, Error> {
-        Self::from_gguf(path, map(path)?)
+        Ok(Self::of(path, gguf::open(path, map(path)?)?))
     }
 
     fn from_gguf(path: &Path, file: FileMap) -> Result<Self, Error> {
@@ -308,7 +308,7 @@ impl Checkpoint {
     }
 
     /// The formula of the factors of rotary frequencies, where a file gives one.
-    pub(crate) fn rope_rule(&self) -> Option<RopeRule> {
+    pub fn rope_rule(&self) -> Option<RopeRule> {
         self.contents.rope_rule
     }
 

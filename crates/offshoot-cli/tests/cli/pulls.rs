@@ -65,6 +65,27 @@ fn a_model_of_the_hub_is_shown_kept_found_offline_and_removed() {
 }
 
 #[test]
+fn one_part_of_one_is_a_whole_model_and_one_of_two_is_none() {
+    let bytes = Tiny::llama().bytes();
+    let whole = "m-00001-of-00001.gguf";
+    let (listing, body) = (tree(whole, &bytes), bytes);
+    let hub = Server::start(move |request, _| match request.path.contains("/tree/") {
+        true => Answer::ok(&listing),
+        false => Answer::ranged(request, &body),
+    });
+    let home = Home::new();
+    let pull = |file: &str| {
+        let mut command = home.offshoot(["pull", &format!("hf:org/repo/{file}")]);
+        command.env("HF_ENDPOINT", hub.url());
+        run(command)
+    };
+    pull("m-00001-of-00002.gguf").complained(&["parts are not pulled yet"]);
+    assert!(hub.seen().is_empty());
+    pull(whole).ended_with(0);
+    assert_eq!(ready(&home), [format!("hf:org/repo/{whole}")]);
+}
+
+#[test]
 fn each_way_of_being_offline_makes_no_request() {
     let bytes = Tiny::llama().bytes();
     let hub = hub(&bytes, &bytes);

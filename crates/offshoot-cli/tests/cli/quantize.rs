@@ -119,6 +119,7 @@ fn an_exported_model_answers_as_the_one_it_was_made_from() {
         (&folder["format"], folder["weight_files"].as_u64() > Some(2)),
         (&"folder".into(), true)
     );
+    assert!(folder["without_tokenizer"].is_null() && folder["tokenizer_differs"] == false);
     let file = export("mine", "out.gguf", &[]).ended_with(0).json();
     assert_eq!(file["format"], "gguf");
     let back = export("out.gguf", "back", &["--to", "f32"]).ended_with(0).json();
@@ -128,7 +129,7 @@ fn an_exported_model_answers_as_the_one_it_was_made_from() {
     }
     export("mine", "out", &[]).ended_with(2).complained(&["out is there already", "--overwrite"]);
     export("mine", "out.gguf", &[]).ended_with(2).complained(&["out.gguf is there already"]);
-    export("mine", "out", &["--overwrite"]).ended_with(0);
+    export("mine", "out/", &["--overwrite"]).ended_with(0);
     export("mine", "out.gguf", &["--overwrite"]).ended_with(0);
     let usage = export("mine", "other", &["--to", "q8"]).ended_with(2);
     assert!(usage.stderr.contains("offshoot quantize"), "{}", usage.stderr);

@@ -66,7 +66,9 @@ impl Store {
         hub: &HubRef,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, StoreError> {
-        if hub.file.as_deref().is_some_and(|file| PartName::parse(file).is_some()) {
+        // One of one is the whole.
+        let part = hub.file.as_deref().and_then(PartName::parse);
+        if part.is_some_and(|part| part.count > 1) {
             return Err(hub::parts(&hub.repo));
         }
         let listing = Hub::new(&self.config, progress)?.list(&hub.repo, hub.revision());
