@@ -9,16 +9,14 @@ mod support;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 
-use logits::{MODELS, reference};
+use logits::{MODELS, packed, reference};
 use offshoot_kernels::{BlockType, Cpu, Isa};
 use offshoot_models::gguf::{Export, ExportOptions, parse};
 use offshoot_models::huggingface::{FolderExport, FolderOptions};
 use offshoot_models::{
-    BaseId, Checkpoint, Error, ExportError, Family, LogitRows, ModelConfig, NoHooks,
-    PackedExecutor, PackedModel, PreTokenizer, Recipe, Segment, TemplateId, TokenKind, TokenizerId,
-    TokenizerModel, TokenizerSpec, VariantId, chain,
+    BaseId, Checkpoint, Error, ExportError, Family, ModelConfig, PreTokenizer, Recipe, TemplateId,
+    TokenKind, TokenizerId, TokenizerModel, TokenizerSpec,
 };
 use serde_json::{Value, json};
 use support::folder::Folder;
@@ -126,20 +124,7 @@ fn refusal<T>(result: Result<T, ExportError>) -> String {
 
 /// The bits of the logits of a text.
 fn bits(checkpoint: Checkpoint, tokens: &[u32]) -> Vec<u32> {
-    let model = PackedModel::load(Arc::new(checkpoint), &cpu(), None).unwrap();
-    let mut executor = PackedExecutor::new(cpu(), model.config());
-    let mut cache = model.new_cache(tokens.len());
-    let segment = Segment {
-        cache: &mut cache,
-        tokens,
-        parents: &chain(tokens.len()),
-        positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-        rope: model.config().rope_for(tokens.len()),
-        variant: VariantId::default(),
-        logits: LogitRows::All,
-    };
-    let logits = executor.step(&model, &mut [segment], &mut NoHooks).unwrap();
-    logits.iter().map(|x| x.to_bits()).collect()
+    packed(checkpoint, cpu(), tokens, tokens.len()).iter().map(|x| x.to_bits()).collect()
 }
 
 /// Fails unless both are the same model, tokenizer and all.

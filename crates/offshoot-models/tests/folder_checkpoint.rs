@@ -5,14 +5,12 @@
 mod logits;
 mod support;
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device};
-use logits::{MODELS, max_error, reference};
+use logits::{MODELS, max_error, packed, reference};
 use offshoot_kernels::{BlockType, Cpu, Isa};
 use offshoot_models::{
-    BaseId, Checkpoint, DenseCache, DenseModel, LogitRows, ModelConfig, NoHooks, PackedExecutor,
-    PackedModel, RopeScaling, Segment, VariantId, chain,
+    BaseId, Checkpoint, DenseCache, DenseModel, LogitRows, ModelConfig, NoHooks, RopeScaling,
+    Segment, VariantId, chain,
 };
 use serde_json::{Value, json};
 use support::folder::{Folder, safetensors};
@@ -62,20 +60,7 @@ fn tiny(family: &str) -> Folder {
 
 /// Logits of all of `tokens`.
 fn run(checkpoint: Checkpoint, tokens: &[u32]) -> Vec<f32> {
-    let cpu = Cpu::new(Isa::best(), 2);
-    let model = PackedModel::load(Arc::new(checkpoint), &cpu, None).unwrap();
-    let mut executor = PackedExecutor::new(cpu, model.config());
-    let mut cache = model.new_cache(tokens.len());
-    let segment = Segment {
-        cache: &mut cache,
-        tokens,
-        parents: &chain(tokens.len()),
-        positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-        rope: model.config().rope_for(tokens.len()),
-        variant: VariantId::default(),
-        logits: LogitRows::All,
-    };
-    executor.step(&model, &mut [segment], &mut NoHooks).unwrap().to_vec()
+    packed(checkpoint, Cpu::new(Isa::best(), 2), tokens, tokens.len())
 }
 
 fn bits(logits: Vec<f32>) -> Vec<u32> {

@@ -6,7 +6,7 @@ mod logits;
 
 use std::sync::Arc;
 
-use logits::{MODELS, checkpoint, max_error, reference};
+use logits::{MODELS, checkpoint, max_error, packed, reference};
 use offshoot_kernels::{Cpu, Isa, KvCache};
 use offshoot_models::{
     LogitRows, NoHooks, PackedExecutor, PackedModel, RopeId, Segment, VariantId, chain,
@@ -19,27 +19,7 @@ const CLOSE: f32 = 2.5e-3;
 
 /// Logits of all tokens, read in chunks of `chunk`.
 fn run(name: &str, isa: Isa, threads: usize, chunk: usize) -> Vec<f32> {
-    let cpu = Cpu::new(isa, threads);
-    let model = PackedModel::load(Arc::new(checkpoint(name)), &cpu, None).unwrap();
-    let tokens = reference(name).tokens;
-    let mut executor = PackedExecutor::new(cpu, model.config());
-    let mut cache = model.new_cache(tokens.len());
-    let mut out = Vec::new();
-    for piece in tokens.chunks(chunk) {
-        let base = cache.len() as u32;
-        let segment = Segment {
-            cache: &mut cache,
-            tokens: piece,
-            parents: &chain(piece.len()),
-            positions: &(base..base + piece.len() as u32).collect::<Vec<_>>(),
-            rope: RopeId::default(),
-            variant: VariantId::default(),
-            logits: LogitRows::All,
-        };
-        out.extend_from_slice(executor.step(&model, &mut [segment], &mut NoHooks).unwrap());
-        cache.commit_chain(piece.len());
-    }
-    out
+    packed(checkpoint(name), Cpu::new(isa, threads), &reference(name).tokens, chunk)
 }
 
 #[test]

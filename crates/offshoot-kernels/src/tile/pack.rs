@@ -5,9 +5,21 @@ use super::{PackedMatrix, TILE_ROWS, TileError, tile_row_bytes};
 use crate::blocks::Coding;
 use crate::blocks::conversion::FirstWrong;
 use crate::blocks::parts::Parts;
-use crate::{BlockType, Conversion, Cpu};
+use crate::{BlockType, Buffer, Conversion, Cpu, SharedBytes};
 
 impl PackedMatrix {
+    /// Packs a matrix `[rows, cols]` of `block` into memory of its own, as [`PackedMatrix::pack_into`].
+    pub fn pack<'a>(
+        cpu: &Cpu,
+        block: BlockType,
+        (rows, cols): (usize, usize),
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Result<Self, TileError> {
+        let mut tiles = Buffer::zeroed(Self::packed_bytes(block, rows, cols)?);
+        Self::pack_into(cpu, block, (rows, cols), row, &mut tiles)?;
+        Self::from_packed(block, rows, cols, SharedBytes::from(tiles))
+    }
+
     /// Packs a matrix `[rows, cols]` of `block` into `out`, which has
     /// [`PackedMatrix::packed_bytes`] bytes. `row(r)` gives the file's bytes of row `r`.
     pub fn pack_into<'a>(

@@ -19,12 +19,12 @@
 //!
 //! When not to use it: with one drafter it corrects paths only.
 
+use super::calibration::BOUNDS;
+
 /// Guesses that come as expected, in each cell, before any was seen.
 const WEIGHT: f32 = 2.0;
 /// What a cell keeps of its counts with each new guess.
 const DECAY: f32 = 0.99;
-/// Chances are kept off 0 and 1, which no count of guesses can prove.
-const BOUNDS: (f32, f32) = (0.002, 0.998);
 /// Cells: one drafter or several, by depth, by chance.
 const CELLS: usize = 2 * 4 * 4;
 

@@ -26,7 +26,7 @@ const DECAY: f32 = 0.99;
 const BRIER_SPAN: f32 = 200.0;
 /// Chances are kept off 0 and 1, which no count of guesses can prove; not further than this, as a
 /// chain of thirty sure guesses multiplies what is missing.
-const BOUNDS: (f32, f32) = (0.002, 0.998);
+pub(super) const BOUNDS: (f32, f32) = (0.002, 0.998);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Cell {

@@ -277,22 +277,12 @@ fn row(matrix: &HeadMatrix, row: usize) -> Vec<f32> {
 /// At 8 bits where rows are whole blocks of 32, else as they are.
 fn pack_rows(cpu: &Cpu, matrix: &HeadMatrix) -> Result<PackedMatrix, Error> {
     let shape = (matrix.rows, matrix.cols);
+    let pack = |matrix: &HeadMatrix| {
+        let packed = PackedMatrix::pack(cpu, matrix.block, shape, |r| matrix.row_bytes(r));
+        packed.map_err(|e| Error::Heads(e.to_string()))
+    };
     if !matrix.cols.is_multiple_of(BlockType::Q8_0.block_len()) {
-        return pack_with(cpu, matrix.block, shape, |r| matrix.row_bytes(r));
+        return pack(matrix);
     }
-    let rounded = HeadMatrix::new(BlockType::Q8_0, shape, &matrix.values());
-    pack_with(cpu, rounded.block, shape, |r| rounded.row_bytes(r))
-}
-
-fn pack_with<'a>(
-    cpu: &Cpu,
-    block: BlockType,
-    (rows, cols): (usize, usize),
-    row: impl Fn(usize) -> &'a [u8] + Sync,
-) -> Result<PackedMatrix, Error> {
-    let wrong = |e: &dyn std::fmt::Display| Error::Heads(e.to_string());
-    let len = PackedMatrix::packed_bytes(block, rows, cols).map_err(|e| wrong(&e))?;
-    let mut tiles = Buffer::zeroed(len);
-    PackedMatrix::pack_into(cpu, block, (rows, cols), row, &mut tiles).map_err(|e| wrong(&e))?;
-    PackedMatrix::from_packed(block, rows, cols, SharedBytes::from(tiles)).map_err(|e| wrong(&e))
+    pack(&HeadMatrix::new(BlockType::Q8_0, shape, &matrix.values()))
 }

@@ -1,8 +1,6 @@
 //! Adapters in steps of the packed executor.
 
-use offshoot_kernels::{
-    Activations, BlockType, Buffer, Cpu, PackedMatrix, Product, SharedBytes, form_for, multiply,
-};
+use offshoot_kernels::{Activations, BlockType, Cpu, PackedMatrix, Product, form_for, multiply};
 
 use super::{Hooks, SegmentRows};
 use crate::{Blueprint, Error, LinearId, LoraAdapter, VariantId};
@@ -57,13 +55,10 @@ impl PackedAdapters {
 }
 
 fn pack(cpu: &Cpu, (rows, cols): (usize, usize), values: &[f32]) -> Result<PackedMatrix, Error> {
-    let wrong = |e: offshoot_kernels::TileError| Error::Adapter(e.to_string());
     let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let row = |r: usize| &bytes[4 * r * cols..4 * (r + 1) * cols];
-    let len = PackedMatrix::packed_bytes(BlockType::F32, rows, cols).map_err(wrong)?;
-    let mut tiles = Buffer::zeroed(len);
-    PackedMatrix::pack_into(cpu, BlockType::F32, (rows, cols), row, &mut tiles).map_err(wrong)?;
-    PackedMatrix::from_packed(BlockType::F32, rows, cols, SharedBytes::from(tiles)).map_err(wrong)
+    let packed = PackedMatrix::pack(cpu, BlockType::F32, (rows, cols), row);
+    packed.map_err(|e| Error::Adapter(e.to_string()))
 }
 
 fn fill(cpu: &Cpu, input: &mut Activations, width: usize, x: &[f32]) {
@@ -73,22 +68,19 @@ fn fill(cpu: &Cpu, input: &mut Activations, width: usize, x: &[f32]) {
     });
 }
 
-impl PackedAdapters {
-    fn pair(&self, linear: LinearId, variant: VariantId) -> Option<&Pair> {
-        let at = (variant.0 as usize).checked_sub(1)?;
-        self.variants.get(at)?.get(linear.index())?.as_ref()
-    }
+/// What `variant` adds to `linear`.
+fn pair(variants: &[Vec<Option<Pair>>], linear: LinearId, variant: VariantId) -> Option<&Pair> {
+    let at = (variant.0 as usize).checked_sub(1)?;
+    variants.get(at)?.get(linear.index())?.as_ref()
 }
 
 impl Hooks for PackedAdapters {
     fn adds(&self, linear: LinearId, variant: VariantId) -> bool {
-        self.pair(linear, variant).is_some()
+        pair(&self.variants, linear, variant).is_some()
     }
 
     fn addend(&mut self, linear: LinearId, rows: SegmentRows, x: &[f32], y: &mut [f32]) {
-        let at = (rows.variant.0 as usize).wrapping_sub(1);
-        let of_variant = self.variants.get(at).and_then(|pairs| pairs.get(linear.index()));
-        let Some(Pair { a, b }) = of_variant.and_then(Option::as_ref) else { return };
+        let Some(Pair { a, b }) = pair(&self.variants, linear, rows.variant) else { return };
         let rank = a.rows();
         fill(&self.cpu, &mut self.input, a.cols(), x);
         self.inner.resize(rows.rows * rank, 0.0);

@@ -3,8 +3,12 @@
 #![allow(dead_code)] // each test takes what it needs
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use offshoot_models::Checkpoint;
+use offshoot_kernels::Cpu;
+use offshoot_models::{
+    Checkpoint, LogitRows, NoHooks, PackedExecutor, PackedModel, Segment, VariantId, chain,
+};
 
 /// The models, which between them have every branch that an architecture has.
 pub(crate) const MODELS: [&str; 12] = [
@@ -56,6 +60,29 @@ pub(crate) fn reference_at(path: &Path) -> Reference {
         tokens: tokens.iter().map(|b| u32::from_le_bytes(*b)).collect(),
         logits: logits.iter().map(|b| f32::from_le_bytes(*b)).collect(),
     }
+}
+
+/// Logits of all of `tokens` by the packed executor, read in chunks of `chunk`.
+pub(crate) fn packed(checkpoint: Checkpoint, cpu: Cpu, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let model = PackedModel::load(Arc::new(checkpoint), &cpu, None).unwrap();
+    let mut executor = PackedExecutor::new(cpu, model.config());
+    let mut cache = model.new_cache(tokens.len());
+    let mut out = Vec::new();
+    for piece in tokens.chunks(chunk) {
+        let base = cache.len() as u32;
+        let segment = Segment {
+            cache: &mut cache,
+            tokens: piece,
+            parents: &chain(piece.len()),
+            positions: &(base..base + piece.len() as u32).collect::<Vec<_>>(),
+            rope: model.config().rope_for(tokens.len()),
+            variant: VariantId::default(),
+            logits: LogitRows::All,
+        };
+        out.extend_from_slice(executor.step(&model, &mut [segment], &mut NoHooks).unwrap());
+        cache.commit_chain(piece.len());
+    }
+    out
 }
 
 /// The greatest distance between two numbers at the same place.
