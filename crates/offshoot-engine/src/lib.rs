@@ -18,6 +18,7 @@ mod runner;
 mod score;
 pub mod spec;
 pub mod store;
+pub mod tune;
 
 pub use bench::{Bench, BenchOptions, StepTime, measure, peak_rss_bytes};
 pub use embed::{Pooling, embed, normalize};

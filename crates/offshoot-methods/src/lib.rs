@@ -24,6 +24,7 @@ mod decode;
 pub mod draft;
 mod error;
 mod philox;
+pub mod tune;
 
 pub use decode::{
     Emit, FilterState, LogProbabilities, Purpose, Sampled, Sampler, SamplingOptions, StopMatcher,

@@ -233,6 +233,10 @@ fn what_would_be_applied_in_part_is_refused_by_its_name() {
     refused("rank_pattern", json!({"(a*)*b".repeat(200): 4}));
     refused("alpha_pattern", json!({"q_proj": 4, ".*proj": 5}));
     refused("rank_pattern", json!(["q_proj"]));
+    let mut config = config;
+    config["infe\u{1b}rence\nmode"] = json!(true);
+    let told = parse(name, &config, &weights).unwrap_err().to_string();
+    assert!(told.contains(r"infe\u{1b}rence\nmode") && !told.contains('\n'), "{told}");
 }
 
 #[test]

@@ -30,6 +30,7 @@ impl<'a> Fields<'a> {
             .map(|map| map.map(|map| Self { file: self.file, prefix, map }))
     }
 
+    /// The names as the file spells them, which an error shows as [`Shown`].
     pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
         self.map.keys().map(String::as_str)
     }

@@ -282,7 +282,8 @@ impl Scaling {
                 Some(_) => false,
             };
             if !nothing {
-                return Err(fields.error(name, "changes the model in a way that offshoot does not"));
+                let what = "changes the model in a way that offshoot does not";
+                return Err(fields.error(&Shown(name).to_string(), what));
             }
         }
         if let Some(bias) = fields.text("bias")?

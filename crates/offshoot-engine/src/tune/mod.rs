@@ -1,0 +1,9 @@
+//! Tuning: a model and examples in, a variant of the model out.
+
+mod example;
+mod scorer;
+mod trainer;
+
+pub use example::{Example, Sequence};
+pub use scorer::{Scored, Scorer};
+pub use trainer::{StepReport, Trainer};
