@@ -1,4 +1,4 @@
-//! The rules of acceptance on models of a few kilobytes: rejection leaves the law of the text as it
+//! The rules of acceptance on models of a few kilobytes and on a real one: rejection leaves the law of the text as it
 //! is, typical acceptance does not, both are greedy at temperature 0, and a seed names a text.
 
 #![allow(clippy::unwrap_used, dead_code)] // test code; of the tiny models only some parts are used
@@ -13,10 +13,14 @@ use std::sync::Arc;
 
 use habits::{CONTEXT, Habit, N_VOCAB, load, oracle};
 use offshoot_engine::spec::{Acceptance, SamplingClass, SpecOptions};
-use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
+use offshoot_engine::store::{PullPolicy, Quiet, Store};
+use offshoot_engine::{
+    Answer, Control, FinishReason, GenerateOptions, LoadOptions, Model, Piece, QuantizeOptions,
+    Session, quantize,
+};
 use offshoot_methods::draft::Typical;
 use offshoot_methods::{FilterState, LogProbabilities, Sampler, SamplingOptions, TokenFilter};
-use offshoot_models::LogitRows;
+use offshoot_models::{LogitRows, Recipe};
 use tiny::{HIDDEN, Tiny};
 
 const TYPICAL: Acceptance = Acceptance::Typical(Typical { epsilon: 0.09, delta: 0.3 });
@@ -31,11 +35,11 @@ fn small() -> Model {
     load(tiny, 1).0
 }
 
-/// Drafts with these drafters.
-fn draft_with(mode: &str, model: &Model, session: &mut Session) {
+/// Drafts with these drafters, of which one may be a model.
+fn draft_with(mode: &str, small: Model, model: &Model, session: &mut Session) {
     let options = SpecOptions {
         mode: mode.parse().unwrap(),
-        draft_model: Some(Arc::new(small())),
+        draft_model: Some(Arc::new(small)),
         ..SpecOptions::default()
     };
     let speculator = options.speculator(model, session).unwrap();
@@ -85,10 +89,11 @@ impl TokenFilter for Walk {
 /// Tokens of a text whose law is compared.
 const COMPARED: usize = 3;
 
-/// The law of the first tokens, by going through all of them.
+/// The law of the first tokens behind `prompt`, by going through all of them.
 fn law(
     model: &Model,
     session: &mut Session,
+    prompt: &[u32],
     sampling: &SamplingOptions,
     filtered: bool,
 ) -> BTreeMap<Vec<u32>, f64> {
@@ -97,7 +102,7 @@ fn law(
     for _ in 0..COMPARED {
         let mut longer = Vec::new();
         for (text, chance, state) in texts {
-            let context = [&PROMPT[..], &text].concat();
+            let context = [prompt, &text].concat();
             session.truncate(0);
             session.read(model, &context[..context.len() - 1]).unwrap();
             let last = &context[context.len() - 1..];
@@ -143,23 +148,24 @@ fn misfit(counts: &BTreeMap<Vec<u32>, usize>, law: &BTreeMap<Vec<u32>, f64>) -> 
     found / (degrees * (1.0 - spread + 4.265 * spread.sqrt()).powi(3))
 }
 
-/// What many seeds make: how often each text came, and guesses proposed and accepted.
+/// What many seeds make of `prompt`: how often each text came, and guesses proposed and accepted.
 fn counted(
     model: &Model,
     session: &mut Session,
+    (prompt, seeds): (&[u32], u64),
     sampling: &SamplingOptions,
     acceptance: Acceptance,
     filtered: bool,
 ) -> (BTreeMap<Vec<u32>, usize>, usize, usize) {
     let (mut counts, mut proposed, mut accepted) = (BTreeMap::new(), 0, 0);
-    for seed in 0..5000 {
+    for seed in 0..seeds {
         let sampling = SamplingOptions { seed: Some(seed), ..sampling.clone() };
         let options = options(sampling, acceptance, Some(COMPARED + 2));
         session.truncate(0);
         let listen = |_: Piece<'_>| Control::Continue;
         let answer = match filtered {
-            true => session.generate_filtered(model, &PROMPT, &options, &mut Walk, listen),
-            false => session.generate(model, &PROMPT, &options, listen),
+            true => session.generate_filtered(model, prompt, &options, &mut Walk, listen),
+            false => session.generate(model, prompt, &options, listen),
         };
         let answer = answer.unwrap();
         *counts.entry(answer.tokens[..COMPARED].to_vec()).or_default() += 1;
@@ -185,19 +191,47 @@ fn rejection_leaves_the_law_of_the_text_as_it_is_and_typical_acceptance_does_not
         ("suffix,draft", &penalty, true),
     ] {
         session.set_speculator(None);
-        let law = law(&model, &mut session, sampling, filtered);
-        draft_with(mode, &model, &mut session);
+        let law = law(&model, &mut session, &PROMPT, sampling, filtered);
+        draft_with(mode, small(), &model, &mut session);
         let rejection = Acceptance::Rejection;
         let (counts, proposed, accepted) =
-            counted(&model, &mut session, sampling, rejection, filtered);
+            counted(&model, &mut session, (&PROMPT, 5000), sampling, rejection, filtered);
         assert!(accepted > 500 && proposed > accepted + 500, "{mode}: {accepted} of {proposed}");
         let found = misfit(&counts, &law);
         assert!(found < 1.0, "{mode} {filtered}: {found}");
         // The comparison is one that can fail.
-        let (counts, ..) = counted(&model, &mut session, sampling, TYPICAL, filtered);
+        let (counts, ..) =
+            counted(&model, &mut session, (&PROMPT, 5000), sampling, TYPICAL, filtered);
         let found = misfit(&counts, &law);
         assert!(found > 2.0, "{mode} {filtered}: typical acceptance goes unnoticed, {found}");
     }
+}
+
+#[test]
+fn rejection_leaves_the_law_of_a_real_model_that_a_coarser_one_drafts_for() {
+    let store = Store::from_env().unwrap();
+    let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
+    let (model, cpu) = Model::load(&path, &LoadOptions::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let coarse = dir.path().join("coarse.gguf");
+    let recipe = QuantizeOptions { recipe: Recipe::Q4_0, requantize: true };
+    quantize(&cpu, &path, &coarse, recipe, &mut |_, _| true).unwrap();
+    let draft = Model::load_on(&cpu, &coarse, &LoadOptions::default()).unwrap();
+    let mut session = Session::new(&model, cpu, CONTEXT).unwrap();
+    let prompt = model.encode_text("The colours of the flag are").unwrap();
+    let three = SamplingOptions { top_k: 3, top_p: 1.0, min_p: 0.0, ..warm(0) };
+    let sampling = SamplingOptions { temperature: 1.0, ..three };
+    let law = law(&model, &mut session, &prompt, &sampling, false);
+    draft_with("draft", draft, &model, &mut session);
+    let run = (&prompt[..], 300);
+    let (counts, proposed, accepted) =
+        counted(&model, &mut session, run, &sampling, Acceptance::Rejection, false);
+    assert!(accepted > 300 && proposed > accepted + 50, "{accepted} of {proposed}");
+    let found = misfit(&counts, &law);
+    assert!(found < 1.0, "{found}");
+    let (counts, ..) = counted(&model, &mut session, run, &sampling, TYPICAL, false);
+    let found = misfit(&counts, &law);
+    assert!(found > 2.0, "typical acceptance goes unnoticed, {found}");
 }
 
 #[test]
@@ -209,7 +243,7 @@ fn at_temperature_0_every_rule_is_greedy() {
         session.set_speculator(None);
         let plain = generate(&model, &mut session, &of(Acceptance::Exact));
         for acceptance in [Acceptance::Rejection, TYPICAL] {
-            draft_with("suffix,draft", &model, &mut session);
+            draft_with("suffix,draft", small(), &model, &mut session);
             let drafted = generate(&model, &mut session, &of(acceptance));
             assert_eq!(drafted.tokens, plain.tokens);
             for habit in Habit::all(2) {
@@ -228,8 +262,8 @@ fn a_seed_names_a_text_on_any_number_of_threads_and_whatever_was_answered_before
     let (other, mut two) = load(Tiny::qwen2(), 2);
     for acceptance in [Acceptance::Rejection, TYPICAL] {
         for mode in ["draft", "suffix,draft"] {
-            draft_with(mode, &model, &mut session);
-            draft_with(mode, &other, &mut two);
+            draft_with(mode, small(), &model, &mut session);
+            draft_with(mode, small(), &other, &mut two);
             let of = |seed| options(warm(seed), acceptance, Some(300));
             let first = generate(&model, &mut session, &of(7));
             let between = generate(&model, &mut session, &of(8));
@@ -249,7 +283,7 @@ fn a_seed_names_a_text_on_any_number_of_threads_and_whatever_was_answered_before
 fn without_drafts_every_rule_is_plain_sampling_and_rejection_without_draws() {
     let (model, mut session) = load(Tiny::qwen2(), 1);
     let plain = generate(&model, &mut session, &options(warm(3), Acceptance::Exact, Some(60)));
-    draft_with("suffix", &model, &mut session);
+    draft_with("suffix", small(), &model, &mut session);
     let set = generate(&model, &mut session, &options(warm(3), Acceptance::Rejection, Some(60)));
     assert_eq!(set.tokens, plain.tokens);
     assert_eq!(set.spec.unwrap().acceptance, Acceptance::Exact);
@@ -282,7 +316,7 @@ fn typical_acceptance_keeps_more_of_likely_guesses() {
 fn answers_end_where_they_should_under_every_rule() {
     let (model, mut session) = load(Tiny::qwen2(), 1);
     for acceptance in [Acceptance::Rejection, TYPICAL] {
-        draft_with("suffix,draft", &model, &mut session);
+        draft_with("suffix,draft", small(), &model, &mut session);
         for most in 1..12 {
             let answer = generate(&model, &mut session, &options(warm(4), acceptance, Some(most)));
             assert_eq!((answer.tokens.len(), answer.finish), (most, FinishReason::MaxTokens));
@@ -324,7 +358,7 @@ fn answers_end_where_they_should_under_every_rule() {
 fn an_end_token_ends_the_answer_in_the_middle_of_a_step() {
     let (model, mut session) = load(Tiny::qwen2(), 1);
     for acceptance in [Acceptance::Rejection, TYPICAL] {
-        draft_with("suffix,draft", &model, &mut session);
+        draft_with("suffix,draft", small(), &model, &mut session);
         let mut ended = 0;
         for seed in 0..40 {
             let sampling = SamplingOptions { logit_bias: [(2, 1.5)].into(), ..warm(seed) };
@@ -342,7 +376,7 @@ fn an_end_token_ends_the_answer_in_the_middle_of_a_step() {
 fn log_probabilities_are_the_models_own_under_every_rule() {
     let (model, mut session) = load(Tiny::qwen2(), 1);
     for acceptance in [Acceptance::Rejection, TYPICAL] {
-        draft_with("suffix,draft", &model, &mut session);
+        draft_with("suffix,draft", small(), &model, &mut session);
         let options = GenerateOptions {
             logprobs: Some(2),
             ..options(SamplingOptions { repetition_penalty: 1.3, ..warm(1) }, acceptance, Some(80))
@@ -371,7 +405,7 @@ fn log_probabilities_are_the_models_own_under_every_rule() {
 #[test]
 fn what_is_learned_is_of_exact_answers_by_how_much_chance_is_in_them() {
     let (model, mut session) = load(Tiny::qwen2(), 1);
-    draft_with("suffix,draft", &model, &mut session);
+    draft_with("suffix,draft", small(), &model, &mut session);
     let mut learned = |sampling: SamplingOptions, acceptance| {
         generate(&model, &mut session, &options(sampling, acceptance, Some(200)));
         session.speculator().unwrap().calibrated().drafters
