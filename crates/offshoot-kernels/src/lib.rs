@@ -32,7 +32,9 @@ mod rope;
 mod routing;
 mod rows;
 mod team;
+mod terms;
 mod tile;
+mod update;
 
 pub use activations::{Activations, Forms};
 pub use attention::{
@@ -52,7 +54,7 @@ pub use kv_cache::KvCache;
 pub use noise::{Distribution, Noise, Purpose, tensor_id};
 pub use parts::{Part, multiply_part, multiply_parts};
 pub use philox::Philox;
-pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed};
+pub use product::{Compute, Forming, FormingScratch, Product, form_for, multiply, multiply_formed};
 pub use ranked::{Ranked, rank_rows};
 pub use rope::RopeTable;
 pub use routing::{Choice, Routes, Rule as RoutingRule};
@@ -61,4 +63,6 @@ pub use rows::{
     softmax,
 };
 pub use team::{Pinning, Team, available_threads, pin_current_thread};
+pub use terms::{Entries, Mask, Term, add_terms};
 pub use tile::{PackedMatrix, TILE_KIND, TileError};
+pub use update::{Change, Moments, update_matrix, update_rows};
