@@ -22,6 +22,7 @@ mod greatest;
 mod isa;
 mod kv_cache;
 mod lanes;
+mod log_softmax;
 mod math;
 mod noise;
 mod parts;
@@ -51,6 +52,9 @@ pub use gated::{GatedPair, multiply_gated, multiply_gated_parts};
 pub use greatest::{Greatest, GreatestScratch, multiply_greatest};
 pub use isa::Isa;
 pub use kv_cache::KvCache;
+pub use log_softmax::{
+    LogSoftmaxScratch, RowScores, Wanted, log_softmax_rows, multiply_log_softmax,
+};
 pub use noise::{Distribution, Noise, Purpose, tensor_id};
 pub use parts::{Part, multiply_part, multiply_parts};
 pub use philox::Philox;

@@ -12,6 +12,8 @@
 //! the BF16 dot instruction.
 
 use super::float::{Pairs, Single, TileRun, multiply_run};
+use std::ops::Range;
+
 use super::{Product, Task, check, run_tiles};
 use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
@@ -19,7 +21,7 @@ use crate::lanes::Lanes;
 use crate::noise::{BLOCK_COLS, Block, BlockPlace};
 use crate::terms::{block_sum, check_terms};
 use crate::tile::TILE_ROWS;
-use crate::{Activations, BlockType, Buffer, Cpu, Forms, PackedMatrix, Term};
+use crate::{Activations, BlockType, Buffer, Cpu, Forms, Isa, PackedMatrix, Term};
 
 /// What formed weights are multiplied as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -54,6 +56,17 @@ pub struct Forming<'a> {
     pub compute: Compute,
 }
 
+impl Forming<'_> {
+    /// Whether weights that are stored as `block` have to be formed, or are right as they stand.
+    pub(crate) fn changes(&self, block: BlockType) -> bool {
+        let same = match self.compute {
+            Compute::Single => BlockType::F32,
+            Compute::Bfloat16 => BlockType::Bf16,
+        };
+        !self.terms.is_empty() || block != same
+    }
+}
+
 /// Bytes of scratch for each member of the team, unless two tile rows are more.
 const MEMBER_BYTES: usize = 1 << 19;
 
@@ -71,10 +84,16 @@ pub(crate) struct FormedRows<'a> {
 }
 
 impl FormingScratch {
-    /// Makes room for `threads` members that form tile rows of `cols` inputs.
-    pub(crate) fn begin(&mut self, cpu: &Cpu, forming: Forming<'_>, cols: usize) -> FormedRows<'_> {
-        let tile = forming.compute.tile_floats(cols);
-        let each = (MEMBER_BYTES / 4 / tile).max(2) * tile;
+    /// Makes room in which each member forms at least `tiles` tile rows of `cols` inputs.
+    pub(crate) fn begin(
+        &mut self,
+        cpu: &Cpu,
+        compute: Compute,
+        cols: usize,
+        tiles: usize,
+    ) -> FormedRows<'_> {
+        let tile = compute.tile_floats(cols);
+        let each = (MEMBER_BYTES / 4 / tile).max(tiles) * tile;
         self.rooms.grow(cpu.team().threads() * each);
         FormedRows { rooms: Disjoint::new(&mut self.rooms), each }
     }
@@ -130,7 +149,7 @@ pub(crate) fn run_formed(
     forming: Forming<'_>,
     scratch: &mut FormingScratch,
 ) {
-    let rooms = scratch.begin(cpu, forming, task.weights.cols());
+    let rooms = scratch.begin(cpu, forming.compute, task.weights.cols(), 2);
     let tiles = task.weights.tiles();
     cpu.team().for_pieces(tiles.div_ceil(2), 1, |member, piece| {
         let (from, to) = (2 * piece.start, tiles.min(2 * piece.end));
@@ -142,89 +161,115 @@ pub(crate) fn run_formed(
 
 /// Forms tile rows `from..to` into `room`, as many at a time as it holds, and multiplies them. Callers
 /// never let two members run the same tile.
-pub(crate) fn form_and_multiply(
-    isa: crate::Isa,
+fn form_and_multiply(
+    isa: Isa,
     task: &Task<'_>,
     forming: Forming<'_>,
     room: &mut [f32],
     from: usize,
     to: usize,
 ) {
-    let same = match forming.compute {
-        Compute::Single => BlockType::F32,
-        Compute::Bfloat16 => BlockType::Bf16,
-    };
-    if forming.terms.is_empty() && task.weights.block() == same {
+    if !forming.changes(task.weights.block()) {
         return run_tiles(isa, task, from, to);
     }
+    let turn = room.len() / forming.compute.tile_floats(task.weights.cols());
+    for first in (from..to).step_by(turn) {
+        let end = to.min(first + turn);
+        form(isa, task.weights, forming, room, first..end);
+        multiply_room(isa, task, forming.compute, room, first..end);
+    }
+}
+
+/// Forms `tiles` into `room`, one after another.
+///
+/// # Panics
+/// If they do not fit.
+pub(crate) fn form(
+    isa: Isa,
+    weights: &PackedMatrix,
+    forming: Forming<'_>,
+    room: &mut [f32],
+    tiles: Range<usize>,
+) {
     match forming.compute {
-        Compute::Single => run_single(isa, task, forming, room, from, to),
-        Compute::Bfloat16 => run_bfloat16(isa, task, forming, room, from, to),
+        Compute::Single => form_single(isa, weights, forming.terms, room, tiles),
+        Compute::Bfloat16 => form_bfloat16(isa, weights, forming.terms, room, tiles),
+    }
+}
+
+/// Multiplies `tiles`, which [`form`] put into `room`.
+pub(crate) fn multiply_room(
+    isa: Isa,
+    task: &Task<'_>,
+    compute: Compute,
+    room: &[f32],
+    tiles: Range<usize>,
+) {
+    let floats = compute.tile_floats(task.weights.cols());
+    assert!(tiles.len() * floats <= room.len(), "room for the tiles");
+    assert_eq!(task.acts.cols(), task.weights.cols(), "the product's inner width");
+    let (start, bytes) = (room.as_ptr().cast(), 4 * floats);
+    let run = TileRun { first: tiles.start, count: tiles.len(), start, bytes };
+    match compute {
+        Compute::Single => run_single(isa, task, run),
+        Compute::Bfloat16 => run_bfloat16(isa, task, run),
     }
 }
 
 by_isa! {
-    fn run_single(t: &Task<'_>, f: Forming<'_>, room: &mut [f32], from: usize, to: usize)
+    fn form_single(w: &PackedMatrix, terms: &[Term<'_>], room: &mut [f32], tiles: Range<usize>)
         = single
 }
 by_isa! {
-    bf16 fn run_bfloat16(t: &Task<'_>, f: Forming<'_>, room: &mut [f32], from: usize, to: usize)
+    fn form_bfloat16(w: &PackedMatrix, terms: &[Term<'_>], room: &mut [f32], tiles: Range<usize>)
         = bfloat16
+}
+by_isa! { fn run_single(t: &Task<'_>, run: TileRun) = multiply_run [Single] }
+by_isa! { bf16 fn run_bfloat16(t: &Task<'_>, run: TileRun) = multiply_pairs }
+
+#[inline(always)]
+unsafe fn multiply_pairs<L: Lanes>(t: &Task<'_>, run: TileRun) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply_run::<L, Pairs>(t, run) };
 }
 
 #[inline(always)]
 unsafe fn single<L: Lanes>(
-    t: &Task<'_>,
-    forming: Forming<'_>,
+    weights: &PackedMatrix,
+    terms: &[Term<'_>],
     room: &mut [f32],
-    from: usize,
-    to: usize,
+    tiles: Range<usize>,
 ) {
-    let tile = Compute::Single.tile_floats(t.weights.cols());
-    let turn = room.len() / tile;
-    for first in (from..to).step_by(turn) {
-        let count = turn.min(to - first);
-        for (i, out) in room.chunks_exact_mut(tile).enumerate().take(count) {
-            let each = |w: &Block, col: usize, n: usize| {
-                for (w, out) in w.iter().zip(out[col * TILE_ROWS..].chunks_exact_mut(16)).take(n) {
-                    out.copy_from_slice(w);
-                }
-            };
-            // SAFETY: the caller runs where the instructions of `L` exist.
-            unsafe { form_tile::<L>(t.weights, forming.terms, first + i, each) };
-        }
-        let run = TileRun { first, count, start: room.as_ptr().cast(), bytes: 4 * tile };
-        // SAFETY: as above; `room` holds the tile rows.
-        unsafe { multiply_run::<L, Single>(t, run) };
+    let floats = Compute::Single.tile_floats(weights.cols());
+    for (tile, out) in tiles.clone().zip(room[..tiles.len() * floats].chunks_exact_mut(floats)) {
+        let each = |w: &Block, col: usize, n: usize| {
+            for (w, out) in w.iter().zip(out[col * TILE_ROWS..].chunks_exact_mut(16)).take(n) {
+                out.copy_from_slice(w);
+            }
+        };
+        // SAFETY: the caller runs where the instructions of `L` exist.
+        unsafe { form_tile::<L>(weights, terms, tile, each) };
     }
 }
 
 #[inline(always)]
 unsafe fn bfloat16<L: Lanes>(
-    t: &Task<'_>,
-    forming: Forming<'_>,
+    weights: &PackedMatrix,
+    terms: &[Term<'_>],
     room: &mut [f32],
-    from: usize,
-    to: usize,
+    tiles: Range<usize>,
 ) {
-    let tile = Compute::Bfloat16.tile_floats(t.weights.cols());
-    let turn = room.len() / tile;
-    for first in (from..to).step_by(turn) {
-        let count = turn.min(to - first);
-        for (i, out) in room.chunks_exact_mut(tile).enumerate().take(count) {
-            let each = |w: &Block, col: usize, n: usize| {
-                let pairs = out[col / 2 * TILE_ROWS..].chunks_exact_mut(16);
-                for (w, out) in w.chunks_exact(2).zip(pairs).take(n.div_ceil(2)) {
-                    // SAFETY: all three hold 16 floats, and as above.
-                    unsafe { round_pair::<L>(&w[0], &w[1], out) };
-                }
-            };
-            // SAFETY: the caller runs where the instructions of `L` exist.
-            unsafe { form_tile::<L>(t.weights, forming.terms, first + i, each) };
-        }
-        let run = TileRun { first, count, start: room.as_ptr().cast(), bytes: 4 * tile };
-        // SAFETY: as above; `room` holds the tile rows.
-        unsafe { multiply_run::<L, Pairs>(t, run) };
+    let floats = Compute::Bfloat16.tile_floats(weights.cols());
+    for (tile, out) in tiles.clone().zip(room[..tiles.len() * floats].chunks_exact_mut(floats)) {
+        let each = |w: &Block, col: usize, n: usize| {
+            let pairs = out[col / 2 * TILE_ROWS..].chunks_exact_mut(16);
+            for (w, out) in w.chunks_exact(2).zip(pairs).take(n.div_ceil(2)) {
+                // SAFETY: all three hold 16 floats, and as below.
+                unsafe { round_pair::<L>(&w[0], &w[1], out) };
+            }
+        };
+        // SAFETY: the caller runs where the instructions of `L` exist.
+        unsafe { form_tile::<L>(weights, terms, tile, each) };
     }
 }
 

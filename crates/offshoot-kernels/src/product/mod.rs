@@ -32,7 +32,7 @@ use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix};
 
 use float::{Half, Single, stored, stored_pairs};
 pub use formed::{Compute, Forming, FormingScratch, multiply_formed};
-pub(crate) use formed::{check_formed, run_formed};
+pub(crate) use formed::{check_formed, form, multiply_room, run_formed};
 
 /// One matrix to multiply and where its product goes.
 #[derive(Debug)]
@@ -87,6 +87,19 @@ impl<'a> Task<'a> {
             origin: 0,
             stride: rows,
         }
+    }
+
+    /// The outputs from `row` on, at most [`RUN`], for `tokens`; output `row + i` of the `t`-th of them
+    /// goes to `out[t * RUN + i]`.
+    pub(crate) fn rows(
+        acts: &'a Activations,
+        (weights, bias): (&'a PackedMatrix, Option<&'a [f32]>),
+        tokens: Range<usize>,
+        row: usize,
+        out: &'a mut [f32],
+    ) -> Self {
+        let (out, origin) = (Disjoint::new(out), 0usize.wrapping_sub(row));
+        Task { weights, acts, bias, accumulate: false, tokens, out, origin, stride: RUN }
     }
 
     /// The product with some of the inputs; in `out` stands that of token `first` at the beginning.
@@ -178,16 +191,7 @@ pub(crate) fn panel_rows(
     rows: Range<usize>,
     out: &mut [f32],
 ) {
-    let task = Task {
-        weights,
-        acts,
-        bias,
-        accumulate: false,
-        tokens,
-        out: Disjoint::new(out),
-        origin: 0usize.wrapping_sub(rows.start),
-        stride: RUN,
-    };
+    let task = Task::rows(acts, (weights, bias), tokens, rows.start, out);
     run_tiles(isa, &task, rows.start / TILE_ROWS, rows.end.div_ceil(TILE_ROWS));
 }
 
