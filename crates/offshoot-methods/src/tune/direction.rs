@@ -2,17 +2,7 @@
 
 use std::sync::Arc;
 
-/// How the entries of a direction are drawn. All are symmetric about 0, with variance 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Distribution {
-    /// +1 or -1: a bit each.
-    Rademacher,
-    /// A Gaussian in 256 steps of equal chance: a byte each.
-    #[default]
-    GaussQ8,
-    /// A Gaussian by Box and Muller: 32 bits each.
-    GaussBoxMuller,
-}
+pub use offshoot_kernels::Distribution;
 
 /// What a direction looks like within a matrix. Vectors always have independent entries.
 #[derive(Debug, Clone, PartialEq, Default)]
