@@ -17,7 +17,8 @@
 //! Published: 3 points over MeZO with a third of its forward passes; RoBERTa-large 5.6 points and
 //! 18 times fewer (abstract).
 //!
-//! When not to use it: losses that are counts (accuracy of a small batch) are often all equal and give
+//! When not to use it: with fewer than 4 directions, where sigma is now and then next to nothing and
+//! the step as long as you like; losses that are counts (accuracy of a small batch) are often all equal and give
 //! no step; the rate is per sigma, so it does not carry over from MeZO.
 
 use offshoot_kernels::Distribution;

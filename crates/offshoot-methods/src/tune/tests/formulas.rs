@@ -291,8 +291,8 @@ fn subzero_keeps_its_subspace_for_an_interval() {
 
 #[test]
 fn sparse_moves_the_masked_elements_alone() {
-    let choices =
-        [(json!({"magnitude": "smallest"}), None), (json!({"random": {"resample": 4}}), Some(4))];
+    let random = json!({"density": 0.5, "choice": "random", "resample": 4});
+    let choices = [(json!({"density": 0.5}), None), (random, Some(4))];
     for (choice, resample) in choices {
         let options = with(probe(2), choice);
         Check { name: "sparse", options, steps: 12 }.against(|w, t, before| {
