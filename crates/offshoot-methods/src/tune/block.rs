@@ -18,9 +18,10 @@
 //! When not to use it: where passes are what is scarce. One pass for all blocks and as many directions
 //! as there are blocks costs the same.
 
+use std::sync::Arc;
+
 use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
 use super::probing::ProbeOptions;

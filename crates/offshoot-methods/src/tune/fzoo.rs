@@ -18,8 +18,8 @@
 //! 18 times fewer (abstract).
 //!
 //! When not to use it: with fewer than 4 directions, where sigma is now and then next to nothing and
-//! the step as long as you like; losses that are counts (accuracy of a small batch) are often all equal and give
-//! no step; the rate is per sigma, so it does not carry over from MeZO.
+//! the step as long as you like; with losses that are counts (accuracy of a small batch), which are
+//! often all equal and give no step. The rate is per sigma, so it does not carry over from MeZO.
 
 use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};

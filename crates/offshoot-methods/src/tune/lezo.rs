@@ -18,9 +18,10 @@
 //! When not to use it: for speed here. Perturbing costs a few percent of a step, so leaving layers
 //! out saves little; what is left is the smaller number of directions.
 
+use std::sync::Arc;
+
 use offshoot_kernels::{Distribution, Philox, Purpose, tensor_id};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
 use super::probing::{ProbeOptions, within};

@@ -45,7 +45,7 @@ pub use block::{BlockLevel, BlockOptions};
 pub use card::{MethodCard, MethodOptions, RateUnit};
 pub use cons::ConsOptions;
 pub use direction::{Direction, Distribution, Form, Layout, TensorSpec};
-pub use factors::{Draw, Factors};
+pub use factors::{Basis, Draw, Factors};
 pub use fzoo::FzooOptions;
 pub use hash::Hash;
 pub use lezo::LezoOptions;
@@ -67,7 +67,7 @@ pub use subzero::SubzeroOptions;
 pub use trajectory::{
     Chunk, Damage, Difference, Divergence, Header, Info, MethodChoice, Mismatch, Parent, Part,
     Reading, Replay, Replayed, SpaceChoice, Step, Trajectory, TrajectoryError, TrajectoryWriter,
-    cat, diff, differences, merge, slice,
+    Verification, cat, diff, differences, merge, slice, verify,
 };
 
 /// Every method, one a row.

@@ -1,8 +1,9 @@
 //! The talk between a method and whoever holds the weights.
 
+use std::sync::Arc;
+
 use super::{Direction, Layout};
 use crate::Error;
-use std::sync::Arc;
 
 /// Some way along a direction.
 #[derive(Debug, Clone, PartialEq)]

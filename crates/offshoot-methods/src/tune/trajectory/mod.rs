@@ -38,7 +38,7 @@ pub use operations::{
     Difference, Divergence, Info, Mismatch, cat, diff, differences, merge, slice,
 };
 pub use reader::{Damage, Reading};
-pub use replay::{Replay, Replayed};
+pub use replay::{Replay, Replayed, Verification, verify};
 pub use writer::{Chunk, TrajectoryWriter};
 
 use super::{Hash, Record};

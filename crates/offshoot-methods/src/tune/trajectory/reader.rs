@@ -1,12 +1,14 @@
 //! Trajectories from bytes: the longest prefix that is whole.
 
+use serde::Serialize;
+
 use super::blocks::{Kind, MAGIC, end_frame, file_head, frame, read_steps, steps_frame};
 use super::crc32c::crc32c;
 use super::{Header, Part, Trajectory, TrajectoryError};
 use crate::tune::Hash;
 
 /// The first thing that is wrong with a trajectory's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Damage {
     /// Where the first bad frame begins: the length of what is whole.
     pub offset: usize,

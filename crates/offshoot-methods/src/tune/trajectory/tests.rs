@@ -426,3 +426,16 @@ fn an_unknown_method_is_an_error_and_no_panic() {
     t.parts[0].header.method.name = "newer".to_owned();
     assert!(t.replay(&layout()).unwrap_err().to_string().contains("newer"));
 }
+
+#[test]
+fn a_check_counts_what_is_whole_and_what_can_be_made_again() {
+    let bytes = trajectory(vec![plain(&[1.0]); 300]).to_bytes().unwrap();
+    let whole = verify(&bytes, Some(&layout())).unwrap();
+    assert_eq!(whole, Verification { steps: 300, damage: None, replayed: Some(300) });
+    let cut = verify(&bytes[..bytes.len() - 1], None).unwrap();
+    assert_eq!((cut.steps, cut.replayed), (256, None));
+    assert!(cut.damage.is_some());
+    let wrong = trajectory(vec![plain(&[1.0, 2.0])]).to_bytes().unwrap();
+    assert_eq!(verify(&wrong, None).unwrap().steps, 1);
+    assert!(verify(&wrong, Some(&layout())).is_err());
+}
