@@ -6,6 +6,9 @@ use std::io;
 use std::path::Path;
 
 use offshoot_kernels::BlockType;
+use offshoot_methods::tune::{
+    Hash, Header, METHODS, MethodChoice, Part, Record, SpaceChoice, Step, Trajectory,
+};
 use offshoot_models::medusa::{Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock};
 use offshoot_models::{BaseId, TokenizerId};
 
@@ -34,7 +37,24 @@ fn main() -> io::Result<()> {
     model_catalogues()?;
     draft_heads()?;
     adapters()?;
+    trajectories()?;
     datastores()
+}
+
+/// A run with a skipped step, a rate set anew and its end, and one cut off within a block.
+fn trajectories() -> io::Result<()> {
+    let card = &METHODS[0];
+    let method = MethodChoice { name: card.name.to_owned(), options: card.defaults() };
+    let space = SpaceChoice { name: "full".to_owned(), options: serde_json::json!({}) };
+    let number = |i: u8| Record { skipped: false, numbers: vec![f32::from(i) / 8.0] };
+    let mut steps: Vec<Step> =
+        (0..5).map(|i| Step { record: number(i), rate: None }).collect();
+    steps[2] = Step { record: Record { skipped: true, numbers: Vec::new() }, rate: Some(0.5) };
+    let end = Some(Hash::default());
+    let run = Trajectory { parts: vec![Part { header: Header::new(method, space), steps, end }] };
+    let bytes = run.to_bytes().map_err(io::Error::other)?;
+    let cut = bytes[..bytes.len() - 50].to_vec();
+    write("trajectory", [("sound".to_owned(), bytes), ("cut".to_owned(), cut)].into_iter())
 }
 
 fn adapters() -> io::Result<()> {

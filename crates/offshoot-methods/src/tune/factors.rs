@@ -7,9 +7,9 @@ use offshoot_kernels::{Distribution, Isa, Noise, Purpose};
 use super::orthonormal::orthonormal_columns;
 use super::{Direction, Form};
 
-/// A direction in a matrix as two factors: its entry `(i, j)` is the sum of `left[i, k] right[j, k]`
-/// over `k`, which begins at zero and goes in ascending order, each term by a multiplication and an
-/// addition in single precision. What a form divides or multiplies by is in `left` already.
+/// A direction in a matrix as two factors: its entry `(i, j)` is the sum of `left[i, k] right[j,
+/// k]` over `k`, which begins at zero and goes in ascending order, each term by a multiplication
+/// and an addition in single precision. What a form divides or multiplies by is in `left` already.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factors {
     /// The `r` of the shapes.
@@ -44,13 +44,15 @@ pub struct Draw {
     pub cols: usize,
 }
 
-/// What the directions of one form share in a tensor, of whatever step and index they are. Making it
-/// may take longer than the rest of a direction, so who makes many of them keeps it for the epoch.
+/// What the directions of one form share in a tensor, of whatever step and index they are. Making
+/// it may take longer than the rest of a direction, so who makes many of them keeps it for the
+/// epoch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Basis {
     /// Columns of the factors.
     rank: usize,
-    /// Of a subspace `P`, `[m, r]`; else the matrices that carry a direction on, one behind the other.
+    /// Of a subspace `P`, `[m, r]`; else the matrices that carry a direction on, one behind the
+    /// other.
     left: Vec<f32>,
     /// `V` or `Q`, `[n, r]`.
     right: Vec<f32>,
@@ -85,8 +87,8 @@ impl Draw {
                 let scale = (self.rows as f64 * self.cols as f64).sqrt() / r as f64;
                 (multiply(left, &core, r), scale)
             }
-            // `U` is keyed by the step and `V` by the epoch alone, so what a step measures along and
-            // what it adds cannot differ, in whatever order they are drawn.
+            // `U` is keyed by the step and `V` by the epoch alone, so what a step measures along
+            // and what it adds cannot differ, in whatever order they are drawn.
             Form::Dense | Form::LowRank { .. } | Form::Carried { .. } => {
                 let noise = self.noise(Purpose::LeftFactor, direction.step, direction.index);
                 let drawn = draw(&noise, self.rows * r);
@@ -197,8 +199,8 @@ mod tests {
         }
     }
 
-    /// A step's measurement and its update name the same direction, in the first step of an epoch as
-    /// in the others: `V` does not change what `U` is.
+    /// A step's measurement and its update name the same direction, in the first step of an epoch
+    /// as in the others: `V` does not change what `U` is.
     #[test]
     fn left_factors_do_not_depend_on_whether_the_right_one_is_new() {
         let t = tensor(6, 4);

@@ -16,8 +16,8 @@ pub enum Mask {
         /// What the mask is drawn for: equal numbers, equal masks.
         draw: u32,
     },
-    /// Those that are nearest to zero, or farthest from it, in the weights before the first step: of
-    /// each tensor the same share.
+    /// Those that are nearest to zero, or farthest from it, in the weights before the first step:
+    /// of each tensor the same share.
     Magnitude {
         /// The share of elements that are there, between 0 and 1.
         density: f64,
@@ -37,7 +37,8 @@ pub enum Side {
 }
 
 impl Mask {
-    /// The mask of a tensor, as bits, the lowest of each word first, 1 for an element that is there;
+    /// The mask of a tensor, as bits, the lowest of each word first, 1 for an element that is
+    /// there;
     /// `None` if all are. `seed` is the run's, `tensor` the tensor's number as
     /// [`tensor_id`](offshoot_kernels::tensor_id) has it, and `first` its elements before the first
     /// step, row-major; of a random mask only their count matters.
@@ -85,8 +86,8 @@ fn random_bits(key: (u64, u32, u32), density: f64, count: usize) -> Vec<u64> {
     bits
 }
 
-/// The share `density` of `weights` that is nearest to zero or farthest from it; of equal magnitudes
-/// the earlier element comes first.
+/// The share `density` of `weights` that is nearest to zero or farthest from it; of equal
+/// magnitudes the earlier element comes first.
 fn magnitude_bits(weights: &[f32], density: f64, side: Side) -> Vec<u64> {
     let kept = (density * weights.len() as f64).round() as usize;
     let mut order: Vec<u32> = (0..weights.len() as u32).collect();
@@ -117,8 +118,8 @@ mod tests {
     }
 
     /// 2^20 draws: a share of `p` has standard deviation `sqrt(p (1 - p)) / 1024`, at most 0.0005,
-    /// so that 0.002 is four of them. A mask that compares a normal draw with the density keeps 0.54
-    /// where 0.1 is asked for.
+    /// so that 0.002 is four of them. A mask that compares a normal draw with the density keeps
+    /// 0.54 where 0.1 is asked for.
     #[test]
     fn a_random_mask_has_the_density_that_was_asked_for() {
         let weights = vec![0.0; 1 << 20];

@@ -7,8 +7,8 @@ use crate::tune::{Direction, Distribution, Form, Mask, MethodCard, Probe, Side, 
 
 const RATE: f64 = 0.02;
 
-/// Runs `steps` steps of a method, telling `formula` the weights before each and the slope along each
-/// of the directions that it names, and compares the weights after all of them.
+/// Runs `steps` steps of a method, telling `formula` the weights before each and the slope along
+/// each of the directions that it names, and compares the weights after all of them.
 struct Check<'a> {
     name: &'a str,
     options: Value,

@@ -147,8 +147,9 @@ pub struct Verification {
     pub replayed: Option<usize>,
 }
 
-/// Checks the bytes of a trajectory: their checksums, that methods are known and take their options,
-/// and, given the layout of what is tuned, that every record is one that the method can have made.
+/// Checks the bytes of a trajectory: their checksums, that methods are known and take their
+/// options, and, given the layout of what is tuned, that every record is one that the method can
+/// have made.
 ///
 /// # Errors
 /// If the header is not whole, the layout is another, or a method refuses its options or a record.
