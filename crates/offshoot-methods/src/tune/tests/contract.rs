@@ -184,6 +184,31 @@ fn losses_that_are_no_numbers_do_nothing_and_are_recorded() {
     }
 }
 
+/// One batch in a run that stands far out takes no step, and is counted.
+#[test]
+fn a_slope_far_beyond_the_median_is_rejected() {
+    for card in METHODS.iter().filter(|card| card.name != "fzoo") {
+        let mut method = start(card, &json!({"probe": {"clip_z": 20.0}}));
+        let mut tell = |step: u32, slope: f64| {
+            let mut plan = method.begin(step, 1.0);
+            loop {
+                match plan {
+                    Plan::Update(update) => break (update, method.guarded()),
+                    Plan::Evaluate(probes) => {
+                        let near = |i: usize| 1.0 + slope * [1.0, -1.0][i % 2] - 0.01 * i as f64;
+                        plan = method.answer(&(0..probes.len()).map(near).collect::<Vec<f64>>());
+                    }
+                }
+            }
+        };
+        (0..40).for_each(|step| assert_eq!(tell(step, 1e-3).1.rejected, 0, "{}", card.name));
+        let (update, guarded) = tell(40, 1e3);
+        assert!(guarded.rejected > 0, "{}", card.name);
+        let largest = update.terms().iter().fold(0.0_f32, |most, t| most.max(t.scale.abs()));
+        assert!(largest < 1e3, "{}: {largest}", card.name);
+    }
+}
+
 /// Finite losses whose slope does not fit into single precision.
 #[test]
 fn an_overflowing_slope_is_no_number_either() {

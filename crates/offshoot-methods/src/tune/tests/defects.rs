@@ -146,7 +146,7 @@ fn decay_skips_every_tensor_of_one_row() {
 /// where it began, to the bit.
 #[test]
 fn measuring_changes_no_weight() {
-    let flat = Quadratic { curvature: vec![0.0; 67], target: vec![0.0; 67] };
+    let flat = Quadratic { coupling: 0.0, curvature: vec![0.0; 67], target: vec![0.0; 67] };
     for card in crate::tune::METHODS {
         let mut w = weights(card.distribution);
         let before = w.tensors.clone();

@@ -19,7 +19,7 @@ impl Check<'_> {
     fn against(self, mut formula: impl FnMut(&Weights, u32, &[f64]) -> Vec<f64>) {
         let card = MethodCard::named(self.name).unwrap();
         let mut method = card.start(&self.options, &setting(0.0)).unwrap();
-        let (mut w, loss) = (weights(card.distribution), Quadratic::new(4.0));
+        let (mut w, loss) = (weights(card.distribution), Quadratic::coupled(4.0));
         for t in 0..self.steps {
             let before = flat(&w);
             let expected = formula(&w, t, &before);
@@ -35,7 +35,7 @@ impl Check<'_> {
 fn loss_at(w: &Weights, terms: &[(f64, &Direction)]) -> f64 {
     let term =
         |(scale, d): &(f64, &Direction)| Term { scale: *scale as f32, direction: (*d).clone() };
-    Quadratic::new(4.0).loss_at(w, &Probe { terms: terms.iter().map(term).collect() })
+    Quadratic::coupled(4.0).loss_at(w, &Probe { terms: terms.iter().map(term).collect() })
 }
 
 fn slope(w: &Weights, direction: &Direction, eps: f64) -> f64 {
@@ -97,7 +97,7 @@ fn sign_takes_steps_of_equal_size() {
 fn cons_takes_the_best_of_three() {
     let card = MethodCard::named("cons").unwrap();
     let mut method = card.start(&probe(1), &setting(0.0)).unwrap();
-    let (mut w, loss) = (weights(Distribution::GaussQ8), Quadratic::new(4.0));
+    let (mut w, loss) = (weights(Distribution::GaussQ8), Quadratic::coupled(4.0));
     let (rate, mut chosen) = (0.06, [0; 3]);
     for t in 0..60 {
         let u = estimate(&w, &dense(t, 1), 0.01);
@@ -313,7 +313,7 @@ fn sparse_moves_the_masked_elements_alone() {
 /// Of two layers a sparsity of one half leaves one, and over the steps both have their turn.
 #[test]
 fn lezo_moves_the_drawn_layers_and_what_has_none() {
-    let (mut w, loss) = (weights(Distribution::GaussQ8), Quadratic::new(4.0));
+    let (mut w, loss) = (weights(Distribution::GaussQ8), Quadratic::coupled(4.0));
     let card = MethodCard::named("lezo").unwrap();
     let options = with(probe(1), json!({"sparsity": 0.5}));
     let mut method = card.start(&options, &setting(0.0)).unwrap();

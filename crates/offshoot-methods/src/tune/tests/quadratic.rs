@@ -29,8 +29,9 @@ pub(super) fn setting(decay: f64) -> Setting {
     Setting { seed: SEED, layout: Arc::new(layout()), decay }
 }
 
-/// `L(w) = 1/2 sum of h_i (w_i - t_i)^2`.
+/// `L(w) = 1/2 sum of h_i (w_i - t_i)^2 + c/2 (sum of w_i)^2`, where `c` is 0 unless it says otherwise.
 pub(super) struct Quadratic {
+    pub(super) coupling: f64,
     pub(super) curvature: Vec<f64>,
     pub(super) target: Vec<f64>,
 }
@@ -42,21 +43,28 @@ impl Quadratic {
         let share = |i: usize| ((i * 37) % d) as f64 / (d - 1) as f64;
         let curvature = (0..d).map(|i| condition.powf(-share(i))).collect();
         let target = (0..d).map(|i| ((i * 29 % 17) as f64 - 8.0) / 8.0).collect();
-        Self { curvature, target }
+        Self { coupling: 0.0, curvature, target }
+    }
+
+    /// One in which the slope in each tensor depends on all others.
+    pub(super) fn coupled(condition: f64) -> Self {
+        Self { coupling: 0.5, ..Self::new(condition) }
     }
 
     pub(super) fn loss(&self, w: &[f64]) -> f64 {
         let terms = w.iter().zip(&self.target).zip(&self.curvature);
-        terms.map(|((w, t), h)| 0.5 * h * (w - t) * (w - t)).sum()
+        let apart: f64 = terms.map(|((w, t), h)| 0.5 * h * (w - t) * (w - t)).sum();
+        apart + 0.5 * self.coupling * w.iter().sum::<f64>().powi(2)
     }
 
     pub(super) fn gradient(&self, w: &[f64]) -> Vec<f64> {
         let terms = w.iter().zip(&self.target).zip(&self.curvature);
-        terms.map(|((w, t), h)| h * (w - t)).collect()
+        let all = self.coupling * w.iter().sum::<f64>();
+        terms.map(|((w, t), h)| h * (w - t) + all).collect()
     }
 
     pub(super) fn trace(&self) -> f64 {
-        self.curvature.iter().sum()
+        self.curvature.iter().map(|h| h + self.coupling).sum()
     }
 
     pub(super) fn loss_at(&self, weights: &Weights, probe: &Probe) -> f64 {
