@@ -113,7 +113,7 @@ pub fn slice(trajectory: &Trajectory, from: u32, to: u32) -> Result<Trajectory, 
     Ok(Trajectory { parts: vec![Part { header, steps, end }] })
 }
 
-/// A run and its later steps as one: the inverse of cutting it with [`slice`].
+/// A run and its later steps as one: the inverse of cutting it with [`slice()`].
 ///
 /// # Errors
 /// [`TrajectoryError::Merged`], or [`TrajectoryError::Mismatch`] if `later` is not what comes next.
