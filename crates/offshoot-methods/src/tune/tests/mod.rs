@@ -1,0 +1,9 @@
+//! What holds for all methods, each against its formula, and the laws of the estimator.
+
+mod contract;
+mod defects;
+mod formulas;
+mod kernels;
+mod laws;
+mod quadratic;
+mod rates;
