@@ -194,8 +194,9 @@ impl FromStr for Rename {
 /// missing, and is told where it is needed.
 pub(crate) fn rename(row: &mut Row, renames: &[Rename]) {
     let values: Vec<_> = renames.iter().map(|r| row.get(&r.field).cloned()).collect();
+    // All go before any comes, so that two fields can change their names.
+    renames.iter().for_each(|rename| _ = row.fields.shift_remove(&rename.field));
     for (rename, value) in renames.iter().zip(values) {
-        row.fields.shift_remove(&rename.field);
         if let Some(value) = value {
             row.fields.insert(rename.name.clone(), value);
         }
@@ -240,5 +241,19 @@ mod tests {
             let told = Format::detect(fields).unwrap_err();
             assert!(told.contains(part) && !told.contains('\n'), "{told}");
         }
+    }
+
+    #[test]
+    fn fields_take_each_others_names_and_what_is_not_there_stays_missing() {
+        let fields = serde_json::json!({"a": 1, "b": {"c": 2}, "d": 3});
+        let serde_json::Value::Object(fields) = fields else { unreachable!() };
+        let file = std::sync::Arc::from(std::path::Path::new("f"));
+        let place = super::super::Place { file, count: super::super::Count::Line, number: 1 };
+        let mut row = Row { place, fields };
+        let renames = ["a=d", "d=a", "text=b.c", "x=nothing"].map(|text| text.parse().unwrap());
+        rename(&mut row, &renames);
+        let expected = serde_json::json!({"a": 3, "d": 1, "b": {"c": 2}, "text": 2});
+        assert_eq!(serde_json::Value::Object(row.fields), expected);
+        assert!(["", "a", "=b", "a="].iter().all(|text| text.parse::<Rename>().is_err()));
     }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::classes::{ClassMetrics, Classes};
 use super::text::{exact_match, rouge_l, token_f1};
+use crate::tune::data::Metric;
 use crate::tune::{Example, Scored, Scorer, Sequence};
 use crate::{Control, Error};
 
@@ -84,6 +85,18 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// What a task is measured by, if some example has it.
+    pub fn value(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Accuracy => self.accuracy,
+            Metric::MacroF1 => self.macro_f1,
+            Metric::ExactMatch => self.exact_match,
+            Metric::TokenF1 => self.token_f1,
+            Metric::RougeL => self.rouge_l,
+            Metric::Loss => self.loss,
+        }
+    }
+
     /// The metrics that there are, by name, as in their JSON.
     pub fn named(&self) -> Vec<(&'static str, f64)> {
         let all = [

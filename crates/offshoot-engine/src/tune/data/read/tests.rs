@@ -1,10 +1,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::parser::parse_message_type;
+use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::writer::SerializedFileWriter;
+use ::parquet::schema::parser::parse_message_type;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -136,7 +136,7 @@ fn files_are_told_by_their_first_bytes_where_their_names_say_nothing() {
 }
 
 /// Texts, labels and conversations of one and two messages, compressed.
-fn parquet(compression: parquet::basic::Compression) -> Vec<u8> {
+fn parquet(compression: ::parquet::basic::Compression) -> Vec<u8> {
     let schema = "message m { required binary text (UTF8); optional int64 label;
         optional group messages (LIST) { repeated group list { optional group element {
             optional binary role (UTF8); optional binary content (UTF8); } } } }";
@@ -167,7 +167,7 @@ fn parquet(compression: parquet::basic::Compression) -> Vec<u8> {
 
 #[test]
 fn parquet_gives_the_rows_of_every_codec_with_lists_of_structs() {
-    use parquet::basic::{Compression, GzipLevel, ZstdLevel};
+    use ::parquet::basic::{Compression, GzipLevel, ZstdLevel};
     let first = json!({"text": "é", "label": 7, "messages": [{"role": "user", "content": "q"}]});
     let second = json!({"text": "b", "label": null, "messages": [{"role": "user", "content": "r"},
         {"role": "assistant", "content": "s"}]});
@@ -184,7 +184,7 @@ fn parquet_gives_the_rows_of_every_codec_with_lists_of_structs() {
 
 #[test]
 fn broken_parquet_is_one_line() {
-    let bytes = parquet(parquet::basic::Compression::SNAPPY);
+    let bytes = parquet(::parquet::basic::Compression::SNAPPY);
     for cut in [5, 40, bytes.len() / 2, bytes.len() - 1] {
         let told = read("x.parquet", &bytes[..cut]);
         assert!(told.len() == 1 && told[0].starts_with("! x.parquet: "), "{told:?}");

@@ -69,10 +69,11 @@ pub(crate) enum Unrendered {
 impl From<Error> for Unrendered {
     fn from(error: Error) -> Self {
         match &error {
-            // What a template says of a conversation, and texts that no tokenizer takes.
-            Error::Model(offshoot_models::Error::Template(_)) | Error::NoPrivateCharacterLeft => {
-                Self::Row(None, error.to_string())
-            }
+            // What a template says of a conversation, or where it fails on one.
+            Error::Model(
+                offshoot_models::Error::Template(_) | offshoot_models::Error::BrokenTemplate(_),
+            )
+            | Error::NoPrivateCharacterLeft => Self::Row(None, error.to_string()),
             _ => Self::Model(error),
         }
     }
