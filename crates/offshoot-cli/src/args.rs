@@ -16,7 +16,9 @@ use offshoot_engine::spec::SpecMode;
 use offshoot_methods::draft::Typical;
 use offshoot_models::Recipe;
 
-pub(crate) use data::{DataCheckArgs, DataCommand, DataModelArgs, DataShowArgs, RowArgs};
+pub(crate) use data::{
+    DataCheckArgs, DataCommand, DataModelArgs, DataShowArgs, DataSplitArgs, RowArgs,
+};
 pub(crate) use eval::{ChoiceScoreArg, EvalArgs};
 pub(crate) use executor::{AdapterArgs, ExecutorArgs};
 pub(crate) use export::{ExportArgs, ManArgs};

@@ -6,13 +6,14 @@ use std::io::IsTerminal;
 use indicatif::ProgressBar;
 use offshoot_engine::Control;
 use offshoot_engine::tune::data::{
-    DataEvent, Fault, FileReport, RenderedRow, Renderer, Report, check, show,
+    DataEvent, Fault, FileReport, RenderedRow, Renderer, Report, SplitSizes, check, show,
+    split_file,
 };
 use offshoot_engine::tune::{Example, Sequence};
 use offshoot_models::{Checkpoint, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::args::{DataCheckArgs, DataCommand, DataModelArgs, DataShowArgs};
+use crate::args::{DataCheckArgs, DataCommand, DataModelArgs, DataShowArgs, DataSplitArgs};
 use crate::failure::{Failure, note, say, say_json, write_out};
 use crate::{interrupt, models};
 
@@ -20,6 +21,7 @@ pub(crate) fn run(command: &DataCommand) -> Result<(), Failure> {
     match command {
         DataCommand::Check(args) => run_check(args),
         DataCommand::Show(args) => run_show(args),
+        DataCommand::Split(args) => run_split(args),
     }
 }
 
@@ -126,6 +128,30 @@ fn histogram(report: &Report) -> Result<(), Failure> {
             .to_string()
             .trim_end())?;
     }
+    Ok(())
+}
+
+fn run_split(args: &DataSplitArgs) -> Result<(), Failure> {
+    let sizes = SplitSizes {
+        held_out: args.held_out as usize,
+        train: args.shots.map(|shots| shots as usize),
+    };
+    let places = (args.train.as_path(), args.test.as_path());
+    let report = split_file(&args.file, args.by.as_deref(), sizes, args.seed, places);
+    let report = report.map_err(offshoot_engine::Error::from)?;
+    if args.output.json {
+        return say_json(&json!({
+            "classes": report.classes, "train": report.train, "held_out": report.held_out,
+            "seed": args.seed,
+        }));
+    }
+    note(format_args!(
+        "{} rows to train on are in {}, {} to measure on in {}",
+        report.train,
+        args.train.display(),
+        report.held_out,
+        args.test.display()
+    ));
     Ok(())
 }
 

@@ -27,6 +27,10 @@ pub(crate) enum DataCommand {
         offshoot data show train.jsonl --model smollm2 --tokens\n\n\
         What is trained on is green on a terminal and stands between \u{27e6} and \u{27e7} elsewhere.")]
     Show(DataShowArgs),
+    /// Write a file's rows to two files: to train on and to measure on, each class equally often.
+    #[command(after_help = "Example:\n  \
+        offshoot data split spam.csv --by label --held-out 200 --train a.jsonl --test b.jsonl")]
+    Split(DataSplitArgs),
 }
 
 /// Whose tokenizer and chat template the rows go through.
@@ -132,4 +136,32 @@ pub(crate) struct DataShowArgs {
     pub(crate) rows: RowArgs,
     #[command(flatten)]
     pub(crate) length: LengthArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DataSplitArgs {
+    /// The file.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The field with the class of a row [default: all rows are of one class]
+    #[arg(long, env = "OFFSHOOT_BY", value_name = "FIELD")]
+    pub(crate) by: Option<String>,
+    /// Rows of each class that are held out.
+    #[arg(long, env = "OFFSHOOT_HELD_OUT", value_name = "ROWS")]
+    pub(crate) held_out: u32,
+    /// Rows of each class to train on [default: all others]
+    #[arg(long, env = "OFFSHOOT_SHOTS", value_name = "ROWS",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) shots: Option<u32>,
+    /// The same seed gives the same rows.
+    #[arg(long, env = "OFFSHOOT_SEED", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Where the rows to train on go, as JSON lines.
+    #[arg(long, env = "OFFSHOOT_TRAIN", value_name = "FILE")]
+    pub(crate) train: PathBuf,
+    /// Where the rows to measure on go.
+    #[arg(long, env = "OFFSHOOT_TEST", value_name = "FILE")]
+    pub(crate) test: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: JsonArgs,
 }

@@ -129,3 +129,24 @@ fn a_task_of_ones_own_shows_its_candidates() {
     assert!(check.stderr.contains("sms.tsv: TSV, task spam"), "{}", check.stderr);
     assert!(check.stdout.contains("rows of each answer    1, 1\n"), "{}", check.stdout);
 }
+
+#[test]
+fn a_file_is_split_by_classes_and_seed() {
+    let home = Home::new();
+    let rows: Vec<String> = (0..30).map(|i| format!("text {i},{}", i % 3)).collect();
+    home.file("x.csv", format!("text,label\n{}\n", rows.join("\n")));
+    let split = |seed: &str| {
+        let fixed = ["data", "split", "x.csv", "--by", "label", "--held-out", "2", "--shots", "5"];
+        let more = ["--train", "a.jsonl", "--test", "b.jsonl", "--json", "--seed", seed];
+        let told = run(home.offshoot(fixed.iter().chain(&more))).ended_with(0).json();
+        assert_eq!((&told["train"], &told["held_out"]), (&json!(15), &json!(6)));
+        std::fs::read_to_string(home.path().join("b.jsonl")).unwrap()
+    };
+    let first = split("1");
+    assert_eq!(first.lines().count(), 6);
+    assert_eq!((split("1") == first, split("2") == first), (true, false));
+    let fixed = ["data", "split", "x.csv", "--by", "label", "--held-out", "10"];
+    let left =
+        run(home.offshoot(fixed.iter().chain(&["--train", "c", "--test", "d"]))).ended_with(3);
+    left.complained(&["x.csv: class 0 has 10 examples, and the split takes 11 of each"]);
+}

@@ -15,6 +15,7 @@ mod render;
 mod report;
 mod row;
 mod split;
+mod split_file;
 mod task;
 mod tokens;
 
@@ -29,5 +30,6 @@ pub use render::{Length, Overlong, Rendered, Renderer};
 pub use report::{FileReport, Report};
 pub use row::Row;
 pub use split::{Split, SplitSizes, class_of, split};
+pub use split_file::{SplitReport, split_file};
 pub use task::{Metric, Task};
 pub use tokens::TokenFile;

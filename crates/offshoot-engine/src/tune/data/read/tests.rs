@@ -46,7 +46,7 @@ fn json_lines_have_their_lines_and_wrong_ones_do_not_end_the_file() {
             "! x.jsonl:6: is no JSON: expected ident at column 2",
             "! x.jsonl:7: expected an object, got a list of 1",
             "! x.jsonl:8: byte 8 of the line is not UTF-8: save it as UTF-8",
-            "! x.jsonl:9: is no JSON: unexpected end of hex escape at column 13",
+            "! x.jsonl:9: is no JSON: unexpected end of hex escape at column 14",
             "x.jsonl:10 {\"c\":null}",
         ]
     );
@@ -98,7 +98,7 @@ fn json_objects_are_columns_or_one_list_or_lines_or_a_row() {
 
 #[test]
 fn csv_has_its_lines_quotes_and_faults() {
-    let text = b"\xef\xbb\xbftext, label\r\n\"a, \"\"b\"\"\nc\",1\r\nd\ne,2,3\nf\xe9,4\ng,5\n";
+    let text = b"\xef\xbb\xbftext, label\n\"a, \"\"b\"\"\nc\",1\nd\ne,2,3\nf\xe9,4\n\ng,5";
     assert_eq!(
         read("x.csv", text),
         [
@@ -106,7 +106,17 @@ fn csv_has_its_lines_quotes_and_faults() {
             "! x.csv:4: 1 values, but the header has 2",
             "! x.csv:5: 3 values, but the header has 2",
             "! x.csv:6:text: byte 2 of the value is not UTF-8",
-            "x.csv:7 {\"text\":\"g\",\"label\":\"5\"}",
+            "x.csv:8 {\"text\":\"g\",\"label\":\"5\"}",
+        ]
+    );
+    let text = "a,b\r\n1,\"2\r\n3\"\r\n\r\n4\r\n5,6\r\n7,8";
+    assert_eq!(
+        read("x.csv", text),
+        [
+            "x.csv:2 {\"a\":\"1\",\"b\":\"2\\r\\n3\"}",
+            "! x.csv:5: 1 values, but the header has 2",
+            "x.csv:6 {\"a\":\"5\",\"b\":\"6\"}",
+            "x.csv:7 {\"a\":\"7\",\"b\":\"8\"}",
         ]
     );
     assert_eq!(read("x.tsv", "a\tb\n1\t2\n"), ["x.tsv:2 {\"a\":\"1\",\"b\":\"2\"}"]);
