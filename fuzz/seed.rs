@@ -5,12 +5,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use offshoot_engine::Control;
+use offshoot_engine::tune::data::{DataOptions, Renderer, prepare};
 use offshoot_kernels::BlockType;
 use offshoot_methods::tune::{
     Hash, Header, METHODS, MethodChoice, Part, Record, SpaceChoice, Step, Trajectory,
 };
 use offshoot_models::medusa::{Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock};
-use offshoot_models::{BaseId, TokenizerId};
+use offshoot_models::{BaseId, Checkpoint, TokenizerId};
 
 #[path = "../crates/offshoot-engine/tests/support/catalogues.rs"]
 mod catalogues;
@@ -38,6 +40,7 @@ fn main() -> io::Result<()> {
     draft_heads()?;
     adapters()?;
     trajectories()?;
+    prepared_examples()?;
     datastores()
 }
 
@@ -61,6 +64,38 @@ fn trajectories() -> io::Result<()> {
     let inputs = [("sound", bytes), ("cut", cut), ("header", header), ("steps", frame)];
     write("trajectory", inputs.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)))
 }
+
+/// A file of each kind of examples, and a task.
+fn prepared_examples() -> io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/seed_data");
+    fs::create_dir_all(&folder)?;
+    let model = folder.join("tiny.gguf");
+    fs::write(&model, support::tiny::Tiny::smallest("llama").bytes())?;
+    let checkpoint = Checkpoint::open(&model).map_err(io::Error::other)?;
+    let renderer = Renderer::new(&checkpoint).map_err(io::Error::other)?;
+    let mut inputs = vec![("task".to_owned(), TASK.as_bytes().to_vec())];
+    for (name, row) in [
+        ("text", r#"{"text": "abcd ab"}"#),
+        ("choice", r#"{"prompt": "ab", "choices": ["c", "ab"], "answer": [0, 1]}"#),
+        ("answer", r#"{"prompt": "ab", "answers": ["c", "abé"]}"#),
+        ("preference", r#"{"prompt": "ab", "chosen": "c", "rejected": "d"}"#),
+    ] {
+        let rows = folder.join("rows.jsonl");
+        fs::write(&rows, row)?;
+        let made = prepare(&[rows], &renderer, &DataOptions::default(), &folder, &mut |_| {
+            Control::Continue
+        });
+        inputs.push((name.to_owned(), fs::read(made.map_err(io::Error::other)?.path)?));
+    }
+    fs::remove_dir_all(&folder)?;
+    write("dataset", inputs.into_iter())
+}
+
+const TASK: &str = r#"name = "t"
+template = "{a|trim|upper_first} {b|before:_}"
+words.a = { x = "y" }
+verbalizers = [{ labels = ["0"], text = "n" }, { labels = ["1"], text = "y" }]
+"#;
 
 fn adapters() -> io::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use offshoot_engine::datastore::DatastoreError;
 use offshoot_engine::store::{StoreError, StoreErrorKind};
+use offshoot_engine::tune::DataError;
 
 use crate::interrupt;
 
@@ -77,11 +78,21 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::OnlyPacked | Error::OnlyDense | Error::OnlyExact { .. } => USAGE,
         Error::Store(error) => store_code(error),
         Error::Datastore(error) => datastore_code(error),
+        Error::Data(error) => data_code(error),
         Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,
         Error::Training(_) => USAGE,
         Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,
         _ => 1,
+    }
+}
+
+fn data_code(error: &DataError) -> u8 {
+    match error {
+        DataError::Task { .. } => USAGE,
+        DataError::Io { .. } | DataError::Tokens { .. } => 1,
+        DataError::NoEnd => 4,
+        _ => 3,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::home::{Home, run};
 
 /// An adapter that changes one matrix of the small model: `down_proj` of the first layer, which turns
 /// `inner` numbers into `hidden`.
-fn adapter(home: &Home, (hidden, inner): (usize, usize), size: f32) {
+pub(crate) fn adapter(home: &Home, (hidden, inner): (usize, usize), size: f32) {
     let name = "base_model.model.model.layers.0.mlp.down_proj";
     let numbers = |n: usize| (0..n).flat_map(move |i| (size * (1 + i % 7) as f32).to_le_bytes());
     let (a, b) = (8 * inner, 8 * (inner + hidden));

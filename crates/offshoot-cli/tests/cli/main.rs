@@ -5,8 +5,10 @@
 mod adapter;
 mod answers;
 mod calibration;
+mod data;
 mod datastores;
 mod dense;
+mod eval;
 mod exit_codes;
 mod folders;
 mod home;

@@ -1,9 +1,12 @@
 //! Tuning: a model and examples in, a variant of the model out.
 
+pub mod data;
+pub mod eval;
 mod example;
 mod scorer;
 mod trainer;
 
+pub use data::DataError;
 pub use example::{Example, Sequence};
 pub use scorer::{Scored, Scorer};
 pub use trainer::{StepReport, Trainer};
