@@ -8,9 +8,10 @@ use crate::{Error, LinearId, LoraAdapter};
 
 /// What is dropped of the inputs of LoRA's products (Hu et al. 2021, appendix D).
 pub trait DropoutMasks {
-    /// For each number of the `rows` that are multiplied with LoRA's `A` of `linear`, `[rows, cols]`, 0 or
-    /// one over the chance that it is kept. The same whenever it is asked for in a step.
-    fn mask(&self, linear: LinearId, rows: usize, cols: usize) -> Vec<f32>;
+    /// For each number of these rows of all texts' that are multiplied with LoRA's `A` of `linear`,
+    /// `[rows, cols]`, 0 or one over the chance that it is kept. The same whenever it is asked for in a
+    /// step.
+    fn mask(&self, linear: LinearId, rows: &[u32], cols: usize) -> Vec<f32>;
 }
 
 /// The matrices of LoRA over a model, as variables.

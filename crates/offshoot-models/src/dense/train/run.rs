@@ -128,7 +128,7 @@ impl<'a> TrainRun<'a> {
             Frozen::Tensor(matrix) => matrix,
             stored => stored.rows(0, stored.shape()?.0, x.dtype())?,
         };
-        let input = self.dropped(linear, &x)?;
+        let input = self.dropped(linear, &x, None)?;
         let inner = (input.matmul(&pair.a.t()?)? * pair.scale)?;
         let x = Tensor::cat(&[&x, &inner], 1)?;
         Ok((x, Frozen::Tensor(Tensor::cat(&[&whole, &pair.b], 1)?), cap))
@@ -159,15 +159,29 @@ impl<'a> TrainRun<'a> {
         self.lora.and_then(|lora| lora.pair(linear, self.graph()))
     }
 
-    /// `x` with some of it dropped.
-    fn dropped(&self, linear: LinearId, x: &Tensor) -> Result<Tensor, Error> {
+    /// `x`, which are these rows or all, with some of it dropped.
+    fn dropped(&self, linear: LinearId, x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor, Error> {
         let Some(dropout) = self.dropout else { return Ok(x.clone()) };
-        let (rows, cols) = x.dims2()?;
-        let mask = Tensor::from_vec(dropout.mask(linear, rows, cols), (rows, cols), x.device())?;
+        let (n, cols) = x.dims2()?;
+        let mask = match rows {
+            Some(rows) => dropout.mask(linear, rows, cols),
+            None => dropout.mask(linear, &(0..n as u32).collect::<Vec<_>>(), cols),
+        };
+        let mask = Tensor::from_vec(mask, (n, cols), x.device())?;
         Ok((x * mask.to_dtype(x.dtype())?)?)
     }
 
     fn multiply(&self, linear: LinearId, x: &Tensor) -> Result<Tensor, Error> {
+        self.multiply_rows(linear, x, None)
+    }
+
+    /// The product with `x`, which are these rows of the step, or all.
+    fn multiply_rows(
+        &self,
+        linear: LinearId,
+        x: &Tensor,
+        rows: Option<&[u32]>,
+    ) -> Result<Tensor, Error> {
         let bias = self.model.bias(linear)?.map(|bias| self.weight(bias));
         let pair = self.pair(linear);
         let matrix = match self.model.matrix(linear)? {
@@ -186,7 +200,7 @@ impl<'a> TrainRun<'a> {
         match (pair, self.dropout) {
             (Some(LowRankPair { a, b, scale }), Some(_)) => {
                 let product = ops::linear(x, matrix, bias.as_ref(), None)?;
-                let inner = self.dropped(linear, x)?.matmul(&a.t()?)?;
+                let inner = self.dropped(linear, x, rows)?.matmul(&a.t()?)?;
                 Ok((product + (inner.matmul(&b.t()?)? * scale)?)?)
             }
             (pair, _) => Ok(ops::linear(x, matrix, bias.as_ref(), pair.as_ref())?),
@@ -253,9 +267,9 @@ impl Products for TrainRun<'_> {
         &mut self,
         linear: LinearId,
         x: &Tensor,
-        _rows: Option<&[u32]>,
+        rows: Option<&[u32]>,
     ) -> Result<Tensor, Error> {
-        self.multiply(linear, x)
+        self.multiply_rows(linear, x, rows)
     }
 }
 
