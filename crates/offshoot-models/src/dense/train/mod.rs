@@ -6,7 +6,8 @@
 //!
 //! With checkpointing (Chen et al. 2016, section 4, <https://arxiv.org/abs/1604.06174>, a segment for each
 //! block) the forward pass keeps the input of each block and nothing else; on the way back a block runs
-//! once more, then gives its gradients. The numbers are the same, bit for bit, for a forward pass more.
+//! once more, then gives its gradients. The numbers are the same, but for the order of the sums over what
+//! reads one tensor, for a forward pass more.
 
 mod lora;
 mod run;
