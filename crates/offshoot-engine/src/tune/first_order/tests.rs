@@ -150,7 +150,8 @@ fn a_batch_is_the_sum_of_its_micro_batches() {
                     square_norm(&off)
                 });
                 let off = off.sum::<f64>().sqrt() / norm;
-                assert!(off < 1e-6, "{size} at a time: off by {off}");
+                // Sums of single precision in another order.
+                assert!(off < 3e-6, "{size} at a time: off by {off}");
             }
         }
     }
