@@ -3,10 +3,15 @@
 pub mod data;
 pub mod eval;
 mod example;
+mod first_order;
 mod scorer;
 mod trainer;
 
 pub use data::DataError;
 pub use example::{Example, Sequence};
+pub use first_order::{
+    ChoiceLoss, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices, LoraOptions,
+    TensorNames,
+};
 pub use scorer::{Scored, Scorer};
 pub use trainer::{StepReport, Trainer};
