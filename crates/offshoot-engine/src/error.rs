@@ -21,6 +21,9 @@ pub enum Error {
     /// A datastore.
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
+    /// A run of tuning, or a variant that one made.
+    #[error(transparent)]
+    Run(#[from] crate::tune::run::RunError),
     /// The prompt leaves no room for an answer.
     #[error(
         "the prompt has {prompt} tokens, the context {context}: shorten the prompt or raise \

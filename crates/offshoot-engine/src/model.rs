@@ -13,6 +13,7 @@ use offshoot_models::{
 use crate::disguise::Disguise;
 use crate::executor::ExecutorKind;
 use crate::store::{FileDigests, hash, joined};
+use crate::tune::run::Variant;
 use crate::{Error, MemoryNeed};
 
 /// How a model is loaded.
@@ -36,6 +37,10 @@ pub struct LoadOptions {
     /// The folder of a LoRA adapter: sessions then run as the variant that it makes of the model. The
     /// weights, and so the identity, are still the base's.
     pub adapter: Option<PathBuf>,
+    /// The folder of a variant of the model, or of the run that made it: as `adapter`, with the chat
+    /// template and the stop tokens that it was tuned with, and refused where the weights are not those
+    /// that it was tuned from. Not beside an adapter.
+    pub variant: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
@@ -49,6 +54,7 @@ impl Default for LoadOptions {
             context: None,
             quantize: None,
             adapter: None,
+            variant: None,
         }
     }
 }
@@ -142,7 +148,8 @@ impl Model {
             checkpoint = checkpoint.quantized(recipe);
         }
         let checkpoint = Arc::new(checkpoint);
-        let adapter = options.adapter.as_deref();
+        let variant = options.variant.as_deref().map(Variant::open).transpose()?;
+        let adapter = variant.as_ref().map(Variant::folder).or(options.adapter.as_deref());
         let adapter = adapter.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
         let adapter = adapter.transpose()?;
         let available = match options.executor {
@@ -188,7 +195,7 @@ impl Model {
         let (files, digest) = (checkpoint.files().to_vec(), cached.map(|cached| cached.digest));
         let file_len = files.iter().filter_map(|file| std::fs::metadata(file).ok());
         let file_len = file_len.map(|metadata| metadata.len()).sum();
-        Ok(Self {
+        let mut model = Self {
             weights,
             executor,
             checkpoint,
@@ -204,7 +211,21 @@ impl Model {
             file_len,
             cache: options.cache.clone(),
             adapter,
-        })
+        };
+        if let Some(variant) = &variant {
+            model.become_variant(variant)?;
+        }
+        Ok(model)
+    }
+
+    /// Takes over what `variant` was tuned with, if it is of these weights.
+    fn become_variant(&mut self, variant: &Variant) -> Result<(), Error> {
+        variant.check(self.tokenizer_id, || self.base_id())?;
+        let Some(file) = variant.file() else { return Ok(()) };
+        self.stop_tokens.clone_from(&file.stop_tokens);
+        let (bos, eos) = edge_texts(&self.tokenizer);
+        self.template = variant.template(bos.as_deref(), eos.as_deref())?;
+        Ok(())
     }
 
     /// The adapter that its sessions run with.
@@ -412,16 +433,21 @@ pub(crate) fn text_of(checkpoint: &Checkpoint) -> Result<Text, Error> {
     let spec = checkpoint.tokenizer()?;
     let tokenizer_id = TokenizerId::of(spec);
     let tokenizer = Tokenizer::new(spec)?;
-    let text = |id: Option<u32>| {
-        id.and_then(|id| tokenizer.token_bytes(id))
-            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-    };
-    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+    let (bos, eos) = edge_texts(&tokenizer);
     let template = checkpoint
         .chat_template()
         .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
         .transpose()?;
     Ok(Text { tokenizer: Arc::new(tokenizer), tokenizer_id, template })
+}
+
+/// The texts of the tokens at which a text begins and ends.
+fn edge_texts(tokenizer: &Tokenizer) -> (Option<String>, Option<String>) {
+    let text = |id: Option<u32>| {
+        let bytes = id.and_then(|id| tokenizer.token_bytes(id));
+        bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    (text(tokenizer.bos()), text(tokenizer.eos()))
 }
 
 /// Where a model's packed weights are kept.

@@ -1,6 +1,7 @@
 //! Tuning: a model and examples in, a variant of the model out.
 
 mod example;
+pub mod run;
 mod scorer;
 mod trainer;
 
