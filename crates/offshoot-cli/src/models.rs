@@ -145,9 +145,9 @@ pub(crate) fn load_for(
     args: &ModelArgs,
     engine: &EngineArgs,
 ) -> Result<(Model, Session), Failure> {
+    let (adapter, variant) = (variant.adapter.clone(), variant.chosen()?);
     let resolved = resolve(args)?;
-    let adapter = variant.adapter.clone();
-    let options = LoadOptions { executor, adapter, ..load_options(engine)? };
+    let options = LoadOptions { executor, adapter, variant, ..load_options(engine)? };
     let cpu = Cpu::new(options.isa, options.threads);
     let model = load_shown(&cpu, &resolved.path, &options)?;
     let limit = model.trained_context();
