@@ -3,6 +3,7 @@
 mod example;
 mod scorer;
 mod trainer;
+pub mod zeroth_order;
 
 pub use example::{Example, Sequence};
 pub use scorer::{Scored, Scorer};
