@@ -45,6 +45,11 @@ impl ZerothOrderTrainer {
         &*self.space
     }
 
+    /// Tokens that were run through the model so far, once for each point.
+    pub fn rows(&self) -> usize {
+        self.forward.rows
+    }
+
     /// The losses of `batch` at `probes`.
     ///
     /// # Errors
