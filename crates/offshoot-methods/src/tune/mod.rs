@@ -5,8 +5,27 @@
 //! the weights. Whoever holds the weights carries that out, so one method serves all spaces,
 //! executors and devices, and a run is its seed and the numbers that the methods chose.
 
+mod apply;
+mod card;
 mod direction;
+mod factors;
+mod hash;
+mod mask;
+mod mezo;
+mod orthonormal;
 mod plan;
+mod probing;
+mod stepper;
 
+pub use apply::{Weights, apply_update};
+pub use card::{MethodCard, MethodOptions, RateUnit};
 pub use direction::{Direction, Distribution, Form, Layout, TensorSpec};
-pub use plan::{Plan, Probe, Term, Update, ZerothOrder};
+pub use factors::{Draw, Factors};
+pub use hash::Hash;
+pub use mask::{Mask, Side, random_keeps};
+pub use mezo::MezoOptions;
+pub use plan::{Guarded, Plan, Probe, Record, Setting, Term, Update, ZerothOrder};
+pub use probing::ProbeOptions;
+
+/// Every method, one a row.
+pub static METHODS: &[MethodCard] = &[mezo::CARD];
