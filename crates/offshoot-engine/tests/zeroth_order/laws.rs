@@ -1,12 +1,12 @@
 //! What does not change a loss: other points, other texts, how they are cut into steps, threads.
 
 use offshoot_engine::tune::zeroth_order::{
-    Classification, CrossEntropy, Objective, StepLimits,
+    Classification, CrossEntropy, Objective, StepLimits, ZerothOrderTrainer,
 };
 use offshoot_engine::tune::{Example, Scorer, Sequence};
-use offshoot_methods::tune::{Probe, Term};
+use offshoot_methods::tune::{Direction, Probe, Term};
 
-use crate::setting::{cpu, direction, lora, probe, texts, tokens, trainer};
+use crate::setting::{cpu, lora, probe, texts, tokens, trainer};
 
 fn bits(losses: &[f64]) -> Vec<u64> {
     losses.iter().map(|loss| loss.to_bits()).collect()
@@ -37,7 +37,7 @@ fn losses(
     let mut trainer = trainer(&cpu, lora("qwen2_tied", &cpu), objective, limits);
     let batch: Vec<&Example> = batch.iter().collect();
     let two = Probe {
-        terms: (0..2).map(|i| Term { scale: 0.02, direction: direction(3, i) }).collect(),
+        terms: (0..2).map(|i| Term { scale: 0.02, direction: Direction::dense(3, i) }).collect(),
     };
     let probes = [probe(0, 1e-2), probe(0, -1e-2), Probe::default(), two];
     match one_by_one {
@@ -88,7 +88,7 @@ fn a_choice_runs_its_prompt_once() {
     let cpu = cpu(1);
     let mut trainer = trainer(&cpu, lora("qwen2_tied", &cpu), Classification, StepLimits::default());
     let batch = choices();
-    let rows = |trainer: &mut offshoot_engine::tune::zeroth_order::ZerothOrderTrainer, i: usize| {
+    let rows = |trainer: &mut ZerothOrderTrainer, i: usize| {
         let before = trainer.rows();
         trainer.losses(&[Probe::default(), probe(0, 1e-2)], &[&batch[i]]).unwrap();
         trainer.rows() - before

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_engine::tune::zeroth_order::{
-    LoraOptions, LoraSpace, Objective, Space, StepLimits, ZerothOrderTrainer,
+    LoraOptions, LoraSpace, Objective, Space, StepLimits, ZerothOrderOptions, ZerothOrderTrainer,
 };
 use offshoot_engine::tune::{Example, Sequence};
 use offshoot_kernels::{Cpu, Distribution, Isa};
-use offshoot_methods::tune::{Direction, Form, Plan, Probe, Term, Update, ZerothOrder};
+use offshoot_methods::tune::{Direction, Probe, Term};
 use offshoot_models::{Checkpoint, PackedModel};
 
 /// The checkpoint of a small random model.
@@ -47,35 +47,18 @@ pub(crate) fn lora(name: &str, cpu: &Cpu) -> LoraSpace {
     space
 }
 
-/// Nothing asks this for a step.
-#[derive(Debug)]
-pub(crate) struct NoMethod;
-
-impl ZerothOrder for NoMethod {
-    fn begin(&mut self, _: u32, _: f64) -> Plan {
-        Plan::Update(Update::Linear { decay: 0.0, terms: vec![] })
-    }
-
-    fn answer(&mut self, _: &[f64]) -> Plan {
-        self.begin(0, 0.0)
-    }
-}
-
 pub(crate) fn trainer(
     cpu: &Cpu,
     space: impl Space + 'static,
     objective: impl Objective + 'static,
     limits: StepLimits,
 ) -> ZerothOrderTrainer {
-    ZerothOrderTrainer::new(cpu, Box::new(space), Box::new(objective), Box::new(NoMethod), limits)
-}
-
-pub(crate) fn direction(step: u32, index: u32) -> Direction {
-    Direction { step, index, form: Form::Dense, tensors: None }
+    let options = ZerothOrderOptions { limits, ..ZerothOrderOptions::default() };
+    ZerothOrderTrainer::new(cpu, Box::new(space), Box::new(objective), &options).unwrap()
 }
 
 pub(crate) fn probe(step: u32, scale: f32) -> Probe {
-    Probe { terms: vec![Term { scale, direction: direction(step, 0) }] }
+    Probe { terms: vec![Term { scale, direction: Direction::dense(step, 0) }] }
 }
 
 /// Tokens below 60 of no meaning.

@@ -1,18 +1,16 @@
 //! The entries of directions within the tensors of a space.
 
-use offshoot_kernels::{Distribution, Noise, Purpose};
-use offshoot_methods::tune::{Direction, Form, Layout, Term};
+use offshoot_kernels::Distribution;
+use offshoot_methods::tune::{Direction, Draw, Layout, Term};
 
 use super::space::tensor_ids;
 use crate::Error;
 
-/// Makes entries anew from their names, of one run over one layout.
+/// Makes entries anew from their names, of one run over one layout, as
+/// [`Weights::entries`](offshoot_methods::tune::Weights::entries) defines them.
 #[derive(Debug, Clone)]
 pub(super) struct Entries {
-    seed: u64,
-    distribution: Distribution,
-    /// Each tensor's number, rows and columns.
-    tensors: Vec<(u32, usize, usize)>,
+    draws: Vec<Draw>,
 }
 
 impl Entries {
@@ -23,16 +21,22 @@ impl Entries {
         distribution: Distribution,
     ) -> Result<Self, Error> {
         let ids = tensor_ids(layout)?;
-        let of = |(id, spec): (u32, &offshoot_methods::tune::TensorSpec)| (id, spec.rows, spec.cols);
-        Ok(Self { seed, distribution, tensors: ids.into_iter().zip(&layout.tensors).map(of).collect() })
+        let draw = |(tensor, spec): (u32, &offshoot_methods::tune::TensorSpec)| Draw {
+            seed,
+            distribution,
+            tensor,
+            rows: spec.rows,
+            cols: spec.cols,
+        };
+        Ok(Self { draws: ids.into_iter().zip(&layout.tensors).map(draw).collect() })
     }
 
     /// Checks that directions are of this layout.
-    pub(super) fn check<'t>(&self, terms: impl Iterator<Item = &'t Term>) -> Result<(), Error> {
+    pub(super) fn check(&self, terms: &[Term]) -> Result<(), Error> {
+        let n = self.draws.len();
         for Term { direction, .. } in terms {
-            let listed = direction.tensors.as_ref().map_or(self.tensors.len(), |list| list.len());
-            if listed != self.tensors.len() {
-                let n = self.tensors.len();
+            let listed = direction.tensors.as_ref().map_or(n, |list| list.len());
+            if listed != n {
                 let what = format!("a direction over {listed} tensors, where {n} are tuned");
                 return Err(Error::Training(what));
             }
@@ -40,41 +44,47 @@ impl Entries {
         Ok(())
     }
 
-    /// Writes the entries of `direction` within `tensor`, row by row; whether they are not all zero.
-    pub(super) fn fill(&self, tensor: usize, direction: &Direction, out: &mut Vec<f32>) -> bool {
-        if direction.tensors.as_ref().is_some_and(|list| !list[tensor]) {
+    /// Writes the entries of `direction` within `tensor`, row by row, whose numbers before the first
+    /// step were `first`. `false` if all are zero, and then nothing is written.
+    pub(super) fn fill(
+        &self,
+        tensor: usize,
+        direction: &Direction,
+        first: &[f32],
+        out: &mut Vec<f32>,
+    ) -> bool {
+        if !direction.covers(tensor) {
             return false;
         }
-        let (id, rows, cols) = self.tensors[tensor];
-        let noise = |purpose, step| Noise {
-            seed: self.seed,
-            tensor: id,
-            step,
-            index: direction.index,
-            purpose,
-            distribution: self.distribution,
-        };
+        let draw = self.draws[tensor];
+        let n = draw.rows * draw.cols;
         out.clear();
-        match direction.form {
-            Form::LowRank { rank, epoch } if rows > 1 => {
-                let u = noise(Purpose::LeftFactor, direction.step);
-                let v = noise(Purpose::RightFactor, epoch);
-                let rank = rank as usize;
-                let drawn = |noise: Noise, n: usize| -> Vec<f32> {
-                    (0..(n * rank) as u64).map(|e| noise.at(e)).collect()
-                };
-                let (u, v) = (drawn(u, rows), drawn(v, cols));
-                let root = 1.0 / (rank as f32).sqrt();
-                for u in u.chunks_exact(rank) {
-                    let dot = |v: &[f32]| u.iter().zip(v).fold(0.0, |sum, (u, v)| sum + u * v);
-                    out.extend(v.chunks_exact(rank).map(|v| dot(v) * root));
-                }
+        match draw.factors(direction) {
+            Some(factors) => {
+                out.extend((0..n).map(|at| factors.at(at / draw.cols, at % draw.cols)));
             }
-            _ => {
-                let noise = noise(Purpose::Direction, direction.step);
-                out.extend((0..(rows * cols) as u64).map(|e| noise.at(e)));
+            None => {
+                let noise = draw.entries(direction);
+                out.extend((0..n as u64).map(|element| noise.at(element)));
             }
         }
+        if let Some(bits) = direction.mask.bits(draw.seed, draw.tensor, first) {
+            let kept = |at: usize| bits[at / 64] >> (at % 64) & 1 == 1;
+            out.iter_mut().enumerate().filter(|(at, _)| !kept(*at)).for_each(|(_, z)| *z = 0.0);
+        }
         true
+    }
+
+    /// Writes the sum of `terms` within `tensor`: from zero on, term by term, each by a multiplication
+    /// and an addition.
+    pub(super) fn sum(&self, tensor: usize, terms: &[Term], first: &[f32], out: &mut Vec<f32>) {
+        let mut z = Vec::new();
+        out.clear();
+        out.resize(first.len(), 0.0);
+        for term in terms {
+            if self.fill(tensor, &term.direction, first, &mut z) {
+                out.iter_mut().zip(&z).for_each(|(sum, z)| *sum += term.scale * z);
+            }
+        }
     }
 }

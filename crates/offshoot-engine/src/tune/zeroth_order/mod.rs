@@ -19,4 +19,4 @@ pub use objective::{
     Classification, CrossEntropy, Metric, MetricCommand, MetricKind, Objective, Part, Points, mean,
 };
 pub use space::{LoraOptions, LoraSpace, Space};
-pub use trainer::ZerothOrderTrainer;
+pub use trainer::{ZerothOrderOptions, ZerothOrderTrainer};

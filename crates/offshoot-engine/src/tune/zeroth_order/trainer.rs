@@ -1,10 +1,12 @@
 //! Carries a method's plans out.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
-use offshoot_methods::tune::{Plan, Probe, Update, ZerothOrder};
+use offshoot_methods::tune::{MethodCard, Plan, Probe, Setting, ZerothOrder};
 use offshoot_models::PackedExecutor;
+use serde_json::Value;
 
 use super::forward::{Forward, StepLimits, TokenScore};
 use super::objective::{Objective, Points, mean};
@@ -15,6 +17,30 @@ use crate::tune::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
 
 /// Steps in a row whose losses were no numbers, after which a run ends.
 const LOST_MAX: usize = 20;
+
+/// How a space is tuned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ZerothOrderOptions {
+    /// The method's name in [`METHODS`](offshoot_methods::tune::METHODS).
+    pub method: String,
+    /// What its options are other than its defaults.
+    pub options: Value,
+    /// Decoupled weight decay: a step at rate `eta` takes `eta * decay` of each weight.
+    pub decay: f64,
+    /// What a step may take.
+    pub limits: StepLimits,
+}
+
+impl Default for ZerothOrderOptions {
+    fn default() -> Self {
+        Self {
+            method: "mezo".to_owned(),
+            options: Value::Null,
+            decay: 0.0,
+            limits: StepLimits::default(),
+        }
+    }
+}
 
 /// A space, an objective and a method, and the executor that they share.
 #[derive(Debug)]
@@ -28,16 +54,25 @@ pub struct ZerothOrderTrainer {
 }
 
 impl ZerothOrderTrainer {
-    /// Tunes `space` by `method` so that `objective` becomes less.
+    /// Tunes `space` so that `objective` becomes less.
+    ///
+    /// # Errors
+    /// [`Error::Method`] if there is no such method, or its options are wrong.
     pub fn new(
         cpu: &Cpu,
         space: Box<dyn Space>,
         objective: Box<dyn Objective>,
-        method: Box<dyn ZerothOrder>,
-        limits: StepLimits,
-    ) -> Self {
+        options: &ZerothOrderOptions,
+    ) -> Result<Self, Error> {
+        let setting = Setting {
+            seed: space.seed(),
+            layout: Arc::new(space.layout().clone()),
+            decay: options.decay,
+        };
+        let method = MethodCard::named(&options.method)?.start(&options.options, &setting)?;
         let executor = PackedExecutor::new(cpu.clone(), space.model().config());
-        Self { space, objective, method, forward: Forward::new(executor, limits), lost: 0 }
+        let forward = Forward::new(executor, options.limits);
+        Ok(Self { space, objective, method, forward, lost: 0 })
     }
 
     /// What is tuned.
@@ -62,14 +97,6 @@ impl ZerothOrderTrainer {
     }
 }
 
-/// Whether `update` leaves the weights as they are.
-fn does_nothing(update: &Update) -> bool {
-    match update {
-        Update::Linear { decay, terms } => *decay == 0.0 && terms.is_empty(),
-        Update::Moments { .. } => false,
-    }
-}
-
 impl Trainer for ZerothOrderTrainer {
     fn step(&mut self, step: u64, rate: f64, batch: &[&Example]) -> Result<StepReport, Error> {
         let number = u32::try_from(step)
@@ -88,8 +115,8 @@ impl Trainer for ZerothOrderTrainer {
             }
         };
         self.space.apply(&update)?;
-        let finite = all.iter().all(|loss| loss.is_finite());
-        self.lost = if finite { 0 } else { self.lost + 1 };
+        let record = self.method.record();
+        self.lost = if record.skipped { self.lost + 1 } else { 0 };
         if self.lost >= LOST_MAX {
             return Err(Error::Training(format!(
                 "the loss was no number in {LOST_MAX} steps in a row: take a smaller learning rate \
@@ -101,7 +128,7 @@ impl Trainer for ZerothOrderTrainer {
             tokens: self.forward.rows - rows,
             numbers: vec![
                 ("points", all.len() as f64),
-                ("changed", f64::from(u8::from(!does_nothing(&update)))),
+                ("skipped", f64::from(u8::from(record.skipped))),
             ],
         })
     }

@@ -1,80 +1,65 @@
-//! What a step does to the weights in the end, on rows of floats: the order of operations that
-//! [`Update`] documents, each rounded to single precision on its own.
+//! What a step does to the weights in the end, on rows of floats: the order of operations of
+//! [`apply_update`](offshoot_methods::tune::apply_update), a tensor at a time.
 
 use offshoot_methods::tune::Update;
 
 use super::entries::Entries;
-use crate::Error;
 
-/// `sum += scale * z`, a multiplication and an addition for each.
-pub(super) fn add(sum: &mut [f32], scale: f32, z: &[f32]) {
-    for (sum, z) in sum.iter_mut().zip(z) {
-        *sum += scale * z;
-    }
-}
-
-/// Checks that `update` is of the layout of `entries`.
-pub(super) fn check(entries: &Entries, update: &Update) -> Result<(), Error> {
-    match update {
-        Update::Linear { terms, .. } => entries.check(terms.iter()),
-        Update::Moments { history, .. } => entries.check(history.iter()),
-    }
-}
-
-/// Carries `update` out on the values of `tensor`, which lose weight by decay if `decays`.
+/// Carries `update` out on the values of `tensor`, which were `first` before the first step.
 pub(super) fn apply(
     entries: &Entries,
     update: &Update,
     tensor: usize,
-    decays: bool,
-    values: &mut [f32],
+    is_vector: bool,
+    (first, values): (&[f32], &mut [f32]),
 ) {
-    let mut z = Vec::new();
-    match update {
+    let mut step = Vec::new();
+    let decay = match update {
         Update::Linear { decay, terms } => {
-            let mut sum = vec![0.0; values.len()];
-            for term in terms {
-                if entries.fill(tensor, &term.direction, &mut z) {
-                    add(&mut sum, term.scale, &z);
-                }
-            }
-            shrink(values, *decay, decays);
-            values.iter_mut().zip(&sum).for_each(|(value, sum)| *value -= sum);
+            entries.sum(tensor, terms, first, &mut step);
+            *decay
         }
-        Update::Moments {
-            decay,
-            rate,
-            first,
-            second,
-            first_correction,
-            second_correction,
-            epsilon,
-            history,
-        } => {
-            let mut moments = vec![(0.0f32, 0.0f32); values.len()];
-            for term in history {
-                // Where a direction is zero moments still fade.
-                if !entries.fill(tensor, &term.direction, &mut z) {
-                    z.clear();
-                    z.resize(values.len(), 0.0);
-                }
-                for ((m, v), z) in moments.iter_mut().zip(&z) {
-                    let g = term.scale * z;
-                    *m = first * *m + (1.0 - first) * g;
-                    *v = second * *v + (1.0 - second) * (g * g);
-                }
-            }
-            shrink(values, *decay, decays);
-            for (value, (m, v)) in values.iter_mut().zip(&moments) {
-                let step = rate * (m * first_correction);
-                *value -= step / ((v * second_correction).sqrt() + epsilon);
-            }
+        Update::Moments { decay, .. } => {
+            moments(entries, update, tensor, first, &mut step);
+            *decay
         }
-    }
+    };
+    let keep = if is_vector { 1.0 } else { 1.0 - decay };
+    values.iter_mut().zip(&step).for_each(|(value, step)| *value = *value * keep - step);
 }
 
-fn shrink(values: &mut [f32], decay: f32, decays: bool) {
-    if decays && decay != 0.0 {
-        values.iter_mut().for_each(|value| *value *= 1.0 - decay);
+/// What [`Update::Moments`] takes away.
+fn moments(
+    entries: &Entries,
+    update: &Update,
+    tensor: usize,
+    initial: &[f32],
+    step: &mut Vec<f32>,
+) {
+    let &Update::Moments {
+        rate,
+        first,
+        second,
+        first_correction,
+        second_correction,
+        epsilon,
+        group,
+        ref history,
+        ..
+    } = update
+    else {
+        return;
+    };
+    let mut moments = vec![(0.0f32, 0.0f32); initial.len()];
+    for terms in history.chunks(group.max(1) as usize) {
+        entries.sum(tensor, terms, initial, step);
+        for ((m, v), g) in moments.iter_mut().zip(&*step) {
+            *m = first * *m + (1.0 - first) * g;
+            *v = second * *v + (1.0 - second) * (g * g);
+        }
     }
+    step.clear();
+    step.extend(moments.iter().map(|(m, v)| {
+        rate * (m * first_correction) / ((v * second_correction).sqrt() + epsilon)
+    }));
 }

@@ -206,6 +206,14 @@ impl Space for LoraSpace {
         self.parameters.layout()
     }
 
+    fn seed(&self) -> u64 {
+        self.parameters.seed()
+    }
+
+    fn distribution(&self) -> Distribution {
+        self.parameters.distribution()
+    }
+
     fn model(&self) -> &PackedModel {
         &self.model
     }

@@ -6,7 +6,7 @@ pub(super) use parameters::tensor_ids;
 
 use std::path::Path;
 
-use offshoot_kernels::KvCache;
+use offshoot_kernels::{Distribution, KvCache};
 use offshoot_methods::tune::{Layout, Probe, Update};
 use offshoot_models::{Hooks, PackedModel};
 
@@ -21,6 +21,12 @@ pub use lora::{LoraOptions, LoraSpace};
 pub trait Space: std::fmt::Debug + Send {
     /// What is tuned, in ascending order of names.
     fn layout(&self) -> &Layout;
+
+    /// What directions are drawn from.
+    fn seed(&self) -> u64;
+
+    /// How directions are drawn.
+    fn distribution(&self) -> Distribution;
 
     /// The model that steps run.
     fn model(&self) -> &PackedModel;

@@ -15,6 +15,10 @@ use crate::Error;
 pub(super) struct Parameters {
     layout: Layout,
     values: Vec<Vec<f32>>,
+    /// What they were before the first step: masks may ask for it.
+    first: Vec<Vec<f32>>,
+    seed: u64,
+    distribution: Distribution,
     entries: Entries,
 }
 
@@ -28,7 +32,16 @@ impl Parameters {
     ) -> Result<Self, Error> {
         debug_assert_eq!(layout.tensors.len(), values.len());
         let entries = Entries::new(&layout, seed, distribution)?;
-        Ok(Self { layout, values, entries })
+        let first = values.clone();
+        Ok(Self { layout, values, first, seed, distribution, entries })
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub(super) fn distribution(&self) -> Distribution {
+        self.distribution
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -53,25 +66,21 @@ impl Parameters {
 
     /// The values at a point near these.
     pub(super) fn at(&self, probe: &Probe) -> Result<Vec<Vec<f32>>, Error> {
-        self.entries.check(probe.terms.iter())?;
-        let mut z = Vec::new();
+        self.entries.check(&probe.terms)?;
+        let mut sum = Vec::new();
         let mut moved = self.values.clone();
-        for (tensor, values) in moved.iter_mut().enumerate() {
-            let mut sum = vec![0.0; values.len()];
-            for term in &probe.terms {
-                if self.entries.fill(tensor, &term.direction, &mut z) {
-                    update::add(&mut sum, term.scale, &z);
-                }
-            }
+        for (tensor, (values, first)) in moved.iter_mut().zip(&self.first).enumerate() {
+            self.entries.sum(tensor, &probe.terms, first, &mut sum);
             values.iter_mut().zip(&sum).for_each(|(value, sum)| *value += sum);
         }
         Ok(moved)
     }
 
     pub(super) fn apply(&mut self, update: &Update) -> Result<(), Error> {
-        update::check(&self.entries, update)?;
-        for (tensor, (values, spec)) in self.values.iter_mut().zip(&self.layout.tensors).enumerate() {
-            update::apply(&self.entries, update, tensor, spec.rows > 1, values);
+        self.entries.check(update.terms())?;
+        let tensors = self.layout.tensors.iter().zip(self.values.iter_mut().zip(&self.first));
+        for (tensor, (spec, (values, first))) in tensors.enumerate() {
+            update::apply(&self.entries, update, tensor, spec.rows == 1, (first, values));
         }
         Ok(())
     }
@@ -92,5 +101,98 @@ pub(in super::super) fn tensor_ids(layout: &Layout) -> Result<Vec<u32>, Error> {
             pair[0].1.name, pair[1].1.name
         ))),
         None => Ok(ids),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use offshoot_methods::tune::{
+        Direction, Form, Mask, Side, TensorSpec, Term, Weights, apply_update,
+    };
+
+    use super::*;
+
+    fn layout() -> Layout {
+        let spec = |name: &str, rows, cols| TensorSpec { name: name.to_owned(), rows, cols, layer: None };
+        Layout { tensors: vec![spec("a", 5, 7), spec("b", 1, 40), spec("c", 24, 3)] }
+    }
+
+    fn values() -> Vec<Vec<f32>> {
+        let of = |(i, spec): (usize, &TensorSpec)| {
+            (0..spec.rows * spec.cols).map(|e| ((e * 7 + i) as f32).sin()).collect()
+        };
+        layout().tensors.iter().enumerate().map(of).collect()
+    }
+
+    /// Directions of every form and mask, some of them over some of the tensors.
+    fn terms() -> Vec<Term> {
+        let forms = [
+            Form::Dense,
+            Form::LowRank { rank: 2, epoch: 1 },
+            Form::Carried { rank: 2, from: 0, to: 2 },
+            Form::Subspace { rank: 2, epoch: 3 },
+        ];
+        let masks = [
+            Mask::All,
+            Mask::Random { density: 0.3, draw: 4 },
+            Mask::Magnitude { density: 0.25, side: Side::Smallest },
+        ];
+        let mut terms = Vec::new();
+        for (index, form) in forms.into_iter().enumerate() {
+            for (step, mask) in masks.into_iter().enumerate() {
+                let tensors = (step == 1).then(|| Arc::from([true, index % 2 == 0, false]));
+                let (step, index) = (step as u32, index as u32);
+                let direction = Direction { step, index, form, tensors, mask };
+                terms.push(Term { scale: 0.01 + 0.003 * step as f32, direction });
+            }
+        }
+        terms
+    }
+
+    fn bits(tensors: &[Vec<f32>]) -> Vec<Vec<u32>> {
+        tensors.iter().map(|t| t.iter().map(|x| x.to_bits()).collect()).collect()
+    }
+
+    #[test]
+    fn points_and_updates_are_those_of_the_definition_to_the_bit() {
+        for distribution in Distribution::ALL {
+            let mut ours = Parameters::new(layout(), values(), 5, distribution).unwrap();
+            let mut theirs = Weights::new(5, distribution, layout(), values());
+            let linear = Update::Linear { decay: 0.01, terms: terms() };
+            let moments = Update::Moments {
+                decay: 0.001,
+                rate: 0.1,
+                first: 0.9,
+                second: 0.99,
+                first_correction: 1.5,
+                second_correction: 3.5,
+                epsilon: 1e-8,
+                group: 3,
+                history: terms(),
+            };
+            for update in [linear, moments] {
+                ours.apply(&update).unwrap();
+                apply_update(&update, &mut theirs);
+                assert!(bits(ours.values()) == bits(&theirs.tensors), "{distribution:?}");
+                let probe = Probe { terms: terms() };
+                let at: Vec<_> = (0..3).map(|tensor| theirs.at(&probe, tensor)).collect();
+                assert!(bits(&ours.at(&probe).unwrap()) == bits(&at), "{distribution:?}");
+            }
+            assert!(bits(ours.values()) != bits(&values()));
+        }
+    }
+
+    #[test]
+    fn a_direction_of_another_layout_changes_nothing() {
+        let mut ours = Parameters::new(layout(), values(), 5, Distribution::GaussQ8).unwrap();
+        let direction = Direction { tensors: Some(Arc::from([true])), ..Direction::dense(0, 0) };
+        let terms = vec![terms()[0].clone(), Term { scale: 1.0, direction }];
+        let update = Update::Linear { decay: 0.5, terms: terms.clone() };
+        let told = ours.apply(&update).unwrap_err().to_string();
+        assert!(told.contains("over 1 tensors, where 3 are tuned"), "{told}");
+        assert!(ours.at(&Probe { terms }).is_err());
+        assert!(bits(ours.values()) == bits(&values()));
     }
 }
