@@ -6,24 +6,10 @@ use offshoot_engine::tune::zeroth_order::{
 use offshoot_engine::tune::{Example, Scorer, Sequence};
 use offshoot_methods::tune::{Direction, Probe, Term};
 
-use crate::setting::{cpu, lora, probe, texts, tokens, trainer};
+use crate::setting::{choices, cpu, lora, probe, texts, trainer};
 
 fn bits(losses: &[f64]) -> Vec<u64> {
     losses.iter().map(|loss| loss.to_bits()).collect()
-}
-
-/// Choices with candidates of one token and of several, which begin alike.
-fn choices() -> Vec<Example> {
-    let choice = |i: usize, candidates: &[&[u32]], answer| Example::Choice {
-        prompt: tokens(i, 4 + i),
-        candidates: candidates.iter().map(|candidate| candidate.to_vec()).collect(),
-        answers: vec![answer],
-    };
-    vec![
-        choice(1, &[&[5], &[9], &[11]], 2),
-        choice(2, &[&[5, 6], &[5, 7, 8], &[9]], 1),
-        choice(3, &[&[1, 2, 3], &[4, 5, 6]], 0),
-    ]
 }
 
 fn losses(

@@ -3,4 +3,5 @@
 
 mod gradient;
 mod laws;
+mod learning;
 mod setting;

@@ -74,3 +74,17 @@ pub(crate) fn texts(n: usize) -> Vec<Example> {
     };
     (0..n).map(text).collect()
 }
+
+/// Choices with candidates of one token and of several, which begin alike.
+pub(crate) fn choices() -> Vec<Example> {
+    let choice = |i: usize, candidates: &[&[u32]], answer| Example::Choice {
+        prompt: tokens(i, 4 + i),
+        candidates: candidates.iter().map(|candidate| candidate.to_vec()).collect(),
+        answers: vec![answer],
+    };
+    vec![
+        choice(1, &[&[5], &[9], &[11]], 2),
+        choice(2, &[&[5, 6], &[5, 7, 8], &[9]], 1),
+        choice(3, &[&[1, 2, 3], &[4, 5, 6]], 0),
+    ]
+}

@@ -18,5 +18,5 @@ pub use forward::StepLimits;
 pub use objective::{
     Classification, CrossEntropy, Metric, MetricCommand, MetricKind, Objective, Part, Points, mean,
 };
-pub use space::{LoraOptions, LoraSpace, Space};
+pub use space::{LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space};
 pub use trainer::{ZerothOrderOptions, ZerothOrderTrainer};

@@ -2,6 +2,7 @@
 
 mod lora;
 mod parameters;
+mod prefix;
 pub(super) use parameters::tensor_ids;
 
 use std::path::Path;
@@ -13,6 +14,7 @@ use offshoot_models::{Hooks, PackedModel};
 use crate::Error;
 
 pub use lora::{LoraOptions, LoraSpace};
+pub use prefix::{PrefixOptions, PrefixSpace};
 
 /// Tensors that are tuned, of a model whose other weights stay as they are.
 ///
