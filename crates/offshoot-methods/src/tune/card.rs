@@ -18,6 +18,9 @@ pub enum RateUnit {
     Normalized,
 }
 
+/// Starts a method of whole options, or says what is wrong with them.
+pub(crate) type Build = fn(Value, &Setting) -> Result<Box<dyn ZerothOrder>, String>;
+
 /// A method's row in the catalogue; help, documentation and the contract tests are made from it.
 #[derive(Debug, Clone, Copy)]
 pub struct MethodCard {
@@ -40,7 +43,7 @@ pub struct MethodCard {
     /// The options' defaults.
     pub(crate) defaults: fn() -> Value,
     /// Makes the method of whole options.
-    pub(crate) build: fn(Value, &Setting) -> Result<Box<dyn ZerothOrder>, String>,
+    pub(crate) build: Build,
 }
 
 /// A method's options: what is in its paper's table of hyper-parameters.

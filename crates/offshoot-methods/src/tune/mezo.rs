@@ -13,7 +13,7 @@
 //! loss that is reported is the mean of both sides; directions come from a counter-based generator.
 //! Cost: 2 n forward passes a step, no memory beyond that of running the model.
 //! Published: OPT-13B, SST-2 91.4 and BoolQ 67.6 after 20,000 steps, against 92.0 and 77.1 by Adam with
-//! twelve times the memory (table 1).
+//! twelve times the memory (the paper's table of OPT-13B).
 //!
 //! When not to use it: where gradients fit into memory, first-order LoRA gets further in a fraction of
 //! the time. Without a prompt for the task it fails, and it does not train from scratch.
@@ -33,7 +33,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     paper: "https://arxiv.org/abs/2305.17333",
     forwards: "2 n",
     memory: "none",
-    rate: 1e-6, // table 15: 1e-6 or 1e-7 for full tuning of OPT
+    rate: 1e-6, // the paper's appendix: 1e-6 or 1e-7 for full tuning of OPT
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
     defaults: defaults::<MezoOptions>,

@@ -25,8 +25,8 @@ use crate::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProbeOptions {
-    /// `eps`: how far a probe goes along a direction. Default 1e-3 (MeZO, table 15, full tuning of
-    /// OPT; 1e-2 for LoRA and 1e-1 for prefixes there).
+    /// `eps`: how far a probe goes along a direction. Default 1e-3 (MeZO's appendix, full tuning
+    /// of OPT; 1e-2 for LoRA and 1e-1 for prefixes there).
     pub eps: f64,
     /// `n`: directions a step, all on the same batch. Default 1 (MeZO, section 2.1).
     pub directions: u32,
