@@ -27,8 +27,7 @@ pub enum Mask {
 }
 
 /// Which end of an order of magnitudes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Side {
     /// The elements nearest to zero.
     #[default]

@@ -77,3 +77,6 @@ pub static METHODS: &[MethodCard] = &[
     adazeta::CARD,
     qzo::CARD,
 ];
+
+#[cfg(test)]
+mod tests;

@@ -45,16 +45,16 @@ pub(crate) const CARD: MethodCard = MethodCard {
 };
 
 /// How elements are chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SparseChoice {
-    /// By their magnitude before the first step.
-    Magnitude(Side),
-    /// By chance, for so many steps at a time.
-    Random {
-        /// Steps that a mask is kept for; the second paper tries 1 to 20,000.
-        resample: u32,
-    },
+    /// Those nearest to zero before the first step.
+    #[default]
+    Smallest,
+    /// Those farthest from zero before the first step.
+    Largest,
+    /// By chance, for `resample` steps at a time.
+    Random,
 }
 
 /// Options of sparse descent.
@@ -68,12 +68,14 @@ pub struct SparseOptions {
     pub density: f64,
     /// How they are chosen. Default the smallest magnitudes (the first paper).
     pub choice: SparseChoice,
+    /// Steps that a random mask is kept for. Default 1000 (the second paper tries 1 to 20,000).
+    pub resample: u32,
 }
 
 impl Default for SparseOptions {
     fn default() -> Self {
-        let choice = SparseChoice::Magnitude(Side::Smallest);
-        Self { probe: ProbeOptions::default(), density: 0.25, choice }
+        let (probe, choice) = (ProbeOptions::default(), SparseChoice::Smallest);
+        Self { probe, density: 0.25, choice, resample: 1000 }
     }
 }
 
@@ -81,12 +83,7 @@ impl MethodOptions for SparseOptions {
     fn validate(&self) -> Result<(), Error> {
         self.probe.validate()?;
         within("density", self.density, 1e-6..=1.0, "between a millionth and 1")?;
-        match self.choice {
-            SparseChoice::Random { resample } => {
-                within("choice.random.resample", f64::from(resample), 1.0..=1e9, "at least 1")
-            }
-            SparseChoice::Magnitude(_) => Ok(()),
-        }
+        within("resample", f64::from(self.resample), 1.0..=1e9, "between 1 and a billion")
     }
 
     fn start(self, setting: &Setting) -> Result<Box<dyn ZerothOrder>, Error> {
@@ -102,12 +99,13 @@ struct Sparse {
 
 impl Rule for Sparse {
     fn directions(&self, step: u32) -> Vec<Direction> {
-        let density = self.options.density;
-        let mask = match self.options.choice {
-            SparseChoice::Magnitude(side) => Mask::Magnitude { density, side },
-            SparseChoice::Random { resample } => Mask::Random { density, draw: step / resample },
+        let SparseOptions { probe, density, choice, resample } = self.options;
+        let mask = match choice {
+            SparseChoice::Smallest => Mask::Magnitude { density, side: Side::Smallest },
+            SparseChoice::Largest => Mask::Magnitude { density, side: Side::Largest },
+            SparseChoice::Random => Mask::Random { density, draw: step / resample },
         };
-        let directions = dense_directions(step, self.options.probe.directions).into_iter();
+        let directions = dense_directions(step, probe.directions).into_iter();
         directions.map(|direction| Direction { mask, ..direction }).collect()
     }
 }
