@@ -181,6 +181,18 @@ pub(crate) fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model
     Ok((load_shown(&cpu, &resolved.path, &options)?, cpu))
 }
 
+/// Loads a model to be tuned: what it takes was weighed already.
+pub(crate) fn load_base(
+    executor: ExecutorKind,
+    args: &ModelArgs,
+    engine: &EngineArgs,
+) -> Result<(Model, Cpu), Failure> {
+    let resolved = resolve(args)?;
+    let options = LoadOptions { executor, context: None, ..load_options(engine)? };
+    let cpu = Cpu::new(options.isa, options.threads);
+    Ok((load_shown(&cpu, &resolved.path, &options)?, cpu))
+}
+
 /// Loads a second model, beside the one that `cpu` runs.
 pub(crate) fn load_on(cpu: &Cpu, args: &ModelArgs, engine: &EngineArgs) -> Result<Model, Failure> {
     let resolved = resolve(args)?;

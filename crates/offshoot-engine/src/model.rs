@@ -73,7 +73,7 @@ pub struct LoadTimings {
 /// Weights as an executor takes them.
 #[derive(Debug)]
 enum Weights {
-    Packed(Box<PackedModel>),
+    Packed(Arc<PackedModel>),
     Dense(Box<DenseModel>),
 }
 
@@ -88,7 +88,7 @@ impl Weights {
         Ok(match executor {
             ExecutorKind::Packed => {
                 let checkpoint = Arc::clone(checkpoint);
-                Self::Packed(Box::new(PackedModel::load_watched(checkpoint, cpu, cache, progress)?))
+                Self::Packed(Arc::new(PackedModel::load_watched(checkpoint, cpu, cache, progress)?))
             }
             ExecutorKind::Dense { device, dtype } => {
                 let model = DenseModel::load(checkpoint, &device.open()?, dtype.dtype())?;
@@ -250,6 +250,17 @@ impl Model {
     pub fn packed(&self) -> Result<&PackedModel, Error> {
         match &self.weights {
             Weights::Packed(model) => Ok(model),
+            Weights::Dense(_) => Err(Error::OnlyPacked),
+        }
+    }
+
+    /// The weights of the packed executor, to be shared.
+    ///
+    /// # Errors
+    /// [`Error::OnlyPacked`] if it was loaded for another.
+    pub fn shared_packed(&self) -> Result<Arc<PackedModel>, Error> {
+        match &self.weights {
+            Weights::Packed(model) => Ok(Arc::clone(model)),
             Weights::Dense(_) => Err(Error::OnlyPacked),
         }
     }

@@ -44,6 +44,32 @@ pub enum Error {
     /// A tree or a calibration of draft heads that cannot be used.
     #[error("{0}")]
     Draft(String),
+    /// A name that no method of tuning has.
+    #[error("there is no method {name:?}; there are {known}")]
+    UnknownMethod {
+        /// The name.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
+    /// A method of tuning that cannot be started as asked.
+    #[error("method {method}: {reason}")]
+    Method {
+        /// The method's name.
+        method: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A step's record that the method of the run cannot have made.
+    #[error("the record of step {step} has {got} numbers, but must have {expected}, all finite")]
+    Record {
+        /// The step.
+        step: u32,
+        /// How many numbers the method measures there.
+        expected: usize,
+        /// How many there are.
+        got: usize,
+    },
     /// A stop string without characters, which would end every text before it began.
     #[error("stop string {index} is empty: remove it or give it at least one character")]
     EmptyStop {

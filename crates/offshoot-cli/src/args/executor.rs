@@ -53,7 +53,9 @@ impl AdapterArgs {
         match (&self.used, &self.variant[..]) {
             (None, []) => Ok(None),
             (None, [only]) => Ok(Some(only.folder.clone())),
-            (None, _) => Err(Failure::Usage(format!("--variant: say with --use which of {}", names()))),
+            (None, _) => {
+                Err(Failure::Usage(format!("--variant: say with --use which of {}", names())))
+            }
             (Some(name), all) => match all.iter().find(|variant| variant.name == *name) {
                 Some(variant) => Ok(Some(variant.folder.clone())),
                 None => Err(Failure::Usage(format!("--use {name}: there are {}", names()))),

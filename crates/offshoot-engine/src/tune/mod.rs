@@ -4,6 +4,7 @@ mod example;
 pub mod run;
 mod scorer;
 mod trainer;
+pub mod zeroth_order;
 
 pub use example::{Example, Sequence};
 pub use scorer::{Scored, Scorer};

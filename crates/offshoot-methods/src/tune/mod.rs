@@ -5,8 +5,78 @@
 //! the weights. Whoever holds the weights carries that out, so one method serves all spaces,
 //! executors and devices, and a run is its seed and the numbers that the methods chose.
 
+mod adam;
+mod adamezo;
+mod adazeta;
+mod apply;
+mod block;
+mod card;
+mod cons;
 mod direction;
+mod factors;
+mod fzoo;
+mod hash;
+mod history;
+mod lezo;
+mod lozo;
+mod lozo_m;
+mod mask;
+mod meazo;
+mod mezo;
+mod mmt;
+mod orthonormal;
 mod plan;
+mod probing;
+mod qzo;
+mod sign;
+mod sparse;
+mod stepper;
+mod subzero;
 
+pub use adam::AdamOptions;
+pub use adamezo::AdamezoOptions;
+pub use adazeta::AdazetaOptions;
+pub use apply::{Weights, apply_update};
+pub use block::{BlockLevel, BlockOptions};
+pub use card::{MethodCard, MethodOptions, RateUnit};
+pub use cons::ConsOptions;
 pub use direction::{Direction, Distribution, Form, Layout, TensorSpec};
-pub use plan::{Plan, Probe, Term, Update, ZerothOrder};
+pub use factors::{Draw, Factors};
+pub use fzoo::FzooOptions;
+pub use hash::Hash;
+pub use lezo::LezoOptions;
+pub use lozo::LozoOptions;
+pub use lozo_m::LozoMOptions;
+pub use mask::{Mask, Side, random_keeps};
+pub use meazo::MeazoOptions;
+pub use mezo::MezoOptions;
+pub use mmt::MmtOptions;
+pub use plan::{Guarded, Plan, Probe, Record, Setting, Term, Update, ZerothOrder};
+pub use probing::ProbeOptions;
+pub use qzo::QzoOptions;
+pub use sign::SignOptions;
+pub use sparse::{SparseChoice, SparseOptions};
+pub use subzero::SubzeroOptions;
+
+/// Every method, one a row.
+pub static METHODS: &[MethodCard] = &[
+    mezo::CARD,
+    sign::CARD,
+    cons::CARD,
+    mmt::CARD,
+    adam::CARD,
+    adamezo::CARD,
+    fzoo::CARD,
+    meazo::CARD,
+    lozo::CARD,
+    lozo_m::CARD,
+    lezo::CARD,
+    block::CARD,
+    sparse::CARD,
+    subzero::CARD,
+    adazeta::CARD,
+    qzo::CARD,
+];
+
+#[cfg(test)]
+mod tests;

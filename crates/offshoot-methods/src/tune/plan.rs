@@ -1,6 +1,8 @@
 //! The talk between a method and whoever holds the weights.
 
-use super::Direction;
+use super::{Direction, Layout};
+use crate::Error;
+use std::sync::Arc;
 
 /// Some way along a direction.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,14 +13,17 @@ pub struct Term {
     pub direction: Direction,
 }
 
-/// A point at which the loss is asked for: the weights and the sum of these terms, in order.
+/// A point at which the loss is asked for: `w + u`, where `u` is the sum of these terms. As in an
+/// update the sum begins at zero and goes in the order of the terms, each by a multiplication and an
+/// addition in single precision.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Probe {
     /// What is added to the weights; nothing asks for the loss where they are.
     pub terms: Vec<Term>,
 }
 
-/// What a step does to the weights in the end.
+/// What a step does to the weights in the end. [`apply_update`](super::apply_update) says the same
+/// element by element.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Update {
     /// `w = w * (1 - decay) - sum of scale z`, where tensors of one row do not decay. The sum begins at
@@ -30,12 +35,16 @@ pub enum Update {
         /// What is subtracted.
         terms: Vec<Term>,
     },
-    /// Adam's moments made again from the last directions: with `g_i z_i` for `(g_i, z_i)` of `history`,
-    /// the oldest first,
+    /// Adam's moments made again from the last directions. Each run of `group` terms of `history` is
+    /// one gradient `g`, the sum of `scale z` over the run, which begins at zero and goes in order, each
+    /// term by a multiplication and an addition; with one term a gradient it is the product alone. For
+    /// these gradients, the oldest first, and moments that begin at zero,
     /// ```text
-    /// m = first  * m + (1 - first)  * g_i z_i           v = second * v + (1 - second) * (g_i z_i)^2
+    /// m = first  * m + (1 - first)  * g           v = second * v + (1 - second) * (g * g)
     /// w = w * (1 - decay) - rate * (m * first_correction) / (sqrt(v * second_correction) + epsilon)
     /// ```
+    /// Every operation is rounded to single precision, `rate * (...)` before the division, and
+    /// tensors of one row do not decay.
     Moments {
         /// What is lost of each weight.
         decay: f32,
@@ -51,9 +60,26 @@ pub enum Update {
         second_correction: f32,
         /// Keeps the quotient finite.
         epsilon: f32,
+        /// How many terms make one gradient, at least 1; the history is a multiple of it.
+        group: u32,
         /// Directions and their projected gradients, the oldest first.
         history: Vec<Term>,
     },
+}
+
+impl Update {
+    /// The update that leaves all weights as they are.
+    pub fn nothing() -> Self {
+        Self::Linear { decay: 0.0, terms: Vec::new() }
+    }
+
+    /// The directions in the order in which they are added up.
+    pub fn terms(&self) -> &[Term] {
+        match self {
+            Self::Linear { terms, .. } => terms,
+            Self::Moments { history, .. } => history,
+        }
+    }
 }
 
 /// What a method wants next.
@@ -65,13 +91,59 @@ pub enum Plan {
     Update(Update),
 }
 
-/// A method: told losses, it asks for more or ends the step. Its state is made of what it was told
-/// alone, so a run can be made again from the losses.
+/// What is kept of a step, from which it can be made again without data or losses.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Record {
+    /// A loss was no finite number, so the step did nothing; there are no numbers then.
+    pub skipped: bool,
+    /// What the method measured, as measured: clipping and rejection come after it. Projected
+    /// gradients in the order of the directions, with most methods; each method's page says.
+    pub numbers: Vec<f32>,
+}
+
+/// What happened to the numbers of a step on their way into the update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Guarded {
+    /// How many were cut to the largest that is allowed.
+    pub clipped: u32,
+    /// How many were thrown away for standing too far out.
+    pub rejected: u32,
+}
+
+/// What a method is told of its run before the first step.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Setting {
+    /// The run's seed.
+    pub seed: u64,
+    /// All that is tuned.
+    pub layout: Arc<Layout>,
+    /// Decoupled weight decay: a step at rate `eta` takes `eta * decay` of each weight.
+    pub decay: f64,
+}
+
+/// A method: told losses, it asks for more or ends the step. Its state follows from the records of its
+/// steps alone, so a run can be made again, or gone on with, from its trajectory.
 pub trait ZerothOrder: std::fmt::Debug + Send {
     /// Begins step `step`, counted from 0, with learning rate `rate`.
     fn begin(&mut self, step: u32, rate: f64) -> Plan;
 
-    /// Goes on with the losses that the last plan asked for. A loss that is no finite number ends the
-    /// step with an update of no terms.
+    /// Goes on with the losses that the last plan asked for. A loss that is no finite number, or a list
+    /// of another length, ends the step with an update of no terms.
     fn answer(&mut self, losses: &[f64]) -> Plan;
+
+    /// What is to be kept of the step that ended last.
+    fn record(&self) -> &Record;
+
+    /// What the guards did in the step that ended last.
+    fn guarded(&self) -> Guarded;
+
+    /// Makes step `step` again from what was kept of it: the same update, and the same state after it.
+    ///
+    /// # Errors
+    /// [`Error::Record`] if the record holds another count of numbers than such a step measures, or
+    /// one that is not finite.
+    fn replay(&mut self, step: u32, rate: f64, record: &Record) -> Result<Update, Error>;
+
+    /// How many losses step `step` asks for at most.
+    fn forwards(&self, step: u32) -> usize;
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::schedule::{Schedule, Shape};
 use super::{Method, RunError};
@@ -34,6 +35,18 @@ pub struct RunConfig {
     pub max_length: usize,
     /// How it is tuned.
     pub method: Method,
+    /// The method's own options, by name, where they are other than its defaults.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub options: Map<String, Value>,
+    /// What a method without gradients tunes.
+    pub space: Space,
+    /// What it makes less.
+    pub objective: Objective,
+    /// Tokens of a prefix.
+    pub prefix_tokens: usize,
+    /// What float matrices of the base are quantised to while they are loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<String>,
     /// Rank of what is added to a matrix.
     pub rank: usize,
     /// Its scale, times the rank.
@@ -64,8 +77,9 @@ pub struct RunConfig {
     /// The greatest learning rate; the method's own if it is not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-    /// The shape of the learning rate.
-    pub schedule: Shape,
+    /// The shape of the learning rate; the method's own if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Shape>,
     /// Steps until the rate is reached.
     pub warmup_steps: u64,
     /// The same as a share of all steps; counts where no steps are given.
@@ -102,6 +116,11 @@ impl Default for RunConfig {
             map: BTreeMap::new(),
             max_length: 1024, // TRL's SFTConfig
             method: Method::default(),
+            options: Map::new(),
+            space: Space::default(),
+            objective: Objective::default(),
+            prefix_tokens: 5, // MeZO's
+            quantize: None,
             rank: 8,     // PEFT's LoraConfig
             alpha: 16.0, // twice the rank, as PEFT's own examples; its default is 8
             dropout: 0.0,
@@ -116,7 +135,7 @@ impl Default for RunConfig {
             batch: 8,
             accumulation: 1,
             learning_rate: None,
-            schedule: Shape::default(),
+            schedule: None,
             warmup_steps: 0,
             warmup_ratio: 0.0,
             seed: 42, // transformers' TrainingArguments
@@ -128,6 +147,36 @@ impl Default for RunConfig {
             output: None,
         }
     }
+}
+
+/// What a method without gradients tunes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Space {
+    /// Low-rank differences of matrices.
+    #[default]
+    Lora,
+    /// The same, of which one factor stays as it was drawn.
+    LoraFa,
+    /// Keys and values before every text.
+    Prefix,
+}
+
+/// What a method without gradients makes less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// The cross-entropy of the tokens that count; those with gradients know no other.
+    #[default]
+    Loss,
+    /// The cross-entropy of the right one among the candidates of a choice.
+    Classification,
+    /// The share of wrong choices.
+    Accuracy,
+    /// One less the overlap of an answer's words with the right one's.
+    F1,
+    /// The share of answers that are wrong.
+    ExactMatch,
 }
 
 /// What turns gradients into steps.
@@ -212,6 +261,11 @@ impl RunConfig {
             (share(self.eval_fraction), "eval_fraction", "must be at least 0 and below 1"),
             (self.max_length >= 2, "max_length", "must be at least 2"),
             ((1..=1 << 14).contains(&self.rank), "rank", "must be from 1 to 16384"),
+            (
+                (1..=1 << 12).contains(&self.prefix_tokens),
+                "prefix_tokens",
+                "must be from 1 to 4096",
+            ),
             (positive(self.alpha), "alpha", "must be above 0"),
             (share(self.dropout), "dropout", "must be at least 0 and below 1"),
             (!self.target_modules.is_empty(), "target_modules", "must name a matrix"),
@@ -253,7 +307,12 @@ impl RunConfig {
 
     /// The learning rate that is asked for, or the method's own.
     pub fn rate(&self) -> f64 {
-        self.learning_rate.unwrap_or_else(|| self.method.learning_rate())
+        self.learning_rate.unwrap_or_else(|| self.method.learning_rate(self.space))
+    }
+
+    /// The shape of the learning rate that is asked for, or the method's own.
+    pub fn shape(&self) -> Shape {
+        self.schedule.unwrap_or_else(|| self.method.shape())
     }
 
     /// The run's folder: the one asked for, or one named for the model and the method.
@@ -285,7 +344,7 @@ impl RunConfig {
             0 => (self.warmup_ratio * steps as f64).ceil() as u64,
             n => n,
         };
-        let schedule = Schedule { rate: self.rate(), shape: self.schedule, warmup, steps };
+        let schedule = Schedule { rate: self.rate(), shape: self.shape(), warmup, steps };
         Ok(RunPlan {
             seed: self.seed,
             steps,

@@ -37,7 +37,10 @@ const ALIASES: [(&str, &str); 21] = [
     ("use_rslora", "rslora"),
 ];
 /// Fields that are written only where they are set.
-const UNSET: [&str; 9] = [
+const UNSET: [&str; 12] = [
+    "options",
+    "quantize",
+    "schedule",
     "format",
     "task",
     "map",
@@ -200,7 +203,7 @@ mod tests {
                     map:\n  prompt: question\n";
         let config = read("c.toml", toml).unwrap();
         assert_eq!(read("c.yaml", yaml).unwrap(), config);
-        assert_eq!((config.learning_rate, config.schedule), (Some(2e-4), Shape::Cosine));
+        assert_eq!((config.learning_rate, config.schedule), (Some(2e-4), Some(Shape::Cosine)));
         assert_eq!(config.map["prompt"], "question");
         assert_eq!(read("empty.yaml", "# nothing\n").unwrap(), RunConfig::default());
     }

@@ -93,7 +93,7 @@ impl RunDescription {
         let mut names: Vec<&String> = names.map(|(name, _)| name).collect();
         names.sort();
         names.dedup();
-        let constant = self.config.schedule == Shape::Constant && self.config.warmup_ratio == 0.0;
+        let constant = self.config.shape() == Shape::Constant && self.config.warmup_ratio == 0.0;
         for name in names {
             let free = FREE.contains(&name.as_str());
             if !free && !(constant && LENGTH.contains(&name.as_str())) {
@@ -160,7 +160,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_run_of_a_constant_rate_may_become_longer() {
-        let config = |schedule, steps| RunConfig { schedule, steps, ..RunConfig::default() };
+        let config =
+            |shape, steps| RunConfig { schedule: Some(shape), steps, ..RunConfig::default() };
         for (shape, expected) in [(Shape::Constant, 0), (Shape::Linear, 1)] {
             let was = description(config(shape, Some(5)));
             let longer = description(config(shape, Some(9)));

@@ -12,7 +12,8 @@
 use offshoot_models::{Architecture, Checkpoint, ModelConfig};
 use serde::Serialize;
 
-use super::{Method, Optimizer, RunConfig, RunError};
+use super::{Method, Optimizer, RunConfig, RunError, Space};
+use crate::tune::zeroth_order::StepLimits;
 use crate::{DenseDevice, DenseType, ExecutorKind, MemoryNeed};
 
 const FLOAT: u64 = 4;
@@ -36,9 +37,10 @@ impl TuneNeed {
     /// What the run of `config` on the model of `checkpoint` takes.
     pub fn of(checkpoint: &Checkpoint, config: &RunConfig) -> Self {
         let dense = ExecutorKind::Dense { device: DenseDevice::Cpu, dtype: DenseType::F32 };
-        let need = match config.method {
-            Method::Lora | Method::Full => MemoryNeed::on(checkpoint, dense),
-        };
+        if let Method::ZerothOrder(_) = config.method {
+            return Self::without_gradients(checkpoint, config);
+        }
+        let need = MemoryNeed::on(checkpoint, dense);
         let numbers = trained(checkpoint, config);
         let states = match config.optimizer {
             Optimizer::Adamw => 4,
@@ -49,6 +51,17 @@ impl TuneNeed {
         let trained = FLOAT * numbers * copies;
         let batch = activations(checkpoint.config(), config);
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
+        Self { weights: need.weights, trained, batch, total }
+    }
+
+    fn without_gradients(checkpoint: &Checkpoint, config: &RunConfig) -> Self {
+        let need = MemoryNeed::of(checkpoint);
+        let trained = FLOAT * trained(checkpoint, config);
+        let limits = StepLimits::default();
+        // A step runs so many rows at most, however large the batch; one example is never cut.
+        let rows = (limits.rows as u64).max(config.max_length as u64);
+        let batch = need.per_token.saturating_mul(rows) + limits.logit_bytes as u64;
+        let total = need.total(0).saturating_add(2 * trained).saturating_add(batch);
         Self { weights: need.weights, trained, batch, total }
     }
 
@@ -101,6 +114,11 @@ fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
 
 /// Numbers that are trained.
 fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
+    if let (Method::ZerothOrder(_), Space::Prefix) = (config.method, config.space) {
+        let model = checkpoint.config();
+        let row = model.num_key_value_heads * model.head_dim;
+        return (2 * model.num_hidden_layers * row * config.prefix_tokens) as u64;
+    }
     if config.method == Method::Full {
         return checkpoint.tensors().map(|t| t.info.shape.iter().product::<usize>() as u64).sum();
     }

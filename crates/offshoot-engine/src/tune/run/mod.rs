@@ -28,9 +28,10 @@ mod memory;
 mod method;
 mod order;
 mod schedule;
+mod trainers;
 mod variant;
 
-pub use config::{Metric, Optimizer, RunConfig, RunPlan};
+pub use config::{Metric, Objective, Optimizer, RunConfig, RunPlan, Space};
 pub use config_file::{Given, read_config};
 pub use description::RunDescription;
 pub use drive::{Happening, Outcome, Run};
@@ -43,4 +44,5 @@ pub use memory::TuneNeed;
 pub use method::Method;
 pub use order::BatchOrder;
 pub use schedule::{Schedule, Shape};
+pub use trainers::trainer;
 pub use variant::{Variant, VariantFile};

@@ -1,0 +1,172 @@
+//! The catalogue of methods.
+
+use offshoot_kernels::Distribution;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{METHODS, Setting, ZerothOrder};
+use crate::Error;
+
+/// What a method's learning rate multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateUnit {
+    /// An estimate of the gradient.
+    Gradient,
+    /// A direction whose length does not depend on the loss's scale, so that the rate stands for
+    /// `rate * |grad|` of the others.
+    Normalized,
+}
+
+/// Starts a method of whole options, or says what is wrong with them.
+pub(crate) type Build = fn(Value, &Setting) -> Result<Box<dyn ZerothOrder>, String>;
+
+/// A method's row in the catalogue; help, documentation and the contract tests are made from it.
+#[derive(Debug, Clone, Copy)]
+pub struct MethodCard {
+    /// Its name, as written in a configuration.
+    pub name: &'static str,
+    /// One sentence.
+    pub summary: &'static str,
+    /// The paper.
+    pub paper: &'static str,
+    /// Losses a step asks for, in terms of its options.
+    pub forwards: &'static str,
+    /// Memory beyond the weights and a forward pass.
+    pub memory: &'static str,
+    /// The paper's learning rate for full tuning, or the nearest that it names.
+    pub rate: f64,
+    /// What that rate multiplies.
+    pub unit: RateUnit,
+    /// How its directions are drawn unless a run says otherwise.
+    pub distribution: Distribution,
+    /// The options' defaults.
+    pub(crate) defaults: fn() -> Value,
+    /// Makes the method of whole options.
+    pub(crate) build: Build,
+}
+
+/// A method's options: what is in its paper's table of hyper-parameters.
+pub trait MethodOptions: Default + Serialize + DeserializeOwned {
+    /// Checks every field against its bounds.
+    ///
+    /// # Errors
+    /// [`Error::Option`] names the first field outside its bounds, and the bounds.
+    fn validate(&self) -> Result<(), Error>;
+
+    /// The method before its first step.
+    ///
+    /// # Errors
+    /// As [`Self::validate`], or if what is tuned does not suit the method.
+    fn start(self, setting: &Setting) -> Result<Box<dyn ZerothOrder>, Error>;
+}
+
+/// The defaults of `O` as a tree.
+pub(crate) fn defaults<O: MethodOptions>() -> Value {
+    serde_json::to_value(O::default()).expect("options are plain numbers, names and lists")
+}
+
+/// Reads options of type `O`, all fields of which are there, and starts the method.
+pub(crate) fn build<O: MethodOptions>(
+    options: Value,
+    setting: &Setting,
+) -> Result<Box<dyn ZerothOrder>, String> {
+    let options: O = serde_json::from_value(options).map_err(|e| e.to_string())?;
+    options.start(setting).map_err(|e| e.to_string())
+}
+
+impl MethodCard {
+    /// The card called `name`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMethod`] lists the names that there are.
+    pub fn named(name: &str) -> Result<&'static Self, Error> {
+        METHODS.iter().find(|card| card.name == name).ok_or_else(|| {
+            let names: Vec<&str> = METHODS.iter().map(|card| card.name).collect();
+            Error::UnknownMethod { name: name.to_owned(), known: names.join(", ") }
+        })
+    }
+
+    /// All options, at the method's defaults.
+    pub fn defaults(&self) -> Value {
+        (self.defaults)()
+    }
+
+    /// All options: `given` where it says something, at any depth, and the defaults elsewhere.
+    pub fn options(&self, given: &Value) -> Value {
+        overlaid(self.defaults(), given)
+    }
+
+    /// The method before its first step, with the options that `given` names.
+    ///
+    /// # Errors
+    /// [`Error::Method`] if there is no such option, or one is outside its bounds, or what is tuned
+    /// does not suit the method.
+    pub fn start(&self, given: &Value, setting: &Setting) -> Result<Box<dyn ZerothOrder>, Error> {
+        let wrong = |reason: String| Error::Method { method: self.name, reason };
+        if !given.is_object() && !given.is_null() {
+            return Err(wrong("its options must be a table".to_owned()));
+        }
+        (self.build)(self.options(given), setting).map_err(wrong)
+    }
+}
+
+/// `base` with the values of `over`, object by object.
+fn overlaid(base: Value, over: &Value) -> Value {
+    match (base, over) {
+        (base, Value::Null) => base,
+        (Value::Object(mut base), Value::Object(over)) => {
+            for (key, value) in over {
+                let merged = match base.remove(key) {
+                    // An option that may be absent is taken away by `null`.
+                    Some(before) if !value.is_null() => overlaid(before, value),
+                    _ => value.clone(),
+                };
+                base.insert(key.clone(), merged);
+            }
+            Value::Object(base)
+        }
+        (_, over) => over.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn options_that_are_not_given_keep_the_methods_own_defaults() {
+        let card = MethodCard::named("fzoo").unwrap();
+        let options = card.options(&json!({"probe": {"eps": 0.5}}));
+        assert_eq!(
+            options["probe"],
+            json!({
+                "eps": 0.5, "directions": 8, "clip_g": null, "clip_z": null
+            })
+        );
+    }
+
+    #[test]
+    fn null_takes_an_option_away() {
+        let card = MethodCard::named("qzo").unwrap();
+        assert!(card.defaults()["probe"]["clip_g"].is_number());
+        let options = card.options(&json!({"probe": {"clip_g": null}}));
+        assert!(options["probe"]["clip_g"].is_null());
+    }
+
+    #[test]
+    fn an_unknown_option_is_named() {
+        let card = MethodCard::named("mezo").unwrap();
+        let error = card.start(&json!({"probes": {}}), &Setting::default()).unwrap_err();
+        assert!(error.to_string().contains("`probes`"), "{error}");
+        let error = card.start(&json!(3), &Setting::default()).unwrap_err();
+        assert!(error.to_string().contains("table"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_method_is_answered_with_those_there_are() {
+        let error = MethodCard::named("mezzo").unwrap_err().to_string();
+        assert!(error.contains("mezzo") && error.contains("mezo, "), "{error}");
+    }
+}

@@ -1,0 +1,88 @@
+//! LOZO: directions of low rank in every matrix.
+//!
+//! Chen et al. 2024, "Enhancing Zeroth-order Fine-tuning for Language Models with Low-rank Structures",
+//! algorithm 1, <https://arxiv.org/abs/2410.07698>.
+//! ```text
+//! Z = U V^T / sqrt(r)      U [m, r] new in each step, V [n, r] new every nu steps
+//! g = (L(W + eps Z) - L(W - eps Z)) / (2 eps)
+//! W = W (1 - eta lambda) - eta g Z
+//! ```
+//! W: matrix `[m, n]`; r: `rank`; nu: `interval`. Vectors have independent entries, as in MeZO.
+//! Recorded: the slopes of `probe.directions` directions, which share V.
+//!
+//! Departs from the paper: the root of r is in Z, so that its entries have variance 1 at any rank and
+//! the rate does not change its meaning with it (the paper's `g U V^T / r` is the same update, with an
+//! eps that grows with r). U and V are keyed by their own step and epoch: the step's update cannot be
+//! along another direction than its measurement, which happens where both are drawn in turn from one
+//! stream.
+//! Cost: 2 n forward passes; r (m + n) numbers a matrix while it is at work.
+//! Published: OPT and RoBERTa results above MeZO's and near first-order tuning (abstract).
+//!
+//! When not to use it: with LoRA, whose matrices are thin already.
+
+use offshoot_kernels::Distribution;
+use serde::{Deserialize, Serialize};
+
+use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
+use super::probing::{ProbeOptions, within};
+use super::stepper::{Rule, Stepper, dense_directions};
+use super::{Direction, Form, Setting, ZerothOrder};
+use crate::Error;
+
+pub(crate) const CARD: MethodCard = MethodCard {
+    name: "lozo",
+    summary: "directions of low rank in every matrix",
+    paper: "https://arxiv.org/abs/2410.07698",
+    forwards: "2 n",
+    memory: "rank * (rows + columns) numbers of the matrix at work",
+    rate: 1e-6, // the paper's program: 1e-6 or 1e-7
+    unit: RateUnit::Gradient,
+    distribution: Distribution::GaussQ8,
+    defaults: defaults::<LozoOptions>,
+    build: build::<LozoOptions>,
+};
+
+/// Options of LOZO.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LozoOptions {
+    /// How slopes are measured.
+    pub probe: ProbeOptions,
+    /// `r`. Default 2 (the paper's program: 1 or 2).
+    pub rank: u32,
+    /// `nu`: steps that `V` is kept for. Default 50 (the paper's program: 50 or 100).
+    pub interval: u32,
+}
+
+impl Default for LozoOptions {
+    fn default() -> Self {
+        Self { probe: ProbeOptions::default(), rank: 2, interval: 50 }
+    }
+}
+
+impl MethodOptions for LozoOptions {
+    fn validate(&self) -> Result<(), Error> {
+        self.probe.validate()?;
+        within("rank", f64::from(self.rank), 1.0..=1024.0, "between 1 and 1024")?;
+        within("interval", f64::from(self.interval), 1.0..=1e9, "between 1 and a billion")
+    }
+
+    fn start(self, setting: &Setting) -> Result<Box<dyn ZerothOrder>, Error> {
+        self.validate()?;
+        Stepper::boxed(Lozo { options: self }, self.probe, setting)
+    }
+}
+
+#[derive(Debug)]
+struct Lozo {
+    options: LozoOptions,
+}
+
+impl Rule for Lozo {
+    fn directions(&self, step: u32) -> Vec<Direction> {
+        let LozoOptions { probe, rank, interval } = self.options;
+        let form = Form::LowRank { rank, epoch: step / interval };
+        let directions = dense_directions(step, probe.directions).into_iter();
+        directions.map(|direction| Direction { form, ..direction }).collect()
+    }
+}

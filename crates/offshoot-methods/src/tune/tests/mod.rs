@@ -1,0 +1,7 @@
+//! What holds for all methods, each against its formula, and the laws of the estimator.
+
+mod contract;
+mod defects;
+mod formulas;
+mod laws;
+mod quadratic;
