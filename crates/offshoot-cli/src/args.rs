@@ -4,6 +4,7 @@ mod executor;
 mod export;
 mod medusa;
 mod score;
+mod tune;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ pub(crate) use medusa::{
     PromptFlavour,
 };
 pub(crate) use score::{EmbedArgs, Pooling, ScoreArgs};
+pub(crate) use tune::{ReportArgs, TuneArgs};
 
 /// Grow many language models from one base, on the machine you have.
 #[derive(Debug, Parser)]
@@ -125,6 +127,20 @@ pub(crate) enum Command {
     /// Train and look at draft heads, which guess the tokens behind the next one.
     #[command(subcommand, after_help = "Example:\n  offshoot medusa train smollm2")]
     Medusa(MedusaCommand),
+    /// Tune a model: make a variant of it from examples.
+    #[command(after_help = "Examples:\n  \
+        offshoot tune smollm2 --data chats.jsonl --method mezo --output poet\n  \
+        offshoot tune smollm2 --data reviews.csv --task sst2 --eval-fraction 0.1 --patience 3\n  \
+        offshoot tune --config run.toml --dry-run\n  \
+        offshoot tune --resume poet\n  \
+        offshoot run smollm2 --variant poet=./poet \"Write a line.\"\n\n\
+        The run's folder has log.jsonl, report.html, TensorBoard's events, checkpoints, and the\n\
+        variant, which is used at once. Ctrl-C ends it after the step that is under way; it goes\n\
+        on with --resume, to the same bits as if it had not been stopped.")]
+    Tune(Box<TuneArgs>),
+    /// Make the page with a run's curves again, from its log.
+    #[command(after_help = "Example:\n  offshoot report poet --output poet.html")]
+    Report(ReportArgs),
     /// Say what this machine offers and what fits on it.
     #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf\n\n\
         OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.")]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{EngineArgs, JsonArgs};
 
@@ -69,6 +70,22 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_METHOD", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) method: Option<String>,
+    /// An option of the method's own, as in eps=1e-3; may be given several times.
+    #[arg(long = "option", env = "OFFSHOOT_OPTION", value_name = "NAME=VALUE", value_parser = option)]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_table")]
+    pub(crate) options: Vec<(String, Value)>,
+    /// What a method without gradients tunes: lora, lora_fa or prefix [default: lora]
+    #[arg(long, env = "OFFSHOOT_SPACE", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) space: Option<String>,
+    /// What it makes less: loss, classification, accuracy, f1 or exact_match [default: loss]
+    #[arg(long, env = "OFFSHOOT_OBJECTIVE", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) objective: Option<String>,
+    /// Tokens of a prefix [default: 5]
+    #[arg(long, env = "OFFSHOOT_PREFIX_TOKENS", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prefix_tokens: Option<u32>,
     /// Rank of what is added to a matrix [default: 8]
     #[arg(long, env = "OFFSHOOT_RANK", value_name = "R")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,7 +144,7 @@ pub(crate) struct TuneSettings {
     #[arg(long, visible_alias = "lr", env = "OFFSHOOT_LEARNING_RATE", value_name = "RATE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) learning_rate: Option<f64>,
-    /// The shape of the learning rate: constant, linear or cosine [default: linear]
+    /// The shape of the learning rate: constant, linear or cosine [default: the method's own]
     #[arg(long, env = "OFFSHOOT_SCHEDULE", value_name = "SHAPE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) schedule: Option<String>,
@@ -178,8 +195,17 @@ fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn as_table<S: serde::Serializer>(
-    pairs: &[(String, String)],
+/// A number or a truth value is one; all else is text.
+fn option(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
+        "expected NAME=VALUE, as in eps=1e-3".to_owned()
+    })?;
+    let read: Option<Value> = serde_json::from_str(value).ok();
+    Ok((name.to_owned(), read.unwrap_or_else(|| Value::from(value))))
+}
+
+fn as_table<T: Serialize + Clone, S: serde::Serializer>(
+    pairs: &[(String, T)],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     pairs.iter().cloned().collect::<BTreeMap<_, _>>().serialize(serializer)
@@ -257,7 +283,8 @@ mod tests {
             "--accumulation", "3", "--learning-rate", "1e-3", "--schedule", "cosine",
             "--warmup-steps", "2", "--warmup-ratio", "0.1", "--seed", "7", "--eval-every", "3",
             "--metric", "accuracy", "--patience", "2", "--save-every", "4", "--keep", "3",
-            "--output", "o", "--map", "text=body",
+            "--output", "o", "--map", "text=body", "--option", "eps=1e-2", "--space", "prefix", "--objective", "f1",
+            "--prefix-tokens", "9",
         ];
         let json = serde_json::to_value(settings(&flags)).unwrap();
         let given: Given = json.as_object().unwrap().clone();
