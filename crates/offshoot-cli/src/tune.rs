@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use offshoot_engine::tune::data::{DataEvent, Renderer, TokenFile, prepare};
 use offshoot_engine::tune::run::{
     Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription, TuneNeed,
-    VariantFile, digest, read_config,
+    VariantFile, digest, read_config, trainer,
 };
 use offshoot_engine::{Control, available_memory, peak_rss_bytes};
 use offshoot_models::Checkpoint;
@@ -21,11 +22,8 @@ use crate::{interrupt, models, report};
 pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
     let config = config(args)?;
     config.validate()?;
-    let model = ModelArgs {
-        model: config.model.clone(),
-        offline: args.offline,
-        output: args.output,
-    };
+    let model =
+        ModelArgs { model: config.model.clone(), offline: args.offline, output: args.output };
     if args.dry_run {
         return dry_run(args, &model, &config);
     }
@@ -114,44 +112,48 @@ fn tune(
     args: &TuneArgs,
     model: &ModelArgs,
     config: &RunConfig,
-    folder: &Path,
+    run: &Path,
     signals: &Signals,
 ) -> Result<Outcome, Failure> {
     let engine = engine_args(args, config)?;
     if let Some(available) = available_memory() {
         TuneNeed::check(&opened(model, &engine)?, config, available)?;
     }
-    let base = Base::load(model, &engine, config)?;
-    let all = base.examples(config, &config.data)?;
+    // Faults of the data are told before the weights are read.
+    let renderer = Renderer::new(&opened(model, &engine)?)?;
+    let folder = examples_folder(args, run);
+    let read = |files: &[PathBuf]| examples(config, files, &renderer, &folder, signals);
+    let all = read(&config.data)?;
+    let file;
     let (train, held_out) = match &config.eval_data[..] {
-        [] => {
-            let (train, held_out) = Part::split(&*all, config.eval_fraction, config.seed);
-            (train, HeldOut::Split(held_out))
+        [] => Part::split(&all, config.eval_fraction, config.seed),
+        files => {
+            file = read(files)?;
+            (Part::whole(&all), Part::whole(&file))
         }
-        files => (Part::whole(&*all), HeldOut::File(base.examples(config, files)?)),
     };
-    let held_out = held_out.examples();
+    let (base, cpu) = models::load_base(config.method.executor(), model, &engine)?;
     let plan = config.plan(train.count(), held_out.count())?;
     let description = RunDescription {
         id: String::new(),
         config: config.clone(),
         data: digest(&train)?,
         examples: train.count(),
-        held_out_data: digest(held_out)?,
+        held_out_data: digest(&held_out)?,
         held_out: held_out.count(),
         command: command(),
-        variant: VariantFile::of(base.model(), config.method.name())?,
+        variant: VariantFile::of(&base, config.method.name())?,
     };
     let run = match &args.resume {
         Some(folder) => Run::resume(folder, description)?,
-        None => Run::begin(folder, description)?,
+        None => Run::begin(run, description)?,
     };
     if args.resume.is_some() {
         note(format_args!("going on after step {} of {}", run.step(), plan.steps));
     }
-    let mut trainer = base.trainer(config)?;
+    let mut trainer = trainer(config, &base, &cpu)?;
     let mut shown = Shown::new(plan.steps, run.step());
-    let outcome = run.drive(&mut *trainer, (&train, held_out), &plan, &mut |happening| {
+    let outcome = run.drive(&mut *trainer, (&train, &held_out), &plan, &mut |happening| {
         shown.show(happening);
         signals.control()
     });
@@ -159,19 +161,39 @@ fn tune(
     Ok(outcome?)
 }
 
-/// Held-out examples, of their own file or of the data's.
-enum HeldOut<'e> {
-    Split(Part<'e>),
-    File(Box<dyn Examples>),
+/// Where examples are kept as tokens: with what is kept of models, or in the run's folder.
+fn examples_folder(args: &TuneArgs, run: &Path) -> PathBuf {
+    match models::cache_dir().filter(|_| !args.engine.no_cache) {
+        Some(cache) => cache.join("examples"),
+        None => run.join("examples"),
+    }
 }
 
-impl HeldOut<'_> {
-    fn examples(&self) -> &dyn Examples {
-        match self {
-            Self::Split(part) => part,
-            Self::File(examples) => &**examples,
+/// The examples of `files`, as tokens.
+fn examples(
+    config: &RunConfig,
+    files: &[PathBuf],
+    renderer: &Renderer,
+    folder: &Path,
+    signals: &Signals,
+) -> Result<TokenFile, Failure> {
+    let wrong = |source| Failure::File { path: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(wrong)?;
+    let options = config.data_options()?;
+    let prepared = prepare(files, renderer, &options, folder, &mut |event| {
+        if let DataEvent::Detected(file) = event {
+            note(format_args!("{}: {} as {}", file.path, file.container, file.format));
         }
+        signals.control()
+    })?;
+    let report = prepared.file.report();
+    if report.cut + report.dropped > 0 {
+        note(format_args!(
+            "of {} rows {} were cut and {} left out, longer than {} tokens",
+            report.rows, report.cut, report.dropped, config.max_length
+        ));
     }
+    Ok(prepared.file)
 }
 
 /// The words of this command, as a shell reads them.

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::datastore::DatastoreError;
 use crate::store::StoreError;
+use crate::tune::DataError;
 
 /// A model cannot be loaded, or cannot answer.
 #[derive(Debug, Error)]
@@ -24,6 +25,9 @@ pub enum Error {
     /// A run of tuning, or a variant that one made.
     #[error(transparent)]
     Run(#[from] crate::tune::run::RunError),
+    /// Training data.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The prompt leaves no room for an answer.
     #[error(
         "the prompt has {prompt} tokens, the context {context}: shorten the prompt or raise \

@@ -2,6 +2,7 @@
 
 mod bench;
 mod beside;
+mod conversation;
 pub mod datastore;
 mod disguise;
 mod embed;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use offshoot_kernels::{Cpu, Isa, available_threads};
 use offshoot_models::{
     BaseId, ChatTemplate, Checkpoint, DenseModel, LoraAdapter, Message, ModelConfig, PackedModel,
-    Recipe, RenderOptions, Tokenizer, TokenizerId, WeightCache,
+    Recipe, Tokenizer, TokenizerId, WeightCache,
 };
 
-use crate::disguise::Disguise;
+use crate::conversation::Conversation;
 use crate::executor::ExecutorKind;
 use crate::store::{FileDigests, hash, joined};
 use crate::tune::run::Variant;
@@ -404,32 +404,12 @@ impl Model {
     }
 
     /// The ids of a conversation that the assistant is to continue, or `None` if the model has no
-    /// chat template.
-    ///
-    /// Control tokens are those of the template alone: where a message spells one out, in whatever
-    /// field, it stays text. Templates write the begin-of-text token themselves; it is added only
-    /// where the model expects one and the text does not begin with it.
+    /// chat template. What messages spell out stays text (`conversation.rs`).
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Option<Vec<u32>>, Error> {
-        use offshoot_models::Special;
         let Some(template) = &self.template else { return Ok(None) };
-        let disguise =
-            Disguise::of(messages, &self.controls).ok_or(Error::NoPrivateCharacterLeft)?;
-        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        let rendered = template.render(&disguise.put_on(messages), &options)?;
-        let mut ids = Vec::new();
-        for (at, (text, control)) in
-            self.tokenizer.cut_at_controls(&rendered).into_iter().enumerate()
-        {
-            let text = disguise.take_off(text);
-            ids.extend(self.tokenizer.encode_part(&text, Special::Text, at == 0)?);
-            ids.extend(control);
-        }
-        if let (true, Some(bos)) = (self.tokenizer.add_bos(), self.tokenizer.bos())
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
-        }
-        Ok(Some(ids))
+        let talk = Conversation::new(&self.tokenizer, template, &self.controls, messages)?;
+        let rendered = talk.render(messages, true)?;
+        talk.encode(&rendered).map(Some)
     }
 }
 

@@ -103,9 +103,7 @@ pub(crate) struct TuneSettings {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) rslora: bool,
     /// The matrices that are tuned, by the ends of their names, with commas [default: all-linear]
-    #[arg(
-        long, env = "OFFSHOOT_TARGET_MODULES", value_name = "NAMES", value_delimiter = ','
-    )]
+    #[arg(long, env = "OFFSHOOT_TARGET_MODULES", value_name = "NAMES", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) target_modules: Vec<String>,
     /// What turns gradients into steps: adamw, sgd or muon [default: adamw]
@@ -197,9 +195,10 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 /// A number or a truth value is one; all else is text.
 fn option(text: &str) -> Result<(String, Value), String> {
-    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
-        "expected NAME=VALUE, as in eps=1e-3".to_owned()
-    })?;
+    let (name, value) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or_else(|| "expected NAME=VALUE, as in eps=1e-3".to_owned())?;
     let read: Option<Value> = serde_json::from_str(value).ok();
     Ok((name.to_owned(), read.unwrap_or_else(|| Value::from(value))))
 }
@@ -275,16 +274,77 @@ mod tests {
     #[test]
     fn flags_are_settings_that_a_run_understands() {
         let flags = [
-            "--data", "a", "--eval-data", "b", "--eval-fraction", "0.1", "--format", "text",
-            "--task", "sst2", "--max-length", "64", "--method", "full", "--rank", "4", "--alpha",
-            "8", "--dropout", "0.1", "--rslora", "--target-modules", "q_proj,v_proj",
-            "--optimizer", "sgd", "--weight-decay", "0.1", "--max-grad-norm", "2",
-            "--gradient-checkpointing", "false", "--epochs", "2", "--steps", "9", "--batch", "2",
-            "--accumulation", "3", "--learning-rate", "1e-3", "--schedule", "cosine",
-            "--warmup-steps", "2", "--warmup-ratio", "0.1", "--seed", "7", "--eval-every", "3",
-            "--metric", "accuracy", "--patience", "2", "--save-every", "4", "--keep", "3",
-            "--output", "o", "--map", "text=body", "--option", "eps=1e-2", "--space", "prefix", "--objective", "f1",
-            "--prefix-tokens", "9",
+            "--data",
+            "a",
+            "--eval-data",
+            "b",
+            "--eval-fraction",
+            "0.1",
+            "--format",
+            "text",
+            "--task",
+            "sst2",
+            "--max-length",
+            "64",
+            "--method",
+            "full",
+            "--rank",
+            "4",
+            "--alpha",
+            "8",
+            "--dropout",
+            "0.1",
+            "--rslora",
+            "--target-modules",
+            "q_proj,v_proj",
+            "--optimizer",
+            "sgd",
+            "--weight-decay",
+            "0.1",
+            "--max-grad-norm",
+            "2",
+            "--gradient-checkpointing",
+            "false",
+            "--epochs",
+            "2",
+            "--steps",
+            "9",
+            "--batch",
+            "2",
+            "--accumulation",
+            "3",
+            "--learning-rate",
+            "1e-3",
+            "--schedule",
+            "cosine",
+            "--warmup-steps",
+            "2",
+            "--warmup-ratio",
+            "0.1",
+            "--seed",
+            "7",
+            "--eval-every",
+            "3",
+            "--metric",
+            "accuracy",
+            "--patience",
+            "2",
+            "--save-every",
+            "4",
+            "--keep",
+            "3",
+            "--output",
+            "o",
+            "--map",
+            "text=body",
+            "--option",
+            "eps=1e-2",
+            "--space",
+            "prefix",
+            "--objective",
+            "f1",
+            "--prefix-tokens",
+            "9",
         ];
         let json = serde_json::to_value(settings(&flags)).unwrap();
         let given: Given = json.as_object().unwrap().clone();

@@ -1,11 +1,13 @@
 //! Tuning: a model and examples in, a variant of the model out.
 
+pub mod data;
 mod example;
 pub mod run;
 mod scorer;
 mod trainer;
 pub mod zeroth_order;
 
+pub use data::DataError;
 pub use example::{Example, Sequence};
 pub use scorer::{Scored, Scorer};
 pub use trainer::{StepReport, Trainer};

@@ -1,7 +1,9 @@
 //! Examples, wherever they are kept.
 
 use super::order::permutation;
+use super::{RunConfig, RunError};
 use crate::Error;
+use crate::tune::data::{DataOptions, Format, Length, Rename, Task, TokenFile};
 use crate::tune::{Example, Sequence};
 
 /// The rows of a data file as examples, by their numbers.
@@ -33,6 +35,33 @@ impl Examples for Vec<Example> {
 
     fn example(&self, index: usize) -> Result<Example, Error> {
         Ok(self[index].clone())
+    }
+}
+
+impl Examples for TokenFile {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn example(&self, index: usize) -> Result<Example, Error> {
+        self.get(index).map_err(|what| Error::Training(format!("the examples' file: {what}")))
+    }
+}
+
+impl RunConfig {
+    /// How the files of examples are read.
+    ///
+    /// # Errors
+    /// If there is no such format or task.
+    pub fn data_options(&self) -> Result<DataOptions, Error> {
+        let wrong = |what| RunError::Config { place: String::new(), what };
+        let format = self.format.as_ref().map(|name| name.parse::<Format>());
+        let format = format.transpose().map_err(|what| wrong(format!("format: {what}")))?;
+        let task = self.task.as_ref().map(|name| Task::find(name)).transpose()?;
+        let rename =
+            |(name, field): (&String, &String)| Rename { name: name.clone(), field: field.clone() };
+        let length = Length { max: self.max_length, ..Length::default() };
+        Ok(DataOptions { format, task, renames: self.map.iter().map(rename).collect(), length })
     }
 }
 
