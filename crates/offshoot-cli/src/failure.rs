@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use offshoot_engine::datastore::DatastoreError;
 use offshoot_engine::store::{StoreError, StoreErrorKind};
+use offshoot_engine::tune::DataError;
 use offshoot_engine::tune::run::RunError;
 
 use crate::interrupt;
@@ -87,6 +88,8 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,
         Error::Training(_) => USAGE,
         Error::Run(error) => run_code(error),
+        Error::Data(DataError::Io { .. }) => 1,
+        Error::Data(_) => 3,
         Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,
         _ => 1,
