@@ -1,5 +1,7 @@
 //! The command line as types. Every flag is also an `OFFSHOOT_*` variable.
 
+mod data;
+mod eval;
 mod executor;
 mod export;
 mod medusa;
@@ -15,6 +17,8 @@ use offshoot_engine::spec::SpecMode;
 use offshoot_methods::draft::Typical;
 use offshoot_models::Recipe;
 
+pub(crate) use data::{DataCheckArgs, DataCommand, DataModelArgs, DataShowArgs, RowArgs};
+pub(crate) use eval::{ChoiceScoreArg, EvalArgs};
 pub(crate) use executor::{AdapterArgs, ExecutorArgs};
 pub(crate) use export::{ExportArgs, ManArgs};
 pub(crate) use medusa::{
@@ -96,6 +100,19 @@ pub(crate) enum Command {
         offshoot score smollm2 --given \"2 + 2 =\" --prompt \" 4\" --top 3 --json"
     )]
     Score(ScoreArgs),
+    /// Measure a model on examples: loss, accuracy, F1, answers.
+    #[command(after_help = "Examples:\n  \
+        offshoot eval smollm2 --data held_out.jsonl\n  \
+        offshoot eval smollm2 --data dev.tsv --task sst2 --batch 32 --json\n  \
+        offshoot eval smollm2 --data dev.parquet --task squad --limit 100 --adapter ./tuned")]
+    Eval(EvalArgs),
+    /// Check training data and show what a model gets of it.
+    #[command(
+        subcommand,
+        after_help = "Example:\n  \
+        offshoot data check train.jsonl --model smollm2"
+    )]
+    Data(DataCommand),
     /// Make vectors of texts.
     #[command(after_help = "Examples:\n  offshoot embed smollm2 \"a cat\" \"a dog\" --cosines\n  \
         offshoot embed smollm2 --file lines.txt --pooling last > vectors.jsonl")]

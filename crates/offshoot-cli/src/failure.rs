@@ -85,11 +85,10 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::OnlyPacked | Error::OnlyDense | Error::OnlyExact { .. } => USAGE,
         Error::Store(error) => store_code(error),
         Error::Datastore(error) => datastore_code(error),
+        Error::Data(error) => data_code(error),
         Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,
         Error::Training(_) => USAGE,
         Error::Run(error) => run_code(error),
-        Error::Data(DataError::Io { .. }) => 1,
-        Error::Data(_) => 3,
         Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,
         _ => 1,
@@ -103,6 +102,15 @@ fn run_code(error: &RunError) -> u8 {
         RunError::Memory { .. } => 5,
         RunError::Locked { .. } | RunError::NotFinite { .. } => 1,
         _ => USAGE,
+    }
+}
+
+fn data_code(error: &DataError) -> u8 {
+    match error {
+        DataError::Task { .. } => USAGE,
+        DataError::Io { .. } | DataError::Tokens { .. } => 1,
+        DataError::NoEnd => 4,
+        _ => 3,
     }
 }
 

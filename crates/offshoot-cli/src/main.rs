@@ -8,9 +8,11 @@ mod bench;
 mod bench_spec;
 mod calibrate;
 mod chat;
+mod data;
 mod datastore;
 mod doctor;
 mod embed;
+mod eval;
 mod export;
 mod failure;
 mod interrupt;
@@ -63,6 +65,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Perplexity(args) => score::perplexity(&args),
         Command::Score(args) => score::score(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Data(command) => data::run(&command),
         Command::Embed(args) => embed::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Export(args) => export::run(&args),

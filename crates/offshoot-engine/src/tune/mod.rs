@@ -1,6 +1,7 @@
 //! Tuning: a model and examples in, a variant of the model out.
 
 pub mod data;
+pub mod eval;
 mod example;
 pub mod run;
 mod scorer;

@@ -20,7 +20,9 @@ mod tokens;
 
 pub use error::{Count, DataError, Fault, Place};
 pub use format::{Format, Rename};
-pub use prepare::{DataEvent, DataOptions, OnData, Prepared, RenderedRow, check, prepare, show};
+pub use prepare::{
+    DataEvent, DataOptions, OnData, Prepared, RenderedRow, check, examples, prepare, show,
+};
 pub use read::{Container, Rows, rows};
 pub use record::{Record, Said};
 pub use render::{Length, Overlong, Rendered, Renderer};

@@ -122,16 +122,48 @@ pub fn prepare(
         return Ok(Prepared { path, file, reused: true });
     }
     let mut writer = TokenWriter::new(&path)?;
+    let sink = &mut |example: &Example| Ok(writer.add(example)?);
+    let report = sound(paths, renderer, options, sink, on)?;
+    writer.finish(&key, &report)?;
+    Ok(Prepared { file: TokenFile::open(&path)?, path, reused: false })
+}
+
+/// The examples of `paths` in memory, for sets that are gone through once.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn examples(
+    paths: &[PathBuf],
+    renderer: &Renderer,
+    options: &DataOptions,
+    on: OnData<'_>,
+) -> Result<(Vec<Example>, Report), Error> {
+    let mut examples = Vec::new();
+    let sink = &mut |example: &Example| {
+        examples.push(example.clone());
+        Ok(())
+    };
+    let report = sound(paths, renderer, options, sink, on)?;
+    Ok((examples, report))
+}
+
+/// As [`walk`], of files that have examples and no fault.
+fn sound(
+    paths: &[PathBuf],
+    renderer: &Renderer,
+    options: &DataOptions,
+    sink: &mut dyn FnMut(&Example) -> Result<(), Error>,
+    on: OnData<'_>,
+) -> Result<Report, Error> {
     let mut first = None;
-    let report =
-        walk(paths, renderer, options, &mut |example| Ok(writer.add(example)?), &mut |event| {
-            if let DataEvent::Fault(fault) = &event
-                && first.is_none()
-            {
-                first = Some((*fault).clone());
-            }
-            on(event)
-        })?;
+    let report = walk(paths, renderer, options, sink, &mut |event| {
+        if let DataEvent::Fault(fault) = &event
+            && first.is_none()
+        {
+            first = Some((*fault).clone());
+        }
+        on(event)
+    })?;
     if let Some(first) = first {
         return Err(DataError::Faults { first, count: report.faults }.into());
     }
@@ -142,8 +174,7 @@ pub fn prepare(
         };
         return Err(DataError::file(paths.first().map_or(Path::new(""), |p| p), what).into());
     }
-    writer.finish(&key, &report)?;
-    Ok(Prepared { file: TokenFile::open(&path)?, path, reused: false })
+    Ok(report)
 }
 
 /// Rises whenever the same rows become other tokens.

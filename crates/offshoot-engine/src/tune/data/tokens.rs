@@ -406,12 +406,12 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic_and_every_flipped_one_is_noticed(
             examples in prop::collection::vec(example(), 1..4), at in any::<prop::sample::Index>(),
-            bit in 0..8, cut in any::<prop::sample::Index>(),
+            bit in 0..8u32, cut in any::<prop::sample::Index>(),
         ) {
             let (_dir, path) = written(&examples);
             let mut bytes = fs::read(&path).unwrap();
             let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1u8 << bit;
             if let Ok(file) = TokenFile::parse(&bytes[..]) {
                 file.iter().for_each(drop);
             }

@@ -180,3 +180,6 @@ fn json_reason(e: &serde_json::Error) -> String {
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     format!("{} at column {}", what.escape_debug(), e.column())
 }
+
+#[cfg(test)]
+mod tests;
