@@ -23,6 +23,7 @@
 mod decode;
 pub mod draft;
 mod error;
+pub mod optim;
 mod philox;
 pub mod tune;
 

@@ -33,7 +33,10 @@ pub use architecture::{
 };
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
 pub use config::{Experts, Family, ModelConfig, RopeScaling, SlidingWindow};
-pub use dense::{DenseAdapters, DenseCache, DenseHooks, DenseModel};
+pub use dense::{
+    DenseAdapters, DenseCache, DenseHooks, DenseModel, DenseTuning, DropoutMasks, GradientOptions,
+    Gradients, TextTarget,
+};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
 pub use families::{Architecture, Decoder, Gemma3};

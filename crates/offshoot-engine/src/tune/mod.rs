@@ -3,6 +3,7 @@
 pub mod data;
 pub mod eval;
 mod example;
+mod first_order;
 pub mod run;
 mod scorer;
 mod trainer;
@@ -10,5 +11,9 @@ pub mod zeroth_order;
 
 pub use data::DataError;
 pub use example::{Example, Sequence};
+pub use first_order::{
+    ChoiceLoss, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices, LoraOptions,
+    TensorNames,
+};
 pub use scorer::{Scored, Scorer};
 pub use trainer::{StepReport, Trainer};

@@ -125,7 +125,7 @@ fn mask(
 
 /// Cosines and sines of each position's angles. An angle is rounded to f32, as in the reference
 /// implementations.
-fn rotations(
+pub(super) fn rotations(
     model: &DenseModel,
     rope: &RopeTable,
     positions: &[u32],
@@ -215,8 +215,7 @@ impl Executor for Run<'_, '_> {
     type Error = Error;
 
     fn embed(&mut self, scale: f32) -> Result<(), Error> {
-        let embedding = self.model.tensor(&self.model.blueprint.embedding)?;
-        let rows = embedding.index_select(&self.rows.tokens, 0)?;
+        let rows = self.model.embedded(&self.rows.tokens)?;
         let rows = if scale == 1.0 { rows } else { (rows * f64::from(scale))? };
         self.outputs.insert(Output::Residual, rows);
         Ok(())
@@ -298,9 +297,8 @@ impl Executor for Run<'_, '_> {
         up: LinearId,
         activation: Activation,
     ) -> Result<(), Error> {
-        let gate = primitives::gate(&self.product(x, gate)?, activation)?;
-        let gated = (gate * self.product(x, up)?)?;
-        self.inputs.insert(Input::Gated, gated);
+        let (gate, up) = (self.product(x, gate)?, self.product(x, up)?);
+        self.inputs.insert(Input::Gated, primitives::gate(&gate, &up, activation)?);
         Ok(())
     }
 

@@ -9,44 +9,72 @@ use super::executor::Run;
 use super::primitives::{gate, softmax, wide};
 use crate::{Error, ExpertLayer, Input, LinearId, Output};
 
+/// What multiplies rows with a matrix.
+pub(super) trait Products {
+    /// The product of `x`, which are the step's `rows`, ascending; all of them if there is no list.
+    fn product_of(
+        &mut self,
+        linear: LinearId,
+        x: &Tensor,
+        rows: Option<&[u32]>,
+    ) -> Result<Tensor, Error>;
+}
+
+/// What the experts make of `x_nw`, each of the ones that the router chooses for a row.
+pub(super) fn run_experts(
+    products: &mut impl Products,
+    x_nw: &Tensor,
+    layer: ExpertLayer,
+) -> Result<Tensor, Error> {
+    let scores_ne = products.product_of(layer.router, x_nw, None)?;
+    let dtype = scores_ne.dtype();
+    let shares_ne = softmax(&scores_ne.to_dtype(wide(dtype))?)?;
+    let chosen = chosen(&shares_ne, layer.rule.per_row)?;
+    let mask: Vec<f32> = chosen.iter().flatten().map(|chosen| u8::from(*chosen).into()).collect();
+    let mask_ne = Tensor::from_vec(mask, shares_ne.shape(), shares_ne.device())?;
+    let mut shares_ne = (shares_ne * mask_ne.to_dtype(wide(dtype))?)?;
+    if layer.rule.normalized {
+        shares_ne = shares_ne.broadcast_div(&shares_ne.sum_keepdim(D::Minus1)?)?;
+    }
+    let shares_ne = shares_ne.to_dtype(dtype)?;
+    let mut sum_nw = x_nw.zeros_like()?;
+    for expert in 0..layer.rule.experts {
+        let rows = (0..chosen.len()).filter(|&row| chosen[row][expert]);
+        let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let ids = Tensor::new(rows.as_slice(), x_nw.device())?;
+        let x_mw = x_nw.index_select(&ids, 0)?;
+        let mut part = |linear, x: &Tensor| products.product_of(linear, x, Some(&rows));
+        let (gate_m, up_m) = (part(layer.gate(expert), &x_mw)?, part(layer.up(expert), &x_mw)?);
+        let y_mw = part(layer.down(expert), &gate(&gate_m, &up_m, layer.activation)?)?;
+        let share_m1 = shares_ne.narrow(1, expert, 1)?.contiguous()?.index_select(&ids, 0)?;
+        sum_nw = sum_nw.index_add(&ids, &y_mw.broadcast_mul(&share_m1)?, 0)?;
+    }
+    Ok(sum_nw)
+}
+
 impl Run<'_, '_> {
     pub(super) fn run_experts(&mut self, x: Input, layer: ExpertLayer) -> Result<(), Error> {
         let (x_nw, residual_nw) = (self.input(x)?, self.output(Output::Residual)?);
-        let scores_ne = self.product(x, layer.router)?;
-        let dtype = scores_ne.dtype();
-        let shares_ne = softmax(&scores_ne.to_dtype(wide(dtype))?)?;
-        let chosen = chosen(&shares_ne, layer.rule.per_row)?;
-        let mask: Vec<f32> =
-            chosen.iter().flatten().map(|chosen| u8::from(*chosen).into()).collect();
-        let mask_ne = Tensor::from_vec(mask, shares_ne.shape(), shares_ne.device())?;
-        let mut shares_ne = (shares_ne * mask_ne.to_dtype(wide(dtype))?)?;
-        if layer.rule.normalized {
-            shares_ne = shares_ne.broadcast_div(&shares_ne.sum_keepdim(D::Minus1)?)?;
-        }
-        let shares_ne = shares_ne.to_dtype(dtype)?;
-        let mut sum_nw = residual_nw.zeros_like()?;
-        for expert in 0..layer.rule.experts {
-            let rows = (0..chosen.len()).filter(|&row| chosen[row][expert]);
-            let rows: Vec<u32> = rows.map(|row| row as u32).collect();
-            if rows.is_empty() {
-                continue;
-            }
-            let ids = Tensor::new(rows.as_slice(), x_nw.device())?;
-            let x_mw = x_nw.index_select(&ids, 0)?;
-            let gate_m = gate(&self.part(layer.gate(expert), &x_mw, &rows)?, layer.activation)?;
-            let gated = (gate_m * self.part(layer.up(expert), &x_mw, &rows)?)?;
-            let y_mw = self.part(layer.down(expert), &gated, &rows)?;
-            let share_m1 = shares_ne.narrow(1, expert, 1)?.contiguous()?.index_select(&ids, 0)?;
-            sum_nw = sum_nw.index_add(&ids, &y_mw.broadcast_mul(&share_m1)?, 0)?;
-        }
+        let sum_nw = run_experts(self, &x_nw, layer)?;
         self.set_output(Output::Residual, (residual_nw + sum_nw)?);
         Ok(())
     }
+}
 
-    /// The product of an expert's `rows`, ascending, with what the hooks add to each segment's.
-    fn part(&mut self, linear: LinearId, x: &Tensor, rows: &[u32]) -> Result<Tensor, Error> {
+impl Products for Run<'_, '_> {
+    /// With what the hooks add to the rows of each segment.
+    fn product_of(
+        &mut self,
+        linear: LinearId,
+        x: &Tensor,
+        rows: Option<&[u32]>,
+    ) -> Result<Tensor, Error> {
         self.with_addends(linear, x, |run, segment| {
             let tokens = |s: usize| run.segments[s].tokens.len();
+            let Some(rows) = rows else { return tokens(segment) };
             let first: usize = (0..segment).map(tokens).sum();
             let of_it = first..first + tokens(segment);
             rows.iter().filter(|row| of_it.contains(&(**row as usize))).count()

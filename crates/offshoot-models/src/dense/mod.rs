@@ -16,12 +16,15 @@ mod executor;
 mod experts;
 mod hooks;
 mod model;
+mod ops;
 mod primitives;
+mod train;
 
 pub use adapters::DenseAdapters;
 pub use cache::DenseCache;
 pub use hooks::DenseHooks;
 pub use model::DenseModel;
+pub use train::{DenseTuning, DropoutMasks, GradientOptions, Gradients, TextTarget};
 
 impl From<candle_core::Error> for crate::Error {
     fn from(error: candle_core::Error) -> Self {

@@ -1,10 +1,12 @@
 //! A model's weights as tensors.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use offshoot_kernels::RopeTable;
 
+use super::ops::{self, Frozen};
 use super::primitives::wide;
 use crate::{Architecture, Blueprint, Checkpoint, Error, Family, LinearId, ModelConfig, VectorId};
 
@@ -18,6 +20,8 @@ pub struct DenseModel {
     device: Device,
     dtype: DType,
     tensors: BTreeMap<String, Tensor>,
+    /// Where the matrices are, if they stay in their file.
+    stored: Option<Arc<Checkpoint>>,
     /// The rotary frequencies by [`crate::RopeId`]; the tables have no rows.
     pub(super) ropes: Vec<RopeTable>,
     /// Those of layers within a window, where they are others.
@@ -68,7 +72,55 @@ impl DenseModel {
             check(name, get(&tensors, name)?, shape, &device, type_of(&config, name, dtype))?;
         }
         let (ropes, local_rope) = (config.rope_tables(), config.local_rope_table());
-        Ok(Self { config, architecture, blueprint, device, dtype, tensors, ropes, local_rope })
+        let stored = None;
+        Ok(Self {
+            config,
+            architecture,
+            blueprint,
+            device,
+            dtype,
+            tensors,
+            stored,
+            ropes,
+            local_rope,
+        })
+    }
+
+    /// A model on the processor, in single precision, whose matrices and embedding stay in their file as
+    /// they are, quantised or not: each product dequantises them anew, some rows at a time. Memory holds
+    /// the vectors alone, and time is paid for it. [`DenseModel::tensor`] and what depends on it know
+    /// the vectors and biases.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if one is missing, damaged or of another shape than the architecture asks for.
+    pub fn stored(checkpoint: &Arc<Checkpoint>) -> Result<Self, Error> {
+        let config = checkpoint.config().clone();
+        config.validate()?;
+        let (architecture, blueprint) = Architecture::new(&config);
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in wanted(&blueprint, &config) {
+            let info = checkpoint.require(&name)?.info;
+            if info.shape != shape {
+                let what = format!("shape {:?}, expected {shape:?}", info.shape);
+                return Err(Error::Tensor { name, what });
+            }
+            if shape.len() == 1 {
+                tensors.insert(name.clone(), read(checkpoint, &name, &Device::Cpu)?);
+            }
+        }
+        let (ropes, local_rope) = (config.rope_tables(), config.local_rope_table());
+        let (device, dtype, stored) = (Device::Cpu, DType::F32, Some(Arc::clone(checkpoint)));
+        Ok(Self {
+            config,
+            architecture,
+            blueprint,
+            device,
+            dtype,
+            tensors,
+            stored,
+            ropes,
+            local_rope,
+        })
     }
 
     /// Sizes and constants.
@@ -128,12 +180,55 @@ impl DenseModel {
 
     /// `matrix * x + bias`: `x` is `[rows, cols]`, the result `[rows, width]`.
     pub(super) fn multiply(&self, linear: LinearId, x: &Tensor) -> Result<Tensor, Error> {
+        let bias = self.bias(linear)?;
+        let weight = match self.matrix(linear)? {
+            weight @ Frozen::Stored { .. } => weight,
+            Frozen::Tensor(weight) => {
+                let trained = ops::tracked(&[&weight]) || bias.is_some_and(Tensor::track_op);
+                if trained || !ops::tracked(&[x]) {
+                    let product = x.matmul(&weight.t()?)?;
+                    return Ok(match bias {
+                        Some(bias) => product.broadcast_add(bias)?,
+                        None => product,
+                    });
+                }
+                Frozen::Tensor(weight)
+            }
+        };
+        Ok(ops::linear(x, weight, bias, None)?)
+    }
+
+    /// A matrix, wherever it is.
+    pub(super) fn matrix(&self, linear: LinearId) -> Result<Frozen, Error> {
         let spec = &self.blueprint.linears[linear.index()];
-        let product = x.matmul(&self.tensor(&weight_name(&spec.name))?.t()?)?;
-        if !spec.bias {
-            return Ok(product);
+        self.matrix_named(weight_name(&spec.name), (spec.rows, spec.cols))
+    }
+
+    fn matrix_named(&self, name: String, shape: (usize, usize)) -> Result<Frozen, Error> {
+        Ok(match &self.stored {
+            Some(checkpoint) => Frozen::Stored { checkpoint: Arc::clone(checkpoint), name, shape },
+            None => Frozen::Tensor(self.tensor(&name)?.clone()),
+        })
+    }
+
+    /// The bias of a matrix, if it has one.
+    pub(super) fn bias(&self, linear: LinearId) -> Result<Option<&Tensor>, Error> {
+        let spec = &self.blueprint.linears[linear.index()];
+        spec.bias.then(|| self.tensor(&bias_name(&spec.name))).transpose()
+    }
+
+    /// The rows of the embedding for `tokens`, `[tokens, hidden_size]`.
+    pub(super) fn embedded(&self, tokens: &Tensor) -> Result<Tensor, Error> {
+        let name = self.blueprint.embedding.clone();
+        let shape = (self.config.vocab_size, self.config.hidden_size);
+        match self.matrix_named(name, shape)? {
+            Frozen::Tensor(embedding) => Ok(embedding.index_select(tokens, 0)?),
+            stored => {
+                let rows = tokens.to_vec1::<u32>()?.into_iter();
+                let rows = rows.map(|token| stored.rows(token as usize, 1, self.dtype));
+                Ok(Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+            }
         }
-        Ok(product.broadcast_add(self.tensor(&bias_name(&spec.name))?)?)
     }
 
     pub(super) fn vector(&self, vector: VectorId) -> Result<&Tensor, Error> {

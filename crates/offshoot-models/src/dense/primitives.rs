@@ -5,7 +5,14 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use super::ops;
 use crate::Activation;
+
+/// Whether a gradient is wanted of any of these and our own operations can give it. Where none is, the
+/// tensor library's are used, whose bits the dense executor is known by.
+pub(super) fn with_gradients(tensors: &[&Tensor]) -> bool {
+    ops::tracked(tensors) && ops::suits(tensors)
+}
 
 /// The type that sums over many numbers are made in.
 pub(super) fn wide(dtype: DType) -> DType {
@@ -15,6 +22,9 @@ pub(super) fn wide(dtype: DType) -> DType {
 /// `x / sqrt(mean(x^2) + eps) * weight`; `x_nw`, `weight_w`. A weight of a wider type than `x` is
 /// multiplied before the result is rounded to that of `x`, as Gemma's are, any other after it.
 pub(super) fn rms_norm(x_nw: &Tensor, weight_w: &Tensor, eps: f32) -> Result<Tensor> {
+    if with_gradients(&[x_nw, weight_w]) {
+        return ops::rms_norm(x_nw, weight_w, eps);
+    }
     let dtype = x_nw.dtype();
     let x_nw = x_nw.to_dtype(wide(dtype))?;
     let root_n1 = (x_nw.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
@@ -25,13 +35,17 @@ pub(super) fn rms_norm(x_nw: &Tensor, weight_w: &Tensor, eps: f32) -> Result<Ten
     normed_nw.to_dtype(dtype)?.broadcast_mul(weight_w)
 }
 
-/// What a gate is, of its product.
-pub(super) fn gate(x: &Tensor, activation: Activation) -> Result<Tensor> {
-    match activation {
+/// `activation(x) * up`.
+pub(super) fn gate(x: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    if with_gradients(&[x, up]) {
+        return ops::gate(x, up, activation);
+    }
+    let gate = match activation {
         Activation::Silu => x.silu(),
         // The approximation by `tanh`.
         Activation::GeluTanh => x.gelu(),
-    }
+    };
+    gate? * up
 }
 
 /// `exp(x) / sum(exp(x))` over the last axis. The greatest element is subtracted first, as a
@@ -46,6 +60,9 @@ pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
 /// Rotates the pairs `(i, i + d / 2)` of every head by the angles whose cosines and sines are given,
 /// `[n, d / 2]`; `x_nhd`.
 pub(super) fn rotate(x_nhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    if with_gradients(&[x_nhd]) && ops::suits(&[x_nhd, cos, sin]) {
+        return ops::rope(x_nhd, cos, sin);
+    }
     let half = x_nhd.dim(D::Minus1)? / 2;
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
     let (a, b) = (x_nhd.narrow(2, 0, half)?, x_nhd.narrow(2, half, half)?);

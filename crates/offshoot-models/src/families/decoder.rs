@@ -72,37 +72,45 @@ impl Decoder {
         Self { blocks, norm, head, eps: config.rms_norm_eps, head_dim: config.head_dim }
     }
 
-    pub(super) fn forward<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
-        e.embed(1.0)?;
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            e.norm(block.input_layernorm, self.eps)?;
-            e.linear(
-                Input::Normed,
-                &[
-                    (block.q_proj, Output::Query),
-                    (block.k_proj, Output::Key),
-                    (block.v_proj, Output::Value),
-                ],
-            )?;
-            e.attend(Attention {
-                layer,
-                scale,
-                norms: block.norms,
-                window: block.window,
-                frequencies: Frequencies::Segment,
-            })?;
-            e.linear_residual(Input::Attended, block.o_proj, None)?;
-            e.norm(block.post_attention_layernorm, self.eps)?;
-            match block.feed_forward {
-                FeedForward::Gated { gate_proj, up_proj, down_proj } => {
-                    e.gated(Input::Normed, gate_proj, up_proj, Activation::Silu)?;
-                    e.linear_residual(Input::Gated, down_proj, None)?;
-                }
-                FeedForward::Experts(layer) => e.experts(Input::Normed, layer)?,
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub(super) fn begin<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
+        e.embed(1.0)
+    }
+
+    pub(super) fn block<E: Executor>(&self, layer: usize, e: &mut E) -> Result<(), E::Error> {
+        let block = &self.blocks[layer];
+        e.norm(block.input_layernorm, self.eps)?;
+        e.linear(
+            Input::Normed,
+            &[
+                (block.q_proj, Output::Query),
+                (block.k_proj, Output::Key),
+                (block.v_proj, Output::Value),
+            ],
+        )?;
+        e.attend(Attention {
+            layer,
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            norms: block.norms,
+            window: block.window,
+            frequencies: Frequencies::Segment,
+        })?;
+        e.linear_residual(Input::Attended, block.o_proj, None)?;
+        e.norm(block.post_attention_layernorm, self.eps)?;
+        match block.feed_forward {
+            FeedForward::Gated { gate_proj, up_proj, down_proj } => {
+                e.gated(Input::Normed, gate_proj, up_proj, Activation::Silu)?;
+                e.linear_residual(Input::Gated, down_proj, None)?;
             }
-            e.tap(Site::Block(layer))?;
+            FeedForward::Experts(layer) => e.experts(Input::Normed, layer)?,
         }
+        e.tap(Site::Block(layer))
+    }
+
+    pub(super) fn end<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
         e.norm(self.norm, self.eps)?;
         e.tap(Site::Final)?;
         e.logits(self.head, None)

@@ -73,38 +73,46 @@ impl Gemma3 {
         }
     }
 
-    pub(super) fn forward<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
-        let eps = self.eps;
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub(super) fn begin<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
+        e.embed(self.embedding_scale)
+    }
+
+    pub(super) fn block<E: Executor>(&self, layer: usize, e: &mut E) -> Result<(), E::Error> {
+        let (block, eps) = (&self.blocks[layer], self.eps);
         let post = |weight| Some(PostNorm { weight, eps });
-        e.embed(self.embedding_scale)?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            e.norm(block.input_layernorm, eps)?;
-            e.linear(
-                Input::Normed,
-                &[
-                    (block.q_proj, Output::Query),
-                    (block.k_proj, Output::Key),
-                    (block.v_proj, Output::Value),
-                ],
-            )?;
-            e.attend(Attention {
-                layer,
-                scale: self.attention_scale,
-                norms: Some(HeadNorms { query: block.q_norm, key: block.k_norm, eps }),
-                window: block.window,
-                frequencies: match block.window {
-                    Some(_) => Frequencies::Local,
-                    None => Frequencies::Segment,
-                },
-            })?;
-            e.linear_residual(Input::Attended, block.o_proj, post(block.post_attention_layernorm))?;
-            e.norm(block.pre_feedforward_layernorm, eps)?;
-            e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::GeluTanh)?;
-            let norm = post(block.post_feedforward_layernorm);
-            e.linear_residual(Input::Gated, block.down_proj, norm)?;
-            e.tap(Site::Block(layer))?;
-        }
-        e.norm(self.norm, eps)?;
+        e.norm(block.input_layernorm, eps)?;
+        e.linear(
+            Input::Normed,
+            &[
+                (block.q_proj, Output::Query),
+                (block.k_proj, Output::Key),
+                (block.v_proj, Output::Value),
+            ],
+        )?;
+        e.attend(Attention {
+            layer,
+            scale: self.attention_scale,
+            norms: Some(HeadNorms { query: block.q_norm, key: block.k_norm, eps }),
+            window: block.window,
+            frequencies: match block.window {
+                Some(_) => Frequencies::Local,
+                None => Frequencies::Segment,
+            },
+        })?;
+        e.linear_residual(Input::Attended, block.o_proj, post(block.post_attention_layernorm))?;
+        e.norm(block.pre_feedforward_layernorm, eps)?;
+        e.gated(Input::Normed, block.gate_proj, block.up_proj, Activation::GeluTanh)?;
+        let norm = post(block.post_feedforward_layernorm);
+        e.linear_residual(Input::Gated, block.down_proj, norm)?;
+        e.tap(Site::Block(layer))
+    }
+
+    pub(super) fn end<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
+        e.norm(self.norm, self.eps)?;
         e.tap(Site::Final)?;
         e.logits(self.head, self.logit_cap)
     }

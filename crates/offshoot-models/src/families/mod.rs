@@ -45,9 +45,41 @@ impl Architecture {
 
     /// Runs one step.
     pub fn forward<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
+        self.begin(e)?;
+        (0..self.blocks()).try_for_each(|layer| self.block(layer, e))?;
+        self.end(e)
+    }
+
+    /// How many blocks there are.
+    pub fn blocks(&self) -> usize {
         match self {
-            Architecture::Decoder(model) => model.forward(e),
-            Architecture::Gemma3(model) => model.forward(e),
+            Architecture::Decoder(model) => model.blocks(),
+            Architecture::Gemma3(model) => model.blocks(),
+        }
+    }
+
+    /// Runs what comes before the blocks: the embedding.
+    pub fn begin<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
+        match self {
+            Architecture::Decoder(model) => model.begin(e),
+            Architecture::Gemma3(model) => model.begin(e),
+        }
+    }
+
+    /// Runs block `layer`, below [`Architecture::blocks`], which reads the residual stream alone and
+    /// leaves it for the next.
+    pub fn block<E: Executor>(&self, layer: usize, e: &mut E) -> Result<(), E::Error> {
+        match self {
+            Architecture::Decoder(model) => model.block(layer, e),
+            Architecture::Gemma3(model) => model.block(layer, e),
+        }
+    }
+
+    /// Runs what comes behind the blocks: the last norm and the output head.
+    pub fn end<E: Executor>(&self, e: &mut E) -> Result<(), E::Error> {
+        match self {
+            Architecture::Decoder(model) => model.end(e),
+            Architecture::Gemma3(model) => model.end(e),
         }
     }
 }

@@ -26,6 +26,7 @@ mod fields;
 mod folder;
 mod generation_config;
 pub mod peft;
+mod peft_writer;
 mod rope;
 mod safetensors;
 mod sentence_piece;
@@ -33,12 +34,15 @@ mod shards;
 mod tokenizer;
 mod tokenizer_config;
 mod tokenizer_json;
+mod tuned;
 mod windows;
 
 pub use export::{FolderExport, FolderOptions};
 pub(crate) use folder::open;
 pub(crate) use generation_config::beside as generation_config_beside;
+pub use peft_writer::{PeftOptions, adapter_files};
 pub use shards::weight_files;
+pub use tuned::write_weights;
 
 use generation_config::GenerationConfig;
 use std::fmt::Display;

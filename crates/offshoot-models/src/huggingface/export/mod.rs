@@ -111,6 +111,11 @@ impl<'c> FolderExport<'c> {
         tensors.map(|(_, tensor)| tensor.weights()).sum()
     }
 
+    /// Names and bytes of all files but the weights.
+    pub fn side_files(&self) -> &[(String, Vec<u8>)] {
+        &self.files
+    }
+
     /// Number of files of weights.
     pub fn weight_files(&self) -> usize {
         self.shards.len()

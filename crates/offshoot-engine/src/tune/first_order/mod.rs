@@ -1,0 +1,249 @@
+//! First-order tuning: gradients of a loss by backpropagation, for LoRA matrices or for the weights
+//! themselves.
+//!
+//! ```text
+//! for each micro-batch:  g = g + gradient of its share of the batch's loss        batch.rs
+//! g = g min(1, C / ||g||)                                                         clip
+//! each tensor:  weights, state = optimiser(weights, g, state)                     step
+//! ```
+//! The loss is a mean over all the batch's tokens, whatever the micro-batches, so they decide memory and
+//! nothing else. Gradients are made on the dense executor, whose products share out results among threads
+//! and never sums: the same seed gives the same bits on any number of threads.
+//!
+//! LoRA is that of Hu et al. 2021, <https://arxiv.org/abs/2106.09685>, begun as in PEFT: `A` uniform as by
+//! He et al. with a = sqrt(5), which is within 1 / sqrt(cols), and `B` zero.
+
+mod batch;
+mod dropout;
+mod options;
+mod score;
+mod space;
+mod state;
+mod variant;
+
+pub use options::{
+    ChoiceLoss, FirstOrderOptions, FirstOrderSpace, LoraMatrices, LoraOptions, TensorNames,
+};
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, Var};
+use offshoot_methods::optim::{
+    Optimizer, Products, StepSize, TensorShape, clip_factor, square_norm,
+};
+use offshoot_models::{
+    Checkpoint, DenseModel, DenseTuning, DropoutMasks, GradientOptions, Gradients,
+};
+
+use super::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
+use crate::Error;
+use batch::MicroBatch;
+use dropout::KeyedDropout;
+
+/// A model that is tuned by gradients.
+#[derive(Debug)]
+pub struct FirstOrder {
+    checkpoint: Arc<Checkpoint>,
+    options: FirstOrderOptions,
+    tuning: DenseTuning,
+    optimizer: Box<dyn Optimizer>,
+    shapes: Vec<TensorShape>,
+    /// By variable, what the optimiser keeps.
+    state: Vec<Vec<Vec<f32>>>,
+    /// Identity of the base's weights, once a state was written or read.
+    base: OnceLock<String>,
+}
+
+impl FirstOrder {
+    /// The model of `checkpoint` on the processor, in single precision, with nothing learned yet.
+    ///
+    /// # Errors
+    /// [`Error::Training`] if an option is out of bounds or names what the model does not have;
+    /// [`Error::Model`] if the weights cannot be read.
+    pub fn new(checkpoint: Arc<Checkpoint>, options: FirstOrderOptions) -> Result<Self, Error> {
+        options.validate()?;
+        let model = match options.weights_in_file {
+            true => DenseModel::stored(&checkpoint)?,
+            false => DenseModel::load(&checkpoint, &Device::Cpu, candle_core::DType::F32)?,
+        };
+        let optimizer = options.optimizer.optimizer()?;
+        let tuning = space::tuning(model, &options)?;
+        let shapes: Vec<TensorShape> =
+            tuning.variables().iter().map(|(name, v)| space::shape(name, v)).collect();
+        let state = |shape: &TensorShape| vec![vec![0.0; shape.len()]; optimizer.states(*shape)];
+        let state = shapes.iter().map(state).collect();
+        let base = OnceLock::new();
+        Ok(Self { checkpoint, options, tuning, optimizer, shapes, state, base })
+    }
+
+    /// How it is tuned.
+    pub fn options(&self) -> &FirstOrderOptions {
+        &self.options
+    }
+
+    /// What is tuned, and the model.
+    pub fn tuning(&self) -> &DenseTuning {
+        &self.tuning
+    }
+
+    /// How many numbers are tuned.
+    pub fn tuned_numbers(&self) -> usize {
+        self.shapes.iter().map(|shape| shape.len()).sum()
+    }
+
+    /// The gradients of the batch's loss in step `step`, unclipped, and the tokens that were run.
+    ///
+    /// # Errors
+    /// [`Error::Training`] if no token of the batch is trained on; [`Error::Model`] if the model cannot
+    /// run it.
+    pub fn gradients(&self, step: u64, batch: &[&Example]) -> Result<(Gradients, usize), Error> {
+        let size = match self.options.micro_batch {
+            0 => batch.len().max(1),
+            size => size,
+        };
+        let share = batch::Shares::of(batch, self.options.choice)?;
+        let mut sum: Option<Gradients> = None;
+        let mut tokens = 0;
+        for (number, examples) in batch.chunks(size).enumerate() {
+            let micro = MicroBatch::new(&self.tuning, examples, &share, self.options.choice)?;
+            if micro.targets.is_empty() {
+                continue;
+            }
+            tokens += micro.tokens();
+            let dropout = KeyedDropout::new(&self.options, step, number * size, &micro.texts);
+            let options = GradientOptions {
+                checkpointing: self.options.checkpointing,
+                dropout: dropout.as_ref().map(|dropout| dropout as &dyn DropoutMasks),
+            };
+            let texts: Vec<&[u32]> = micro.texts.iter().map(|text| text.tokens.as_ref()).collect();
+            let mut found = self.tuning.gradients(&texts, &micro.targets, options)?;
+            found.loss = micro.loss.unwrap_or(found.loss);
+            match &mut sum {
+                Some(sum) => sum.add(found)?,
+                None => sum = Some(found),
+            }
+        }
+        let none = || Error::Training("no token of the batch is trained on".to_owned());
+        Ok((sum.ok_or_else(none)?, tokens))
+    }
+
+    /// The gradients as numbers, zeros where there are none, and their norm.
+    fn numbers(&self, gradients: Gradients) -> Result<(Vec<Vec<f32>>, f64), Error> {
+        let mut all = Vec::with_capacity(self.shapes.len());
+        let mut square = 0.0;
+        for (gradient, shape) in gradients.tensors.into_iter().zip(&self.shapes) {
+            let numbers = match gradient {
+                Some(gradient) => read(&gradient)?,
+                None => vec![0.0; shape.len()],
+            };
+            square += square_norm(&numbers);
+            all.push(numbers);
+        }
+        Ok((all, square.sqrt()))
+    }
+}
+
+impl Trainer for FirstOrder {
+    fn step(&mut self, step: u64, rate: f64, batch: &[&Example]) -> Result<StepReport, Error> {
+        let (gradients, tokens) = self.gradients(step, batch)?;
+        let loss = gradients.loss;
+        let (mut gradients, norm) = self.numbers(gradients)?;
+        if !loss.is_finite() || !norm.is_finite() {
+            let what = "the loss or its gradient is no number: lower the learning rate";
+            return Err(Error::Training(what.to_owned()));
+        }
+        let factor = self.options.clip_norm.map_or(1.0, |most| clip_factor(norm, most));
+        let size = StepSize { step: step + 1, rate };
+        let variables = self.tuning.variables().iter().zip(&self.shapes);
+        for (((_, variable), &shape), (gradient, state)) in
+            variables.zip(gradients.iter_mut().zip(&mut self.state))
+        {
+            if factor != 1.0 {
+                gradient.iter_mut().for_each(|g| *g *= factor);
+            }
+            let optimizer = &self.optimizer;
+            change(variable, |weights| {
+                optimizer.update(shape, size, weights, gradient, state, &LibraryProducts);
+            })?;
+        }
+        let numbers = vec![("grad_norm", norm), ("learning_rate", rate)];
+        Ok(StepReport { loss, tokens, numbers })
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), Error> {
+        self.write_state(folder)
+    }
+
+    fn restore(&mut self, folder: &Path) -> Result<(), Error> {
+        self.read_state(folder)
+    }
+
+    fn write_variant(&self, folder: &Path) -> Result<(), Error> {
+        self.write_learned(folder)
+    }
+}
+
+impl Scorer for FirstOrder {
+    fn score(&mut self, sequences: &[&Sequence]) -> Result<Vec<Scored>, Error> {
+        sequences.iter().map(|sequence| score::one(&self.tuning, sequence)).collect()
+    }
+
+    fn generate(&mut self, prompts: &[&[u32]], max_tokens: usize) -> Result<Vec<Vec<u32>>, Error> {
+        let stops = self.checkpoint.stop_tokens();
+        prompts
+            .iter()
+            .map(|prompt| score::answer(&self.tuning, prompt, max_tokens, stops))
+            .collect()
+    }
+}
+
+/// The numbers of a tensor.
+fn read(tensor: &Tensor) -> Result<Vec<f32>, Error> {
+    let numbers = || tensor.flatten_all()?.to_vec1::<f32>();
+    numbers().map_err(tensors)
+}
+
+fn tensors(error: candle_core::Error) -> Error {
+    Error::Model(offshoot_models::Error::from(error))
+}
+
+/// Lets `f` change the numbers of a variable where they are.
+fn change(variable: &Var, f: impl FnMut(&mut [f32]) + Send) -> Result<(), Error> {
+    variable.as_tensor().inplace_op1(&Change(Mutex::new(f))).map_err(tensors)
+}
+
+struct Change<F>(Mutex<F>);
+
+impl<F: FnMut(&mut [f32]) + Send> InplaceOp1 for Change<F> {
+    fn name(&self) -> &'static str {
+        "change"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (CpuStorage::F32(numbers), Some((first, end))) = (storage, layout.contiguous_offsets())
+        else {
+            candle_core::bail!("a variable of other numbers than f32, one behind the other")
+        };
+        let mut f = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        f(&mut numbers[first..end]);
+        Ok(())
+    }
+}
+
+/// Products of the tensor library.
+struct LibraryProducts;
+
+impl Products for LibraryProducts {
+    fn multiply(&self, x: &[f32], y: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+        let tensor = |x: &[f32], shape| Tensor::from_slice(x, shape, &Device::Cpu);
+        let product =
+            || tensor(x, (m, k))?.matmul(&tensor(y, (k, n))?)?.flatten_all()?.to_vec1::<f32>();
+        // The shapes fit, and memory that is missing ends the process.
+        product()
+            .unwrap_or_else(|_| offshoot_methods::optim::PlainProducts.multiply(x, y, (m, n, k)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Rotary positions with their backward pass: Su et al. 2021, section 3.2.2,
+//! <https://arxiv.org/abs/2104.09864>, in the half-split order of Hugging Face.
+//!
+//! ```text
+//! y_i = x_i cos_i - x_(i + d/2) sin_i        y_(i + d/2) = x_(i + d/2) cos_i + x_i sin_i
+//! ```
+//! A rotation's transpose is the rotation back: the gradient turns by the opposite angles.
+//!
+//! Cost: a pass over the rows each way.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::real::Real;
+use super::{by_type, numbers, shaped, with};
+
+/// Rows that a thread takes at a time.
+const ROWS: usize = 16;
+
+/// Rotates every head of `x`, whose first axis are the rows and whose heads stand one behind the other
+/// in a row, by the angles with these cosines and sines, `[rows, head_dim / 2]`.
+pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let op = Rope { cos: cos.detach().contiguous()?, sin: sin.detach().contiguous()? };
+    x.contiguous()?.apply_op1(op)
+}
+
+struct Rope {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+/// Turns `x` forth, or back if `back`.
+fn turn<T: Real>(x: &[T], [cos, sin]: [&[T]; 2], half: usize, back: bool) -> Vec<T> {
+    let mut y = vec![T::zero(); x.len()];
+    let rows = cos.len() / half.max(1);
+    let width = (x.len() / rows.max(1)).max(1);
+    let turn_rows = |((y, x), (cos, sin)): ((&mut [T], &[T]), (&[T], &[T]))| {
+        let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+        for ((y, x), (cos, sin)) in rows.zip(cos.chunks_exact(half).zip(sin.chunks_exact(half))) {
+            for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                let ((y_a, y_b), (a, b)) = (y.split_at_mut(half), x.split_at(half));
+                for i in 0..half {
+                    let s = if back { T::zero() - sin[i] } else { sin[i] };
+                    y_a[i] = a[i] * cos[i] - b[i] * s;
+                    y_b[i] = b[i] * cos[i] + a[i] * s;
+                }
+            }
+        }
+    };
+    let of_table = half.max(1) * ROWS;
+    y.par_chunks_mut(width * ROWS)
+        .zip(x.par_chunks(width * ROWS))
+        .zip(cos.par_chunks(of_table).zip(sin.par_chunks(of_table)))
+        .for_each(turn_rows);
+    y
+}
+
+impl Rope {
+    fn half(&self) -> Result<usize> {
+        self.cos.dim(candle_core::D::Minus1)
+    }
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let half = self.half()?;
+        let y = by_type!(candle_core::backend::BackendStorage::dtype(x), T => {
+            let x = numbers::<T>(x, layout)?;
+            let y = with([&self.cos, &self.sin], |tables| turn(x, tables, half, false))?;
+            candle_core::WithDType::to_cpu_storage_owned(y)
+        });
+        Ok((y, layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let half = self.half()?;
+        by_type!(x.dtype(), T => {
+            let dx = with::<T, _, 3>([g, &self.cos, &self.sin], |[g, cos, sin]| {
+                turn(g, [cos, sin], half, true)
+            })?;
+            shaped(dx, x).map(Some)
+        })
+    }
+}

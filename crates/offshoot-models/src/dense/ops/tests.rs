@@ -1,0 +1,302 @@
+//! Each operation against finite differences in double precision and against the tensor library's own
+//! operations.
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use super::*;
+use crate::Activation;
+use crate::dense::primitives;
+
+/// Fixed numbers, uniform in -1 to 1, from xorshift64*.
+fn numbers(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let numbers: Vec<f64> = (0..shape.iter().product())
+        .map(|_| {
+            state ^= state >> 12;
+            state ^= state << 25;
+            state ^= state >> 27;
+            (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        })
+        .collect();
+    Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+}
+
+fn number(x: &Tensor) -> f64 {
+    x.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+}
+
+fn dot(x: &Tensor, y: &Tensor) -> f64 {
+    let of = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+    number(&(of(x) * of(y)).unwrap().sum_all().unwrap())
+}
+
+type Operation<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+/// The value of `f` and the gradients of its product with fixed numbers.
+fn gradients(f: Operation<'_>, at: &[Tensor]) -> (Tensor, Vec<Tensor>) {
+    let variables: Vec<Var> = at.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+    let operands: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
+    let y = f(&operands).unwrap();
+    let along = numbers(y.dims(), 99).to_dtype(y.dtype()).unwrap();
+    let store = (&y * along).unwrap().sum_all().unwrap().backward().unwrap();
+    let of = |v: &Var| store.get(v).expect("every operand has a gradient").clone();
+    (y, variables.iter().map(of).collect())
+}
+
+/// Holds the gradient of each operand of `f` to the slope of its product with fixed numbers.
+fn check_slopes(name: &str, f: Operation<'_>, at: &[Tensor]) {
+    let (y, found) = gradients(f, at);
+    let along = numbers(y.dims(), 99);
+    for (place, gradient) in found.iter().enumerate() {
+        let direction = numbers(at[place].dims(), 7 + place as u64);
+        let value = |step: f64| {
+            let mut moved = at.to_vec();
+            moved[place] = (&at[place] + (&direction * step).unwrap()).unwrap();
+            dot(&f(&moved).unwrap(), &along)
+        };
+        let slope = (value(1e-5) - value(-1e-5)) / 2e-5;
+        let error = (slope - dot(gradient, &direction)).abs() / dot(gradient, gradient).sqrt();
+        assert!(error < 1e-7, "{name}, operand {place}: off by {error}");
+    }
+}
+
+/// Holds `f` and its gradients to those of `composed`, in both precisions.
+fn check_same(name: &str, f: Operation<'_>, composed: Operation<'_>, at: &[Tensor]) {
+    for (dtype, close) in [(DType::F64, 1e-12), (DType::F32, 3e-6)] {
+        let at: Vec<Tensor> = at.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+        let ((y, ours), (expected, theirs)) = (gradients(f, &at), gradients(composed, &at));
+        for (ours, theirs) in
+            [&y].into_iter().chain(&ours).zip([&expected].into_iter().chain(&theirs))
+        {
+            assert_eq!((ours.dims(), ours.dtype()), (theirs.dims(), theirs.dtype()));
+            let off = (ours - theirs).unwrap();
+            let error = (dot(&off, &off) / dot(theirs, theirs)).sqrt();
+            assert!(error < close, "{name} in {dtype:?}: off by {error}");
+        }
+    }
+}
+
+fn check(name: &str, f: Operation<'_>, composed: Operation<'_>, at: &[Tensor]) {
+    check_slopes(name, f, at);
+    check_same(name, f, composed, at);
+}
+
+#[test]
+fn norms_have_the_slopes_of_their_values_and_the_numbers_of_the_library() {
+    // More rows than a thread takes, of whole rows and of heads.
+    for shape in [vec![3, 37], vec![75, 5, 18]] {
+        let width = *shape.last().unwrap();
+        let at = [numbers(&shape, 1), numbers(&[width], 2)];
+        let ours = |x: &[Tensor]| rms_norm(&x[0], &x[1], 1e-5);
+        let composed = |x: &[Tensor]| {
+            let mean = x[0].sqr()?.mean_keepdim(candle_core::D::Minus1)?;
+            x[0].broadcast_div(&(mean + 1e-5)?.sqrt()?)?.broadcast_mul(&x[1])
+        };
+        check("rms_norm", &ours, &composed, &at);
+    }
+}
+
+#[test]
+fn rotations_have_the_slopes_of_their_values_and_the_numbers_of_the_library() {
+    let angles = numbers(&[35, 4], 3);
+    let table = |x: &Tensor| {
+        let of = |table: Tensor| table.to_dtype(x.dtype());
+        Ok::<_, candle_core::Error>((of(angles.cos()?)?, of(angles.sin()?)?))
+    };
+    let ours = |x: &[Tensor]| {
+        let (cos, sin) = table(&x[0])?;
+        rope(&x[0], &cos, &sin)
+    };
+    let composed = |x: &[Tensor]| {
+        let (cos, sin) = table(&x[0])?;
+        let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
+        let (a, b) = (x[0].narrow(2, 0, 4)?, x[0].narrow(2, 4, 4)?);
+        let left = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        Tensor::cat(&[left, (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?], 2)
+    };
+    check("rope", &ours, &composed, &[numbers(&[35, 3, 8], 4)]);
+}
+
+#[test]
+fn gates_have_the_slopes_of_their_values_and_the_numbers_of_the_library() {
+    let at = [(numbers(&[90, 101], 5) * 6.0).unwrap(), numbers(&[90, 101], 6)];
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let ours = |x: &[Tensor]| gate(&x[0], &x[1], activation);
+        let composed = |x: &[Tensor]| match activation {
+            Activation::Silu => x[0].silu()? * &x[1],
+            Activation::GeluTanh => x[0].gelu()? * &x[1],
+        };
+        check_slopes("gate", &ours, &at);
+        // The library takes the constants of GELU in single precision, and the slope of its gate of
+        // them to no more.
+        let far = activation == Activation::GeluTanh;
+        let at: Vec<Tensor> = match far {
+            true => at.iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect(),
+            false => at.to_vec(),
+        };
+        let (y, found) = gradients(&ours, &at);
+        let (expected, theirs) = gradients(&composed, &at);
+        for (ours, theirs) in [(&y, &expected), (&found[0], &theirs[0]), (&found[1], &theirs[1])] {
+            let off = (ours - theirs).unwrap();
+            let error = (dot(&off, &off) / dot(theirs, theirs)).sqrt();
+            assert!(error < if far { 3e-6 } else { 1e-12 }, "{activation:?}: off by {error}");
+        }
+    }
+}
+
+fn shape(lengths: &[usize], window: usize) -> AttentionShape {
+    let lengths = lengths.to_vec();
+    AttentionShape { lengths, heads: 6, kv_heads: 2, head_dim: 8, scale: 0.3, window }
+}
+
+/// The same of the library's operations, text by text.
+fn composed_attention(x: &[Tensor], shape: &AttentionShape) -> Result<Tensor> {
+    let (mut all, mut first) = (Vec::new(), 0);
+    for &rows in &shape.lengths {
+        let of = |x: &Tensor| x.narrow(0, first, rows)?.reshape((rows, (), shape.head_dim));
+        let by_head = |x: &Tensor| of(x)?.transpose(0, 1)?.contiguous();
+        let mut mask = vec![f64::NEG_INFINITY; rows * rows];
+        for row in 0..rows {
+            for key in (row + 1).saturating_sub(shape.window)..=row {
+                mask[row * rows + key] = 0.0;
+            }
+        }
+        let mask = Tensor::from_vec(mask, (rows, rows), &Device::Cpu)?.to_dtype(x[0].dtype())?;
+        let (q, k, v) = (of(&x[0])?, by_head(&x[1])?, by_head(&x[2])?);
+        all.push(primitives::attend(&q, &k, &v, &mask, shape.scale)?);
+        first += rows;
+    }
+    Tensor::cat(&all, 0)
+}
+
+#[test]
+fn attention_has_the_slopes_of_its_values_and_the_numbers_of_the_library() {
+    // Texts of a single row, of more rows than are scored at a time, and windows that end in both.
+    for (lengths, window) in
+        [(vec![1, 5, 9], usize::MAX), (vec![12, 1, 3], 4), (vec![150, 2], 100), (vec![300], 7)]
+    {
+        let rows: usize = lengths.iter().sum();
+        let shape = shape(&lengths, window);
+        let at = [numbers(&[rows, 48], 8), numbers(&[rows, 16], 9), numbers(&[rows, 16], 10)];
+        let at: Vec<Tensor> = at.iter().map(|x| (x * 2.0).unwrap()).collect();
+        let ours = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], shape.clone());
+        let composed = |x: &[Tensor]| composed_attention(x, &shape);
+        check(&format!("attention of {lengths:?}"), &ours, &composed, &at);
+    }
+}
+
+#[test]
+fn products_with_low_rank_matrices_have_the_slopes_of_their_values() {
+    let weight = numbers(&[21, 13], 11);
+    let bias = numbers(&[21], 12);
+    let at = [numbers(&[17, 13], 13), numbers(&[3, 13], 14), numbers(&[21, 3], 15)];
+    let of = |x: &Tensor| weight.to_dtype(x.dtype()).unwrap();
+    let with_bias = |x: &[Tensor]| {
+        let pair = LowRankPair { a: x[1].clone(), b: x[2].clone(), scale: 1.7 };
+        let bias = bias.to_dtype(x[0].dtype())?;
+        linear(&x[0], Frozen::Tensor(of(&x[0])), Some(&bias), Some(&pair))
+    };
+    let composed = |x: &[Tensor]| {
+        let y = x[0].matmul(&of(&x[0]).t()?)?.broadcast_add(&bias.to_dtype(x[0].dtype())?)?;
+        y + (x[0].matmul(&x[1].t()?)?.matmul(&x[2].t()?)? * 1.7)?
+    };
+    check("lora", &with_bias, &composed, &at);
+    let alone = |x: &[Tensor]| linear(&x[0], Frozen::Tensor(of(&x[0])), None, None);
+    let composed = |x: &[Tensor]| x[0].matmul(&of(&x[0]).t()?);
+    check("frozen", &alone, &composed, &at[..1]);
+}
+
+#[test]
+fn a_frozen_matrix_of_a_narrower_type_is_widened_in_pieces_and_gives_the_same() {
+    // Some pieces of 2^20 numbers, the last a short one.
+    let (rows, cols) = (2500, 1024);
+    let narrow = numbers(&[rows, cols], 16).to_dtype(DType::BF16).unwrap();
+    let wide = narrow.to_dtype(DType::F32).unwrap();
+    let at = [numbers(&[3, cols], 17).to_dtype(DType::F32).unwrap()];
+    let of = |weight: &Tensor| {
+        let weight = weight.clone();
+        move |x: &[Tensor]| linear(&x[0], Frozen::Tensor(weight.clone()), None, None)
+    };
+    let (y, found) = gradients(&of(&narrow), &at);
+    let (expected, theirs) = gradients(&of(&wide), &at);
+    for (ours, theirs) in [(&y, &expected), (&found[0], &theirs[0])] {
+        let off = (ours - theirs).unwrap();
+        let error = (dot(&off, &off) / dot(theirs, theirs)).sqrt();
+        assert!(error < 1e-6, "off by {error}");
+    }
+    assert!(dot(&y, &y) > 1.0);
+}
+
+/// Two targets of one row, a row without any, weights of both signs.
+fn targets() -> Vec<Target> {
+    [(0, 3, 0.5), (0, 70, -0.25), (1, 3, 1.0), (3, 99, 2.0), (4, 0, 0.75)]
+        .map(|(row, token, weight)| Target { row, token, weight })
+        .to_vec()
+}
+
+/// The loss of the library's operations.
+fn composed_loss(x: &Tensor, head: &Tensor, cap: Option<f32>) -> Result<Tensor> {
+    let mut logits = x.matmul(&head.t()?)?;
+    if let Some(cap) = cap.map(f64::from) {
+        logits = ((logits / cap)?.tanh()? * cap)?;
+    }
+    let logs = logits.broadcast_sub(&logits.log_sum_exp(1)?.unsqueeze(1)?)?;
+    let mut weights = vec![0.0; logs.elem_count()];
+    for target in targets() {
+        weights[target.row * 100 + target.token as usize] -= target.weight;
+    }
+    let weights = Tensor::from_vec(weights, logs.shape(), &Device::Cpu)?.to_dtype(x.dtype())?;
+    (logs * weights)?.sum_all()
+}
+
+#[test]
+fn cross_entropy_has_the_slopes_of_its_values_and_the_numbers_of_the_library() {
+    let (x, head) = (numbers(&[5, 12], 18), (numbers(&[100, 12], 19) * 2.0).unwrap());
+    let targets = targets();
+    for cap in [None, Some(1.5)] {
+        let loss = |x: &Tensor, head: &Tensor, trained| {
+            let head = Frozen::Tensor(head.clone());
+            Ok(CrossEntropy { head, cap, targets: &targets }.loss(x, trained)?.0)
+        };
+        let of_both = |x: &[Tensor]| loss(&x[0], &x[1], true);
+        let composed = |x: &[Tensor]| composed_loss(&x[0], &x[1], cap);
+        check("cross_entropy", &of_both, &composed, &[x.clone(), head.clone()]);
+        let frozen = |x: &[Tensor]| loss(&x[0], &head.to_dtype(x[0].dtype())?, false);
+        let composed = |x: &[Tensor]| composed_loss(&x[0], &head.to_dtype(x[0].dtype())?, cap);
+        check("cross_entropy", &frozen, &composed, std::slice::from_ref(&x));
+    }
+}
+
+#[test]
+fn cross_entropy_in_many_chunks_is_that_of_each_row() {
+    // 2^22 logits at a time are 128 rows of these.
+    let (rows, vocab) = (300, 100);
+    let (x, head) = (numbers(&[rows, 12], 20), numbers(&[vocab, 12], 21));
+    let of = |row: usize| Target { row, token: (row * 7 % vocab) as u32, weight: 1.0 };
+    let all: Vec<Target> = (0..rows).map(of).collect();
+    let frozen = Frozen::Tensor(head.clone());
+    let scores = log_probabilities(&x, &frozen, None, &all).unwrap();
+    let logits = x.matmul(&head.t().unwrap()).unwrap().to_vec2::<f64>().unwrap();
+    let mut sum = 0.0;
+    for (row, (logits, (log, best))) in logits.iter().zip(&scores).enumerate() {
+        let token = row * 7 % vocab;
+        let total: f64 = logits.iter().map(|l| l.exp()).sum();
+        assert!((logits[token] - total.ln() - log).abs() < 1e-12);
+        assert_eq!(*best, logits.iter().all(|l| *l <= logits[token]));
+        sum -= log;
+    }
+    let found = CrossEntropy { head: frozen, cap: None, targets: &all }.loss(&x, false).unwrap();
+    assert!((found.1 - sum).abs() < 1e-9 * sum && (number(&found.0) - sum).abs() < 1e-9 * sum);
+}
+
+#[test]
+fn targets_out_of_bounds_or_order_are_refused() {
+    let (x, head) = (numbers(&[2, 3], 22), numbers(&[5, 3], 23));
+    let refused = |places: &[(usize, u32)]| {
+        let targets: Vec<_> =
+            places.iter().map(|&(row, token)| Target { row, token, weight: 1.0 }).collect();
+        log_probabilities(&x, &Frozen::Tensor(head.clone()), None, &targets).is_err()
+    };
+    assert!(refused(&[(2, 0)]) && refused(&[(0, 5)]) && refused(&[(1, 0), (0, 0)]));
+    assert!(!refused(&[(0, 0), (0, 4), (1, 1)]));
+}
