@@ -128,14 +128,14 @@ fn projected_gradients_are_those_of_automatic_differentiation() {
         let loss = trainer.losses(&[probe(0, 0.0)], &batch).unwrap()[0];
         assert!((loss - expected).abs() < 1e-3 * expected, "{name}: {loss}, expected {expected}");
         for eps in [1e-2, 3e-3, 1e-3f32] {
-        let mut worst = 0.0f64;
-        for (step, slope) in slopes.iter().enumerate() {
-            let both = [probe(step as u32, eps), probe(step as u32, -eps)];
-            let losses = trainer.losses(&both, &batch).unwrap();
-            let g = (losses[0] - losses[1]) / (2.0 * f64::from(eps));
-            worst = worst.max((g - slope).abs() / size);
-        }
-        eprintln!("{name}: eps {eps} worst {worst} of {size}");
+            let mut worst = 0.0f64;
+            for (step, slope) in slopes.iter().enumerate() {
+                let both = [probe(step as u32, eps), probe(step as u32, -eps)];
+                let losses = trainer.losses(&both, &batch).unwrap();
+                let g = (losses[0] - losses[1]) / (2.0 * f64::from(eps));
+                worst = worst.max((g - slope).abs() / size);
+            }
+            eprintln!("{name}: eps {eps} worst {worst} of {size}");
         }
         let worst = 0.0;
         assert!(worst < 0.05, "{name}: {worst}");

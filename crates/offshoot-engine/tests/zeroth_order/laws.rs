@@ -72,7 +72,8 @@ fn candidates_that_share_their_prompt_score_as_texts_of_their_own() {
 #[test]
 fn a_choice_runs_its_prompt_once() {
     let cpu = cpu(1);
-    let mut trainer = trainer(&cpu, lora("qwen2_tied", &cpu), Classification, StepLimits::default());
+    let mut trainer =
+        trainer(&cpu, lora("qwen2_tied", &cpu), Classification, StepLimits::default());
     let batch = choices();
     let rows = |trainer: &mut ZerothOrderTrainer, i: usize| {
         let before = trainer.rows();

@@ -81,6 +81,13 @@ impl TextTree {
         row as u32
     }
 
+    /// The targets' places, those of each row together and rows ascending.
+    pub(super) fn by_row(&self) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.targets.len()).collect();
+        places.sort_by_key(|&place| self.targets[place].row);
+        places
+    }
+
     /// The rows that something is asked for behind, ascending.
     pub(super) fn asked(&self) -> Vec<u32> {
         let mut rows: Vec<u32> = self.targets.iter().map(|target| target.row).collect();
@@ -108,11 +115,10 @@ mod tests {
     fn candidates_of_one_token_add_no_row_to_their_prompt() {
         let tree = TextTree::of_choice(&[5, 6], &[vec![1], vec![2], vec![3]]);
         assert_eq!(tree.tokens, [5, 6]);
-        assert_eq!(tree.targets.iter().map(|t| (t.row, t.token)).collect::<Vec<_>>(), [
-            (1, 1),
-            (1, 2),
-            (1, 3)
-        ]);
+        assert_eq!(
+            tree.targets.iter().map(|t| (t.row, t.token)).collect::<Vec<_>>(),
+            [(1, 1), (1, 2), (1, 3)]
+        );
         assert_eq!((tree.asked(), &tree.counts[..]), (vec![1], &[1, 1, 1][..]));
     }
 

@@ -38,9 +38,9 @@ impl Objective for CrossEntropy {
         let texts = batch.iter().enumerate().map(text).collect::<Result<Vec<_>, _>>()?;
         let scores = at.score(&texts)?;
         let part = |scores: Vec<_>| Part {
-            sum: scores.iter().fold(0.0, |sum, score: &super::super::forward::TokenScore| {
-                sum - score.logprob
-            }),
+            sum: scores
+                .iter()
+                .fold(0.0, |sum, score: &super::super::forward::TokenScore| sum - score.logprob),
             weight: scores.len() as f64,
         };
         Ok(scores.into_iter().map(|texts| texts.into_iter().map(part).collect()).collect())

@@ -125,8 +125,7 @@ pub(super) fn prompts<'a>(
 
 /// The words that count of `text`.
 fn words(text: &str) -> Vec<String> {
-    let kept: String =
-        text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
+    let kept: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
     let words = kept.split_whitespace().filter(|word| !matches!(*word, "a" | "an" | "the"));
     words.map(str::to_owned).collect()
 }
