@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use offshoot_engine::store::{PullPolicy, Quiet, Store};
 use offshoot_engine::{Control, FinishReason, GenerateOptions, LoadOptions, Model, Session};
-use offshoot_kernels::{Cpu, Greatest, Isa, KvCache, Perturbation, argmax};
+use offshoot_kernels::{Compute, Cpu, Entries, Forming, Greatest, Isa, KvCache, Term, argmax};
 use offshoot_methods::SamplingOptions;
 use offshoot_models::{
     Checkpoint, Hooks, LinearId, LogitRows, NoHooks, PackedExecutor, PackedModel, RopeId, Segment,
@@ -117,17 +117,28 @@ fn a_draft_tree_gives_the_bits_of_plain_decoding() {
 /// Watches the last hidden state, adds a constant to one matrix's product for one variant, and
 /// perturbs another matrix.
 #[derive(Default)]
-struct Trivial {
+struct Trivial<'a> {
     seen: Vec<(Site, usize)>,
     added: usize,
-    perturb: Option<Constant>,
+    perturb: Option<[Term<'a>; 1]>,
 }
 
-struct Constant(f32);
+/// A constant for every weight, as a matrix of rank 1.
+struct Constant {
+    left: Vec<f32>,
+    right: Vec<f32>,
+}
 
-impl Perturbation for Constant {
-    fn perturb(&self, _row: usize, _col: usize, w: &mut [[f32; 16]]) {
-        w.iter_mut().flatten().for_each(|w| *w += self.0);
+impl Constant {
+    /// Of the matrix that [`Trivial`] perturbs.
+    fn new(x: f32) -> Self {
+        Self { left: vec![x; 192], right: vec![1.0; 576] }
+    }
+
+    fn terms(&self) -> [Term<'_>; 1] {
+        let (left, right) = (&self.left, &self.right);
+        let entries = Entries::LowRank { left, right, rank: 1, factor: 1.0 };
+        [Term { scale: 1.0, entries, mask: None }]
     }
 }
 
@@ -135,7 +146,7 @@ fn linear(name: &str) -> LinearId {
     model().blueprint().linear_id(name).unwrap()
 }
 
-impl Hooks for Trivial {
+impl Hooks for Trivial<'_> {
     fn taps(&self, site: Site) -> bool {
         matches!(site, Site::Final | Site::Block(3))
     }
@@ -156,9 +167,10 @@ impl Hooks for Trivial {
         self.added += 1;
     }
 
-    fn perturbation(&self, id: LinearId) -> Option<&dyn Perturbation> {
+    fn forming(&self, id: LinearId) -> Option<Forming<'_>> {
         let here = id == linear("model.layers.1.self_attn.v_proj");
-        self.perturb.as_ref().filter(|_| here).map(|p| p as &dyn Perturbation)
+        let terms = self.perturb.as_ref().filter(|_| here)?;
+        Some(Forming { terms, compute: Compute::Single })
     }
 }
 
@@ -187,8 +199,9 @@ fn hooks_see_add_and_perturb_where_they_ask_to_and_nowhere_else() {
     // A perturbation of zero runs on float activations: near, not equal. One of size moves more.
     let distance =
         |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-    let (zero, _) = run(0, &mut Trivial { perturb: Some(Constant(0.0)), ..Trivial::default() });
-    let (moved, _) = run(0, &mut Trivial { perturb: Some(Constant(1.0)), ..Trivial::default() });
+    let [none, one] = [0.0, 1.0].map(Constant::new);
+    let (zero, _) = run(0, &mut Trivial { perturb: Some(none.terms()), ..Trivial::default() });
+    let (moved, _) = run(0, &mut Trivial { perturb: Some(one.terms()), ..Trivial::default() });
     let (near, far) = (distance(&a, &zero), distance(&zero, &moved));
     assert!(near < 1.0 && far > 4.0 * near, "{near} and {far}");
 }

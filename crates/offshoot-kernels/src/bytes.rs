@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::Buffer;
 
-/// A read-only range of a shared buffer; a clone is a reference.
+/// A range of a shared buffer, read-only as long as it is shared; a clone is a reference.
 #[derive(Debug, Clone)]
 pub struct SharedBytes {
     buffer: Arc<Buffer<u8>>,
@@ -19,6 +19,11 @@ impl SharedBytes {
         let start = self.range.start;
         let range = start + range.start..start + range.end;
         Some(Self { buffer: Arc::clone(&self.buffer), range })
+    }
+
+    /// The bytes to be written, if nobody else has a part of the buffer.
+    pub(crate) fn get_mut(&mut self) -> Option<&mut [u8]> {
+        Arc::get_mut(&mut self.buffer)?.get_mut(self.range.clone())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::activations::{NewRows, PANEL};
 use crate::parts::{Part, check_parts};
 use crate::product::{RUN, check, panel_rows, panels, room_for, zeroed};
 use crate::tile::TILE_ROWS;
-use crate::{Activation, Activations, Cpu, Forms, Isa, PackedMatrix};
+use crate::{Activation, Activations, Cpu, Forms, Isa, PackedMatrix, form_for};
 
 /// Two matrices of one shape and what makes a gated activation of their products.
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +84,7 @@ impl GatedPair<'_> {
     fn check(&self, acts: &Activations, outputs: usize) {
         for (weights, bias) in [self.gate, self.up] {
             assert_eq!(weights.rows(), outputs, "matrices of one shape");
-            check(acts, weights, bias, false);
+            check(acts, weights, bias, form_for(weights.block()));
         }
     }
 

@@ -8,7 +8,7 @@ use crate::activations::PANEL;
 use crate::disjoint::Disjoint;
 use crate::product::{RUN, check, panel_rows, panels, room_for, zeroed};
 use crate::tile::TILE_ROWS;
-use crate::{Activations, Cpu, PackedMatrix, argmax};
+use crate::{Activations, Cpu, PackedMatrix, argmax, form_for};
 
 /// The greatest output of a token, the lowest index where several are equal.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,7 +67,7 @@ pub fn multiply_greatest(
     scratch: &mut GreatestScratch,
     out: &mut Vec<Result<Greatest, u32>>,
 ) {
-    check(acts, weights.0, weights.1, false);
+    check(acts, weights.0, weights.1, form_for(weights.0.block()));
     let (outputs, tokens, threads) = (weights.0.rows(), acts.tokens(), cpu.team().threads());
     scratch.found.clear();
     scratch.found.resize(threads * tokens, Found::default());

@@ -22,6 +22,7 @@ mod greatest;
 mod isa;
 mod kv_cache;
 mod lanes;
+mod log_softmax;
 mod math;
 mod noise;
 mod parts;
@@ -32,7 +33,9 @@ mod rope;
 mod routing;
 mod rows;
 mod team;
+mod terms;
 mod tile;
+mod update;
 
 pub use activations::{Activations, Forms};
 pub use attention::{
@@ -49,10 +52,13 @@ pub use gated::{GatedPair, multiply_gated, multiply_gated_parts};
 pub use greatest::{Greatest, GreatestScratch, multiply_greatest};
 pub use isa::Isa;
 pub use kv_cache::KvCache;
+pub use log_softmax::{
+    LogSoftmaxScratch, RowScores, Wanted, log_softmax_rows, multiply_log_softmax,
+};
 pub use noise::{Distribution, Noise, Purpose, tensor_id};
 pub use parts::{Part, multiply_part, multiply_parts};
 pub use philox::Philox;
-pub use product::{Perturbation, Product, form_for, multiply, multiply_perturbed};
+pub use product::{Compute, Forming, FormingScratch, Product, form_for, multiply, multiply_formed};
 pub use ranked::{Ranked, rank_rows};
 pub use rope::RopeTable;
 pub use routing::{Choice, Routes, Rule as RoutingRule};
@@ -61,4 +67,6 @@ pub use rows::{
     softmax,
 };
 pub use team::{Pinning, Team, available_threads, pin_current_thread};
+pub use terms::{Entries, Mask, Term, add_terms};
 pub use tile::{PackedMatrix, TILE_KIND, TileError};
+pub use update::{Change, Moments, update_matrix, update_rows};

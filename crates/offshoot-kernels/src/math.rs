@@ -70,7 +70,7 @@ pub(crate) fn power(base: f64, exponent: f64) -> f64 {
 }
 
 /// Natural logarithm of a normal number above zero.
-fn ln(x: f64) -> f64 {
+pub(crate) fn ln(x: f64) -> f64 {
     let bits = x.to_bits();
     let mut n = ((bits >> 52) & 0x7ff) as i64 - 1023;
     let mut m = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) | 0x3ff0_0000_0000_0000);
@@ -88,7 +88,8 @@ fn ln(x: f64) -> f64 {
     n as f64 * std::f64::consts::LN_2 + 2.0 * t * sum
 }
 
-fn exp_f64(x: f64) -> f64 {
+/// `exp(x)` within a few units in the last place, for `|x|` below 690.
+pub(crate) fn exp_f64(x: f64) -> f64 {
     let n = (x * std::f64::consts::LOG2_E).round_ties_even().clamp(-1000.0, 1000.0);
     // ln 2 in two parts, the first with trailing zeros so that its product with n is exact.
     let r = (x - n * 6.931_471_803_691_238e-1) - n * 1.908_214_929_270_587_7e-10;

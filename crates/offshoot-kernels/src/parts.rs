@@ -3,30 +3,37 @@
 use std::ops::Range;
 
 use crate::disjoint::Disjoint;
-use crate::product::{Task, check, run_perturbed, run_tiles};
+use crate::product::{Task, check, check_formed, run_formed, run_tiles};
 use crate::tile::TILE_ROWS;
-use crate::{Activations, Cpu, PackedMatrix, Perturbation};
+use crate::{Activations, Cpu, Forming, FormingScratch, PackedMatrix, form_for};
 
-/// Multiplies `weights` with `tokens` of the inputs alone, as one job, perturbed as in
-/// [`crate::multiply_perturbed`] if there is a `perturbation`; `out` is `[tokens, rows]`.
+/// Multiplies `weights` with `tokens` of the inputs alone, as one job, formed as in
+/// [`crate::multiply_formed`] if it is said how; `out` is `[tokens, rows]`.
 ///
 /// # Panics
-/// As [`crate::multiply`], or if there are no such tokens.
+/// As [`crate::multiply`] or [`crate::multiply_formed`], or if there are no such tokens.
 pub fn multiply_part(
     cpu: &Cpu,
     acts: &Activations,
     tokens: Range<usize>,
     weights: &PackedMatrix,
-    perturbation: Option<&dyn Perturbation>,
+    forming: Option<(Forming<'_>, &mut FormingScratch)>,
     out: &mut [f32],
 ) {
-    check(acts, weights, None, perturbation.is_some());
     let part = Part { matrix: 0, start: tokens.start, end: tokens.end };
     let task = Task::part(acts, part, weights, Disjoint::new(out), tokens.start);
-    cpu.team().for_pieces(weights.tiles(), 1, |_, piece| match perturbation {
-        Some(p) => run_perturbed(cpu.isa(), &task, p, piece.start, piece.end),
-        None => run_tiles(cpu.isa(), &task, piece.start, piece.end),
-    });
+    match forming {
+        Some((forming, scratch)) => {
+            check_formed(acts, weights, None, forming);
+            run_formed(cpu, &task, forming, scratch);
+        }
+        None => {
+            check(acts, weights, None, form_for(weights.block()));
+            cpu.team().for_pieces(weights.tiles(), 1, |_, piece| {
+                run_tiles(cpu.isa(), &task, piece.start, piece.end);
+            });
+        }
+    }
 }
 
 /// Consecutive tokens of the inputs that one of several matrices is multiplied with.
@@ -67,7 +74,8 @@ pub fn multiply_parts<'w>(
     assert_eq!(out.len(), acts.tokens() * rows, "the product's output");
     for part in parts {
         assert_eq!(weights(part.matrix).rows(), rows, "matrices of one shape");
-        check(acts, weights(part.matrix), None, false);
+        let weights = weights(part.matrix);
+        check(acts, weights, None, form_for(weights.block()));
     }
     let (out, tiles) = (Disjoint::new(out), rows.div_ceil(TILE_ROWS));
     cpu.team().for_pieces(parts.len() * tiles, 1, |_, piece| {
@@ -78,7 +86,7 @@ pub fn multiply_parts<'w>(
             let weights = weights(part.matrix);
             // Again, since what the caller gives may change.
             assert_eq!(weights.rows(), rows, "matrices of one shape");
-            check(acts, weights, None, false);
+            check(acts, weights, None, form_for(weights.block()));
             let task = Task::part(acts, part, weights, out, 0);
             run_tiles(cpu.isa(), &task, tile, end);
             at += end - tile;

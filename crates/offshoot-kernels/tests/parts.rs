@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used)] // test code
 
 use offshoot_kernels::{
-    Activation, Activations, BlockType, Buffer, Cpu, Forms, GatedPair, Isa, PackedMatrix, Part,
-    Perturbation, Product, SharedBytes, form_for, multiply, multiply_gated, multiply_gated_parts,
-    multiply_part, multiply_parts, multiply_perturbed,
+    Activation, Activations, BlockType, Buffer, Compute, Cpu, Entries, Forming, FormingScratch,
+    Forms, GatedPair, Isa, Noise, PackedMatrix, Part, Product, SharedBytes, Term, form_for,
+    multiply, multiply_formed, multiply_gated, multiply_gated_parts, multiply_part, multiply_parts,
 };
 
 const COLS: usize = 96;
@@ -67,16 +67,10 @@ const BLOCKS: [BlockType; 6] = [
     BlockType::Q8_0,
 ];
 
-struct Shift;
-
-impl Perturbation for Shift {
-    fn perturb(&self, row: usize, col: usize, w: &mut [[f32; 16]]) {
-        for (i, w) in w.iter_mut().enumerate() {
-            w.iter_mut().enumerate().for_each(|(lane, w)| {
-                *w += ((row + lane) % 5) as f32 / 8.0 - ((col + i) % 3) as f32 / 16.0;
-            });
-        }
-    }
+/// One and a half times a direction.
+fn shift() -> [Term<'static>; 1] {
+    let noise = Noise { seed: 3, tensor: 5, ..Noise::default() };
+    [Term { scale: 1.5, entries: Entries::Noise(noise), mask: None }]
 }
 
 #[test]
@@ -108,9 +102,12 @@ fn tokens_of_a_part_have_the_bits_of_a_token_alone() {
                 let mut again = vec![0.0; tokens * ROWS];
                 multiply_parts(&cpu, &acts, &[*part], |_| weights, &mut again);
                 assert!(bits(&alone) == bits(&again[range.start * ROWS..range.end * ROWS]));
-                multiply_part(&cpu, &acts, range.clone(), weights, Some(&Shift), &mut alone);
-                let whole = Product { weights, bias: None, accumulate: false, out: &mut again };
-                multiply_perturbed(&cpu, &acts, &mut [whole], &Shift);
+                let forming = Forming { terms: &shift(), compute: Compute::Single };
+                let mut scratch = FormingScratch::default();
+                let how = Some((forming, &mut scratch));
+                multiply_part(&cpu, &acts, range.clone(), weights, how, &mut alone);
+                let mut whole = Product { weights, bias: None, accumulate: false, out: &mut again };
+                multiply_formed(&cpu, &acts, &mut whole, forming, &mut scratch);
                 assert!(bits(&alone) == bits(&again[range.start * ROWS..range.end * ROWS]));
             }
             assert!(out.iter().all(|x| x.is_nan()), "tokens of no part are left alone");

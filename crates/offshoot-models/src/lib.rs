@@ -44,7 +44,8 @@ pub use generation_defaults::GenerationDefaults;
 pub use identity::{BaseId, TemplateId, TokenizerId};
 pub use offshoot_kernels::{Activation, RoutingRule};
 pub use packed::{
-    Hooks, NoHooks, PackedAdapters, PackedExecutor, PackedModel, SegmentRows, WeightCache,
+    Hooks, NoHooks, PackedAdapters, PackedExecutor, PackedModel, Perturbed, SegmentRows,
+    TrainableModel, TrainableTensor, WeightCache,
 };
 pub use recipe::Recipe;
 pub use rope_rule::{Llama3, RopeRule};

@@ -9,7 +9,7 @@ mod support;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use offshoot_kernels::{BlockType, Cpu, Isa, Perturbation};
+use offshoot_kernels::{BlockType, Cpu, Forming, Isa};
 use offshoot_models::gguf::{Export, ExportOptions};
 use offshoot_models::{
     BaseId, Checkpoint, DenseCache, DenseHooks, DenseModel, Error, Hooks, LinearId, LogitRows,
@@ -279,13 +279,9 @@ fn an_addend_to_an_expert_is_a_change_of_its_weights_for_its_segments() {
 /// Adds nothing to the weights of experts, inside the products.
 struct Nothing;
 
-impl Perturbation for Nothing {
-    fn perturb(&self, _: usize, _: usize, _: &mut [[f32; 16]]) {}
-}
-
 impl Hooks for Nothing {
-    fn perturbation(&self, _: LinearId) -> Option<&dyn Perturbation> {
-        Some(self)
+    fn forming(&self, _: LinearId) -> Option<Forming<'_>> {
+        Some(Forming::default())
     }
 }
 

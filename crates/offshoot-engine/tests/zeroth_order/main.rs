@@ -4,4 +4,5 @@
 mod gradient;
 mod laws;
 mod learning;
+mod replays;
 mod setting;

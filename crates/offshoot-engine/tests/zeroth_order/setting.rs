@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_engine::tune::zeroth_order::{
-    LoraOptions, LoraSpace, Objective, Space, StepLimits, ZerothOrderOptions, ZerothOrderTrainer,
+    FullOptions, FullSpace, LoraOptions, LoraSpace, Objective, Space, StepLimits,
+    ZerothOrderOptions, ZerothOrderTrainer,
 };
 use offshoot_engine::tune::{Example, Sequence};
 use offshoot_kernels::{Cpu, Distribution, Isa};
-use offshoot_methods::tune::{Direction, Probe, Term};
+use offshoot_methods::tune::{Direction, Probe, TensorSpec, Term};
 use offshoot_models::{Checkpoint, PackedModel};
 
 /// The checkpoint of a small random model.
@@ -47,6 +48,12 @@ pub(crate) fn lora(name: &str, cpu: &Cpu) -> LoraSpace {
     space
 }
 
+/// The weights of a model, drawn from as those of [`lora`] are.
+pub(crate) fn full(name: &str, cpu: &Cpu, options: &FullOptions) -> FullSpace {
+    let options = FullOptions { seed: 7, ..options.clone() };
+    FullSpace::new(cpu, Arc::new(checkpoint(name)), &options).unwrap()
+}
+
 pub(crate) fn trainer(
     cpu: &Cpu,
     space: impl Space + 'static,
@@ -59,6 +66,16 @@ pub(crate) fn trainer(
 
 pub(crate) fn probe(step: u32, scale: f32) -> Probe {
     Probe { terms: vec![Term { scale, direction: Direction::dense(step, 0) }] }
+}
+
+/// The numbers of all that is tuned, to the bit.
+pub(crate) fn values(space: &dyn Space) -> Vec<Vec<u32>> {
+    let tensor = |(i, spec): (usize, &TensorSpec)| {
+        let mut out = vec![0.0; spec.rows * spec.cols];
+        space.read(i, &mut out).unwrap();
+        out.into_iter().map(f32::to_bits).collect()
+    };
+    space.layout().tensors.iter().enumerate().map(tensor).collect()
 }
 
 /// Tokens below 60 of no meaning.

@@ -221,6 +221,60 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, x: Self::I) {
+        unsafe {
+            _mm256_storeu_si256(p.cast(), x[0]);
+            _mm256_storeu_si256(p.add(8).cast(), x[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn xor_i(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| unsafe { _mm256_xor_si256(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| unsafe { _mm256_and_si256(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn shr_i(a: Self::I, n: u32) -> Self::I {
+        unsafe {
+            let n = _mm_cvtsi32_si128(n as i32);
+            map(a, |a| _mm256_srl_epi32(a, n))
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_mul(a: Self::I, m: u32) -> (Self::I, Self::I) {
+        unsafe {
+            let m = _mm256_set1_epi32(m as i32);
+            // Even lanes, and odd ones moved to even places.
+            let even = map(a, |a| _mm256_mul_epu32(a, m));
+            let odd = map(a, |a| _mm256_mul_epu32(_mm256_srli_epi64::<32>(a), m));
+            let high = zip(even, odd, |even, odd| {
+                _mm256_blend_epi32::<0xAA>(_mm256_srli_epi64::<32>(even), odd)
+            });
+            let low = zip(even, odd, |even, odd| {
+                _mm256_blend_epi32::<0xAA>(even, _mm256_slli_epi64::<32>(odd))
+            });
+            (high, low)
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_bits(x: Self::F) -> Self::I {
+        map(x, |x| unsafe { _mm256_castps_si256(x) })
+    }
+    #[inline(always)]
+    unsafe fn from_bits(x: Self::I) -> Self::F {
+        map(x, |x| unsafe { _mm256_castsi256_ps(x) })
+    }
+    #[inline(always)]
+    unsafe fn sqrt(x: Self::F) -> Self::F {
+        map(x, |x| unsafe { _mm256_sqrt_ps(x) })
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }

@@ -165,6 +165,69 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, x: Self::I) {
+        unsafe { _mm512_storeu_si512(p.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn xor_i(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shr_i(a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(n as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn wide_mul(a: Self::I, m: u32) -> (Self::I, Self::I) {
+        unsafe {
+            let m = _mm512_set1_epi32(m as i32);
+            // Even lanes, and odd ones moved to even places.
+            let even = _mm512_mul_epu32(a, m);
+            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), m);
+            let high = _mm512_mask_mov_epi32(_mm512_srli_epi64::<32>(even), 0xAAAA, odd);
+            (high, _mm512_mask_mov_epi32(even, 0xAAAA, _mm512_slli_epi64::<32>(odd)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_bits(x: Self::F) -> Self::I {
+        unsafe { _mm512_castps_si512(x) }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(x: Self::I) -> Self::F {
+        unsafe { _mm512_castsi512_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(x: Self::F) -> Self::F {
+        unsafe { _mm512_sqrt_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn step_of(table: &[f32; 256], x: Self::I) -> Self::F {
+        // The upper half of the table in registers; the lower one is its mirror with signs turned.
+        unsafe {
+            let upper = _mm512_test_epi32_mask(x, _mm512_set1_epi32(128));
+            let at = _mm512_mask_xor_epi32(x, !upper, x, _mm512_set1_epi32(127));
+            let half = table.as_ptr().add(128);
+            let part = |i: usize| {
+                let pair = half.add(32 * i);
+                _mm512_permutex2var_ps(_mm512_loadu_ps(pair), at, _mm512_loadu_ps(pair.add(16)))
+            };
+            let second = _mm512_test_epi32_mask(at, _mm512_set1_epi32(32));
+            let low = _mm512_mask_mov_ps(part(0), second, part(1));
+            let high = _mm512_mask_mov_ps(part(2), second, part(3));
+            let third = _mm512_test_epi32_mask(at, _mm512_set1_epi32(64));
+            let size = _mm512_castps_si512(_mm512_mask_mov_ps(low, third, high));
+            let turned = _mm512_mask_xor_epi32(size, !upper, size, _mm512_set1_epi32(i32::MIN));
+            _mm512_castsi512_ps(turned)
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }

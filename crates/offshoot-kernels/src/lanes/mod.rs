@@ -92,6 +92,38 @@ pub(crate) trait Lanes: Copy {
     /// `x * 2^n` for a result in the normal range, by adding to the exponent bits.
     unsafe fn scale_by_power(x: Self::F, n: Self::I) -> Self::F;
 
+    /// Reads 16 integers.
+    unsafe fn load_i(p: *const i32) -> Self::I;
+    /// Writes 16 integers.
+    unsafe fn store_i(p: *mut i32, x: Self::I);
+    /// `a ^ b`.
+    unsafe fn xor_i(a: Self::I, b: Self::I) -> Self::I;
+    /// `a & b`.
+    unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I;
+    /// `a` moved down by `n` bits below 32, zeros following.
+    unsafe fn shr_i(a: Self::I, n: u32) -> Self::I;
+    /// The high and the low half of `a * m`, both unsigned.
+    unsafe fn wide_mul(a: Self::I, m: u32) -> (Self::I, Self::I);
+    /// The bits of each lane.
+    unsafe fn to_bits(x: Self::F) -> Self::I;
+    /// The numbers that have these bits.
+    unsafe fn from_bits(x: Self::I) -> Self::F;
+    /// The square root.
+    unsafe fn sqrt(x: Self::F) -> Self::F;
+
+    /// `table[x]` for each lane, whose `x` is below 256; `table[255 - x]` must be `-table[x]`.
+    #[inline(always)]
+    unsafe fn step_of(table: &[f32; 256], x: Self::I) -> Self::F {
+        let (mut places, mut steps) = ([0i32; 16], [0f32; 16]);
+        // SAFETY: both arrays hold 16 elements.
+        unsafe { Self::store_i(places.as_mut_ptr(), x) };
+        for (step, place) in steps.iter_mut().zip(places) {
+            *step = table[(place & 255) as usize];
+        }
+        // SAFETY: as above.
+        unsafe { Self::load(steps.as_ptr()) }
+    }
+
     /// Asks for the cache line at `p`, which may lie anywhere.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}

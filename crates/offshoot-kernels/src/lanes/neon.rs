@@ -216,6 +216,55 @@ impl<const I8MM: bool> Lanes for Neon<I8MM> {
     }
 
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        std::array::from_fn(|i| unsafe { vld1q_s32(p.add(4 * i)) })
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, x: Self::I) {
+        for (i, x) in x.into_iter().enumerate() {
+            unsafe { vst1q_s32(p.add(4 * i), x) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn xor_i(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| unsafe { veorq_s32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| unsafe { vandq_s32(a, b) })
+    }
+    #[inline(always)]
+    unsafe fn shr_i(a: Self::I, n: u32) -> Self::I {
+        map(a, |a| unsafe {
+            let moved = vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-(n as i32)));
+            vreinterpretq_s32_u32(moved)
+        })
+    }
+    #[inline(always)]
+    unsafe fn wide_mul(a: Self::I, m: u32) -> (Self::I, Self::I) {
+        unsafe {
+            let high = map(a, |a| {
+                let a = vreinterpretq_u32_s32(a);
+                let low = vshrn_n_u64::<32>(vmull_n_u32(vget_low_u32(a), m));
+                let high = vshrn_n_u64::<32>(vmull_n_u32(vget_high_u32(a), m));
+                vreinterpretq_s32_u32(vcombine_u32(low, high))
+            });
+            (high, map(a, |a| vmulq_n_s32(a, m as i32)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_bits(x: Self::F) -> Self::I {
+        map(x, |x| unsafe { vreinterpretq_s32_f32(x) })
+    }
+    #[inline(always)]
+    unsafe fn from_bits(x: Self::I) -> Self::F {
+        map(x, |x| unsafe { vreinterpretq_f32_s32(x) })
+    }
+    #[inline(always)]
+    unsafe fn sqrt(x: Self::F) -> Self::F {
+        map(x, |x| unsafe { vsqrtq_f32(x) })
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe {
             asm!("prfm pldl1keep, [{0}]", in(reg) p,

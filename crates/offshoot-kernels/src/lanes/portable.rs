@@ -137,6 +137,43 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        unsafe { p.cast::<[i32; 16]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, x: Self::I) {
+        unsafe { p.cast::<[i32; 16]>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn xor_i(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] ^ b[i])
+    }
+    #[inline(always)]
+    unsafe fn and_i(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    unsafe fn shr_i(a: Self::I, n: u32) -> Self::I {
+        a.map(|a| (a as u32 >> n) as i32)
+    }
+    #[inline(always)]
+    unsafe fn wide_mul(a: Self::I, m: u32) -> (Self::I, Self::I) {
+        let wide = a.map(|a| u64::from(a as u32) * u64::from(m));
+        (wide.map(|x| (x >> 32) as i32), wide.map(|x| x as i32))
+    }
+    #[inline(always)]
+    unsafe fn to_bits(x: Self::F) -> Self::I {
+        x.map(|x| x.to_bits() as i32)
+    }
+    #[inline(always)]
+    unsafe fn from_bits(x: Self::I) -> Self::F {
+        x.map(|x| f32::from_bits(x as u32))
+    }
+    #[inline(always)]
+    unsafe fn sqrt(x: Self::F) -> Self::F {
+        map(x, f32::sqrt)
+    }
+    #[inline(always)]
     unsafe fn bytes_load(p: *const u8) -> Self::B {
         unsafe { p.cast::<[u8; 64]>().read_unaligned() }
     }

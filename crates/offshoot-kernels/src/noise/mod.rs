@@ -18,12 +18,15 @@
 //! ```
 //! Every form computes in single precision, each operation rounded on its own, with no function of a
 //! library: the numbers are part of what a run is, and have to be the same in all times and places.
-//! What makes them in bulk is tested against [`Noise::at`] to the bit.
+//! What makes them in bulk ([`Noise::fill`]) is tested against [`Noise::at`] to the bit.
 
+mod blocks;
 mod normal;
 mod table;
 
 use crate::Philox;
+
+pub(crate) use blocks::{BLOCK_COLS, Block, BlockPlace, fill_block, fill_lanes};
 
 /// How the entries of a direction are drawn. All are symmetric about 0, with variance 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -131,6 +134,24 @@ impl Noise {
         }
     }
 
+    /// Writes the entries of elements `first..first + out.len()`, which are those of
+    /// [`Noise::at`], to `out`.
+    ///
+    /// # Panics
+    /// As [`Noise::at`].
+    pub fn fill(&self, isa: crate::Isa, first: u64, out: &mut [f32]) {
+        self.check(first + out.len() as u64);
+        fill_run(isa, self, first, out);
+    }
+
+    /// Checks that all of `elements` can be told apart.
+    ///
+    /// # Panics
+    /// If the index or the number of elements is out of range.
+    pub(crate) fn check(&self, elements: u64) {
+        self.counter(elements.saturating_sub(1));
+    }
+
     /// The counter of the block that serves `element`.
     fn counter(&self, element: u64) -> [u32; 4] {
         assert!(self.index < 1 << 24, "a direction's index below 2^24");
@@ -140,9 +161,11 @@ impl Noise {
     }
 }
 
+crate::isa::by_isa! { fn fill_run(noise: &Noise, first: u64, out: &mut [f32]) = fill_lanes }
+
 /// Step `byte` of the Gaussian of 256 steps.
 fn step(byte: u32) -> f32 {
-    f32::from_bits(table::BITS[byte as usize])
+    table::STEPS[byte as usize]
 }
 
 /// The number of the tensor called `name`: the first four bytes of the name's SHA-256, the highest

@@ -22,7 +22,8 @@ mod pack;
 use thiserror::Error;
 
 use crate::blocks::iq4_nl::CODEBOOK;
-use crate::{BlockError, BlockType, SharedBytes};
+use crate::disjoint::Disjoint;
+use crate::{BlockError, BlockType, Buffer, Cpu, SharedBytes};
 use format::Shape;
 use half::f16;
 
@@ -57,6 +58,9 @@ pub enum TileError {
         /// Bytes given.
         got: usize,
     },
+    /// The weights cannot be changed where they are.
+    #[error("weights change only in single precision and in memory of their own")]
+    Fixed,
     /// A block could not be read.
     #[error(transparent)]
     Block(#[from] BlockError),
@@ -146,6 +150,52 @@ impl PackedMatrix {
     /// The bytes of tile row `tile`.
     pub(crate) fn tile(&self, tile: usize) -> &[u8] {
         &self.bytes[tile * self.tile_bytes..(tile + 1) * self.tile_bytes]
+    }
+
+    /// The weights of a single-precision matrix that nobody shares, `[tile][column][16 rows]`, rows
+    /// beyond the last zero.
+    pub(crate) fn singles_mut(&mut self) -> Option<&mut [f32]> {
+        let bytes = self.bytes.get_mut().filter(|_| self.block == BlockType::F32)?;
+        // SAFETY: every bit pattern is a float.
+        let (before, singles, after) = unsafe { bytes.align_to_mut::<f32>() };
+        (before.is_empty() && after.is_empty()).then_some(singles)
+    }
+
+    /// A matrix `[rows, cols]` of zeros in single precision, in memory of its own.
+    ///
+    /// # Errors
+    /// [`TileError::Shape`] if there is no such matrix.
+    pub fn zeroed(rows: usize, cols: usize) -> Result<Self, TileError> {
+        let bytes = Buffer::zeroed(Self::packed_bytes(BlockType::F32, rows, cols)?);
+        Self::from_packed(BlockType::F32, rows, cols, SharedBytes::from(bytes))
+    }
+
+    /// Replaces all weights: `produce(row, out)` writes each row, by several threads.
+    ///
+    /// # Errors
+    /// [`TileError::Fixed`] if they are not in single precision, or in memory that others share.
+    pub fn fill_rows(
+        &mut self,
+        cpu: &Cpu,
+        produce: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<(), TileError> {
+        let (rows, cols, tiles) = (self.rows, self.cols, self.tiles());
+        let each = cols * TILE_ROWS;
+        let weights = Disjoint::new(self.singles_mut().ok_or(TileError::Fixed)?);
+        cpu.team().for_pieces(tiles, 1, |_, piece| {
+            let mut row = vec![0f32; cols];
+            for tile in piece {
+                // SAFETY: pieces do not overlap, so this member alone has the tile.
+                let w = unsafe { weights.slice(tile * each, each) };
+                for lane in 0..TILE_ROWS.min(rows - tile * TILE_ROWS) {
+                    produce(tile * TILE_ROWS + lane, &mut row);
+                    for (w, x) in w.chunks_exact_mut(TILE_ROWS).zip(&row) {
+                        w[lane] = *x;
+                    }
+                }
+            }
+        });
+        Ok(())
     }
 
     /// Writes the weights of tile row `tile` for inputs `col..col + w.len()`: `w[i][lane]`. `col` is

@@ -136,6 +136,11 @@ impl Rule for Block {
     fn update(&mut self, step: u32, rate: f64, decay: f32, numbers: &[f32]) -> Update {
         Update::Linear { decay, terms: self.moves(step, rate, numbers) }
     }
+
+    /// All blocks at once: what suits their sum suits each.
+    fn like(&self, step: u32) -> Direction {
+        Direction::dense(step, 0)
+    }
 }
 
 #[cfg(test)]

@@ -95,4 +95,8 @@ impl Rule for Momentum {
         let terms = self.history.terms(|step| dense_directions(step, self.n), weight);
         Update::Linear { decay, terms }
     }
+
+    fn gain(&self) -> f64 {
+        1.0 / (1.0 - self.beta)
+    }
 }

@@ -28,10 +28,14 @@ mod orthonormal;
 mod plan;
 mod probing;
 mod qzo;
+mod rank;
+mod rate;
+mod schedule;
 mod sign;
 mod sparse;
 mod stepper;
 mod subzero;
+mod trajectory;
 
 pub use adam::AdamOptions;
 pub use adamezo::AdamezoOptions;
@@ -54,9 +58,17 @@ pub use mmt::MmtOptions;
 pub use plan::{Guarded, Plan, Probe, Record, Setting, Term, Update, ZerothOrder};
 pub use probing::ProbeOptions;
 pub use qzo::QzoOptions;
+pub use rank::sufficient_rank;
+pub use rate::{RateEstimate, RateOptions, SpaceKind, common_rate};
+pub use schedule::{Curve, Schedule};
 pub use sign::SignOptions;
 pub use sparse::{SparseChoice, SparseOptions};
 pub use subzero::SubzeroOptions;
+pub use trajectory::{
+    Chunk, Damage, Difference, Divergence, Header, Info, MethodChoice, Mismatch, Parent, Part,
+    Reading, Replay, Replayed, SpaceChoice, Step, Trajectory, TrajectoryError, TrajectoryWriter,
+    cat, diff, differences, merge, slice,
+};
 
 /// Every method, one a row.
 pub static METHODS: &[MethodCard] = &[

@@ -146,4 +146,11 @@ pub trait ZerothOrder: std::fmt::Debug + Send {
 
     /// How many losses step `step` asks for at most.
     fn forwards(&self, step: u32) -> usize;
+
+    /// A direction like those of step `step`: its form, its mask and the tensors that it covers in
+    /// sum are what a rate is to be found for.
+    fn like(&self, step: u32) -> Direction;
+
+    /// What a slope that lasts is multiplied by in the long run: 1, or with momentum more.
+    fn gain(&self) -> f64;
 }

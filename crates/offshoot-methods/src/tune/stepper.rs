@@ -50,6 +50,16 @@ pub(crate) trait Rule: std::fmt::Debug + Send {
     fn forwards(&self, step: u32) -> usize {
         2 * self.numbers(step)
     }
+
+    /// A direction like those of step `step`.
+    fn like(&self, step: u32) -> Direction {
+        self.directions(step).into_iter().next().unwrap_or_else(|| Direction::dense(step, 0))
+    }
+
+    /// What a slope that lasts is multiplied by.
+    fn gain(&self) -> f64 {
+        1.0
+    }
 }
 
 /// `rate / n * number` of each of `n` directions; those of scale zero are left out, which changes no
@@ -178,5 +188,13 @@ impl<R: Rule + 'static> ZerothOrder for Stepper<R> {
 
     fn forwards(&self, step: u32) -> usize {
         self.rule.forwards(step)
+    }
+
+    fn like(&self, step: u32) -> Direction {
+        self.rule.like(step)
+    }
+
+    fn gain(&self) -> f64 {
+        self.rule.gain()
     }
 }

@@ -1,9 +1,10 @@
 //! One step of a packed model, register by register.
 
 use offshoot_kernels::{
-    self as kernels, Activations, AttentionScratch, Buffer, Cpu, Forms, GatedPair, Greatest,
-    GreatestScratch, Heads, KvCache, Product, RopeTable, SequenceRows, add_assign, add_normed,
-    attend, multiply, multiply_gated, multiply_greatest, multiply_perturbed, rms_norm, soft_cap,
+    self as kernels, Activations, AttentionScratch, Buffer, Cpu, FormingScratch, Forms, GatedPair,
+    Greatest, GreatestScratch, Heads, Isa, KvCache, LogSoftmaxScratch, Product, RopeTable,
+    RowScores, SequenceRows, Term, Wanted, add_assign, add_normed, add_terms, attend, multiply,
+    multiply_formed, multiply_gated, rms_norm,
 };
 
 use super::experts::ExpertRegisters;
@@ -79,21 +80,27 @@ pub struct PackedExecutor {
     up: Rows,
     /// Products that addends go into before the residual stream.
     spare: Rows,
-    logits: Rows,
+    pub(super) logits: Rows,
     pub(super) normed: Activations,
     pub(super) attended: Activations,
     gated: Activations,
     /// What layers of experts run in.
     pub(super) experts: ExpertRegisters,
-    head_input: Activations,
+    pub(super) head_input: Activations,
     scratch: AttentionScratch,
     /// The step's rows whose logits are asked for, and how many of them each segment has.
-    logit_rows: Vec<usize>,
-    logit_counts: Vec<usize>,
+    pub(super) logit_rows: Vec<usize>,
+    pub(super) logit_counts: Vec<usize>,
     /// Rows of logits that the last step wrote.
-    logits_given: usize,
-    greatest: Vec<Result<Greatest, u32>>,
-    greatest_scratch: GreatestScratch,
+    pub(super) logits_given: usize,
+    pub(super) greatest: Vec<Result<Greatest, u32>>,
+    pub(super) greatest_scratch: GreatestScratch,
+    /// What is known of rows whose logits are not kept.
+    pub(super) scores: RowScores,
+    pub(super) scores_scratch: LogSoftmaxScratch,
+    /// Where weights are formed, and vectors and biases.
+    pub(super) forming: FormingScratch,
+    pub(super) moved: [Vec<f32>; 2],
     tokens: Vec<u32>,
     /// Cosines and sines of each row's position.
     cos: Rows,
@@ -130,6 +137,10 @@ impl PackedExecutor {
             logits_given: 0,
             greatest: Vec::new(),
             greatest_scratch: GreatestScratch::default(),
+            scores: RowScores::default(),
+            scores_scratch: LogSoftmaxScratch::default(),
+            forming: FormingScratch::default(),
+            moved: [const { Vec::new() }; 2],
             tokens: Vec::new(),
             cos: Rows::new(config.head_dim / 2),
             sin: Rows::new(config.head_dim / 2),
@@ -178,6 +189,24 @@ impl PackedExecutor {
         Ok(&self.greatest)
     }
 
+    /// As [`PackedExecutor::step`], but gives of each row that was asked for the log-probabilities of
+    /// the tokens that are `wanted` of it, and its greatest logit. Unless someone adds to the output
+    /// head, no more logits are in memory than a few tokens' of a few outputs.
+    ///
+    /// # Errors
+    /// As [`PackedExecutor::step`], and if `wanted` is not of the rows that are asked for or names a
+    /// token beyond the vocabulary.
+    pub fn step_scores(
+        &mut self,
+        model: &PackedModel,
+        segments: &mut [Segment<'_, KvCache>],
+        hooks: &mut dyn Hooks,
+        wanted: Wanted<'_>,
+    ) -> Result<&RowScores, Error> {
+        self.run(model, segments, hooks, Head::Scores(wanted))?;
+        Ok(&self.scores)
+    }
+
     /// Makes room in rotary table `rope` for all positions below `positions`.
     pub fn reserve_positions(&mut self, rope: RopeId, positions: usize) {
         let local = self.local.as_mut().map(|local| &mut local.table);
@@ -209,9 +238,10 @@ impl PackedExecutor {
         model: &PackedModel,
         segments: &mut [Segment<'_, KvCache>],
         hooks: &mut dyn Hooks,
-        want: Head,
+        want: Head<'_>,
     ) -> Result<(), Error> {
         let config = model.config();
+        self.scores.clear();
         self.tokens.clear();
         self.logit_rows.clear();
         self.logit_counts.clear();
@@ -245,6 +275,9 @@ impl PackedExecutor {
             let logit_rows = &mut self.logit_rows;
             s.for_logit_rows(|row| logit_rows.push(first + row));
             self.logit_counts.push(logit_rows.len() - before);
+        }
+        if let Head::Scores(wanted) = want {
+            check_wanted(wanted, self.logit_rows.len(), config.vocab_size)?;
         }
         let rows = self.tokens.len();
         if rows == 0 {
@@ -283,10 +316,26 @@ impl PackedExecutor {
 }
 
 /// What a step gives of its rows' logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Head {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Head<'a> {
     Logits,
     Greatest,
+    Scores(Wanted<'a>),
+}
+
+/// Checks that `wanted` is of `rows` rows of logits of `vocab` tokens.
+fn check_wanted(wanted: Wanted<'_>, rows: usize, vocab: usize) -> Result<(), Error> {
+    let Wanted { outputs, ends } = wanted;
+    let ascending = ends.windows(2).all(|ends| ends[0] <= ends[1]);
+    if ends.len() != rows || !ascending || ends.last().copied().unwrap_or(0) != outputs.len() {
+        let (ends, tokens) = (ends.len(), outputs.len());
+        let what = format!("{tokens} wanted tokens in {ends} parts, not of {rows} rows of logits");
+        return Err(Error::Step(what));
+    }
+    match outputs.iter().find(|token| **token as usize >= vocab) {
+        Some(token) => Err(Error::Step(format!("token {token} is wanted of {vocab}"))),
+        None => Ok(()),
+    }
 }
 
 /// A step in progress.
@@ -296,7 +345,7 @@ pub(super) struct Run<'a, 's> {
     pub(super) segments: &'a mut [Segment<'s, KvCache>],
     pub(super) hooks: &'a mut dyn Hooks,
     pub(super) rows: usize,
-    want: Head,
+    pub(super) want: Head<'a>,
 }
 
 /// The forms that a register of `width` inputs can be brought into.
@@ -304,7 +353,29 @@ pub(super) fn forms_for(forms: Forms, width: usize) -> Forms {
     Forms { q8: forms.q8 && width.is_multiple_of(32), ..forms }
 }
 
+/// `plain` with `terms` added, as a tensor of one row: in `room`, unless nothing is.
+pub(super) fn moved<'v>(
+    isa: Isa,
+    plain: &'v [f32],
+    terms: &[Term<'_>],
+    room: &'v mut Vec<f32>,
+) -> &'v [f32] {
+    if terms.is_empty() {
+        return plain;
+    }
+    room.clear();
+    room.extend_from_slice(plain);
+    add_terms(isa, terms, (1, plain.len()), 0, room);
+    room
+}
+
 impl Run<'_, '_> {
+    /// The forms that a register of `width` inputs is brought into.
+    pub(super) fn forms(&self, width: usize) -> Forms {
+        let (own, more) = (self.model.forms, self.hooks.forms());
+        forms_for(Forms { q8: own.q8 || more.q8, bf16: own.bf16 || more.bf16 }, width)
+    }
+
     /// Multiplies with one matrix and hands the product to whoever adds to it.
     pub(super) fn product(
         &mut self,
@@ -322,15 +393,15 @@ impl Run<'_, '_> {
             Input::Gated => &r.gated,
         };
         let width = weights.matrix.rows();
-        let mut products = [Product {
-            weights: &weights.matrix,
-            bias: weights.bias.as_deref(),
-            accumulate,
-            out: &mut rows.data[..self.rows * width],
-        }];
-        match self.hooks.perturbation(linear) {
-            Some(perturbation) => multiply_perturbed(&r.cpu, acts, &mut products, perturbation),
-            None => multiply(&r.cpu, acts, &mut products),
+        let (room, terms) = (&mut r.moved[0], self.hooks.bias_terms(linear));
+        let bias = weights.bias.as_deref().map(|bias| moved(r.cpu.isa(), bias, terms, room));
+        let out_rows = &mut rows.data[..self.rows * width];
+        let mut product = Product { weights: &weights.matrix, bias, accumulate, out: out_rows };
+        match self.hooks.forming(linear) {
+            Some(forming) => {
+                multiply_formed(&r.cpu, acts, &mut product, forming, &mut r.forming);
+            }
+            None => multiply(&r.cpu, acts, &mut [product]),
         }
         let x = acts.x();
         let cols = acts.cols();
@@ -348,9 +419,10 @@ impl Run<'_, '_> {
         *out(self.registers) = rows;
     }
 
-    /// Whether someone adds to or perturbs `linear` in this step.
+    /// Whether someone adds to `linear` or forms its weights in this step.
     pub(super) fn hooked(&self, linear: LinearId) -> bool {
-        self.hooks.perturbation(linear).is_some()
+        self.hooks.forming(linear).is_some()
+            || !self.hooks.bias_terms(linear).is_empty()
             || self.segments.iter().any(|s| self.hooks.adds(linear, s.variant))
     }
 }
@@ -371,8 +443,13 @@ impl Executor for Run<'_, '_> {
         let r = &mut *self.registers;
         let width = r.residual.width;
         let out = r.residual.get_mut(self.rows);
+        let (terms, config) = (self.hooks.embedding_terms(), self.model.config());
         for (token, out) in r.tokens.iter().zip(out.chunks_exact_mut(width)) {
             self.model.embed(*token, out)?;
+            if !terms.is_empty() {
+                let shape = (config.vocab_size, width);
+                add_terms(r.cpu.isa(), terms, shape, *token as usize, out);
+            }
             if scale != 1.0 {
                 out.iter_mut().for_each(|x| *x *= scale);
             }
@@ -381,12 +458,13 @@ impl Executor for Run<'_, '_> {
     }
 
     fn norm(&mut self, weight: VectorId, eps: f32) -> Result<(), Error> {
-        let weight = self.model.vector(weight);
-        let PackedExecutor { cpu, residual, normed, .. } = &mut *self.registers;
-        let width = residual.width;
+        let forms = self.forms(self.registers.residual.width);
+        let PackedExecutor { cpu, residual, normed, moved: room, .. } = &mut *self.registers;
+        let (width, isa) = (residual.width, cpu.isa());
+        let (plain, terms) = (self.model.vector(weight), self.hooks.vector_terms(weight));
+        let weight = moved(isa, plain, terms, &mut room[0]);
         let x = residual.get(self.rows);
-        let isa = cpu.isa();
-        normed.fill(cpu, (self.rows, width), forms_for(self.model.forms, width), |row, out| {
+        normed.fill(cpu, (self.rows, width), forms, |row, out| {
             rms_norm(isa, &x[row * width..(row + 1) * width], weight, eps, out);
         });
         Ok(())
@@ -448,7 +526,10 @@ impl Executor for Run<'_, '_> {
         let (sum, product) = (r.residual.get_mut(self.rows), &r.spare.data[..self.rows * width]);
         match norm {
             Some(norm) => {
-                add_normed(&r.cpu, sum, product, self.model.vector(norm.weight), norm.eps);
+                let terms = self.hooks.vector_terms(norm.weight);
+                let plain = self.model.vector(norm.weight);
+                let weight = moved(r.cpu.isa(), plain, terms, &mut r.moved[0]);
+                add_normed(&r.cpu, sum, product, weight, norm.eps);
             }
             None => add_assign(r.cpu.isa(), sum, product),
         }
@@ -456,9 +537,20 @@ impl Executor for Run<'_, '_> {
     }
 
     fn attend(&mut self, how: Attention) -> Result<(), Error> {
-        let rows = self.rows;
-        let PackedExecutor { cpu, query, key, value, cos, sin, local, attended, scratch, .. } =
-            &mut *self.registers;
+        let (rows, forms) = (self.rows, self.forms(self.registers.query.width));
+        let PackedExecutor {
+            cpu,
+            query,
+            key,
+            value,
+            cos,
+            sin,
+            local,
+            attended,
+            scratch,
+            moved: [room, other_room],
+            ..
+        } = &mut *self.registers;
         let (cos, sin) = match (how.frequencies, local) {
             (Frequencies::Segment, _) => (&*cos, &*sin),
             (Frequencies::Local, Some(local)) => (&local.cos, &local.sin),
@@ -467,11 +559,18 @@ impl Executor for Run<'_, '_> {
             }
         };
         let width = query.width;
-        let norms = how.norms.map(|norms| kernels::HeadNorms {
-            query: self.model.vector(norms.query),
-            key: self.model.vector(norms.key),
-            eps: norms.eps,
-        });
+        let of = |id| (self.model.vector(id), self.hooks.vector_terms(id));
+        let norms = match how.norms {
+            Some(norms) => {
+                let ((query, query_terms), (key, key_terms)) = (of(norms.query), of(norms.key));
+                Some(kernels::HeadNorms {
+                    query: moved(cpu.isa(), query, query_terms, room),
+                    key: moved(cpu.isa(), key, key_terms, other_room),
+                    eps: norms.eps,
+                })
+            }
+            None => None,
+        };
         let heads = Heads {
             q: query.get(rows),
             k: key.get(rows),
@@ -483,7 +582,6 @@ impl Executor for Run<'_, '_> {
             cos: cos.get(rows),
             sin: sin.get(rows),
         };
-        let forms = forms_for(self.model.forms, width);
         attend(cpu, how.layer, self.segments, heads, scratch, (forms, attended));
         Ok(())
     }
@@ -496,7 +594,7 @@ impl Executor for Run<'_, '_> {
         activation: Activation,
     ) -> Result<(), Error> {
         let width = self.registers.gate.width;
-        let forms = forms_for(self.model.forms, width);
+        let forms = self.forms(width);
         if !self.hooked(gate) && !self.hooked(up) {
             let part = |linear| {
                 let linear = self.model.linear(linear);
@@ -547,65 +645,6 @@ impl Executor for Run<'_, '_> {
     }
 
     fn logits(&mut self, head: LinearId, cap: Option<f32>) -> Result<(), Error> {
-        let hooked = self.hooked(head);
-        let PackedExecutor {
-            cpu,
-            normed,
-            head_input,
-            logits,
-            logit_rows,
-            logit_counts,
-            logits_given,
-            greatest,
-            greatest_scratch,
-            ..
-        } = &mut *self.registers;
-        if logit_rows.is_empty() {
-            return Ok(());
-        }
-        let (width, n) = (normed.cols(), logit_rows.len());
-        let x = normed.x();
-        head_input.fill(cpu, (n, width), forms_for(self.model.forms, width), |row, out| {
-            let row = logit_rows[row];
-            out.copy_from_slice(&x[row * width..(row + 1) * width]);
-        });
-        let weights = self.model.linear(head);
-        // Caps may make logits equal that were not, so the greatest one is looked for behind them.
-        if self.want == Head::Greatest && !hooked && cap.is_none() {
-            let weights = (&weights.matrix, weights.bias.as_deref());
-            multiply_greatest(cpu, head_input, weights, greatest_scratch, greatest);
-            return Ok(());
-        }
-        logits.reserve(n);
-        let mut products = [Product {
-            weights: &weights.matrix,
-            bias: weights.bias.as_deref(),
-            accumulate: false,
-            out: logits.get_mut(n),
-        }];
-        match self.hooks.perturbation(head) {
-            Some(perturbation) => multiply_perturbed(cpu, head_input, &mut products, perturbation),
-            None => multiply(cpu, head_input, &mut products),
-        }
-        let (mut first, vocab) = (0, logits.width);
-        for (segment, (s, &rows)) in self.segments.iter().zip(&*logit_counts).enumerate() {
-            if rows > 0 && self.hooks.adds(head, s.variant) {
-                let which = SegmentRows { segment, variant: s.variant, rows };
-                let x = &head_input.x()[first * width..(first + rows) * width];
-                let y = &mut logits.data[first * vocab..(first + rows) * vocab];
-                self.hooks.addend(head, which, x, y);
-            }
-            first += rows;
-        }
-        if let Some(cap) = cap {
-            soft_cap(cpu.isa(), logits.get_mut(n), cap);
-        }
-        match self.want {
-            Head::Logits => *logits_given = n,
-            Head::Greatest => {
-                greatest.extend(logits.get(n).chunks_exact(vocab).map(Greatest::of));
-            }
-        }
-        Ok(())
+        self.head(head, cap)
     }
 }

@@ -6,8 +6,8 @@
 //! rows are beside it.
 
 use offshoot_kernels::{
-    Activations, Cpu, GatedPair, KvCache, Part, Routes, multiply_gated_parts, multiply_part,
-    multiply_parts,
+    Activations, Cpu, FormingScratch, GatedPair, KvCache, Part, Routes, multiply_gated_parts,
+    multiply_part, multiply_parts,
 };
 
 use super::executor::{PackedExecutor, Rows, Run, forms_for};
@@ -52,6 +52,7 @@ impl ExpertRegisters {
 impl Run<'_, '_> {
     pub(super) fn run_experts(&mut self, x: Input, layer: ExpertLayer) -> Result<(), Error> {
         self.registers.experts.scores.reserve(self.rows);
+        let forms = self.forms(self.model.config().hidden_size);
         self.product(x, layer.router, |r| &mut r.experts.scores, false);
         let PackedExecutor { cpu, normed, attended, experts, .. } = &mut *self.registers;
         let acts = match x {
@@ -64,7 +65,6 @@ impl Run<'_, '_> {
         let ExpertRegisters { scores, routes, inputs, products, .. } = experts;
         routes.choose(cpu.isa(), scores.get_mut(self.rows), layer.rule);
         let (x, cols, rows) = (acts.x(), acts.cols(), routes.rows());
-        let forms = forms_for(self.model.forms, cols);
         inputs.fill(cpu, (rows.len(), cols), forms, |place, out| {
             let row = rows[place] as usize;
             out.copy_from_slice(&x[row * cols..(row + 1) * cols]);
@@ -107,11 +107,12 @@ impl Run<'_, '_> {
     }
 
     fn hooked_experts(&mut self, layer: ExpertLayer) {
-        let PackedExecutor { cpu, experts, .. } = &mut *self.registers;
+        let forms = self.forms(self.registers.experts.gate.width());
+        let PackedExecutor { cpu, experts, forming: room, .. } = &mut *self.registers;
         let ExpertRegisters { routes, inputs, gated, gate, up, products, .. } = experts;
         let places = routes.rows().len();
-        let mut multiply =
-            Hooked { model: self.model, cpu, segments: self.segments, hooks: self.hooks, routes };
+        let (model, segments, hooks) = (self.model, &*self.segments, &mut *self.hooks);
+        let mut multiply = Hooked { model, cpu, segments, hooks, routes, room };
         gate.reserve(places);
         up.reserve(places);
         for &part in routes.parts() {
@@ -120,7 +121,7 @@ impl Run<'_, '_> {
         }
         let (width, isa) = (gate.width(), cpu.isa());
         let (gate, up) = (gate.get(places), up.get(places));
-        gated.fill(cpu, (places, width), forms_for(self.model.forms, width), |place, out| {
+        gated.fill(cpu, (places, width), forms, |place, out| {
             let place = place * width..(place + 1) * width;
             layer.activation.gate(isa, &gate[place.clone()], &up[place], out);
         });
@@ -137,6 +138,7 @@ struct Hooked<'a, 's> {
     segments: &'a [Segment<'s, KvCache>],
     hooks: &'a mut dyn Hooks,
     routes: &'a Routes,
+    room: &'a mut FormingScratch,
 }
 
 impl Hooked<'_, '_> {
@@ -146,7 +148,8 @@ impl Hooked<'_, '_> {
         let (width, cols) = (matrix.rows(), acts.cols());
         let out = &mut out.get_mut(part.end)[part.start * width..];
         let tokens = part.start..part.end;
-        multiply_part(self.cpu, acts, tokens, matrix, self.hooks.perturbation(linear), out);
+        let forming = self.hooks.forming(linear).map(|forming| (forming, &mut *self.room));
+        multiply_part(self.cpu, acts, tokens, matrix, forming, out);
         // The rows of a segment follow one another, and so do their places.
         let (mut row, mut place) = (0, part.start);
         for (segment, s) in self.segments.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! Where others reach into a step of the packed executor.
 
-use offshoot_kernels::Perturbation;
+use offshoot_kernels::{Forming, Forms, Term};
 
-use crate::{LinearId, Site, VariantId};
+use crate::{LinearId, Site, VariantId, VectorId};
 
 /// The rows of a step that belong to one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +35,32 @@ pub trait Hooks {
     /// `[rows, width]`. This is where a variant's low-rank or one-bit difference comes in.
     fn addend(&mut self, _linear: LinearId, _rows: SegmentRows, _x: &[f32], _y: &mut [f32]) {}
 
-    /// What to add to the weights of `linear` inside the product, tile by tile, if anything. The
-    /// product then runs on float activations, and no stored weight changes.
-    fn perturbation(&self, _linear: LinearId) -> Option<&dyn Perturbation> {
+    /// How the weights of `linear` are formed for the product, tile by tile, if they are not taken as
+    /// they are stored. The product then runs on float activations, and no stored weight changes.
+    fn forming(&self, _linear: LinearId) -> Option<Forming<'_>> {
         None
+    }
+
+    /// What is added to the bias of `linear`, a tensor of one row.
+    fn bias_terms(&self, _linear: LinearId) -> &[Term<'_>] {
+        &[]
+    }
+
+    /// What is added to a vector, a tensor of one row.
+    fn vector_terms(&self, _vector: VectorId) -> &[Term<'_>] {
+        &[]
+    }
+
+    /// What is added to the embedding, `[vocab_size, hidden_size]`. Where it is the output head too,
+    /// [`Hooks::forming`] is asked for the head's part all the same.
+    fn embedding_terms(&self) -> &[Term<'_>] {
+        &[]
+    }
+
+    /// Forms of activations that products formed as [`Hooks::forming`] says need, beside those of the
+    /// model's own weights.
+    fn forms(&self) -> Forms {
+        Forms::default()
     }
 }
 

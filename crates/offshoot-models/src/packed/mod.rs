@@ -4,10 +4,13 @@
 mod adapters;
 mod executor;
 mod experts;
+mod head;
 mod hooks;
+mod trainable;
 mod weights;
 
 pub use adapters::PackedAdapters;
 pub use executor::PackedExecutor;
 pub use hooks::{Hooks, NoHooks, SegmentRows};
+pub use trainable::{Perturbed, TrainableModel, TrainableTensor};
 pub use weights::{PackedModel, WeightCache};

@@ -46,6 +46,19 @@ pub struct PackedModel {
     vectors: Vec<Vec<f32>>,
     pub(super) forms: Forms,
     from_cache: bool,
+    /// The embedding where it is neither read from the file nor the output head.
+    embedding: Embedding,
+}
+
+/// Where rows of the embedding are looked up.
+#[derive(Debug)]
+enum Embedding {
+    /// In the file, or, where the file's are rounded, among the head's tiles.
+    File,
+    /// Among the head's tiles.
+    Head,
+    /// Among tiles of its own.
+    Own(PackedMatrix),
 }
 
 /// Where each matrix stands among the tiles.
@@ -87,13 +100,7 @@ impl PackedModel {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
         let config = checkpoint.config();
-        config.validate()?;
-        if config.num_attention_heads / config.num_key_value_heads > MAX_GROUP {
-            return Err(Error::Config(format!(
-                "{} query heads for {} heads of keys: at most {MAX_GROUP} may share one",
-                config.num_attention_heads, config.num_key_value_heads
-            )));
-        }
+        check_config(config)?;
         let (architecture, blueprint) = Architecture::new(config);
         let layout = Layout::new(&checkpoint, &blueprint)?;
         let cached = cache.and_then(|cache| open_cache(cache, cpu, layout.total));
@@ -134,7 +141,63 @@ impl PackedModel {
         if embedding.info.shape != shape {
             return Err(shape_error(&blueprint.embedding, &embedding.info.shape, &shape));
         }
-        Ok(Self { checkpoint, architecture, blueprint, linears, vectors, forms, from_cache })
+        let embedding = Embedding::File;
+        let model = Self {
+            checkpoint,
+            architecture,
+            blueprint,
+            linears,
+            vectors,
+            forms,
+            from_cache,
+            embedding,
+        };
+        Ok(model)
+    }
+
+    /// The weights of `checkpoint` in single precision, each matrix in memory of its own, and the
+    /// embedding too unless it is the output head. The file's pages are released on the way.
+    ///
+    /// # Errors
+    /// As [`PackedModel::load`].
+    pub(super) fn in_singles(checkpoint: Arc<Checkpoint>, cpu: &Cpu) -> Result<Self, Error> {
+        check_config(checkpoint.config())?;
+        let (architecture, blueprint) = Architecture::new(checkpoint.config());
+        let mut linears = Vec::with_capacity(blueprint.linears.len());
+        for spec in &blueprint.linears {
+            let name = format!("{}.weight", spec.name);
+            let matrix = single_matrix(&checkpoint, cpu, &name, [spec.rows, spec.cols])?;
+            let bias = match spec.bias {
+                true => Some(vector(&checkpoint, &format!("{}.bias", spec.name), spec.rows)?),
+                false => None,
+            };
+            linears.push(PackedLinear { matrix, bias });
+        }
+        let vectors = blueprint.vectors.iter();
+        let vectors = vectors.map(|spec| vector(&checkpoint, &spec.name, spec.len));
+        let vectors = vectors.collect::<Result<_, _>>()?;
+        let config = checkpoint.config();
+        let shape = [config.vocab_size, config.hidden_size];
+        let tied = blueprint.linears.last().is_some_and(|head| {
+            [head.rows, head.cols] == shape
+                && blueprint.embedding.strip_suffix(".weight") == Some(&head.name)
+        });
+        let embedding = match tied {
+            true => Embedding::Head,
+            false => Embedding::Own(single_matrix(&checkpoint, cpu, &blueprint.embedding, shape)?),
+        };
+        let (forms, from_cache) = (Forms::default(), false);
+        let model = Self {
+            checkpoint,
+            architecture,
+            blueprint,
+            linears,
+            vectors,
+            forms,
+            from_cache,
+            embedding,
+        };
+        Ok(model)
     }
 
     /// Sizes and constants.
@@ -200,8 +263,50 @@ impl PackedModel {
         &self.vectors[id.index()]
     }
 
+    pub(super) fn linear_mut(&mut self, id: LinearId) -> &mut PackedLinear {
+        &mut self.linears[id.index()]
+    }
+
+    pub(super) fn vector_mut(&mut self, id: VectorId) -> &mut [f32] {
+        &mut self.vectors[id.index()]
+    }
+
+    /// The embedding, where it is a matrix of its own.
+    pub(super) fn own_embedding(&self) -> Option<&PackedMatrix> {
+        match &self.embedding {
+            Embedding::Own(matrix) => Some(matrix),
+            Embedding::File | Embedding::Head => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn own_embedding_mut(&mut self) -> Option<&mut PackedMatrix> {
+        match &mut self.embedding {
+            Embedding::Own(matrix) => Some(matrix),
+            Embedding::File | Embedding::Head => None,
+        }
+    }
+
+    /// Whether the embedding is the output head, looked up among its tiles.
+    pub(super) fn embeds_from_head(&self) -> bool {
+        matches!(self.embedding, Embedding::Head)
+    }
+
     /// Writes the embedding of `token`.
     pub(super) fn embed(&self, token: u32, out: &mut [f32]) -> Result<(), Error> {
+        let tiles = match &self.embedding {
+            Embedding::Own(matrix) => Some(matrix),
+            Embedding::Head => self.linears.last().map(|head| &head.matrix),
+            Embedding::File => None,
+        };
+        if let Some(tiles) = tiles {
+            if token as usize >= tiles.rows() || out.len() != tiles.cols() {
+                let what = format!("no row {token} of {} places", out.len());
+                return Err(Error::Tensor { name: self.blueprint.embedding.clone(), what });
+            }
+            tiles.dequantize_row(token as usize, out);
+            return Ok(());
+        }
         let embedding = self.checkpoint.require(&self.blueprint.embedding)?;
         // Rounding a row anew gives the same bits as the head's tiles have, in more time.
         if embedding.block != embedding.info.block
@@ -214,6 +319,52 @@ impl PackedModel {
             return Ok(());
         }
         embedding.read_row(token as usize, out)
+    }
+}
+
+/// Checks what the packed executor needs of a model.
+fn check_config(config: &ModelConfig) -> Result<(), Error> {
+    config.validate()?;
+    if config.num_attention_heads / config.num_key_value_heads > MAX_GROUP {
+        return Err(Error::Config(format!(
+            "{} query heads for {} heads of keys: at most {MAX_GROUP} may share one",
+            config.num_attention_heads, config.num_key_value_heads
+        )));
+    }
+    Ok(())
+}
+
+/// Rows that are read of a matrix before its pages are released.
+const RELEASED_ROWS: usize = 2048;
+
+/// A matrix of the checkpoint in single precision.
+fn single_matrix(
+    checkpoint: &Checkpoint,
+    cpu: &Cpu,
+    name: &str,
+    shape: [usize; 2],
+) -> Result<PackedMatrix, Error> {
+    let tensor = checkpoint.require(name)?;
+    if tensor.info.shape != shape {
+        return Err(shape_error(name, &tensor.info.shape, &shape));
+    }
+    let error = |e: TileError| Error::Tensor { name: name.to_owned(), what: e.to_string() };
+    let mut matrix = PackedMatrix::zeroed(shape[0], shape[1]).map_err(error)?;
+    let failed = std::sync::Mutex::new(None);
+    let read = |row: usize, out: &mut [f32]| {
+        if let Err(e) = tensor.read_row(row, out) {
+            let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            failed.get_or_insert(e);
+        }
+        if row % RELEASED_ROWS == RELEASED_ROWS - 1 {
+            tensor.release();
+        }
+    };
+    matrix.fill_rows(cpu, read).map_err(error)?;
+    tensor.release();
+    match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(e) => Err(e),
+        None => Ok(matrix),
     }
 }
 

@@ -1,16 +1,51 @@
-//! The entries of directions within the tensors of a space.
+//! Directions within the tensors of a space, as the kernels take them.
 
-use offshoot_kernels::Distribution;
-use offshoot_methods::tune::{Direction, Draw, Layout, Term};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use offshoot_kernels as kernels;
+use offshoot_kernels::{Change, Distribution, Moments, Noise};
+use offshoot_methods::tune::{Draw, Factors, Layout, Mask, TensorSpec, Term, Update};
 
 use super::space::tensor_ids;
 use crate::Error;
 
-/// Makes entries anew from their names, of one run over one layout, as
+/// Directions of one run over one layout, as
 /// [`Weights::entries`](offshoot_methods::tune::Weights::entries) defines them.
 #[derive(Debug, Clone)]
 pub(super) struct Entries {
+    distribution: Distribution,
     draws: Vec<Draw>,
+    /// The mask that was asked for last of each tensor: most methods have one for many steps.
+    masks: HashMap<usize, (Mask, Arc<Vec<u64>>)>,
+}
+
+/// A term within one tensor.
+#[derive(Debug, Clone)]
+pub(super) struct Drawn {
+    scale: f32,
+    noise: Noise,
+    factors: Option<Factors>,
+    mask: Option<Arc<Vec<u64>>>,
+}
+
+impl Drawn {
+    /// The same to the kernels.
+    pub(super) fn term(&self) -> kernels::Term<'_> {
+        let entries = match &self.factors {
+            None => kernels::Entries::Noise(self.noise),
+            Some(Factors { rank, left, right }) => {
+                kernels::Entries::LowRank { left, right, rank: *rank, factor: 1.0 }
+            }
+        };
+        let mask = self.mask.as_ref().map(|bits| kernels::Mask(bits));
+        kernels::Term { scale: self.scale, entries, mask }
+    }
+}
+
+/// Terms as the kernels take them.
+pub(super) fn terms(drawn: &[Drawn]) -> Vec<kernels::Term<'_>> {
+    drawn.iter().map(Drawn::term).collect()
 }
 
 impl Entries {
@@ -21,14 +56,32 @@ impl Entries {
         distribution: Distribution,
     ) -> Result<Self, Error> {
         let ids = tensor_ids(layout)?;
-        let draw = |(tensor, spec): (u32, &offshoot_methods::tune::TensorSpec)| Draw {
+        let draw = |(tensor, spec): (u32, &TensorSpec)| Draw {
             seed,
             distribution,
             tensor,
             rows: spec.rows,
             cols: spec.cols,
         };
-        Ok(Self { draws: ids.into_iter().zip(&layout.tensors).map(draw).collect() })
+        let draws = ids.into_iter().zip(&layout.tensors).map(draw).collect();
+        Ok(Self { distribution, draws, masks: HashMap::new() })
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.draws.first().map_or(0, |draw| draw.seed)
+    }
+
+    pub(super) fn distribution(&self) -> Distribution {
+        self.distribution
+    }
+
+    /// Draws from another seed and distribution from now on.
+    pub(super) fn draw_from(&mut self, seed: u64, distribution: Distribution) {
+        self.distribution = distribution;
+        self.draws
+            .iter_mut()
+            .for_each(|draw| (draw.seed, draw.distribution) = (seed, distribution));
+        self.masks.clear();
     }
 
     /// Checks that directions are of this layout.
@@ -36,7 +89,7 @@ impl Entries {
         let n = self.draws.len();
         for Term { direction, .. } in terms {
             let listed = direction.tensors.as_ref().map_or(n, |list| list.len());
-            if listed != n {
+            if listed != n || direction.index >= 1 << 24 {
                 let what = format!("a direction over {listed} tensors, where {n} are tuned");
                 return Err(Error::Training(what));
             }
@@ -44,46 +97,95 @@ impl Entries {
         Ok(())
     }
 
-    /// Writes the entries of `direction` within `tensor`, row by row, whose numbers before the first
-    /// step were `first`. `false` if all are zero, and then nothing is written.
-    pub(super) fn fill(
-        &self,
+    /// `terms` within `tensor`, without those that are zero there. `first` gives the tensor's numbers
+    /// before the first step, row by row, if a mask asks for them.
+    pub(super) fn drawn(
+        &mut self,
         tensor: usize,
-        direction: &Direction,
-        first: &[f32],
-        out: &mut Vec<f32>,
-    ) -> bool {
-        if !direction.covers(tensor) {
-            return false;
-        }
-        let draw = self.draws[tensor];
-        let n = draw.rows * draw.cols;
-        out.clear();
-        match draw.factors(direction) {
-            Some(factors) => {
-                out.extend((0..n).map(|at| factors.at(at / draw.cols, at % draw.cols)));
-            }
-            None => {
-                let noise = draw.entries(direction);
-                out.extend((0..n as u64).map(|element| noise.at(element)));
-            }
-        }
-        if let Some(bits) = direction.mask.bits(draw.seed, draw.tensor, first) {
-            let kept = |at: usize| bits[at / 64] >> (at % 64) & 1 == 1;
-            out.iter_mut().enumerate().filter(|(at, _)| !kept(*at)).for_each(|(_, z)| *z = 0.0);
-        }
-        true
+        terms: &[Term],
+        first: &dyn Fn() -> Result<Vec<f32>, Error>,
+    ) -> Result<Vec<Drawn>, Error> {
+        let within = terms.iter().filter(|term| term.direction.covers(tensor));
+        within.map(|term| self.draw_term(tensor, term, first)).collect()
     }
 
-    /// Writes the sum of `terms` within `tensor`: from zero on, term by term, each by a multiplication
-    /// and an addition.
-    pub(super) fn sum(&self, tensor: usize, terms: &[Term], first: &[f32], out: &mut Vec<f32>) {
-        let mut z = Vec::new();
-        out.clear();
-        out.resize(first.len(), 0.0);
-        for term in terms {
-            if self.fill(tensor, &term.direction, first, &mut z) {
-                out.iter_mut().zip(&z).for_each(|(sum, z)| *sum += term.scale * z);
+    fn draw_term(
+        &mut self,
+        tensor: usize,
+        term: &Term,
+        first: &dyn Fn() -> Result<Vec<f32>, Error>,
+    ) -> Result<Drawn, Error> {
+        let draw = self.draws[tensor];
+        Ok(Drawn {
+            scale: term.scale,
+            noise: draw.entries(&term.direction),
+            factors: draw.factors(&term.direction),
+            mask: self.mask(tensor, term.direction.mask, first)?,
+        })
+    }
+
+    fn mask(
+        &mut self,
+        tensor: usize,
+        mask: Mask,
+        first: &dyn Fn() -> Result<Vec<f32>, Error>,
+    ) -> Result<Option<Arc<Vec<u64>>>, Error> {
+        if let Some((_, bits)) = self.masks.get(&tensor).filter(|(other, _)| *other == mask) {
+            return Ok(Some(Arc::clone(bits)));
+        }
+        let draw = self.draws[tensor];
+        let weights = match mask {
+            Mask::All => return Ok(None),
+            // Their number alone matters.
+            Mask::Random { .. } => vec![0.0; draw.rows * draw.cols],
+            Mask::Magnitude { .. } => first()?,
+        };
+        let Some(bits) = mask.bits(draw.seed, draw.tensor, &weights) else { return Ok(None) };
+        let bits = Arc::new(bits);
+        self.masks.insert(tensor, (mask, Arc::clone(&bits)));
+        Ok(Some(bits))
+    }
+
+    /// Hands what `update` does to `tensor` to `change`.
+    pub(super) fn change(
+        &mut self,
+        tensor: usize,
+        update: &Update,
+        first: &dyn Fn() -> Result<Vec<f32>, Error>,
+        change: &mut dyn FnMut(&Change<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match *update {
+            Update::Linear { decay, terms: ref all } => {
+                let drawn = self.drawn(tensor, all, first)?;
+                change(&Change::Linear { decay, terms: &terms(&drawn) })
+            }
+            Update::Moments {
+                decay,
+                rate,
+                first: first_decay,
+                second,
+                first_correction,
+                second_correction,
+                epsilon,
+                group,
+                ref history,
+            } => {
+                // Where a direction is zero moments still fade, so it stays, along nothing.
+                let mut drawn = Vec::with_capacity(history.len());
+                for term in history {
+                    let scale = if term.direction.covers(tensor) { term.scale } else { 0.0 };
+                    drawn.push(Drawn { scale, ..self.draw_term(tensor, term, first)? });
+                }
+                let rule = Moments {
+                    rate,
+                    first: first_decay,
+                    second,
+                    first_correction,
+                    second_correction,
+                    epsilon,
+                };
+                let group = group as usize;
+                change(&Change::Moments { decay, rule, group, history: &terms(&drawn) })
             }
         }
     }

@@ -3,10 +3,7 @@
 //! Every pair of a text and a point is a segment of a step. Which segments share a step changes no bit
 //! of a probability, so steps are as large as memory allows and results are the same for all sizes.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use offshoot_kernels::{Cpu, KvCache};
-use offshoot_methods::LogProbabilities;
+use offshoot_kernels::{KvCache, RowScores, Wanted};
 use offshoot_methods::tune::Probe;
 use offshoot_models::{LogitRows, PackedExecutor, Segment, VariantId, chain};
 
@@ -19,8 +16,6 @@ use crate::Error;
 pub struct StepLimits {
     /// Rows of all segments together.
     pub rows: usize,
-    /// Bytes of logits.
-    pub logit_bytes: usize,
     /// Sequences that are continued at once.
     pub sequences: usize,
 }
@@ -28,7 +23,7 @@ pub struct StepLimits {
 impl Default for StepLimits {
     /// Enough rows that reading the weights costs little beside multiplying them.
     fn default() -> Self {
-        Self { rows: 1024, logit_bytes: 64 << 20, sequences: 32 }
+        Self { rows: 1024, sequences: 32 }
     }
 }
 
@@ -66,11 +61,6 @@ impl Forward {
         Self { executor, caches: Vec::new(), limits, rows: 0 }
     }
 
-    /// The processor that steps run on.
-    pub(super) fn cpu(&self) -> &Cpu {
-        self.executor.cpu()
-    }
-
     /// Scores `texts` at each of `probes`.
     pub(super) fn score(
         &mut self,
@@ -87,10 +77,9 @@ impl Forward {
             let pairs: Vec<Pair> = pairs
                 .flat_map(|text| (0..some.len()).map(move |point| Pair { text, point }))
                 .collect();
-            let vocab = space.model().config().vocab_size;
             let mut left = &pairs[..];
             while !left.is_empty() {
-                let n = self.fitting(left, texts, vocab);
+                let n = self.fitting(left, texts);
                 self.score_step(space, &left[..n], texts, &mut scores[group * lanes..])?;
                 left = &left[n..];
             }
@@ -99,13 +88,11 @@ impl Forward {
     }
 
     /// How many of `pairs` fit into a step; at least one.
-    fn fitting(&self, pairs: &[Pair], texts: &[TextTree], vocab: usize) -> usize {
-        let (mut rows, mut bytes) = (0, 0);
+    fn fitting(&self, pairs: &[Pair], texts: &[TextTree]) -> usize {
+        let mut rows = 0;
         let fits = |pair: &&Pair| {
-            let text = &texts[pair.text];
-            rows += text.tokens.len();
-            bytes += 4 * vocab * text.asked().len();
-            rows <= self.limits.rows && bytes <= self.limits.logit_bytes
+            rows += texts[pair.text].tokens.len();
+            rows <= self.limits.rows
         };
         pairs.iter().take_while(fits).count().max(1)
     }
@@ -128,66 +115,34 @@ impl Forward {
             .map(|pair| texts[pair.text].depths.iter().map(|d| before as u32 + d).collect())
             .collect();
         let asked: Vec<Vec<u32>> = pairs.iter().map(|pair| texts[pair.text].asked()).collect();
-        let (model, hooks) = space.parts();
-        let config = model.config();
-        let mut segments: Vec<_> = pairs
-            .iter()
-            .zip(&mut self.caches)
-            .zip(positions.iter().zip(&asked))
-            .map(|((pair, cache), (positions, asked))| Segment {
-                cache,
-                tokens: &texts[pair.text].tokens,
-                parents: &texts[pair.text].parents,
-                positions,
-                rope: config.rope_for(before + texts[pair.text].longest),
-                variant: VariantId(pair.point as u32 + 1),
-                logits: LogitRows::These(asked),
-            })
-            .collect();
-        self.rows += segments.iter().map(|segment| segment.tokens.len()).sum::<usize>();
-        self.executor.step(model, &mut segments, hooks)?;
-        let vocab = config.vocab_size;
-        let firsts = asked.iter().scan(0, |first, asked| {
-            let this = *first;
-            *first += asked.len();
-            Some(this)
-        });
-        // Where among the logits each target's row is.
-        let mut wanted = Vec::new();
-        for ((pair, asked), first) in pairs.iter().zip(&asked).zip(firsts) {
-            for target in &texts[pair.text].targets {
-                let at = asked.binary_search(&target.row).unwrap_or_else(|at| at);
-                wanted.push((first + at, target.token));
-            }
-        }
-        let found = self.score_rows(vocab, &wanted);
+        let order = Order::of(pairs.iter().map(|pair| &texts[pair.text]));
+        let Self { executor, caches, rows, .. } = self;
+        let mut found = Vec::new();
+        space.with_hooks(&mut |model, hooks| {
+            let config = model.config();
+            let each = pairs.iter().zip(&mut *caches).zip(positions.iter().zip(&asked));
+            let mut segments: Vec<_> = each
+                .map(|((pair, cache), (positions, asked))| Segment {
+                    cache,
+                    tokens: &texts[pair.text].tokens,
+                    parents: &texts[pair.text].parents,
+                    positions,
+                    rope: config.rope_for(before + texts[pair.text].longest),
+                    variant: VariantId(pair.point as u32 + 1),
+                    logits: LogitRows::These(asked),
+                })
+                .collect();
+            *rows += segments.iter().map(|segment| segment.tokens.len()).sum::<usize>();
+            let wanted = Wanted { outputs: &order.outputs, ends: &order.ends };
+            found = order.scores(executor.step_scores(model, &mut segments, hooks, wanted)?);
+            Ok(())
+        })?;
         let mut found = found.into_iter();
         for pair in pairs {
             let n = texts[pair.text].targets.len();
             scores[pair.point][pair.text].extend(found.by_ref().take(n));
         }
         Ok(())
-    }
-
-    /// The scores of tokens by rows of the last step's logits. Members of the team share out rows.
-    fn score_rows(&mut self, vocab: usize, wanted: &[(usize, u32)]) -> Vec<TokenScore> {
-        let cpu = self.executor.cpu().clone();
-        let logits = &*self.executor.logits_mut();
-        let cells: Vec<(AtomicU64, AtomicBool)> =
-            wanted.iter().map(|_| Default::default()).collect();
-        cpu.team().for_pieces(wanted.len(), 1, |_, piece| {
-            for i in piece {
-                let (row, token) = wanted[i];
-                let score = token_score(&logits[row * vocab..(row + 1) * vocab], token);
-                cells[i].0.store(score.logprob.to_bits(), Ordering::Relaxed);
-                cells[i].1.store(score.greatest, Ordering::Relaxed);
-            }
-        });
-        let plain = |(bits, greatest): (AtomicU64, AtomicBool)| TokenScore {
-            logprob: f64::from_bits(bits.into_inner()),
-            greatest: greatest.into_inner(),
-        };
-        cells.into_iter().map(plain).collect()
     }
 
     /// Greedy continuations of `prompts` at each of `probes`, as in
@@ -274,35 +229,39 @@ impl Forward {
             let first = cache.len() as u32;
             (chain(next[i].len()), (first..first + next[i].len() as u32).collect::<Vec<_>>())
         };
-        let rows: Vec<_> = live.iter().map(|&i| of(i, &self.caches[i])).collect();
+        let chains: Vec<_> = live.iter().map(|&i| of(i, &self.caches[i])).collect();
         let before = space.positions_before();
-        let (model, hooks) = space.parts();
-        let rope = model.config().rope_for(before + context);
-        let caches = self.caches.iter_mut().enumerate().filter(|(i, _)| live.contains(i));
-        let mut segments: Vec<_> = caches
-            .zip(&rows)
-            .map(|((i, cache), (parents, positions))| Segment {
-                cache,
-                tokens: &next[i],
-                parents,
-                positions,
-                rope,
-                variant: VariantId(pairs[i].point as u32 + 1),
-                logits: LogitRows::Last,
-            })
-            .collect();
-        self.rows += segments.iter().map(|segment| segment.tokens.len()).sum::<usize>();
-        let found = self.executor.step_greatest(model, &mut segments, hooks)?;
-        let not_a_number =
-            |token| Error::Training(format!("the logit of token {token} is no number"));
-        let chosen = found.iter().map(|greatest| match greatest {
-            Ok(greatest) => Ok(greatest.index),
-            Err(token) => Err(not_a_number(*token)),
-        });
-        let chosen = chosen.collect::<Result<Vec<u32>, Error>>()?;
-        for segment in &mut segments {
-            segment.cache.commit_chain(segment.tokens.len());
-        }
+        let Self { executor, caches, rows, .. } = self;
+        let mut chosen = Vec::new();
+        space.with_hooks(&mut |model, hooks| {
+            let rope = model.config().rope_for(before + context);
+            let caches = caches.iter_mut().enumerate().filter(|(i, _)| live.contains(i));
+            let mut segments: Vec<_> = caches
+                .zip(&chains)
+                .map(|((i, cache), (parents, positions))| Segment {
+                    cache,
+                    tokens: &next[i],
+                    parents,
+                    positions,
+                    rope,
+                    variant: VariantId(pairs[i].point as u32 + 1),
+                    logits: LogitRows::Last,
+                })
+                .collect();
+            *rows += segments.iter().map(|segment| segment.tokens.len()).sum::<usize>();
+            let found = executor.step_greatest(model, &mut segments, hooks)?;
+            let not_a_number =
+                |token| Error::Training(format!("the logit of token {token} is no number"));
+            let each = found.iter().map(|greatest| match greatest {
+                Ok(greatest) => Ok(greatest.index),
+                Err(token) => Err(not_a_number(*token)),
+            });
+            chosen = each.collect::<Result<Vec<u32>, Error>>()?;
+            for segment in &mut segments {
+                segment.cache.commit_chain(segment.tokens.len());
+            }
+            Ok(())
+        })?;
         Ok(chosen)
     }
 
@@ -318,14 +277,42 @@ impl Forward {
     }
 }
 
-/// The score of `token` by a row of logits, the sum in double precision in the order of tokens.
-fn token_score(logits: &[f32], token: u32) -> TokenScore {
-    let own = logits.get(token as usize).copied().unwrap_or(f32::NAN);
-    let logprob = LogProbabilities::of(logits).ok().and_then(|all| all.get(token));
-    let likelier =
-        |(other, &logit): (usize, &f32)| logit > own || (logit == own && other < token as usize);
-    TokenScore {
-        logprob: logprob.unwrap_or(f64::NAN),
-        greatest: !own.is_nan() && !logits.iter().enumerate().any(likelier),
+/// What is asked of the rows of a step: tokens row by row, where the texts' targets go text by text.
+struct Order {
+    outputs: Vec<u32>,
+    ends: Vec<usize>,
+    /// Of each target its row among those asked for and its place among `outputs`.
+    places: Vec<(usize, usize)>,
+}
+
+impl Order {
+    fn of<'t>(texts: impl Iterator<Item = &'t TextTree>) -> Self {
+        let mut all = Self { outputs: Vec::new(), ends: Vec::new(), places: Vec::new() };
+        for text in texts {
+            let (first, mut last) = (all.places.len(), None);
+            all.places.resize(first + text.targets.len(), (0, 0));
+            for place in text.by_row() {
+                let target = text.targets[place];
+                if last != Some(target.row) {
+                    all.ends.push(all.outputs.len());
+                    last = Some(target.row);
+                }
+                all.places[first + place] = (all.ends.len() - 1, all.outputs.len());
+                all.outputs.push(target.token);
+                if let Some(end) = all.ends.last_mut() {
+                    *end = all.outputs.len();
+                }
+            }
+        }
+        all
+    }
+
+    /// The scores of the targets, text by text.
+    fn scores(&self, rows: &RowScores) -> Vec<TokenScore> {
+        let score = |&(row, place): &(usize, usize)| TokenScore {
+            logprob: rows.logprobs[place],
+            greatest: matches!(rows.greatest[row], Ok(best) if best.index == self.outputs[place]),
+        };
+        self.places.iter().map(score).collect()
     }
 }

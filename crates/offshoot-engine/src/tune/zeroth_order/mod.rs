@@ -8,15 +8,21 @@
 mod entries;
 mod forward;
 mod objective;
+mod record;
+mod replay;
+mod snapshot;
 mod space;
 mod trainer;
 mod tree;
-mod update;
 mod variant;
 
 pub use forward::StepLimits;
 pub use objective::{
     Classification, CrossEntropy, Metric, MetricCommand, MetricKind, Objective, Part, Points, mean,
 };
-pub use space::{LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space};
-pub use trainer::{ZerothOrderOptions, ZerothOrderTrainer};
+pub use record::{Origin, weights_hash};
+pub use replay::{carry_out, promised_end, space_of};
+pub use space::{
+    Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
+};
+pub use trainer::{TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer};

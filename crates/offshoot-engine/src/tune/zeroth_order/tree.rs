@@ -81,6 +81,13 @@ impl TextTree {
         row as u32
     }
 
+    /// The targets' places, those of each row together and rows ascending.
+    pub(super) fn by_row(&self) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.targets.len()).collect();
+        places.sort_by_key(|&place| self.targets[place].row);
+        places
+    }
+
     /// The rows that something is asked for behind, ascending.
     pub(super) fn asked(&self) -> Vec<u32> {
         let mut rows: Vec<u32> = self.targets.iter().map(|target| target.row).collect();

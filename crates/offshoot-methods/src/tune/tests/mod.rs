@@ -5,3 +5,4 @@ mod defects;
 mod formulas;
 mod laws;
 mod quadratic;
+mod rates;

@@ -16,11 +16,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::{Cpu, Distribution, Philox, Purpose, tensor_id};
-use offshoot_methods::tune::{Layout, Probe, TensorSpec, Update};
+use offshoot_kernels::{Cpu, Distribution, Forming, Forms, Philox, Purpose, form_for, tensor_id};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
 use offshoot_models::{
-    Blueprint, Hooks, LinearSpec, LoraAdapter, LowRank, PackedAdapters, PackedModel,
+    Blueprint, Hooks, LinearId, LinearSpec, LoraAdapter, LowRank, PackedAdapters, PackedModel,
+    SegmentRows, VariantId,
 };
+use serde::{Deserialize, Serialize};
 
 use super::Space;
 use super::parameters::Parameters;
@@ -30,7 +32,8 @@ use crate::Error;
 const LANES: usize = 32;
 
 /// What is added to which matrices.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct LoraOptions {
     /// `r`. MeZO's 8.
     pub rank: usize,
@@ -40,9 +43,13 @@ pub struct LoraOptions {
     pub targets: Vec<String>,
     /// Whether `A` stays as it is drawn, as in LoRA-FA.
     pub fixed_a: bool,
+    /// What activations are in the base's products.
+    pub activations: Activations,
     /// Draws `A` and the directions.
+    #[serde(skip)]
     pub seed: u64,
     /// How directions are drawn.
+    #[serde(skip)]
     pub distribution: Distribution,
 }
 
@@ -53,6 +60,7 @@ impl Default for LoraOptions {
             alpha: 16.0,
             targets: vec!["q_proj".to_owned(), "v_proj".to_owned()],
             fixed_a: false,
+            activations: Activations::Float,
             seed: 0,
             distribution: Distribution::default(),
         }
@@ -68,8 +76,41 @@ pub struct LoraSpace {
     parameters: Parameters,
     /// By matrix, if they are not tuned.
     fixed: Vec<Vec<f32>>,
-    scale: f32,
-    hooks: PackedAdapters,
+    options: LoraOptions,
+    hooks: Reached,
+}
+
+/// Adds the differences, and keeps the base's products from rounding their inputs.
+#[derive(Debug)]
+struct Reached {
+    adapters: PackedAdapters,
+    floats: bool,
+}
+
+impl Hooks for Reached {
+    fn adds(&self, linear: LinearId, variant: VariantId) -> bool {
+        self.adapters.adds(linear, variant)
+    }
+
+    fn addend(&mut self, linear: LinearId, rows: SegmentRows, x: &[f32], y: &mut [f32]) {
+        self.adapters.addend(linear, rows, x, y);
+    }
+
+    fn forming(&self, _: LinearId) -> Option<Forming<'_>> {
+        self.floats.then(Forming::default)
+    }
+}
+
+/// What activations are in the products of the base's matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activations {
+    /// Single precision, whatever the weights' format.
+    #[default]
+    Float,
+    /// What the weights' format takes, as where the model serves: faster, and noise that may drown what
+    /// two points differ by.
+    Stored,
 }
 
 /// A matrix with a difference, and where its factors are among the parameters.
@@ -86,7 +127,7 @@ impl LoraSpace {
     /// # Errors
     /// [`Error::Training`] if the options are out of bounds or no matrix has one of the names.
     pub fn new(cpu: &Cpu, model: Arc<PackedModel>, options: &LoraOptions) -> Result<Self, Error> {
-        let LoraOptions { rank, alpha, .. } = *options;
+        let rank = options.rank;
         let chosen = chosen(model.blueprint(), options)?;
         let mut tensors = BTreeMap::new();
         let mut fixed = Vec::new();
@@ -115,13 +156,16 @@ impl LoraSpace {
         let matrices = chosen.iter().map(matrix).collect();
         let (specs, values) = tensors.into_values().unzip();
         let layout = Layout { tensors: specs };
-        let hooks = PackedAdapters::new(cpu, model.blueprint(), &[])?;
+        let adapters = PackedAdapters::new(cpu, model.blueprint(), &[])?;
+        let rounds = model.checkpoint().tensors().any(|t| form_for(t.block) != Forms::default());
+        let floats = rounds && options.activations == Activations::Float;
+        let hooks = Reached { adapters, floats };
         Ok(Self {
             cpu: cpu.clone(),
             matrices,
             parameters: Parameters::new(layout, values, options.seed, options.distribution)?,
             fixed,
-            scale: alpha / rank as f32,
+            options: options.clone(),
             hooks,
             model,
         })
@@ -139,7 +183,15 @@ impl LoraSpace {
             let b = values[matrix.b].clone();
             let rows = self.parameters.layout().tensors[matrix.b].rows;
             let rank = b.len() / rows;
-            (matrix.name.clone(), LowRank { rank, scale: self.scale, a: a.clone(), b })
+            (
+                matrix.name.clone(),
+                LowRank {
+                    rank,
+                    scale: self.options.alpha / self.options.rank as f32,
+                    a: a.clone(),
+                    b,
+                },
+            )
         };
         LoraAdapter { matrices: self.matrices.iter().enumerate().map(low).collect() }
     }
@@ -197,7 +249,7 @@ fn initial_a(linear: &LinearSpec, options: &LoraOptions) -> Vec<f32> {
 }
 
 /// The layer that a name of a tensor speaks of.
-pub(super) fn layer_of(name: &str) -> Option<usize> {
+fn layer_of(name: &str) -> Option<usize> {
     let (_, rest) = name.split_once("layers.")?;
     rest.split('.').next()?.parse().ok()
 }
@@ -208,11 +260,24 @@ impl Space for LoraSpace {
     }
 
     fn seed(&self) -> u64 {
-        self.parameters.seed()
+        self.parameters.entries.seed()
     }
 
     fn distribution(&self) -> Distribution {
-        self.parameters.distribution()
+        self.parameters.entries.distribution()
+    }
+
+    fn draw_from(&mut self, seed: u64, distribution: Distribution) {
+        self.parameters.entries.draw_from(seed, distribution);
+    }
+
+    fn kind(&self) -> SpaceKind {
+        SpaceKind::Lora
+    }
+
+    fn choice(&self) -> SpaceChoice {
+        let options = serde_json::to_value(&self.options).unwrap_or_default();
+        SpaceChoice { name: "lora".to_owned(), options }
     }
 
     fn model(&self) -> &PackedModel {
@@ -228,7 +293,7 @@ impl Space for LoraSpace {
     }
 
     fn apply(&mut self, update: &Update) -> Result<(), Error> {
-        self.parameters.apply(update)
+        self.parameters.apply(&self.cpu, update)
     }
 
     fn lanes(&self) -> usize {
@@ -240,14 +305,20 @@ impl Space for LoraSpace {
             let n = probes.len();
             return Err(Error::Training(format!("{n} points at once, where {LANES} can stand")));
         }
-        let at = |probe: &Probe| Ok(self.of(&self.parameters.at(probe)?));
-        let adapters = probes.iter().map(at).collect::<Result<Vec<_>, Error>>()?;
-        self.hooks = PackedAdapters::new(&self.cpu, self.model.blueprint(), &adapters)?;
+        let mut adapters = Vec::with_capacity(probes.len());
+        for probe in probes {
+            let values = self.parameters.at(&self.cpu, probe)?;
+            adapters.push(self.of(&values));
+        }
+        self.hooks.adapters = PackedAdapters::new(&self.cpu, self.model.blueprint(), &adapters)?;
         Ok(())
     }
 
-    fn parts(&mut self) -> (&PackedModel, &mut dyn Hooks) {
-        (&self.model, &mut self.hooks)
+    fn with_hooks(
+        &mut self,
+        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        run(&self.model, &mut self.hooks)
     }
 
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {

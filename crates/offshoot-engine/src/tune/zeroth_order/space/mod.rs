@@ -1,19 +1,22 @@
 //! What is tuned: tensors, and how a model is run with others in their place.
 
+mod full;
 mod lora;
 mod parameters;
 mod prefix;
-pub(super) use parameters::tensor_ids;
 
 use std::path::Path;
 
 use offshoot_kernels::{Distribution, KvCache};
-use offshoot_methods::tune::{Layout, Probe, Update};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
 use offshoot_models::{Hooks, PackedModel};
 
 use crate::Error;
 
-pub use lora::{LoraOptions, LoraSpace};
+pub(super) use parameters::tensor_ids;
+
+pub use full::{FullOptions, FullSpace};
+pub use lora::{Activations, LoraOptions, LoraSpace};
 pub use prefix::{PrefixOptions, PrefixSpace};
 
 /// Tensors that are tuned, of a model whose other weights stay as they are.
@@ -29,6 +32,15 @@ pub trait Space: std::fmt::Debug + Send {
 
     /// How directions are drawn.
     fn distribution(&self) -> Distribution;
+
+    /// Draws directions from another seed and distribution from now on.
+    fn draw_from(&mut self, seed: u64, distribution: Distribution);
+
+    /// What kind of space it is, as far as common learning rates tell.
+    fn kind(&self) -> SpaceKind;
+
+    /// What makes the space again: its name and all of its options.
+    fn choice(&self) -> SpaceChoice;
 
     /// The model that steps run.
     fn model(&self) -> &PackedModel;
@@ -60,8 +72,14 @@ pub trait Space: std::fmt::Debug + Send {
     /// If there are more than [`Space::lanes`], or a direction does not fit the layout.
     fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error>;
 
-    /// The model and what reaches into its steps.
-    fn parts(&mut self) -> (&PackedModel, &mut dyn Hooks);
+    /// Hands the model and what reaches into its steps to `run`.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    fn with_hooks(
+        &mut self,
+        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+    ) -> Result<(), Error>;
 
     /// Positions that stand in a cache before a text's.
     fn positions_before(&self) -> usize {

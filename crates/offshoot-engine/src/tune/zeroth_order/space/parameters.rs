@@ -3,11 +3,10 @@
 //! What spaces that add something small to a frozen model have in common: their numbers are few beside
 //! the model's, so points are made whole.
 
-use offshoot_kernels::{Distribution, tensor_id};
+use offshoot_kernels::{Cpu, Distribution, add_terms, tensor_id, update_rows};
 use offshoot_methods::tune::{Layout, Probe, Update};
 
-use super::super::entries::Entries;
-use super::super::update;
+use super::super::entries::{Entries, terms};
 use crate::Error;
 
 /// Named tensors and the directions among them.
@@ -17,9 +16,7 @@ pub(super) struct Parameters {
     values: Vec<Vec<f32>>,
     /// What they were before the first step: masks may ask for it.
     first: Vec<Vec<f32>>,
-    seed: u64,
-    distribution: Distribution,
-    entries: Entries,
+    pub(super) entries: Entries,
 }
 
 impl Parameters {
@@ -33,15 +30,7 @@ impl Parameters {
         debug_assert_eq!(layout.tensors.len(), values.len());
         let entries = Entries::new(&layout, seed, distribution)?;
         let first = values.clone();
-        Ok(Self { layout, values, first, seed, distribution, entries })
-    }
-
-    pub(super) fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    pub(super) fn distribution(&self) -> Distribution {
-        self.distribution
+        Ok(Self { layout, values, first, entries })
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -65,22 +54,26 @@ impl Parameters {
     }
 
     /// The values at a point near these.
-    pub(super) fn at(&self, probe: &Probe) -> Result<Vec<Vec<f32>>, Error> {
+    pub(super) fn at(&mut self, cpu: &Cpu, probe: &Probe) -> Result<Vec<Vec<f32>>, Error> {
         self.entries.check(&probe.terms)?;
-        let mut sum = Vec::new();
         let mut moved = self.values.clone();
-        for (tensor, (values, first)) in moved.iter_mut().zip(&self.first).enumerate() {
-            self.entries.sum(tensor, &probe.terms, first, &mut sum);
-            values.iter_mut().zip(&sum).for_each(|(value, sum)| *value += sum);
+        for (tensor, (values, spec)) in moved.iter_mut().zip(&self.layout.tensors).enumerate() {
+            let first = || Ok(self.first[tensor].clone());
+            let drawn = self.entries.drawn(tensor, &probe.terms, &first)?;
+            add_terms(cpu.isa(), &terms(&drawn), (spec.rows, spec.cols), 0, values);
         }
         Ok(moved)
     }
 
-    pub(super) fn apply(&mut self, update: &Update) -> Result<(), Error> {
+    pub(super) fn apply(&mut self, cpu: &Cpu, update: &Update) -> Result<(), Error> {
         self.entries.check(update.terms())?;
-        let tensors = self.layout.tensors.iter().zip(self.values.iter_mut().zip(&self.first));
-        for (tensor, (spec, (values, first))) in tensors.enumerate() {
-            update::apply(&self.entries, update, tensor, spec.rows == 1, (first, values));
+        for (tensor, (values, spec)) in self.values.iter_mut().zip(&self.layout.tensors).enumerate()
+        {
+            let first = || Ok(self.first[tensor].clone());
+            self.entries.change(tensor, update, &first, &mut |change| {
+                update_rows(cpu, (spec.rows, spec.cols), values, change);
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -108,6 +101,7 @@ pub(in super::super) fn tensor_ids(layout: &Layout) -> Result<Vec<u32>, Error> {
 mod tests {
     use std::sync::Arc;
 
+    use offshoot_kernels::Isa;
     use offshoot_methods::tune::{
         Direction, Form, Mask, Side, TensorSpec, Term, Weights, apply_update,
     };
@@ -158,6 +152,7 @@ mod tests {
 
     #[test]
     fn points_and_updates_are_those_of_the_definition_to_the_bit() {
+        let cpu = Cpu::new(Isa::best(), 2);
         for distribution in Distribution::ALL {
             let mut ours = Parameters::new(layout(), values(), 5, distribution).unwrap();
             let mut theirs = Weights::new(5, distribution, layout(), values());
@@ -174,12 +169,12 @@ mod tests {
                 history: terms(),
             };
             for update in [linear, moments] {
-                ours.apply(&update).unwrap();
+                ours.apply(&cpu, &update).unwrap();
                 apply_update(&update, &mut theirs);
                 assert!(bits(ours.values()) == bits(&theirs.tensors), "{distribution:?}");
                 let probe = Probe { terms: terms() };
                 let at: Vec<_> = (0..3).map(|tensor| theirs.at(&probe, tensor)).collect();
-                assert!(bits(&ours.at(&probe).unwrap()) == bits(&at), "{distribution:?}");
+                assert!(bits(&ours.at(&cpu, &probe).unwrap()) == bits(&at), "{distribution:?}");
             }
             assert!(bits(ours.values()) != bits(&values()));
         }
@@ -187,13 +182,14 @@ mod tests {
 
     #[test]
     fn a_direction_of_another_layout_changes_nothing() {
+        let cpu = Cpu::new(Isa::best(), 1);
         let mut ours = Parameters::new(layout(), values(), 5, Distribution::GaussQ8).unwrap();
         let direction = Direction { tensors: Some(Arc::from([true])), ..Direction::dense(0, 0) };
         let terms = vec![terms()[0].clone(), Term { scale: 1.0, direction }];
         let update = Update::Linear { decay: 0.5, terms: terms.clone() };
-        let told = ours.apply(&update).unwrap_err().to_string();
+        let told = ours.apply(&cpu, &update).unwrap_err().to_string();
         assert!(told.contains("over 1 tensors, where 3 are tuned"), "{told}");
-        assert!(ours.at(&Probe { terms }).is_err());
+        assert!(ours.at(&cpu, &Probe { terms }).is_err());
         assert!(bits(ours.values()) == bits(&values()));
     }
 }

@@ -16,11 +16,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::{Cpu, Distribution, KvCache, Philox, Purpose, tensor_id};
-use offshoot_methods::tune::{Layout, Probe, TensorSpec, Update};
+use offshoot_kernels::{Cpu, Distribution, Forming, KvCache, Philox, Purpose, tensor_id};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
 use offshoot_models::{
-    Hooks, LogitRows, NoHooks, PackedExecutor, PackedModel, Segment, VariantId, chain,
+    Hooks, LinearId, LogitRows, NoHooks, PackedExecutor, PackedModel, Segment, VariantId, chain,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::super::variant::{Tensor, safetensors, write_file};
@@ -34,13 +35,16 @@ const LANES: usize = 32;
 const TOKENS_MAX: usize = 1 << 12;
 
 /// What stands before texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct PrefixOptions {
     /// `p`. MeZO's 5.
     pub tokens: usize,
     /// Draws the tokens and the directions.
+    #[serde(skip)]
     pub seed: u64,
     /// How directions are drawn.
+    #[serde(skip)]
     pub distribution: Distribution,
 }
 
@@ -53,6 +57,7 @@ impl Default for PrefixOptions {
 /// A model and a prefix.
 #[derive(Debug)]
 pub struct PrefixSpace {
+    cpu: Cpu,
     model: Arc<PackedModel>,
     tokens: usize,
     parameters: Parameters,
@@ -60,7 +65,17 @@ pub struct PrefixSpace {
     layers: Vec<(usize, usize)>,
     /// The parameters at each point.
     points: Vec<Vec<Vec<f32>>>,
-    hooks: NoHooks,
+    hooks: FloatInputs,
+}
+
+/// Keeps products from rounding their inputs, whatever the weights' format.
+#[derive(Debug)]
+struct FloatInputs;
+
+impl Hooks for FloatInputs {
+    fn forming(&self, _: LinearId) -> Option<Forming<'_>> {
+        Some(Forming::default())
+    }
 }
 
 impl PrefixSpace {
@@ -103,7 +118,8 @@ impl PrefixSpace {
         let (tensors_of, values) = tensors.into_iter().unzip();
         let layout = Layout { tensors: tensors_of };
         let parameters = Parameters::new(layout, values, seed, distribution)?;
-        Ok(Self { model, tokens, parameters, layers, points: Vec::new(), hooks: NoHooks })
+        let (cpu, points) = (cpu.clone(), Vec::new());
+        Ok(Self { cpu, model, tokens, parameters, layers, points, hooks: FloatInputs })
     }
 }
 
@@ -144,11 +160,24 @@ impl Space for PrefixSpace {
     }
 
     fn seed(&self) -> u64 {
-        self.parameters.seed()
+        self.parameters.entries.seed()
     }
 
     fn distribution(&self) -> Distribution {
-        self.parameters.distribution()
+        self.parameters.entries.distribution()
+    }
+
+    fn draw_from(&mut self, seed: u64, distribution: Distribution) {
+        self.parameters.entries.draw_from(seed, distribution);
+    }
+
+    fn kind(&self) -> SpaceKind {
+        SpaceKind::Prefix
+    }
+
+    fn choice(&self) -> SpaceChoice {
+        let options = json!({ "tokens": self.tokens });
+        SpaceChoice { name: "prefix".to_owned(), options }
     }
 
     fn model(&self) -> &PackedModel {
@@ -164,7 +193,7 @@ impl Space for PrefixSpace {
     }
 
     fn apply(&mut self, update: &Update) -> Result<(), Error> {
-        self.parameters.apply(update)
+        self.parameters.apply(&self.cpu, update)
     }
 
     fn lanes(&self) -> usize {
@@ -172,13 +201,18 @@ impl Space for PrefixSpace {
     }
 
     fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error> {
-        self.points =
-            probes.iter().map(|probe| self.parameters.at(probe)).collect::<Result<_, _>>()?;
+        self.points.clear();
+        for probe in probes {
+            self.points.push(self.parameters.at(&self.cpu, probe)?);
+        }
         Ok(())
     }
 
-    fn parts(&mut self) -> (&PackedModel, &mut dyn Hooks) {
-        (&self.model, &mut self.hooks)
+    fn with_hooks(
+        &mut self,
+        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        run(&self.model, &mut self.hooks)
     }
 
     fn positions_before(&self) -> usize {

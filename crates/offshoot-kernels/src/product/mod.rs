@@ -15,6 +15,9 @@
 //!
 //! Lanes are 16 output rows; nothing is ever reduced across lanes.
 
+mod float;
+mod formed;
+
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -26,6 +29,10 @@ use crate::parts::Part;
 use crate::tile::TILE_ROWS;
 use crate::tile::format::{self, Format};
 use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix};
+
+use float::{Half, Single, stored, stored_pairs};
+pub use formed::{Compute, Forming, FormingScratch, multiply_formed};
+pub(crate) use formed::{check_formed, form, multiply_room, run_formed};
 
 /// One matrix to multiply and where its product goes.
 #[derive(Debug)]
@@ -66,10 +73,10 @@ pub(crate) struct Task<'a> {
 
 impl<'a> Task<'a> {
     /// The whole product.
-    fn new(acts: &'a Activations, p: &'a mut Product<'_>, floats: bool) -> Self {
+    fn new(acts: &'a Activations, p: &'a mut Product<'_>, need: Forms) -> Self {
         let rows = p.weights.rows();
         assert_eq!(p.out.len(), acts.tokens() * rows, "the product's output");
-        check(acts, p.weights, p.bias, floats);
+        check(acts, p.weights, p.bias, need);
         Task {
             weights: p.weights,
             acts,
@@ -80,6 +87,19 @@ impl<'a> Task<'a> {
             origin: 0,
             stride: rows,
         }
+    }
+
+    /// The outputs from `row` on, at most [`RUN`], for `tokens`; output `row + i` of the `t`-th of them
+    /// goes to `out[t * RUN + i]`.
+    pub(crate) fn rows(
+        acts: &'a Activations,
+        (weights, bias): (&'a PackedMatrix, Option<&'a [f32]>),
+        tokens: Range<usize>,
+        row: usize,
+        out: &'a mut [f32],
+    ) -> Self {
+        let (out, origin) = (Disjoint::new(out), 0usize.wrapping_sub(row));
+        Task { weights, acts, bias, accumulate: false, tokens, out, origin, stride: RUN }
     }
 
     /// The product with some of the inputs; in `out` stands that of token `first` at the beginning.
@@ -97,18 +117,12 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Checks that `weights` can be multiplied with `acts`, as floats or in their own form.
-pub(crate) fn check(
-    acts: &Activations,
-    weights: &PackedMatrix,
-    bias: Option<&[f32]>,
-    floats: bool,
-) {
+/// Checks that `weights` can be multiplied with `acts`, which must have the forms that are `need`ed.
+pub(crate) fn check(acts: &Activations, weights: &PackedMatrix, bias: Option<&[f32]>, need: Forms) {
     assert_eq!(weights.cols(), acts.cols(), "the product's inner width");
     assert!(bias.is_none_or(|b| b.len() == weights.rows()), "a bias per row");
-    let need = form_for(weights.block());
-    assert!(floats || !need.q8 || acts.forms().q8, "8-bit activations");
-    assert!(floats || !need.bf16 || acts.forms().bf16, "bfloat16 activations");
+    assert!(!need.q8 || acts.forms().q8, "8-bit activations");
+    assert!(!need.bf16 || acts.forms().bf16, "bfloat16 activations");
 }
 
 /// Multiplies all `products` with the same inputs, as one job of the team.
@@ -120,36 +134,11 @@ pub fn multiply<'p, 'a: 'p>(
     acts: &Activations,
     products: impl IntoIterator<Item = &'p mut Product<'a>>,
 ) {
-    run_products(cpu, acts, products, None);
-}
-
-/// What is added to weights inside a product, as if the stored ones were changed.
-pub trait Perturbation: Sync {
-    /// Adds to a block of weights: `w[i][lane]` is the weight of output `row + lane` and input
-    /// `col + i`. Lanes beyond the matrix's last row count for nothing. What is added may depend on
-    /// the weight's place alone, as blocks are visited in any order and more than once.
-    fn perturb(&self, row: usize, col: usize, w: &mut [[f32; 16]]);
-}
-
-/// As [`multiply`], with `perturbation` added to the dequantised weights of each tile and the inputs
-/// taken as floats.
-pub fn multiply_perturbed<'p, 'a: 'p>(
-    cpu: &Cpu,
-    acts: &Activations,
-    products: impl IntoIterator<Item = &'p mut Product<'a>>,
-    perturbation: &dyn Perturbation,
-) {
-    run_products(cpu, acts, products, Some(perturbation));
-}
-
-fn run_products<'p, 'a: 'p>(
-    cpu: &Cpu,
-    acts: &Activations,
-    products: impl IntoIterator<Item = &'p mut Product<'a>>,
-    perturbation: Option<&dyn Perturbation>,
-) {
-    let floats = perturbation.is_some();
-    let tasks: Vec1<Task<'_>> = products.into_iter().map(|p| Task::new(acts, p, floats)).collect();
+    let each = products.into_iter().map(|p| {
+        let need = form_for(p.weights.block());
+        Task::new(acts, p, need)
+    });
+    let tasks: Vec1<Task<'_>> = each.collect();
     let total: usize = tasks.iter().map(|t| t.weights.tiles()).sum();
     cpu.team().for_pieces(total, 1, |_, piece| {
         let mut start = 0;
@@ -157,10 +146,7 @@ fn run_products<'p, 'a: 'p>(
             let end = start + task.weights.tiles();
             let (from, to) = (piece.start.max(start), piece.end.min(end));
             if from < to {
-                match perturbation {
-                    Some(p) => run_perturbed(cpu.isa(), task, p, from - start, to - start),
-                    None => run_tiles(cpu.isa(), task, from - start, to - start),
-                }
+                run_tiles(cpu.isa(), task, from - start, to - start);
             }
             start = end;
         }
@@ -205,16 +191,7 @@ pub(crate) fn panel_rows(
     rows: Range<usize>,
     out: &mut [f32],
 ) {
-    let task = Task {
-        weights,
-        acts,
-        bias,
-        accumulate: false,
-        tokens,
-        out: Disjoint::new(out),
-        origin: 0usize.wrapping_sub(rows.start),
-        stride: RUN,
-    };
+    let task = Task::rows(acts, (weights, bias), tokens, rows.start, out);
     run_tiles(isa, &task, rows.start / TILE_ROWS, rows.end.div_ceil(TILE_ROWS));
 }
 
@@ -270,12 +247,9 @@ by_isa! { fn run_q5_k(t: &Task<'_>, from: usize, to: usize) = quantized [format:
 by_isa! { fn run_q6_k(t: &Task<'_>, from: usize, to: usize) = quantized [format::Q6K] }
 by_isa! { fn run_iq4_nl(t: &Task<'_>, from: usize, to: usize) = quantized [format::Iq4Nl] }
 by_isa! { fn run_iq4_xs(t: &Task<'_>, from: usize, to: usize) = quantized [format::Iq4Xs] }
-by_isa! { fn run_f32(t: &Task<'_>, from: usize, to: usize) = float [Single] }
-by_isa! { fn run_f16(t: &Task<'_>, from: usize, to: usize) = float [Half] }
-by_isa! {
-    pub(crate) fn run_perturbed(t: &Task<'_>, p: &dyn Perturbation, from: usize, to: usize) = perturbed
-}
-by_isa! { bf16 fn run_bf16(t: &Task<'_>, from: usize, to: usize) = bfloat }
+by_isa! { fn run_f32(t: &Task<'_>, from: usize, to: usize) = stored [Single] }
+by_isa! { fn run_f16(t: &Task<'_>, from: usize, to: usize) = stored [Half] }
+by_isa! { bf16 fn run_bf16(t: &Task<'_>, from: usize, to: usize) = stored_pairs }
 
 /// Bytes of tile rows that take turns on a panel of tokens, so that a long prompt's inputs come from
 /// far only once for all of them.
@@ -544,188 +518,6 @@ const CODEBOOK_UNSIGNED: [u8; 16] = {
     }
     table
 };
-
-/// A float format that widens exactly to `f32`.
-trait FloatFormat {
-    /// Bytes of a weight.
-    const BYTES: usize;
-    /// 16 weights at `p`.
-    unsafe fn load<L: Lanes>(p: *const u8) -> L::F;
-}
-
-struct Single;
-struct Half;
-
-impl FloatFormat for Single {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const u8) -> L::F {
-        // SAFETY: the caller gives 64 bytes.
-        unsafe { L::load(p.cast()) }
-    }
-}
-
-impl FloatFormat for Half {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const u8) -> L::F {
-        // SAFETY: the caller gives 32 bytes.
-        unsafe { L::load_f16(p.cast()) }
-    }
-}
-
-/// Tile rows of a single- or half-precision matrix.
-#[inline(always)]
-unsafe fn float<L: Lanes, W: FloatFormat>(t: &Task<'_>, from: usize, to: usize) {
-    let (cols, tokens) = (t.acts.cols(), t.tokens.end);
-    let x = t.acts.x().as_ptr();
-    for tile in from..to {
-        let w = t.weights.tile(tile).as_ptr();
-        let mut token = t.tokens.start;
-        while token < tokens {
-            let count = L::TOKENS.min(tokens - token);
-            let at = Place { tile, token, count };
-            // SAFETY: a tile row holds `cols` groups of 16 weights, and `x` has `count` rows of
-            // `cols` from `token`; the caller runs where the instructions of `L` exist.
-            unsafe {
-                let x = x.add(token * cols);
-                match count {
-                    1 => store::<L, 1>(t, at, float_rows::<L, W, 1>(w, cols, x)),
-                    2 => store::<L, 2>(t, at, float_rows::<L, W, 2>(w, cols, x)),
-                    3 => store::<L, 3>(t, at, float_rows::<L, W, 3>(w, cols, x)),
-                    4 => store::<L, 4>(t, at, float_rows::<L, W, 4>(w, cols, x)),
-                    5 => store::<L, 5>(t, at, float_rows::<L, W, 5>(w, cols, x)),
-                    6 => store::<L, 6>(t, at, float_rows::<L, W, 6>(w, cols, x)),
-                    7 => store::<L, 7>(t, at, float_rows::<L, W, 7>(w, cols, x)),
-                    _ => store::<L, 8>(t, at, float_rows::<L, W, 8>(w, cols, x)),
-                }
-            }
-            token += count;
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn float_rows<L: Lanes, W: FloatFormat, const T: usize>(
-    w: *const u8,
-    cols: usize,
-    x: *const f32,
-) -> [L::F; T] {
-    // SAFETY: see the caller.
-    unsafe {
-        let mut acc = [L::splat(0.0); T];
-        let mut start = 0;
-        while start < cols {
-            let end = cols.min(start + 32);
-            let mut partial = [L::splat(0.0); T];
-            for col in start..end {
-                let w = W::load::<L>(w.add(col * TILE_ROWS * W::BYTES));
-                for (token, partial) in partial.iter_mut().enumerate() {
-                    *partial = L::fma(w, L::splat(*x.add(token * cols + col)), *partial);
-                }
-            }
-            for (acc, partial) in acc.iter_mut().zip(partial) {
-                *acc = L::add(*acc, partial);
-            }
-            start = end;
-        }
-        acc
-    }
-}
-
-/// Tile rows of a bfloat16 matrix.
-#[inline(always)]
-unsafe fn bfloat<L: Lanes>(t: &Task<'_>, from: usize, to: usize) {
-    let (cols, tokens) = (t.acts.cols().next_multiple_of(2), t.tokens.end);
-    let x = t.acts.bf16().as_ptr();
-    for tile in from..to {
-        let w = t.weights.tile(tile).as_ptr().cast::<u16>();
-        let mut token = t.tokens.start;
-        while token < tokens {
-            let count = L::TOKENS.min(tokens - token);
-            let at = Place { tile, token, count };
-            // SAFETY: a tile row holds `cols / 2` groups of 16 pairs, and `x` has `count` rows of
-            // `cols` from `token`; the caller runs where the instructions of `L` exist.
-            unsafe {
-                let x = x.add(token * cols);
-                match count {
-                    1 => store::<L, 1>(t, at, bfloat_rows::<L, 1>(w, cols, x)),
-                    2 => store::<L, 2>(t, at, bfloat_rows::<L, 2>(w, cols, x)),
-                    3 => store::<L, 3>(t, at, bfloat_rows::<L, 3>(w, cols, x)),
-                    4 => store::<L, 4>(t, at, bfloat_rows::<L, 4>(w, cols, x)),
-                    5 => store::<L, 5>(t, at, bfloat_rows::<L, 5>(w, cols, x)),
-                    6 => store::<L, 6>(t, at, bfloat_rows::<L, 6>(w, cols, x)),
-                    7 => store::<L, 7>(t, at, bfloat_rows::<L, 7>(w, cols, x)),
-                    _ => store::<L, 8>(t, at, bfloat_rows::<L, 8>(w, cols, x)),
-                }
-            }
-            token += count;
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn bfloat_rows<L: Lanes, const T: usize>(
-    w: *const u16,
-    cols: usize,
-    x: *const u16,
-) -> [L::F; T] {
-    // SAFETY: see the caller.
-    unsafe {
-        let mut acc = [L::splat(0.0); T];
-        let mut start = 0;
-        while start < cols {
-            let end = cols.min(start + 32);
-            let mut partial = [L::splat(0.0); T];
-            for pair in start / 2..end / 2 {
-                let w = w.add(pair * 2 * TILE_ROWS);
-                for (token, partial) in partial.iter_mut().enumerate() {
-                    *partial = L::dot_bf16(*partial, w, x.add(token * cols + 2 * pair));
-                }
-            }
-            for (acc, partial) in acc.iter_mut().zip(partial) {
-                *acc = L::add(*acc, partial);
-            }
-            start = end;
-        }
-        acc
-    }
-}
-
-/// Tile rows whose weights are dequantised block by block, perturbed, and multiplied as floats.
-#[inline(always)]
-unsafe fn perturbed<L: Lanes>(t: &Task<'_>, p: &dyn Perturbation, from: usize, to: usize) {
-    let (cols, tokens) = (t.acts.cols(), t.tokens.end);
-    let x = t.acts.x();
-    for tile in from..to {
-        let mut token = t.tokens.start;
-        while token < tokens {
-            let count = PANEL.min(tokens - token);
-            // SAFETY: the caller runs where the instructions of `L` exist.
-            let mut acc = unsafe { [L::splat(0.0); PANEL] };
-            for start in (0..cols).step_by(32) {
-                let mut w = [[0f32; TILE_ROWS]; 32];
-                let w = &mut w[..32.min(cols - start)];
-                t.weights.dequantize_tile(tile, start, w);
-                p.perturb(tile * TILE_ROWS, start, w);
-                for (i, acc) in acc.iter_mut().enumerate().take(count) {
-                    let x = &x[(token + i) * cols + start..][..w.len()];
-                    // SAFETY: rows of `w` hold 16 floats.
-                    unsafe {
-                        let mut partial = L::splat(0.0);
-                        for (w, x) in w.iter().zip(x) {
-                            partial = L::fma(L::load(w.as_ptr()), L::splat(*x), partial);
-                        }
-                        *acc = L::add(*acc, partial);
-                    }
-                }
-            }
-            // SAFETY: this member alone runs this tile.
-            unsafe { store::<L, PANEL>(t, Place { tile, token, count }, acc) };
-            token += count;
-        }
-    }
-}
 
 /// Where a tile's results go.
 #[derive(Clone, Copy)]

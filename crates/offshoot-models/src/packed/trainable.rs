@@ -1,0 +1,283 @@
+//! A packed model whose weights change: single precision, in memory of its own.
+//!
+//! Steps run on the packed executor as those of any packed model. What a step adds to weights, along
+//! directions that are made again where they are needed, reaches it as [`Perturbed`] hooks and leaves
+//! no trace; what tuning does to them for good is an update, tensor by tensor. Memory is that of the
+//! weights: a tied embedding is the output head's tiles, and a file's pages are let go while it is read.
+
+use std::sync::Arc;
+
+use offshoot_kernels::{Change, Compute, Cpu, Forming, Forms, Term, update_matrix, update_rows};
+
+use super::hooks::Hooks;
+use super::weights::PackedModel;
+use crate::{Checkpoint, Error, LinearId, VectorId};
+
+/// A tensor of a model that can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrainableTensor {
+    /// Its canonical name, `model.layers.0.self_attn.q_proj.weight`. An embedding that is the output
+    /// head too has the embedding's.
+    pub name: String,
+    /// Rows; of a vector 1.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// The layer it belongs to, if it belongs to one.
+    pub layer: Option<usize>,
+}
+
+/// Where a tensor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Matrix(LinearId),
+    Bias(LinearId),
+    Vector(VectorId),
+    Embedding,
+}
+
+/// A packed model in single precision whose weights can be read, moved along directions for a step, and
+/// changed.
+#[derive(Debug)]
+pub struct TrainableModel {
+    model: PackedModel,
+    tensors: Vec<TrainableTensor>,
+    /// Of each tensor.
+    places: Vec<Place>,
+}
+
+impl TrainableModel {
+    /// Reads the weights of `checkpoint`, whatever their format: those that a packed model of it has,
+    /// dequantised.
+    ///
+    /// # Errors
+    /// As [`PackedModel::load`].
+    pub fn load(checkpoint: Arc<Checkpoint>, cpu: &Cpu) -> Result<Self, Error> {
+        let model = PackedModel::in_singles(checkpoint, cpu)?;
+        let mut all = places(&model);
+        all.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        let (tensors, places) = all.into_iter().unzip();
+        Ok(Self { model, tensors, places })
+    }
+
+    /// The model as the packed executor takes it.
+    pub fn model(&self) -> &PackedModel {
+        &self.model
+    }
+
+    /// All tensors, in ascending order of names. Elements count in row-major order of these shapes.
+    pub fn tensors(&self) -> &[TrainableTensor] {
+        &self.tensors
+    }
+
+    /// Hooks for steps at the weights plus, for each tensor, its part of `terms`; no stored weight
+    /// changes. Without any term, and in single precision, it is a step at the weights.
+    ///
+    /// # Panics
+    /// If `terms` has not one list for each tensor. A step panics if a term is not of its tensor's
+    /// shape.
+    pub fn perturbed<'a>(&self, terms: &'a [Vec<Term<'a>>], compute: Compute) -> Perturbed<'a> {
+        assert_eq!(terms.len(), self.tensors.len(), "terms of each tensor");
+        let blueprint = self.model.blueprint();
+        let mut all = Perturbed {
+            matrices: vec![&[]; blueprint.linears.len()],
+            biases: vec![&[]; blueprint.linears.len()],
+            vectors: vec![&[]; blueprint.vectors.len()],
+            embedding: &[],
+            compute,
+        };
+        for (place, terms) in self.places.iter().zip(terms) {
+            match *place {
+                Place::Matrix(id) => {
+                    all.matrices[id.index()] = terms;
+                    if self.is_embedding(id) {
+                        all.embedding = terms;
+                    }
+                }
+                Place::Bias(id) => all.biases[id.index()] = terms,
+                Place::Vector(id) => all.vectors[id.index()] = terms,
+                Place::Embedding => all.embedding = terms,
+            }
+        }
+        all
+    }
+
+    /// Whether the embedding is looked up in matrix `id`.
+    fn is_embedding(&self, id: LinearId) -> bool {
+        self.model.embeds_from_head() && id.index() + 1 == self.model.blueprint().linears.len()
+    }
+
+    /// Changes all weights of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is no such tensor.
+    ///
+    /// # Panics
+    /// If a term is not of the tensor's shape.
+    pub fn update(&mut self, cpu: &Cpu, tensor: usize, change: &Change<'_>) -> Result<(), Error> {
+        let (name, shape, place) = self.find(tensor)?;
+        let model = &mut self.model;
+        let matrix = match place {
+            Place::Matrix(id) => Some(&mut model.linear_mut(id).matrix),
+            Place::Embedding => model.own_embedding_mut(),
+            Place::Bias(id) => {
+                if let Some(bias) = &mut model.linear_mut(id).bias {
+                    update_rows(cpu, shape, bias, change);
+                }
+                return Ok(());
+            }
+            Place::Vector(id) => {
+                update_rows(cpu, shape, model.vector_mut(id), change);
+                return Ok(());
+            }
+        };
+        let changed = matrix.map_or(Ok(()), |matrix| update_matrix(cpu, matrix, change));
+        changed.map_err(|e| Error::Tensor { name, what: e.to_string() })
+    }
+
+    /// Writes row `row` of a tensor to `out`, which has the tensor's columns.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is no such row, or `out` is of another length.
+    pub fn read_row(&self, tensor: usize, row: usize, out: &mut [f32]) -> Result<(), Error> {
+        let (name, (rows, cols), place) = self.find(tensor)?;
+        if row >= rows || out.len() != cols {
+            let what = format!("row {row} of {} weights asked for of {rows} x {cols}", out.len());
+            return Err(Error::Tensor { name, what });
+        }
+        let linear = |id| self.model.linear(id);
+        match place {
+            Place::Matrix(id) => linear(id).matrix.dequantize_row(row, out),
+            Place::Embedding => {
+                if let Some(matrix) = self.model.own_embedding() {
+                    matrix.dequantize_row(row, out);
+                }
+            }
+            Place::Bias(id) => {
+                if let Some(bias) = &linear(id).bias {
+                    out.copy_from_slice(bias);
+                }
+            }
+            Place::Vector(id) => out.copy_from_slice(self.model.vector(id)),
+        }
+        Ok(())
+    }
+
+    /// All weights of a tensor, in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is no such tensor.
+    pub fn read(&self, tensor: usize) -> Result<Vec<f32>, Error> {
+        let (_, (rows, cols), _) = self.find(tensor)?;
+        let mut all = vec![0.0; rows * cols];
+        for (row, out) in all.chunks_exact_mut(cols).enumerate() {
+            self.read_row(tensor, row, out)?;
+        }
+        Ok(all)
+    }
+
+    /// Replaces all weights of a tensor by `values`, in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is no such tensor, or it has another number of weights.
+    pub fn write(&mut self, cpu: &Cpu, tensor: usize, values: &[f32]) -> Result<(), Error> {
+        let (name, (rows, cols), place) = self.find(tensor)?;
+        if values.len() != rows * cols {
+            let what = format!("{} weights given, {rows} x {cols} needed", values.len());
+            return Err(Error::Tensor { name, what });
+        }
+        let model = &mut self.model;
+        let matrix = match place {
+            Place::Matrix(id) => Some(&mut model.linear_mut(id).matrix),
+            Place::Embedding => model.own_embedding_mut(),
+            Place::Bias(id) => {
+                if let Some(bias) = &mut model.linear_mut(id).bias {
+                    bias.copy_from_slice(values);
+                }
+                return Ok(());
+            }
+            Place::Vector(id) => {
+                model.vector_mut(id).copy_from_slice(values);
+                return Ok(());
+            }
+        };
+        let produce =
+            |row: usize, out: &mut [f32]| out.copy_from_slice(&values[row * cols..][..cols]);
+        let filled = matrix.map_or(Ok(()), |matrix| matrix.fill_rows(cpu, produce));
+        filled.map_err(|e| Error::Tensor { name, what: e.to_string() })
+    }
+
+    /// Name, shape and place of a tensor.
+    fn find(&self, tensor: usize) -> Result<(String, (usize, usize), Place), Error> {
+        match (self.tensors.get(tensor), self.places.get(tensor)) {
+            (Some(t), Some(place)) => Ok((t.name.clone(), (t.rows, t.cols), *place)),
+            _ => Err(Error::Tensor {
+                name: format!("number {tensor}"),
+                what: format!("the model has {} tensors", self.tensors.len()),
+            }),
+        }
+    }
+}
+
+/// Every tensor of a model and where it is.
+fn places(model: &PackedModel) -> Vec<(TrainableTensor, Place)> {
+    let tensor = |name: &str, rows, cols| {
+        let layer = layer_of(name);
+        TrainableTensor { name: name.to_owned(), rows, cols, layer }
+    };
+    let (blueprint, config) = (model.blueprint(), model.config());
+    let mut all = Vec::new();
+    for (i, spec) in blueprint.linears.iter().enumerate() {
+        let matrix = tensor(&format!("{}.weight", spec.name), spec.rows, spec.cols);
+        all.push((matrix, Place::Matrix(LinearId(i))));
+        if spec.bias {
+            let bias = tensor(&format!("{}.bias", spec.name), 1, spec.rows);
+            all.push((bias, Place::Bias(LinearId(i))));
+        }
+    }
+    for (i, spec) in blueprint.vectors.iter().enumerate() {
+        all.push((tensor(&spec.name, 1, spec.len), Place::Vector(VectorId(i))));
+    }
+    if model.own_embedding().is_some() {
+        let embedding = tensor(&blueprint.embedding, config.vocab_size, config.hidden_size);
+        all.push((embedding, Place::Embedding));
+    }
+    all
+}
+
+/// The layer in a canonical name, `model.layers.<layer>.`
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+}
+
+/// Hooks that move a [`TrainableModel`]'s weights along directions for a step.
+#[derive(Debug, Clone)]
+pub struct Perturbed<'a> {
+    matrices: Vec<&'a [Term<'a>]>,
+    biases: Vec<&'a [Term<'a>]>,
+    vectors: Vec<&'a [Term<'a>]>,
+    embedding: &'a [Term<'a>],
+    compute: Compute,
+}
+
+impl Hooks for Perturbed<'_> {
+    fn forming(&self, linear: LinearId) -> Option<Forming<'_>> {
+        Some(Forming { terms: self.matrices[linear.index()], compute: self.compute })
+    }
+
+    fn bias_terms(&self, linear: LinearId) -> &[Term<'_>] {
+        self.biases[linear.index()]
+    }
+
+    fn vector_terms(&self, vector: VectorId) -> &[Term<'_>] {
+        self.vectors[vector.index()]
+    }
+
+    fn embedding_terms(&self) -> &[Term<'_>] {
+        self.embedding
+    }
+
+    fn forms(&self) -> Forms {
+        self.compute.forms()
+    }
+}
