@@ -182,13 +182,9 @@ pub(crate) fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model
 }
 
 /// Loads a model to be tuned: what it takes was weighed already.
-pub(crate) fn load_base(
-    executor: ExecutorKind,
-    args: &ModelArgs,
-    engine: &EngineArgs,
-) -> Result<(Model, Cpu), Failure> {
+pub(crate) fn load_base(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
     let resolved = resolve(args)?;
-    let options = LoadOptions { executor, context: None, ..load_options(engine)? };
+    let options = LoadOptions { context: None, ..load_options(engine)? };
     let cpu = Cpu::new(options.isa, options.threads);
     Ok((load_shown(&cpu, &resolved.path, &options)?, cpu))
 }

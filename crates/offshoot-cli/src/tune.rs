@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use offshoot_engine::tune::Scorer;
 use offshoot_engine::tune::data::{DataEvent, Renderer, TokenFile, prepare};
 use offshoot_engine::tune::run::{
-    Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription, TuneNeed,
-    VariantFile, digest, read_config, trainer,
+    Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription,
+    TuneNeed, VariantFile, digest, evaluate_held_out, read_config,
 };
 use offshoot_engine::{Control, available_memory, peak_rss_bytes};
+use offshoot_kernels::{Cpu, available_threads};
 use offshoot_models::Checkpoint;
 use serde_json::{Value, json};
 
@@ -132,7 +134,7 @@ fn tune(
             (Part::whole(&all), Part::whole(&file))
         }
     };
-    let (base, cpu) = models::load_base(config.method.executor(), model, &engine)?;
+    let (base, cpu) = load(model, &engine, config)?;
     let plan = config.plan(train.count(), held_out.count())?;
     let description = RunDescription {
         id: String::new(),
@@ -142,7 +144,7 @@ fn tune(
         held_out_data: digest(&held_out)?,
         held_out: held_out.count(),
         command: command(),
-        variant: VariantFile::of(&base, config.method.name())?,
+        variant: VariantFile::of(base.checkpoint(), base.id()?, config.method.name())?,
     };
     let run = match &args.resume {
         Some(folder) => Run::resume(folder, description)?,
@@ -151,14 +153,34 @@ fn tune(
     if args.resume.is_some() {
         note(format_args!("going on after step {} of {}", run.step(), plan.steps));
     }
-    let mut trainer = trainer(config, &base, &cpu)?;
+    let mut trainer = base.trainer(run.description(), renderer.tokenizer(), &cpu)?;
+    let mut evaluate = |scorer: &mut dyn Scorer, held_out: &dyn Examples| {
+        evaluate_held_out(config, renderer.tokenizer(), scorer, held_out)
+    };
     let mut shown = Shown::new(plan.steps, run.step());
-    let outcome = run.drive(&mut *trainer, (&train, &held_out), &plan, &mut |happening| {
+    let mut watch = |happening: &Happening<'_>| {
         shown.show(happening);
         signals.control()
-    });
+    };
+    let examples = (&train as &dyn Examples, &held_out as &dyn Examples);
+    let outcome = run.drive(&mut *trainer, examples, &plan, &mut evaluate, &mut watch);
     shown.finish();
     Ok(outcome?)
+}
+
+/// The base in the form in which the method takes it.
+fn load(
+    model: &ModelArgs,
+    engine: &EngineArgs,
+    config: &RunConfig,
+) -> Result<(Base, Cpu), Failure> {
+    if config.takes_packed() {
+        let (model, cpu) = models::load_base(model, engine)?;
+        return Ok((Base::Packed(Box::new(model)), cpu));
+    }
+    let threads = engine.threads.map_or_else(available_threads, usize::from);
+    let cpu = Cpu::new(models::isa()?, threads);
+    Ok((Base::Stored(Arc::new(opened(model, engine)?)), cpu))
 }
 
 /// Where examples are kept as tokens: with what is kept of models, or in the run's folder.

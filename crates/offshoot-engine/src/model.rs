@@ -143,13 +143,10 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
         let start = Instant::now();
-        let mut checkpoint = Checkpoint::open(path)?;
-        if let Some(recipe) = options.quantize {
-            checkpoint = checkpoint.quantized(recipe);
-        }
-        let checkpoint = Arc::new(checkpoint);
         let variant = options.variant.as_deref().map(Variant::open).transpose()?;
-        let adapter = variant.as_ref().map(Variant::folder).or(options.adapter.as_deref());
+        let checkpoint = Arc::new(opened(path, options.quantize, variant.as_ref())?);
+        let added = variant.as_ref().filter(|variant| !variant.is_whole());
+        let adapter = added.map(Variant::folder).or(options.adapter.as_deref());
         let adapter = adapter.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
         let adapter = adapter.transpose()?;
         let available = match options.executor {
@@ -220,7 +217,9 @@ impl Model {
 
     /// Takes over what `variant` was tuned with, if it is of these weights.
     fn become_variant(&mut self, variant: &Variant) -> Result<(), Error> {
-        variant.check(self.tokenizer_id, || self.base_id())?;
+        if !variant.is_whole() {
+            variant.check(self.tokenizer_id, || self.base_id())?;
+        }
         let Some(file) = variant.file() else { return Ok(()) };
         self.stop_tokens.clone_from(&file.stop_tokens);
         let (bos, eos) = edge_texts(&self.tokenizer);
@@ -411,6 +410,25 @@ impl Model {
         let rendered = talk.render(messages, true)?;
         talk.encode(&rendered).map(Some)
     }
+}
+
+/// The weights that are run: those of `variant`, if it is a whole model and was made of the one at
+/// `path`, else those there.
+fn opened(
+    path: &Path,
+    recipe: Option<Recipe>,
+    variant: Option<&Variant>,
+) -> Result<Checkpoint, Error> {
+    let mut checkpoint = Checkpoint::open(path)?;
+    if let Some(variant) = variant.filter(|variant| variant.is_whole()) {
+        let tokenizer = TokenizerId::of(checkpoint.tokenizer()?);
+        variant.check(tokenizer, || Ok(BaseId::of(&checkpoint)?))?;
+        checkpoint = Checkpoint::open(variant.folder())?;
+    }
+    Ok(match recipe {
+        Some(recipe) => checkpoint.quantized(recipe),
+        None => checkpoint,
+    })
 }
 
 /// What turns text into tokens and back.

@@ -74,7 +74,7 @@ pub(crate) struct TuneSettings {
     #[arg(long = "option", env = "OFFSHOOT_OPTION", value_name = "NAME=VALUE", value_parser = option)]
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_table")]
     pub(crate) options: Vec<(String, Value)>,
-    /// What a method without gradients tunes: lora, lora_fa or prefix [default: lora]
+    /// What a method without gradients tunes: lora, lora_fa, prefix or full [default: lora]
     #[arg(long, env = "OFFSHOOT_SPACE", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) space: Option<String>,
@@ -86,6 +86,22 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_PREFIX_TOKENS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prefix_tokens: Option<u32>,
+    /// Where all weights may be tuned, those whose names this regular expression finds something in.
+    #[arg(long, env = "OFFSHOOT_TRAIN", value_name = "REGEX")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) train: Option<String>,
+    /// And not those in whose names this one does.
+    #[arg(long, env = "OFFSHOOT_FREEZE", value_name = "REGEX")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) freeze: Option<String>,
+    /// Multiply in bfloat16 where a method without gradients tunes all weights.
+    #[arg(long, env = "OFFSHOOT_BFLOAT16", value_parser = FalseyValueParser::new())]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) bfloat16: bool,
+    /// Let a method without gradients find its learning rate by itself.
+    #[arg(long, env = "OFFSHOOT_AUTO_RATE", value_parser = FalseyValueParser::new())]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) auto_rate: bool,
     /// Rank of what is added to a matrix [default: 8]
     #[arg(long, env = "OFFSHOOT_RANK", value_name = "R")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -162,7 +178,7 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_EVAL_EVERY", value_name = "STEPS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) eval_every: Option<u64>,
-    /// What the best is told by: loss, accuracy, macro_f1 or exact_match [default: loss]
+    /// What the best is told by: loss, accuracy, macro_f1, exact_match or token_f1 [default: loss]
     #[arg(long, env = "OFFSHOOT_METRIC", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) metric: Option<String>,

@@ -44,6 +44,18 @@ pub struct RunConfig {
     pub objective: Objective,
     /// Tokens of a prefix.
     pub prefix_tokens: usize,
+    /// Where all weights may be tuned, a regular expression that finds something in the names of those
+    /// that are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<String>,
+    /// One that finds something in the names of those that are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<String>,
+    /// Whether a method without gradients that tunes all weights multiplies in bfloat16; the weights
+    /// themselves stay in single precision.
+    pub bfloat16: bool,
+    /// Whether a method without gradients finds its learning rate by itself.
+    pub auto_rate: bool,
     /// What float matrices of the base are quantised to while they are loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
@@ -120,6 +132,10 @@ impl Default for RunConfig {
             space: Space::default(),
             objective: Objective::default(),
             prefix_tokens: 5, // MeZO's
+            train: None,
+            freeze: None,
+            bfloat16: false,
+            auto_rate: false,
             quantize: None,
             rank: 8,     // PEFT's LoraConfig
             alpha: 16.0, // twice the rank, as PEFT's own examples; its default is 8
@@ -160,6 +176,8 @@ pub enum Space {
     LoraFa,
     /// Keys and values before every text.
     Prefix,
+    /// The model's own weights.
+    Full,
 }
 
 /// What a method without gradients makes less.
@@ -203,8 +221,10 @@ pub enum Metric {
     Accuracy,
     /// The mean over classes of F1; more is better.
     MacroF1,
-    /// The share of answers that are right to the letter; more is better.
+    /// The share of written answers that are a right one; more is better.
     ExactMatch,
+    /// The overlap of their words with the right one's; more is better.
+    TokenF1,
 }
 
 impl Metric {
@@ -215,7 +235,13 @@ impl Metric {
             Self::Accuracy => "accuracy",
             Self::MacroF1 => "macro_f1",
             Self::ExactMatch => "exact_match",
+            Self::TokenF1 => "token_f1",
         }
+    }
+
+    /// Whether it is of answers that have to be written.
+    pub(crate) fn is_of_answers(self) -> bool {
+        matches!(self, Self::ExactMatch | Self::TokenF1)
     }
 
     /// Whether `a` is better than `b`.

@@ -37,7 +37,9 @@ const ALIASES: [(&str, &str); 21] = [
     ("use_rslora", "rslora"),
 ];
 /// Fields that are written only where they are set.
-const UNSET: [&str; 12] = [
+const UNSET: [&str; 14] = [
+    "train",
+    "freeze",
     "options",
     "quantize",
     "schedule",

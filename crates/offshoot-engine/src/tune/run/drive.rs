@@ -10,8 +10,8 @@ use super::files::{output, write_whole};
 use super::lock::RunLock;
 use super::log::{RunLog, finite};
 use super::{
-    BatchOrder, EndReason, EvalLine, Examples, LogLine, RunDescription, RunError, RunPlan,
-    StartLine, StepLine, card, evaluate_held_out, read_log, variant,
+    BatchOrder, EndReason, EvalLine, Evaluate, Examples, LogLine, RunDescription, RunError,
+    RunPlan, StartLine, StepLine, card, read_log, variant,
 };
 use crate::tune::{Example, StepReport, Trainer};
 use crate::{Control, Error, peak_rss_bytes};
@@ -132,7 +132,7 @@ impl Run {
         self.progress.step
     }
 
-    /// Drives `trainer`, which is as it was made, over `train` until the plan is fulfilled or `watch`
+    /// Drives `trainer`, which is as it was made, over `train`, with `evaluate` on `held_out`, until the plan is fulfilled or `watch`
     /// says stop: the step under way is then finished and a checkpoint written.
     ///
     /// # Errors
@@ -143,6 +143,7 @@ impl Run {
         trainer: &mut dyn Trainer,
         (train, held_out): (&dyn Examples, &dyn Examples),
         plan: &RunPlan,
+        evaluate: Evaluate<'_>,
         watch: &mut dyn FnMut(&Happening<'_>) -> Control,
     ) -> Result<Outcome, Error> {
         if self.progress.step > 0 {
@@ -166,6 +167,7 @@ impl Run {
             order,
             train,
             held_out,
+            evaluate,
             records,
             since: Instant::now(),
             before_s,
@@ -252,6 +254,7 @@ struct Driven<'r> {
     order: BatchOrder,
     train: &'r dyn Examples,
     held_out: &'r dyn Examples,
+    evaluate: Evaluate<'r>,
     records: Records<'r>,
     since: Instant,
     /// Seconds before it went on.
@@ -343,8 +346,7 @@ impl Driven<'_> {
     /// Scores the held-out examples; gives whether they never fared better.
     fn evaluate(&mut self) -> Result<bool, Error> {
         let began = Instant::now();
-        let batch = self.plan.batch as usize;
-        let metrics = evaluate_held_out(self.trainer, self.held_out, batch)?;
+        let metrics = (self.evaluate)(self.trainer, self.held_out)?;
         let best = self.judge(&metrics)?;
         self.progress.elapsed_s = self.elapsed_s();
         let metrics = metrics.into_iter().map(|(name, x)| (name, finite(x))).collect();

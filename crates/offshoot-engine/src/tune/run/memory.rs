@@ -55,8 +55,13 @@ impl TuneNeed {
     }
 
     fn without_gradients(checkpoint: &Checkpoint, config: &RunConfig) -> Self {
-        let need = MemoryNeed::of(checkpoint);
-        let trained = FLOAT * trained(checkpoint, config);
+        let mut need = MemoryNeed::of(checkpoint);
+        let mut trained = FLOAT * trained(checkpoint, config);
+        if config.space == Space::Full {
+            // They are the weights, which are held in single precision.
+            let numbers: u64 = checkpoint.tensors().map(|t| t.len() as u64).sum();
+            (need.weights, trained) = (FLOAT * numbers, 0);
+        }
         let limits = StepLimits::default();
         // A step runs so many rows at most, however large the batch; one example is never cut.
         let rows = (limits.rows as u64).max(config.max_length as u64);
@@ -120,7 +125,7 @@ fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
         return (2 * model.num_hidden_layers * row * config.prefix_tokens) as u64;
     }
     if config.method == Method::Full {
-        return checkpoint.tensors().map(|t| t.info.shape.iter().product::<usize>() as u64).sum();
+        return checkpoint.tensors().map(|t| t.len() as u64).sum();
     }
     let blueprint = Architecture::new(checkpoint.config()).1;
     let all = config.target_modules.iter().any(|name| name == "all-linear");

@@ -57,6 +57,7 @@ impl Method {
         let grown = match space {
             Space::Lora | Space::LoraFa => 50.0,
             Space::Prefix => 1e4,
+            Space::Full => 1.0,
         };
         match self {
             // TRL's advice for adapters, and its SFTConfig.

@@ -12,7 +12,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use offshoot_models::{BaseId, ChatTemplate, TokenizerId};
+use offshoot_models::{BaseId, ChatTemplate, Checkpoint, TokenizerId};
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
@@ -47,17 +47,17 @@ pub struct VariantFile {
 }
 
 impl VariantFile {
-    /// That of a variant of `model`, tuned by `method`.
+    /// That of a variant of the model of `checkpoint`, whose weights are `base`, tuned by `method`.
     ///
     /// # Errors
-    /// If the base's weights cannot be read.
-    pub fn of(model: &crate::Model, method: &str) -> Result<Self, Error> {
+    /// If the model has no tokenizer that can be used.
+    pub fn of(checkpoint: &Checkpoint, base: BaseId, method: &str) -> Result<Self, Error> {
         Ok(Self {
             format: FORMAT,
-            base: model.base_id()?,
-            tokenizer: model.tokenizer_id(),
-            chat_template: model.checkpoint().chat_template().map(str::to_owned),
-            stop_tokens: model.stop_tokens().to_vec(),
+            base,
+            tokenizer: TokenizerId::of(checkpoint.tokenizer()?),
+            chat_template: checkpoint.chat_template().map(str::to_owned),
+            stop_tokens: checkpoint.stop_tokens().to_vec(),
             method: method.to_owned(),
             offshoot: env!("CARGO_PKG_VERSION").to_owned(),
         })
