@@ -20,7 +20,9 @@ fn home() -> Home {
 }
 
 fn word(i: u32) -> String {
-    (0..12).map(|bit| if (i * 2654435761u32) >> (31 - bit) & 1 == 1 { 'a' } else { 'b' }).collect()
+    (0..12)
+        .map(|bit| if i.wrapping_mul(2_654_435_761) >> (31 - bit) & 1 == 1 { 'a' } else { 'b' })
+        .collect()
 }
 
 fn words(method: &str) -> Vec<String> {
@@ -150,7 +152,7 @@ fn a_full_disk_ends_a_run_with_a_reason_and_what_was_whole_goes_on() {
     let mut command = std::process::Command::new("sh");
     home.settle(&mut command);
     // Of 512 bytes: the log grows beyond that within the run.
-    command.args(["-c", "trap '' XFSZ; ulimit -f 40; exec \"$@\"", "sh"]);
+    command.args(["-c", "trap '' XFSZ; ulimit -f 90; exec \"$@\"", "sh"]);
     command.arg(program.get_program()).args(program.get_args());
     let left = run(command).ended_with(1);
     assert!(left.stderr.contains("File too large"), "{}", left.stderr);
