@@ -145,15 +145,7 @@ pub(crate) enum Command {
     #[command(subcommand, after_help = "Example:\n  offshoot medusa train smollm2")]
     Medusa(MedusaCommand),
     /// Tune a model: make a variant of it from examples.
-    #[command(after_help = "Examples:\n  \
-        offshoot tune smollm2 --data chats.jsonl --method mezo --output poet\n  \
-        offshoot tune smollm2 --data reviews.csv --task sst2 --eval-fraction 0.1 --patience 3\n  \
-        offshoot tune --config run.toml --dry-run\n  \
-        offshoot tune --resume poet\n  \
-        offshoot run smollm2 --variant poet=./poet \"Write a line.\"\n\n\
-        The run's folder has log.jsonl, report.html, TensorBoard's events, checkpoints, and the\n\
-        variant, which is used at once. Ctrl-C ends it after the step that is under way; it goes\n\
-        on with --resume, to the same bits as if it had not been stopped.")]
+    #[command(after_help = tune::tune_help())]
     Tune(Box<TuneArgs>),
     /// Make the page with a run's curves again, from its log.
     #[command(after_help = "Example:\n  offshoot report poet --output poet.html")]

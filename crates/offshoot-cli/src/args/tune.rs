@@ -5,10 +5,31 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::FalseyValueParser;
+use offshoot_engine::tune::run::Method;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{EngineArgs, JsonArgs};
+
+/// What stands behind the help: how it is used, and the methods.
+pub(crate) fn tune_help() -> String {
+    let mut help = String::from(
+        "Examples:\n  \
+         offshoot tune smollm2 --data chats.jsonl --output poet\n  \
+         offshoot tune smollm2 --data reviews.csv --task sst2 --method mezo --eval-fraction 0.1\n  \
+         offshoot tune --config run.toml --dry-run\n  \
+         offshoot tune --resume poet\n  \
+         offshoot run smollm2 --variant poet=./poet \"Write a line.\"\n\n\
+         The run's folder has log.jsonl, report.html, TensorBoard's events, checkpoints, and the\n\
+         variant, which is used at once. Ctrl-C ends it after the step that is under way; it goes\n\
+         on with --resume, to the same bits as if it had not been stopped.\n\n\
+         Methods:\n",
+    );
+    for method in Method::all() {
+        help += &format!("  {:<9} {}\n", method.name(), method.summary());
+    }
+    help
+}
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TuneArgs {
@@ -146,7 +167,7 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_STEPS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) steps: Option<u64>,
-    /// Examples that are run at once [default: 8]
+    /// How many examples are run at once [default: 8]
     #[arg(long, env = "OFFSHOOT_BATCH", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) batch: Option<u32>,

@@ -161,7 +161,7 @@ fn what_cannot_be_is_told_before_anything_is_done() {
         (&["--config", "run.toml"][..], 2, "run.toml:3: no setting \"batch_sise\""),
         (&[], 2, "data: give at least one file"),
         (&["--data", "texts.jsonl", "--method", "mezzo"], 2, "did you mean `mezo`?"),
-        (&["--data", "texts.jsonl", "--lr", "-1"], 2, "--lr"),
+        (&["--data", "texts.jsonl", "--lr=-1"], 2, "learning_rate is -1.0"),
         (&["--data", "texts.jsonl", "--rank", "0"], 2, "rank is 0: must be from 1"),
         (&["--data", "texts.jsonl", "--patience", "2"], 2, "no held-out examples"),
         (&["--data", "absent.jsonl"], 1, "absent.jsonl"),

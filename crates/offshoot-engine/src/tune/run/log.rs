@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -144,7 +144,8 @@ pub(crate) struct RunLog {
 }
 
 impl RunLog {
-    /// Opens the log at `path` behind its first `keep` bytes; what is after them is cut off.
+    /// Opens the log at `path` behind its first `keep` bytes; what is after them is cut off, and a line
+    /// that is not whole.
     ///
     /// # Errors
     /// [`Error::Output`].
@@ -221,6 +222,11 @@ mod tests {
         let mut log = RunLog::open(&path, keep).unwrap();
         log.add(&resume(3)).unwrap();
         assert_eq!(read_log(&path).unwrap(), [resume(1), resume(3)]);
+        // Behind a loss of power the file may be shorter than it was said to be.
+        let len = log.sync().unwrap();
+        log.file.set_len(len - 3).unwrap();
+        RunLog::open(&path, len).unwrap().add(&resume(4)).unwrap();
+        assert_eq!(read_log(&path).unwrap(), [resume(1), resume(4)]);
     }
 
     #[test]
