@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use offshoot_engine::tune::run::{EndReason, LogLine, StartLine, read_log};
+use offshoot_engine::tune::run::{EndReason, EvalLine, LogLine, StartLine, read_log};
 
 use crate::args::ReportArgs;
 use crate::failure::{Failure, note};
@@ -45,10 +45,7 @@ fn html(lines: &[LogLine]) -> String {
          pre { background: #f4f4f4; padding: 1em; overflow: auto; } svg { margin: 0.5em 0; }\n\
          </style>\n</head>\n<body>\n<h1>offshoot tune</h1>\n",
     );
-    let start = lines.iter().find_map(|line| match line {
-        LogLine::Start(start) => Some(start),
-        _ => None,
-    });
+    let start = lines.iter().find_map(LogLine::start);
     out.push_str("<table>\n");
     for (name, value) in facts(start, lines) {
         let _ = writeln!(out, "<tr><td>{name}</td><td>{}</td></tr>", escaped(&value));
@@ -73,10 +70,7 @@ fn facts(start: Option<&StartLine>, lines: &[LogLine]) -> Vec<(&'static str, Str
         let sizes = format!("{} examples, {} held out", start.examples, start.held_out);
         facts.push(("data", format!("{}, {sizes}", start.data)));
     }
-    let last = lines.iter().rev().find_map(|line| match line {
-        LogLine::Step(line) => Some(line),
-        _ => None,
-    });
+    let last = lines.iter().rev().find_map(LogLine::step);
     if let Some(last) = last {
         let of = start.map_or(String::new(), |start| format!(" of {}", start.steps));
         facts.push(("steps", format!("{}{of}, {:.2} epochs", last.step, last.epoch)));
@@ -86,10 +80,7 @@ fn facts(start: Option<&StartLine>, lines: &[LogLine]) -> Vec<(&'static str, Str
             facts.push(("peak memory", format!("{} MB", bytes / 1_000_000)));
         }
     }
-    let best = lines.iter().rev().find_map(|line| match line {
-        LogLine::Eval(line) if line.best => Some(line),
-        _ => None,
-    });
+    let best = lines.iter().rev().filter_map(LogLine::eval).find(|line| line.best);
     if let Some(best) = best {
         let told = best.metrics.iter().filter_map(|(name, x)| Some(format!("{name} {:.4}", (*x)?)));
         let told = told.collect::<Vec<_>>().join(", ");
@@ -124,27 +115,12 @@ fn curve(name: &str, points: Vec<(f64, f64)>) -> Curve {
 }
 
 fn panels(lines: &[LogLine]) -> Vec<Panel> {
-    let steps: Vec<_> = lines
-        .iter()
-        .filter_map(|line| match line {
-            LogLine::Step(line) => Some(line),
-            _ => None,
-        })
-        .collect();
-    let evals: Vec<_> = lines
-        .iter()
-        .filter_map(|line| match line {
-            LogLine::Eval(line) => Some(line),
-            _ => None,
-        })
-        .collect();
+    let steps: Vec<_> = lines.iter().filter_map(LogLine::step).collect();
+    let evals: Vec<_> = lines.iter().filter_map(LogLine::eval).collect();
     let losses: Vec<_> = steps.iter().filter_map(|s| Some((s.step as f64, s.loss?))).collect();
     let held_out = |name: &str| -> Vec<(f64, f64)> {
-        let value = |line: &&_| {
-            let line: &offshoot_engine::tune::run::EvalLine = line;
-            Some((line.step as f64, (*line.metrics.get(name)?)?))
-        };
-        evals.iter().filter_map(|line| value(line)).collect()
+        let value = |line: &&EvalLine| Some((line.step as f64, (*line.metrics.get(name)?)?));
+        evals.iter().filter_map(value).collect()
     };
     let raw = Curve { stroke: Stroke::Faint, ..curve("each", losses.clone()) };
     let shares = ["accuracy", "macro_f1", "exact_match", "token_accuracy"];

@@ -226,11 +226,8 @@ fn log(folder: &Path) -> Vec<LogLine> {
 
 /// What is told of each step, without times.
 fn losses(folder: &Path) -> Vec<(u64, Option<f64>, f64)> {
-    let step = |line| match line {
-        LogLine::Step(line) => Some((line.step, line.loss, line.rate)),
-        _ => None,
-    };
-    log(folder).into_iter().filter_map(step).collect()
+    let log = log(folder);
+    log.iter().filter_map(LogLine::step).map(|line| (line.step, line.loss, line.rate)).collect()
 }
 
 #[test]

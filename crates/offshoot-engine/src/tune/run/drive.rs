@@ -197,10 +197,7 @@ impl<'w> Records<'w> {
         let path = run.folder.join("log.jsonl");
         let log = RunLog::open(&path, run.progress.log_bytes)?;
         let lines = read_log(&path)?;
-        let started_s = lines.iter().find_map(|line| match line {
-            LogLine::Start(start) => Some(start.unix_s),
-            _ => None,
-        });
+        let started_s = lines.iter().find_map(LogLine::start).map(|start| start.unix_s);
         let events = EventFile::create(&run.folder.join("tensorboard"), &lines)?;
         let begun = started_s.is_some();
         let started_s = started_s.unwrap_or_else(unix_s);

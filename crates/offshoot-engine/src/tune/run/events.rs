@@ -55,11 +55,7 @@ impl EventFile {
 
 /// The whole event file of a log.
 pub fn event_file(lines: &[LogLine]) -> Vec<u8> {
-    let started_s = lines.iter().find_map(|line| match line {
-        LogLine::Start(start) => Some(start.unix_s),
-        _ => None,
-    });
-    let started_s = started_s.unwrap_or(0.0);
+    let started_s = lines.iter().find_map(LogLine::start).map_or(0.0, |start| start.unix_s);
     let mut version = Vec::new();
     double(&mut version, 1, started_s);
     bytes(&mut version, 3, b"brain.Event:2");

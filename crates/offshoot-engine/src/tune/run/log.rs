@@ -43,6 +43,23 @@ pub enum LogLine {
     },
 }
 
+impl LogLine {
+    /// What it says of the run, if it is the first line.
+    pub fn start(&self) -> Option<&StartLine> {
+        if let Self::Start(line) = self { Some(line) } else { None }
+    }
+
+    /// The step that it tells of.
+    pub fn step(&self) -> Option<&StepLine> {
+        if let Self::Step(line) = self { Some(line) } else { None }
+    }
+
+    /// The evaluation that it tells of.
+    pub fn eval(&self) -> Option<&EvalLine> {
+        if let Self::Eval(line) = self { Some(line) } else { None }
+    }
+}
+
 /// Why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
