@@ -6,6 +6,7 @@ mod executor;
 mod export;
 mod medusa;
 mod score;
+mod tune;
 
 use std::path::PathBuf;
 
@@ -27,6 +28,7 @@ pub(crate) use medusa::{
     PromptFlavour,
 };
 pub(crate) use score::{EmbedArgs, Pooling, ScoreArgs};
+pub(crate) use tune::{ReportArgs, TuneArgs};
 
 /// Grow many language models from one base, on the machine you have.
 #[derive(Debug, Parser)]
@@ -144,6 +146,12 @@ pub(crate) enum Command {
     /// Train and look at draft heads, which guess the tokens behind the next one.
     #[command(subcommand, after_help = "Example:\n  offshoot medusa train smollm2")]
     Medusa(MedusaCommand),
+    /// Tune a model: make a variant of it from examples.
+    #[command(after_help = tune::tune_help())]
+    Tune(Box<TuneArgs>),
+    /// Make the page with a run's curves again, from its log.
+    #[command(after_help = "Example:\n  offshoot report poet --output poet.html")]
+    Report(ReportArgs),
     /// Say what this machine offers and what fits on it.
     #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf\n\n\
         OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.")]

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::args::CalibrateArgs;
 use crate::failure::{Failure, note, say, say_json};
-use crate::plot::{Curve, Panel, svg};
+use crate::plot::{Curve, Floor, Panel, Stroke, svg};
 use crate::{answer, models};
 
 /// Chances of a guess to come true that speeds are predicted for.
@@ -112,21 +112,24 @@ fn panels(curve: &StepCurve) -> [Panel; 2] {
         let rows = curve.widths.iter().enumerate();
         rows.map(|(i, width)| (width.rows as f64, y(i))).collect()
     };
+    let stroke = Stroke::Plain;
     let mut times = Vec::new();
     for (at, depth) in curve.depths.iter().enumerate() {
         let chain = over_rows(&|i| curve.widths[i].chain_ms[at]);
         let bushy = over_rows(&|i| curve.widths[i].bushy_ms[at]);
-        times.push(Curve { name: format!("chain at {depth}"), points: chain });
-        times.push(Curve { name: format!("bushy at {depth}"), points: bushy });
+        times.push(Curve { name: format!("chain at {depth}"), stroke, points: chain });
+        times.push(Curve { name: format!("bushy at {depth}"), stroke, points: bushy });
     }
     let speed = |&chance: &f64| Curve {
         name: format!("chance {chance}"),
+        stroke,
         points: over_rows(&|i| curve.predicted_tokens_per_s(&curve.widths[i], chance)),
     };
     let panel = |title: &str, y_label: &str, curves| Panel {
         title: title.to_owned(),
         x_label: "rows of the step".to_owned(),
         y_label: y_label.to_owned(),
+        floor: Floor::Zero,
         curves,
     };
     [

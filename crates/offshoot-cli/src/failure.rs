@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use offshoot_engine::datastore::DatastoreError;
 use offshoot_engine::store::{StoreError, StoreErrorKind};
 use offshoot_engine::tune::DataError;
+use offshoot_engine::tune::run::RunError;
 
 use crate::interrupt;
 
@@ -35,6 +36,12 @@ pub(crate) enum Failure {
 
 impl From<offshoot_models::Error> for Failure {
     fn from(error: offshoot_models::Error) -> Self {
+        Failure::Engine(error.into())
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
         Failure::Engine(error.into())
     }
 }
@@ -81,9 +88,20 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Data(error) => data_code(error),
         Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,
         Error::Training(_) => USAGE,
+        Error::Run(error) => run_code(error),
         Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,
         _ => 1,
+    }
+}
+
+fn run_code(error: &RunError) -> u8 {
+    match error {
+        RunError::NoExamples { .. } => 3,
+        RunError::Damaged { .. } | RunError::OtherBase { .. } => 4,
+        RunError::Memory { .. } => 5,
+        RunError::Locked { .. } | RunError::NotFinite { .. } => 1,
+        _ => USAGE,
     }
 }
 

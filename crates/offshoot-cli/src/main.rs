@@ -21,7 +21,9 @@ mod medusa;
 mod models;
 mod plot;
 mod quantize;
+mod report;
 mod score;
+mod tune;
 mod wrap;
 
 use std::process::ExitCode;
@@ -70,6 +72,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Export(args) => export::run(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Medusa(command) => medusa::run(&command),
+        Command::Tune(args) => tune::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Datastore { command } => datastore::run(&command),
         Command::Man(args) => man::run(&args),

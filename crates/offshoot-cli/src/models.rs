@@ -145,9 +145,9 @@ pub(crate) fn load_for(
     args: &ModelArgs,
     engine: &EngineArgs,
 ) -> Result<(Model, Session), Failure> {
+    let (adapter, variant) = (variant.adapter.clone(), variant.chosen()?);
     let resolved = resolve(args)?;
-    let adapter = variant.adapter.clone();
-    let options = LoadOptions { executor, adapter, ..load_options(engine)? };
+    let options = LoadOptions { executor, adapter, variant, ..load_options(engine)? };
     let cpu = Cpu::new(options.isa, options.threads);
     let model = load_shown(&cpu, &resolved.path, &options)?;
     let limit = model.trained_context();
@@ -177,6 +177,14 @@ pub(crate) fn keep_calibration(file: &mut Option<CalibrationFile>, session: &Ses
 pub(crate) fn load_model(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
     let resolved = resolve(args)?;
     let options = load_options(engine)?;
+    let cpu = Cpu::new(options.isa, options.threads);
+    Ok((load_shown(&cpu, &resolved.path, &options)?, cpu))
+}
+
+/// Loads a model to be tuned: what it takes was weighed already.
+pub(crate) fn load_base(args: &ModelArgs, engine: &EngineArgs) -> Result<(Model, Cpu), Failure> {
+    let resolved = resolve(args)?;
+    let options = LoadOptions { context: None, ..load_options(engine)? };
     let cpu = Cpu::new(options.isa, options.threads);
     Ok((load_shown(&cpu, &resolved.path, &options)?, cpu))
 }

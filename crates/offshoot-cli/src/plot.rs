@@ -8,13 +8,33 @@ pub(crate) struct Panel {
     pub(crate) title: String,
     pub(crate) x_label: String,
     pub(crate) y_label: String,
+    /// Where the upright axis begins.
+    pub(crate) floor: Floor,
     pub(crate) curves: Vec<Curve>,
+}
+
+/// Where an axis begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Floor {
+    /// At zero, so that lengths compare.
+    Zero,
+    /// Below the least value, so that changes show.
+    Least,
 }
 
 /// Points joined by lines. Those that are no numbers are left out.
 pub(crate) struct Curve {
     pub(crate) name: String,
+    pub(crate) stroke: Stroke,
     pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// How a curve is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stroke {
+    Plain,
+    /// In the background: another curve tells the same more smoothly.
+    Faint,
 }
 
 /// Bars that are compared with one another.
@@ -110,11 +130,16 @@ impl Panel {
         let points = || self.curves.iter().flat_map(|curve| &curve.points).filter(drawable);
         let greatest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
         let x_ticks = ticks(greatest(&mut points().map(|p| p.0)));
-        let y_ticks = ticks(greatest(&mut points().map(|p| p.1)));
-        let (x_end, y_end) = (x_ticks[x_ticks.len() - 1], y_ticks[y_ticks.len() - 1]);
+        let highest = greatest(&mut points().map(|p| p.1));
+        let y_ticks = match self.floor {
+            Floor::Zero => ticks(highest),
+            Floor::Least => ticks_from(points().map(|p| p.1).fold(highest, f64::min), highest),
+        };
+        let (x_end, y_begin) = (x_ticks[x_ticks.len() - 1], y_ticks[0]);
+        let y_range = y_ticks[y_ticks.len() - 1] - y_begin;
         let x_at = |x: f64| left + LEFT + x / x_end * (PANEL.0 - LEFT - RIGHT);
-        let y_at = |y: f64| PANEL.1 - BOTTOM - y / y_end * (PANEL.1 - TOP - BOTTOM);
-        let (x0, x1, y0, y1) = (x_at(0.0), x_at(x_end), y_at(0.0), y_at(y_end));
+        let y_at = |y: f64| PANEL.1 - BOTTOM - (y - y_begin) / y_range * (PANEL.1 - TOP - BOTTOM);
+        let (x0, x1, y0, y1) = (x_at(0.0), x_at(x_end), y_at(y_begin), y_at(y_begin + y_range));
         for &tick in &x_ticks {
             let x = x_at(tick);
             line(out, (x, y0), (x, y1));
@@ -135,10 +160,13 @@ impl Panel {
             let Some(&(_, end)) = drawn.last() else { continue };
             let list: Vec<String> = drawn.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
             let list = list.join(" ");
+            let stroke = match curve.stroke {
+                Stroke::Plain => "stroke-width=\"2\"",
+                Stroke::Faint => "stroke-width=\"1\" stroke-opacity=\"0.35\"",
+            };
             let _ = writeln!(
                 out,
-                "<polyline points=\"{list}\" fill=\"none\" stroke=\"{colour}\" \
-                 stroke-width=\"2\"/>"
+                "<polyline points=\"{list}\" fill=\"none\" stroke=\"{colour}\" {stroke}/>"
             );
             names.push((end, &curve.name, colour));
         }
@@ -166,6 +194,18 @@ fn ticks(greatest: f64) -> Vec<f64> {
     (0..=(greatest / step - 1e-9).ceil() as usize).map(|i| i as f64 * step).collect()
 }
 
+/// Round numbers from at most `least` to at least `greatest`, both 0 or more.
+fn ticks_from(least: f64, greatest: f64) -> Vec<f64> {
+    let range = greatest - least;
+    if range <= greatest * 1e-9 {
+        return ticks(greatest);
+    }
+    let step = ticks(range)[1];
+    let first = (least / step + 1e-9).floor();
+    let last = (greatest / step - 1e-9).ceil();
+    (0..=(last - first) as usize).map(|i| (first + i as f64) * step).collect()
+}
+
 fn short(number: f64) -> String {
     format!("{}", (number * 1e6).round() / 1e6)
 }
@@ -187,11 +227,16 @@ mod tests {
     use super::*;
 
     fn panel(points: &[(f64, f64)]) -> Panel {
-        let curve = |name: &str| Curve { name: name.to_owned(), points: points.to_vec() };
+        let curve = |name: &str| Curve {
+            name: name.to_owned(),
+            stroke: Stroke::Plain,
+            points: points.to_vec(),
+        };
         Panel {
             title: "a < b & c".to_owned(),
             x_label: "rows".to_owned(),
             y_label: "ms".to_owned(),
+            floor: Floor::Zero,
             curves: vec![curve("one"), curve("two")],
         }
     }
@@ -252,6 +297,20 @@ mod tests {
         // From 120 to 390 for 0 to 2.5.
         assert!(picture.contains("width=\"108.0\"") && picture.contains("width=\"270.0\""));
         well_formed(&bars("", &[]));
+    }
+
+    #[test]
+    fn an_axis_from_the_least_value_covers_everything_closely() {
+        for (least, greatest) in [(2.1, 2.3), (0.0, 1.0), (99.0, 101.0), (5.0, 5.0), (0.0, 0.0)] {
+            let ticks = ticks_from(least, greatest);
+            assert!((3..=8).contains(&ticks.len()), "{least} {greatest}: {ticks:?}");
+            assert!(ticks[0] <= least && ticks[ticks.len() - 1] >= greatest * 0.999_999);
+        }
+        assert!(ticks_from(2.1, 2.3)[0] > 2.0);
+        let points = panel(&[(1.0, 2.1), (2.0, 2.3)]);
+        let close = svg(&[Panel { floor: Floor::Least, ..points }]);
+        well_formed(&close);
+        assert!(close.contains(">2.2<") && !close.contains(">0.5<"), "{close}");
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub enum Error {
     /// A datastore.
     #[error(transparent)]
     Datastore(#[from] DatastoreError),
+    /// A run of tuning, or a variant that one made.
+    #[error(transparent)]
+    Run(#[from] crate::tune::run::RunError),
     /// Training data.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -95,6 +98,9 @@ pub enum Error {
     /// Heads cannot be trained.
     #[error("training: {0}")]
     Training(String),
+    /// A trajectory cannot be read, or does not fit.
+    #[error(transparent)]
+    Trajectory(#[from] offshoot_methods::tune::TrajectoryError),
     /// A file could not be written.
     #[error("{}: {source}", path.display())]
     Output {

@@ -13,6 +13,7 @@ use offshoot_models::{
 use crate::conversation::Conversation;
 use crate::executor::ExecutorKind;
 use crate::store::{FileDigests, hash, joined};
+use crate::tune::run::Variant;
 use crate::{Error, MemoryNeed};
 
 /// How a model is loaded.
@@ -36,6 +37,10 @@ pub struct LoadOptions {
     /// The folder of a LoRA adapter: sessions then run as the variant that it makes of the model. The
     /// weights, and so the identity, are still the base's.
     pub adapter: Option<PathBuf>,
+    /// The folder of a variant of the model, or of the run that made it: as `adapter`, with the chat
+    /// template and the stop tokens that it was tuned with, and refused where the weights are not those
+    /// that it was tuned from. Not beside an adapter.
+    pub variant: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
@@ -49,6 +54,7 @@ impl Default for LoadOptions {
             context: None,
             quantize: None,
             adapter: None,
+            variant: None,
         }
     }
 }
@@ -67,7 +73,7 @@ pub struct LoadTimings {
 /// Weights as an executor takes them.
 #[derive(Debug)]
 enum Weights {
-    Packed(Box<PackedModel>),
+    Packed(Arc<PackedModel>),
     Dense(Box<DenseModel>),
 }
 
@@ -82,7 +88,7 @@ impl Weights {
         Ok(match executor {
             ExecutorKind::Packed => {
                 let checkpoint = Arc::clone(checkpoint);
-                Self::Packed(Box::new(PackedModel::load_watched(checkpoint, cpu, cache, progress)?))
+                Self::Packed(Arc::new(PackedModel::load_watched(checkpoint, cpu, cache, progress)?))
             }
             ExecutorKind::Dense { device, dtype } => {
                 let model = DenseModel::load(checkpoint, &device.open()?, dtype.dtype())?;
@@ -137,12 +143,10 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
         let start = Instant::now();
-        let mut checkpoint = Checkpoint::open(path)?;
-        if let Some(recipe) = options.quantize {
-            checkpoint = checkpoint.quantized(recipe);
-        }
-        let checkpoint = Arc::new(checkpoint);
-        let adapter = options.adapter.as_deref();
+        let variant = options.variant.as_deref().map(Variant::open).transpose()?;
+        let checkpoint = Arc::new(opened(path, options.quantize, variant.as_ref())?);
+        let added = variant.as_ref().filter(|variant| !variant.is_whole());
+        let adapter = added.map(Variant::folder).or(options.adapter.as_deref());
         let adapter = adapter.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
         let adapter = adapter.transpose()?;
         let available = match options.executor {
@@ -188,7 +192,7 @@ impl Model {
         let (files, digest) = (checkpoint.files().to_vec(), cached.map(|cached| cached.digest));
         let file_len = files.iter().filter_map(|file| std::fs::metadata(file).ok());
         let file_len = file_len.map(|metadata| metadata.len()).sum();
-        Ok(Self {
+        let mut model = Self {
             weights,
             executor,
             checkpoint,
@@ -204,7 +208,23 @@ impl Model {
             file_len,
             cache: options.cache.clone(),
             adapter,
-        })
+        };
+        if let Some(variant) = &variant {
+            model.become_variant(variant)?;
+        }
+        Ok(model)
+    }
+
+    /// Takes over what `variant` was tuned with, if it is of these weights.
+    fn become_variant(&mut self, variant: &Variant) -> Result<(), Error> {
+        if !variant.is_whole() {
+            variant.check(self.tokenizer_id, || self.base_id())?;
+        }
+        let Some(file) = variant.file() else { return Ok(()) };
+        self.stop_tokens.clone_from(&file.stop_tokens);
+        let (bos, eos) = edge_texts(&self.tokenizer);
+        self.template = variant.template(bos.as_deref(), eos.as_deref())?;
+        Ok(())
     }
 
     /// The adapter that its sessions run with.
@@ -229,6 +249,17 @@ impl Model {
     pub fn packed(&self) -> Result<&PackedModel, Error> {
         match &self.weights {
             Weights::Packed(model) => Ok(model),
+            Weights::Dense(_) => Err(Error::OnlyPacked),
+        }
+    }
+
+    /// The weights of the packed executor, to be shared.
+    ///
+    /// # Errors
+    /// [`Error::OnlyPacked`] if it was loaded for another.
+    pub fn shared_packed(&self) -> Result<Arc<PackedModel>, Error> {
+        match &self.weights {
+            Weights::Packed(model) => Ok(Arc::clone(model)),
             Weights::Dense(_) => Err(Error::OnlyPacked),
         }
     }
@@ -381,6 +412,25 @@ impl Model {
     }
 }
 
+/// The weights that are run: those of `variant`, if it is a whole model and was made of the one at
+/// `path`, else those there.
+fn opened(
+    path: &Path,
+    recipe: Option<Recipe>,
+    variant: Option<&Variant>,
+) -> Result<Checkpoint, Error> {
+    let mut checkpoint = Checkpoint::open(path)?;
+    if let Some(variant) = variant.filter(|variant| variant.is_whole()) {
+        let tokenizer = TokenizerId::of(checkpoint.tokenizer()?);
+        variant.check(tokenizer, || Ok(BaseId::of(&checkpoint)?))?;
+        checkpoint = Checkpoint::open(variant.folder())?;
+    }
+    Ok(match recipe {
+        Some(recipe) => checkpoint.quantized(recipe),
+        None => checkpoint,
+    })
+}
+
 /// What turns text into tokens and back.
 pub(crate) struct Text {
     pub(crate) tokenizer: Arc<Tokenizer>,
@@ -392,16 +442,21 @@ pub(crate) fn text_of(checkpoint: &Checkpoint) -> Result<Text, Error> {
     let spec = checkpoint.tokenizer()?;
     let tokenizer_id = TokenizerId::of(spec);
     let tokenizer = Tokenizer::new(spec)?;
-    let text = |id: Option<u32>| {
-        id.and_then(|id| tokenizer.token_bytes(id))
-            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-    };
-    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+    let (bos, eos) = edge_texts(&tokenizer);
     let template = checkpoint
         .chat_template()
         .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
         .transpose()?;
     Ok(Text { tokenizer: Arc::new(tokenizer), tokenizer_id, template })
+}
+
+/// The texts of the tokens at which a text begins and ends.
+fn edge_texts(tokenizer: &Tokenizer) -> (Option<String>, Option<String>) {
+    let text = |id: Option<u32>| {
+        let bytes = id.and_then(|id| tokenizer.token_bytes(id));
+        bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    (text(tokenizer.bos()), text(tokenizer.eos()))
 }
 
 /// Where a model's packed weights are kept.

@@ -101,6 +101,27 @@ impl KvCache {
         self.len += rows;
     }
 
+    /// Decides one more position: its keys, rotated, and its values, `[layers][kv heads][head_dim]`
+    /// each, are rounded to half precision.
+    ///
+    /// # Panics
+    /// If there are other numbers of them, or no room is left.
+    pub fn push(&mut self, keys: &[f32], values: &[f32]) {
+        let heads = self.layers * self.kv_heads;
+        assert!(keys.len() == heads * self.head_dim && values.len() == keys.len(), "a position");
+        assert!(self.len < self.capacity, "within the room");
+        let (width, at) = (self.width, self.len);
+        for head in 0..heads {
+            let (start, first) = (head * self.stride(), head * self.head_dim);
+            for d in 0..self.head_dim {
+                let bits = |x: f32| f16::from_f32(x).to_bits();
+                self.k[start + key_offset(at, d, width)] = bits(keys[first + d]);
+                self.v[start + at * width + d] = bits(values[first + d]);
+            }
+        }
+        self.len += 1;
+    }
+
     /// Keeps only the decided positions `rows`, in order; they rise strictly.
     ///
     /// # Panics
@@ -193,4 +214,41 @@ impl KvCache {
 #[inline(always)]
 pub(crate) fn key_offset(position: usize, d: usize, head_dim: usize) -> usize {
     (position / KEYS * head_dim + d) * KEYS + position % KEYS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pushed_position_is_read_back_rounded_to_half_precision() {
+        let (layers, heads, dim) = (2, 3, 20);
+        let mut cache = KvCache::new(layers, heads, dim, 40);
+        let row = |position: usize, sign: f32| -> Vec<f32> {
+            (0..layers * heads * dim).map(|i| sign * (i + 1000 * position) as f32 / 7.0).collect()
+        };
+        for position in 0..40 {
+            cache.push(&row(position, 1.0), &row(position, -1.0));
+        }
+        assert_eq!(cache.len(), 40);
+        for position in [0, 15, 16, 39] {
+            for (layer, head) in [(0, 0), (1, 2)] {
+                let (k, v) = cache.read(layer, head, position);
+                let first = (layer * heads + head) * dim;
+                let expected = |x: &[f32]| -> Vec<f32> {
+                    x[first..first + dim].iter().map(|x| f16::from_f32(*x).to_f32()).collect()
+                };
+                assert_eq!(k, expected(&row(position, 1.0)));
+                assert_eq!(v, expected(&row(position, -1.0)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_cache_takes_no_more() {
+        let mut cache = KvCache::new(1, 1, 4, 16);
+        (0..16).for_each(|_| cache.push(&[0.0; 4], &[0.0; 4]));
+        let more = std::panic::catch_unwind(move || cache.push(&[0.0; 4], &[0.0; 4]));
+        assert!(more.is_err());
+    }
 }

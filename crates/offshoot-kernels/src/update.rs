@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! linear    w' = w (1 - decay) - u                      u = 0 + s_0 z_0 + s_1 z_1 + ..., in order
-//! moments   for (g, z) of the history, the oldest first, x = g z:
+//! moments   for gradients of the history, the oldest first, x = 0 + g_0 z_0 + ..., a group's terms:
 //!               m = first m  + (1 - first)  x           v = second v + (1 - second) (x x)
 //!           w' = w (1 - decay) - (rate (m first_correction)) / (sqrt(v second_correction) + epsilon)
 //! ```
@@ -17,7 +17,7 @@ use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
 use crate::lanes::Lanes;
 use crate::noise::{BLOCK_COLS, Block, BlockPlace};
-use crate::terms::{RUN, block_entries, block_sum, check_terms, run_entries};
+use crate::terms::{RUN, block_sum, check_terms, run_entries};
 use crate::tile::TILE_ROWS;
 use crate::{Cpu, PackedMatrix, Term, TileError};
 
@@ -37,6 +37,8 @@ pub enum Change<'a> {
         decay: f32,
         /// The constants.
         rule: Moments,
+        /// How many terms make one gradient, at least 1.
+        group: usize,
         /// Projected gradients, as scales, and their directions, the oldest first.
         history: &'a [Term<'a>],
     },
@@ -74,10 +76,10 @@ impl<'a> Change<'a> {
             Change::Linear { terms, .. } => {
                 kept - terms.iter().fold(0.0, |u, term| u + scaled(term))
             }
-            Change::Moments { rule, history, .. } => {
+            Change::Moments { rule, group, history, .. } => {
                 let (mut m, mut v) = (0.0, 0.0);
-                for term in history {
-                    let x = scaled(term);
+                for terms in history.chunks(group.max(1)) {
+                    let x = terms.iter().fold(0.0, |x, term| x + scaled(term));
                     m = rule.first * m + (1.0 - rule.first) * x;
                     v = rule.second * v + (1.0 - rule.second) * (x * x);
                 }
@@ -187,16 +189,16 @@ unsafe fn subtrahend<L: Lanes>(change: &Change<'_>, place: BlockPlace, u: &mut B
     match *change {
         // SAFETY: the caller runs where the instructions of `L` exist.
         Change::Linear { terms, .. } => unsafe { block_sum::<L>(terms, place, u) },
-        Change::Moments { rule, history, .. } => {
+        Change::Moments { rule, group, history, .. } => {
             u.fill([0.0; TILE_ROWS]);
             let mut v: Block = [[0.0; TILE_ROWS]; BLOCK_COLS];
-            let mut z: Block = [[0.0; TILE_ROWS]; BLOCK_COLS];
-            for term in history {
+            let mut x: Block = [[0.0; TILE_ROWS]; BLOCK_COLS];
+            for terms in history.chunks(group.max(1)) {
                 // SAFETY: all rows hold 16 floats, and as above.
                 unsafe {
-                    block_entries::<L>(term, place, &mut z);
-                    let rows = u.iter_mut().zip(&mut v).zip(&z).take(place.count);
-                    rows.for_each(|((m, v), z)| moments::<L>(rule, term.scale, z, m, v));
+                    block_sum::<L>(terms, place, &mut x);
+                    let rows = u.iter_mut().zip(&mut v).zip(&x).take(place.count);
+                    rows.for_each(|((m, v), x)| moments::<L>(rule, x, m, v));
                 }
             }
             for (u, v) in u.iter_mut().zip(&v).take(place.count) {
@@ -209,10 +211,10 @@ unsafe fn subtrahend<L: Lanes>(change: &Change<'_>, place: BlockPlace, u: &mut B
 
 /// Brings both moments of 16 weights up to date.
 #[inline(always)]
-unsafe fn moments<L: Lanes>(rule: Moments, g: f32, z: &[f32], m: &mut [f32], v: &mut [f32]) {
+unsafe fn moments<L: Lanes>(rule: Moments, x: &[f32], m: &mut [f32], v: &mut [f32]) {
     // SAFETY: all slices hold 16 floats; the caller runs where the instructions of `L` exist.
     unsafe {
-        let x = L::mul(L::splat(g), L::load(z.as_ptr()));
+        let x = L::load(x.as_ptr());
         let first = L::mul(L::splat(rule.first), L::load(m.as_ptr()));
         let first = L::add(first, L::mul(L::splat(1.0 - rule.first), x));
         L::store(m.as_mut_ptr(), first);
@@ -241,33 +243,44 @@ unsafe fn update_run_lanes<L: Lanes>(
     first: u64,
     w: &mut [f32],
 ) {
-    let (mut z, mut u, mut v) = ([0f32; RUN], [0f32; RUN], [0f32; RUN]);
+    let (mut u, mut v) = ([0f32; RUN], [0f32; RUN]);
     let n = w.len();
-    for term in change.terms() {
-        // SAFETY: the caller runs where the instructions of `L` exist; chunks hold 16 floats.
-        unsafe {
-            run_entries::<L>(term, shape.1, first, &mut z[..n]);
-            let each = u.chunks_exact_mut(16).zip(v.chunks_exact_mut(16)).zip(z.chunks_exact(16));
-            for ((u, v), z) in each {
-                match *change {
-                    Change::Linear { .. } => {
-                        let step = L::mul(L::splat(term.scale), L::load(z.as_ptr()));
-                        L::store(u.as_mut_ptr(), L::add(L::load(u.as_ptr()), step));
-                    }
-                    Change::Moments { rule, .. } => moments::<L>(rule, term.scale, z, u, v),
+    match *change {
+        // SAFETY: the caller runs where the instructions of `L` exist.
+        Change::Linear { terms, .. } => unsafe { run_sum::<L>(terms, shape.1, first, &mut u[..n]) },
+        Change::Moments { rule, group, history, .. } => {
+            let mut x = [0f32; RUN];
+            for terms in history.chunks(group.max(1)) {
+                x.fill(0.0);
+                // SAFETY: as above; chunks hold 16 floats.
+                unsafe {
+                    run_sum::<L>(terms, shape.1, first, &mut x[..n]);
+                    let rows = u.chunks_exact_mut(16).zip(v.chunks_exact_mut(16));
+                    rows.zip(x.chunks_exact(16))
+                        .for_each(|((u, v), x)| moments::<L>(rule, x, u, v));
                 }
             }
-        }
-    }
-    if let Change::Moments { rule, .. } = *change {
-        for (u, v) in u.chunks_exact_mut(16).zip(v.chunks_exact(16)) {
-            // SAFETY: as above.
-            unsafe { quotient::<L>(rule, u, v) };
+            for (u, v) in u.chunks_exact_mut(16).zip(v.chunks_exact(16)) {
+                // SAFETY: as above.
+                unsafe { quotient::<L>(rule, u, v) };
+            }
         }
     }
     let keep = change.keep(shape.0);
     for (w, u) in w.iter_mut().zip(&u) {
         let kept = keep.map_or(*w, |keep| *w * keep);
         *w = kept - u;
+    }
+}
+
+/// Adds the sum of `terms` from element `first` on to `sum`, at most a run of them.
+#[inline(always)]
+unsafe fn run_sum<L: Lanes>(terms: &[Term<'_>], cols: usize, first: u64, sum: &mut [f32]) {
+    let mut z = [0f32; RUN];
+    let n = sum.len();
+    for term in terms {
+        // SAFETY: the caller runs where the instructions of `L` exist.
+        unsafe { run_entries::<L>(term, cols, first, &mut z[..n]) };
+        sum.iter_mut().zip(&z).for_each(|(sum, z)| *sum += term.scale * z);
     }
 }

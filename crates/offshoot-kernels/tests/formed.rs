@@ -135,7 +135,9 @@ fn an_update_of_tiles_or_rows_is_its_definition_for_every_weight() {
             .collect();
         changes.push(Change::Linear { decay: 0.125, terms: &terms });
         changes.push(Change::Linear { decay: 0.125, terms: &[] });
-        changes.push(Change::Moments { decay: 0.01, rule, history: &terms });
+        for group in [1, 2] {
+            changes.push(Change::Moments { decay: 0.01, rule, group, history: &terms });
+        }
         for change in changes {
             let at = |i: usize| change.apply(shape, i / cols, i % cols, values[i]).to_bits();
             let expected: Vec<u32> = (0..rows * cols).map(at).collect();

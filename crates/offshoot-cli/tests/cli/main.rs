@@ -17,6 +17,9 @@ mod interrupts;
 mod medusa;
 mod pulls;
 mod quantize;
+mod tune;
+#[cfg(unix)]
+mod tune_interrupts;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]
 mod models;

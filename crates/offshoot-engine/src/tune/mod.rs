@@ -4,8 +4,10 @@ pub mod data;
 pub mod eval;
 mod example;
 mod first_order;
+pub mod run;
 mod scorer;
 mod trainer;
+pub mod zeroth_order;
 
 pub use data::DataError;
 pub use example::{Example, Sequence};

@@ -1,0 +1,382 @@
+//! `tune`: makes a variant of a model.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use offshoot_engine::tune::Scorer;
+use offshoot_engine::tune::data::{DataEvent, Renderer, TokenFile, prepare};
+use offshoot_engine::tune::run::{
+    Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription,
+    TuneNeed, VariantFile, digest, evaluate_held_out, read_config,
+};
+use offshoot_engine::{Control, available_memory, peak_rss_bytes};
+use offshoot_kernels::{Cpu, available_threads};
+use offshoot_models::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::args::{EngineArgs, ModelArgs, TuneArgs};
+use crate::failure::{Failure, note, say, say_json};
+use crate::{interrupt, models, report};
+
+pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
+    let config = config(args)?;
+    config.validate()?;
+    let model =
+        ModelArgs { model: config.model.clone(), offline: args.offline, output: args.output };
+    if args.dry_run {
+        return dry_run(args, &model, &config);
+    }
+    let folder = args.resume.clone().unwrap_or_else(|| config.folder());
+    let signals = Signals::listen();
+    let outcome = tune(args, &model, &config, &folder, &signals);
+    // Whatever ended it, what was learned by the last checkpoint is not lost.
+    if outcome.is_err() && folder.join("checkpoints").exists() {
+        note(format_args!("the run can go on: {}", resume_command(&folder)));
+    }
+    tell(args, &folder, &outcome?)
+}
+
+/// The settings of the run that goes on, or of a file, with those of the flags over them.
+fn config(args: &TuneArgs) -> Result<RunConfig, Failure> {
+    let from = match (&args.resume, &args.config) {
+        (Some(folder), _) => {
+            let begun = RunDescription::read(folder)?.config;
+            object(serde_json::to_value(begun).unwrap_or_default())
+        }
+        (None, Some(file)) => read_config(file)?,
+        (None, None) => Given::new(),
+    };
+    let mut flags = object(serde_json::to_value(&args.settings).unwrap_or_default());
+    if let Some(model) = &args.model {
+        flags.insert("model".to_owned(), Value::from(model.clone()));
+    }
+    if let Some(recipe) = args.engine.quantize {
+        flags.insert("quantize".to_owned(), Value::from(recipe.name()));
+    }
+    Ok(RunConfig::of(from, flags)?)
+}
+
+fn object(value: Value) -> Given {
+    match value {
+        Value::Object(map) => map,
+        _ => Given::new(),
+    }
+}
+
+/// The engine's flags, with what the settings say of the weights.
+fn engine_args(args: &TuneArgs, config: &RunConfig) -> Result<EngineArgs, Failure> {
+    let quantize = config.quantize.as_ref().map(|name| name.parse()).transpose()?;
+    Ok(EngineArgs { quantize, ..args.engine.clone() })
+}
+
+fn opened(model: &ModelArgs, engine: &EngineArgs) -> Result<Checkpoint, Failure> {
+    let checkpoint = Checkpoint::open(&models::resolve(model)?.path)?;
+    Ok(match engine.quantize {
+        Some(recipe) => checkpoint.quantized(recipe),
+        None => checkpoint,
+    })
+}
+
+fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(), Failure> {
+    let checkpoint = opened(model, &engine_args(args, config)?)?;
+    let need = TuneNeed::of(&checkpoint, config);
+    let available = available_memory();
+    if args.output.json {
+        say_json(&json!({
+            "config": config, "output": config.folder(), "learning_rate": config.rate(),
+            "memory": need, "available": available,
+        }))?;
+    } else {
+        say(config.to_toml().trim_end())?;
+        let megabytes = |bytes: u64| bytes / 1_000_000;
+        say(format_args!(
+            "# output: {}\n# learning rate: {:e}\n# memory: about {} MB: weights {}, what is trained \
+             {}, a batch {}{}",
+            config.folder().display(),
+            config.rate(),
+            megabytes(need.total),
+            megabytes(need.weights),
+            megabytes(need.trained),
+            megabytes(need.batch),
+            available.map_or(String::new(), |free| format!("; {} MB are free", megabytes(free)))
+        ))?;
+    }
+    match available {
+        Some(available) => Ok(TuneNeed::check(&checkpoint, config, available)?),
+        None => Ok(()),
+    }
+}
+
+fn tune(
+    args: &TuneArgs,
+    model: &ModelArgs,
+    config: &RunConfig,
+    run: &Path,
+    signals: &Signals,
+) -> Result<Outcome, Failure> {
+    let engine = engine_args(args, config)?;
+    if let Some(available) = available_memory() {
+        TuneNeed::check(&opened(model, &engine)?, config, available)?;
+    }
+    // Faults of the data are told before the weights are read.
+    let renderer = Renderer::new(&opened(model, &engine)?)?;
+    let folder = examples_folder(args, run);
+    let read = |files: &[PathBuf]| examples(config, files, &renderer, &folder, signals);
+    let all = read(&config.data)?;
+    let file;
+    let (train, held_out) = match &config.eval_data[..] {
+        [] => Part::split(&all, config.eval_fraction, config.seed),
+        files => {
+            file = read(files)?;
+            (Part::whole(&all), Part::whole(&file))
+        }
+    };
+    let (base, cpu) = load(model, &engine, config)?;
+    let plan = config.plan(train.count(), held_out.count())?;
+    let description = RunDescription {
+        id: String::new(),
+        config: config.clone(),
+        data: digest(&train)?,
+        examples: train.count(),
+        held_out_data: digest(&held_out)?,
+        held_out: held_out.count(),
+        command: command(),
+        variant: VariantFile::of(base.checkpoint(), base.id()?, config.method.name())?,
+    };
+    let run = match &args.resume {
+        Some(folder) => Run::resume(folder, description)?,
+        None => Run::begin(run, description)?,
+    };
+    if args.resume.is_some() {
+        note(format_args!("going on after step {} of {}", run.step(), plan.steps));
+    }
+    let mut trainer = base.trainer(run.description(), renderer.tokenizer(), &cpu)?;
+    let mut evaluate = |scorer: &mut dyn Scorer, held_out: &dyn Examples| {
+        evaluate_held_out(config, renderer.tokenizer(), scorer, held_out)
+    };
+    let mut shown = Shown::new(plan.steps, run.step());
+    let mut watch = |happening: &Happening<'_>| {
+        shown.show(happening);
+        signals.control()
+    };
+    let examples = (&train as &dyn Examples, &held_out as &dyn Examples);
+    let outcome = run.drive(&mut *trainer, examples, &plan, &mut evaluate, &mut watch);
+    shown.finish();
+    Ok(outcome?)
+}
+
+/// The base in the form in which the method takes it.
+fn load(
+    model: &ModelArgs,
+    engine: &EngineArgs,
+    config: &RunConfig,
+) -> Result<(Base, Cpu), Failure> {
+    if config.takes_packed() {
+        let (model, cpu) = models::load_base(model, engine)?;
+        return Ok((Base::Packed(Box::new(model)), cpu));
+    }
+    let threads = engine.threads.map_or_else(available_threads, usize::from);
+    let cpu = Cpu::new(models::isa()?, threads);
+    Ok((Base::Stored(Arc::new(opened(model, engine)?)), cpu))
+}
+
+/// Where examples are kept as tokens: with what is kept of models, or in the run's folder.
+fn examples_folder(args: &TuneArgs, run: &Path) -> PathBuf {
+    match models::cache_dir().filter(|_| !args.engine.no_cache) {
+        Some(cache) => cache.join("examples"),
+        None => run.join("examples"),
+    }
+}
+
+/// The examples of `files`, as tokens.
+fn examples(
+    config: &RunConfig,
+    files: &[PathBuf],
+    renderer: &Renderer,
+    folder: &Path,
+    signals: &Signals,
+) -> Result<TokenFile, Failure> {
+    let wrong = |source| Failure::File { path: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(wrong)?;
+    let options = config.data_options()?;
+    let prepared = prepare(files, renderer, &options, folder, &mut |event| {
+        if let DataEvent::Detected(file) = event {
+            note(format_args!("{}: {} as {}", file.path, file.container, file.format));
+        }
+        signals.control()
+    })?;
+    let report = prepared.file.report();
+    if report.cut + report.dropped > 0 {
+        note(format_args!(
+            "of {} rows {} were cut and {} left out, longer than {} tokens",
+            report.rows, report.cut, report.dropped, config.max_length
+        ));
+    }
+    Ok(prepared.file)
+}
+
+/// The words of this command, as a shell reads them.
+fn command() -> String {
+    let words = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once("offshoot".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+fn resume_command(folder: &Path) -> String {
+    format!("offshoot tune --resume {}", quoted(&folder.to_string_lossy()))
+}
+
+/// Says how a run ended, and what is to be done with it.
+fn tell(args: &TuneArgs, folder: &Path, outcome: &Outcome) -> Result<(), Failure> {
+    let page: PathBuf = folder.join("report.html");
+    report::write(&folder.join("log.jsonl"), &page)?;
+    if args.output.json {
+        let best = outcome.best.map(|(step, value)| json!({ "step": step, "value": value }));
+        say_json(&json!({
+            "run": folder, "variant": outcome.variant, "report": page, "step": outcome.step,
+            "reason": outcome.reason, "best": best, "seconds": outcome.elapsed_s,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }))?;
+    }
+    let Some(reason) = outcome.reason else {
+        note(format_args!(
+            "stopped after step {}; go on with: {}",
+            outcome.step,
+            resume_command(folder)
+        ));
+        return Err(Failure::Interrupted);
+    };
+    if args.output.json {
+        return Ok(());
+    }
+    let best = outcome.best.map_or(String::new(), |(step, value)| {
+        format!(", the best after step {step} with {value:.4}")
+    });
+    note(format_args!(
+        "{}: {} steps in {:.0} s{best}",
+        reason.told(),
+        outcome.step,
+        outcome.elapsed_s
+    ));
+    note(format_args!("the curves are in {}", page.display()));
+    let model = RunDescription::read(folder)?.config.model;
+    say(format_args!(
+        "offshoot run {} --variant tuned={}",
+        quoted(&model),
+        quoted(&folder.to_string_lossy())
+    ))
+}
+
+/// SIGINT and SIGTERM: the first is left to the run, which ends after its step; the second ends the
+/// program.
+struct Signals {
+    terminated: Arc<AtomicBool>,
+    _listener: interrupt::Listener,
+}
+
+impl Signals {
+    fn listen() -> Self {
+        let terminated = Arc::new(AtomicBool::new(false));
+        #[cfg(unix)]
+        {
+            use signal_hook::{consts::SIGTERM, flag};
+            // Where no handler can be set, the signal ends the program as usual.
+            let code = i32::from(interrupt::CODE);
+            let _ = flag::register_conditional_shutdown(SIGTERM, code, Arc::clone(&terminated));
+            let _ = flag::register(SIGTERM, Arc::clone(&terminated));
+        }
+        Self { terminated, _listener: interrupt::listen() }
+    }
+
+    fn control(&self) -> Control {
+        match interrupt::asked() || self.terminated.load(Ordering::SeqCst) {
+            true => Control::Stop,
+            false => Control::Continue,
+        }
+    }
+}
+
+/// A bar on a terminal; elsewhere a line for each evaluation.
+struct Shown {
+    bar: Option<ProgressBar>,
+}
+
+impl Shown {
+    fn new(steps: u64, done: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(steps));
+        if let (Some(bar), Ok(style)) =
+            (&bar, ProgressStyle::with_template("{bar:30} {pos} of {len} {msg} {eta} left"))
+        {
+            bar.set_style(style);
+            bar.set_position(done);
+            bar.reset_eta();
+        }
+        Self { bar }
+    }
+
+    fn line(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => note(line),
+        }
+    }
+
+    fn show(&mut self, happening: &Happening<'_>) {
+        match happening {
+            Happening::Line(LogLine::Step(line)) => {
+                let Some(bar) = &self.bar else { return };
+                let loss = line.loss.map_or("none".to_owned(), |loss| format!("{loss:.4}"));
+                let speed = line.tokens_per_s.unwrap_or(0.0);
+                let memory = line.peak_rss_bytes.unwrap_or(0) / 1_000_000;
+                bar.set_message(format!("loss {loss}, {speed:.0} tokens/s, {memory} MB"));
+                bar.set_position(line.step);
+            }
+            Happening::Line(LogLine::Eval(line)) => {
+                let told = line.metrics.iter();
+                let told = told.filter_map(|(name, x)| Some(format!("{name} {:.4}", (*x)?)));
+                let told = told.collect::<Vec<_>>().join(", ");
+                let best = if line.best { ", the best so far" } else { "" };
+                self.line(&format!("step {}: held out: {told}{best}", line.step));
+            }
+            Happening::PassedOver { why } => {
+                self.line(&format!("a checkpoint is passed over: {why}"));
+            }
+            _ => {}
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_as_a_shell_reads_them() {
+        for (word, shown) in [
+            ("--lr", "--lr"),
+            ("a b", "'a b'"),
+            ("", "''"),
+            ("it's", r"'it'\''s'"),
+            ("$(rm)", "'$(rm)'"),
+        ] {
+            assert_eq!(quoted(word), shown);
+        }
+        assert_eq!(resume_command(Path::new("x y")), "offshoot tune --resume 'x y'");
+    }
+}

@@ -1,0 +1,208 @@
+//! Tuning a model of a few kilobytes, from the file of examples to the variant that answers.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::home::{Home, Left, run};
+use crate::models::tiny::Tiny;
+
+/// Examples in the language of the small model.
+const TEXTS: &str = "{\"text\": \"abab\"}\n{\"text\": \"abba\"}\n{\"text\": \"aabb\"}\n\
+                     {\"text\": \"baba\"}\n{\"text\": \"abab\"}\n{\"text\": \"bbaa\"}\n";
+
+/// A home with the small model and a file of examples.
+fn home() -> Home {
+    let home = Home::new();
+    home.tiny_with_context(64);
+    home.file("texts.jsonl", TEXTS);
+    home
+}
+
+/// `offshoot tune long.gguf` with these words behind it.
+fn tune(home: &Home, words: &[&str]) -> Left {
+    let fixed = ["tune", "long.gguf", "--data", "texts.jsonl", "--batch", "2", "--no-cache"];
+    run(home.offshoot(fixed.iter().chain(words)))
+}
+
+fn score(home: &Home, words: &[&str]) -> Value {
+    let fixed = ["score", "long.gguf", "--prompt", "abab", "--json"];
+    run(home.offshoot(fixed.iter().chain(words))).ended_with(0).json()
+}
+
+fn log(folder: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The losses of all steps.
+fn losses(folder: &Path) -> Vec<f64> {
+    let log = log(folder);
+    let steps = log.iter().filter(|line| line["event"] == "step");
+    steps.map(|line| line["loss"].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn a_tuned_model_answers_as_a_variant_at_once() {
+    for method in ["lora", "mezo"] {
+        let home = home();
+        let words = ["--method", method, "--lr", "0.01", "--steps", "12", "--output", "out"];
+        let more = ["--eval-fraction", "0.34", "--eval-every", "4", "--json"];
+        let left = tune(&home, &[&words[..], &more].concat()).ended_with(0);
+        assert!(left.stderr.contains("texts.jsonl: JSON lines as text"), "{}", left.stderr);
+        let told = left.json();
+        assert_eq!((&told["step"], &told["reason"]), (&12.into(), &"done".into()));
+        let out = home.path().join("out");
+        let losses = losses(&out);
+        assert_eq!(losses.len(), 12);
+        let best = told["best"]["value"].as_f64().unwrap();
+        let variant = ["--variant", "poet=out"];
+        assert_ne!(score(&home, &variant), score(&home, &[]), "{method} changed nothing");
+        // Python's PEFT reads the same folder.
+        let adapter = score(&home, &["--adapter", "out/variant"]);
+        assert_eq!(score(&home, &variant), adapter);
+        assert_eq!(
+            score(&home, &["--variant", "a=nowhere", "--variant", "b=out", "--use", "b"]),
+            adapter
+        );
+        let answer = ["run", "long.gguf", "ab", "-n", "3", "--variant", "poet=out"];
+        run(home.offshoot(answer)).ended_with(0);
+        let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+        assert!(page.contains("<svg") && page.contains("12 of 12"), "{page}");
+        let card = std::fs::read_to_string(out.join("variant/README.md")).unwrap();
+        assert!(
+            card.contains("base_model: \"long.gguf\"") && card.contains("offshoot tune long.gguf")
+        );
+        let held_out = log(&out);
+        let held_out = held_out.iter().filter(|line| line["event"] == "eval");
+        let least = held_out.map(|line| line["metrics"]["loss"].as_f64().unwrap());
+        assert_eq!(least.fold(f64::INFINITY, f64::min), best);
+    }
+}
+
+#[test]
+fn first_order_tuning_learns_what_it_is_shown() {
+    let home = home();
+    let words = ["--lr", "0.02", "--steps", "30", "--schedule", "constant", "--output", "out"];
+    tune(&home, &words).ended_with(0);
+    let losses = losses(&home.path().join("out"));
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    let (first, last) = (mean(&losses[..3]), mean(&losses[27..]));
+    assert!(last < 0.8 * first, "{losses:?}");
+}
+
+#[test]
+fn a_whole_tuned_model_is_a_variant_too() {
+    let home = home();
+    let words = ["--method", "full", "--lr", "0.01", "--steps", "3", "--output", "out"];
+    tune(&home, &words).ended_with(0);
+    let variant = score(&home, &["--variant", "whole=out"]);
+    assert_ne!(variant, score(&home, &[]));
+}
+
+#[test]
+fn a_variant_of_another_base_is_refused_by_its_identity() {
+    let home = home();
+    tune(&home, &["--steps", "2", "--output", "out"]).ended_with(0);
+    home.file("other.gguf", Tiny::qwen2().bytes());
+    let words = ["run", "other.gguf", "ab", "-n", "2", "--variant", "poet=out"];
+    let left = run(home.offshoot(words)).ended_with(4);
+    assert!(left.stderr.starts_with("error: variant "), "{}", left.stderr);
+}
+
+#[test]
+fn a_variant_brings_its_template_and_its_stop_tokens() {
+    let home = home();
+    tune(&home, &["--steps", "2", "--output", "out"]).ended_with(0);
+    let path = home.path().join("out/variant/variant.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let answer = || {
+        let words = ["run", "long.gguf", "ab", "-n", "5", "--temperature", "0", "--json"];
+        run(home.offshoot(words.iter().chain(&["--variant", "p=out"]))).ended_with(0).json()
+    };
+    let before = answer();
+    let first = before["tokens"][0].as_u64().unwrap();
+    file["stop_tokens"] = vec![first].into();
+    std::fs::write(&path, file.to_string()).unwrap();
+    let stopped = answer();
+    assert_eq!(stopped["finish_reason"], "stop", "{stopped}");
+    file["chat_template"] = "{{ messages[0].content }}{{ messages[0].content }}".into();
+    std::fs::write(&path, file.to_string()).unwrap();
+    let templated = answer();
+    assert_ne!(templated["prompt_tokens"], before["prompt_tokens"], "{templated}");
+}
+
+#[test]
+fn a_dry_run_says_everything_and_does_nothing() {
+    let home = home();
+    home.file("run.toml", "data = \"texts.jsonl\"\nrank = 4\nnum_train_epochs = 2\n");
+    let words = ["tune", "long.gguf", "--config", "run.toml", "--dry-run", "--batch", "3"];
+    let text = run(home.offshoot(words)).ended_with(0).stdout;
+    for line in ["rank = 4", "epochs = 2.0", "batch = 3", "# output: long-lora", "# memory: about "]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(!home.path().join("long-lora").exists());
+    // What it prints is a file of settings.
+    home.file("again.toml", &text);
+    let again = run(home.offshoot(["tune", "--config", "again.toml", "--dry-run"])).ended_with(0);
+    assert_eq!(again.stdout.lines().next(), text.lines().next());
+    let json = run(home.offshoot(words.iter().chain(&["--json"]))).ended_with(0).json();
+    assert_eq!((&json["config"]["rank"], &json["output"]), (&4.into(), &"long-lora".into()));
+}
+
+#[test]
+fn what_cannot_be_is_told_before_anything_is_done() {
+    let home = home();
+    home.file("run.toml", "data = \"texts.jsonl\"\n\nbatch_sise = 4\n");
+    home.file("bad.jsonl", "{\"text\": \"ab\"}\n{\"text\": 7}\n");
+    let tune = ["tune", "long.gguf"];
+    for (words, code, says) in [
+        (&["--config", "run.toml"][..], 2, "run.toml:3: no setting \"batch_sise\""),
+        (&[], 2, "data: give at least one file"),
+        (&["--data", "texts.jsonl", "--method", "mezzo"], 2, "did you mean `mezo`?"),
+        (&["--data", "texts.jsonl", "--lr=-1"], 2, "learning_rate is -1.0"),
+        (&["--data", "texts.jsonl", "--rank", "0"], 2, "rank is 0: must be from 1"),
+        (&["--data", "texts.jsonl", "--patience", "2"], 2, "no held-out examples"),
+        (&["--data", "absent.jsonl"], 1, "absent.jsonl"),
+        (&["--resume", "nowhere"], 2, "nowhere: there is no run here"),
+    ] {
+        let left = run(home.offshoot(tune.iter().chain(words))).ended_with(code);
+        assert!(left.stderr.contains(says), "{says}: {}", left.stderr);
+    }
+    let bad = run(home.offshoot(tune.iter().chain(&["--data", "bad.jsonl"]))).ended_with(3);
+    assert!(bad.stderr.contains("bad.jsonl:2"), "{}", bad.stderr);
+    assert!(!home.path().join("long-lora/run.json").exists(), "no run was begun");
+}
+
+#[test]
+fn a_run_does_not_replace_another_and_goes_on_only_as_it_was() {
+    let home = home();
+    tune(&home, &["--steps", "2", "--output", "out"]).ended_with(0);
+    let left = tune(&home, &["--steps", "2", "--output", "out"]).ended_with(2);
+    assert!(left.stderr.contains("continue it with --resume out"), "{}", left.stderr);
+    let again = ["tune", "--resume", "out", "--rank", "4", "--no-cache"];
+    let left = run(home.offshoot(again)).ended_with(2);
+    assert!(left.stderr.contains("rank: 8 then, 4 now"), "{}", left.stderr);
+    home.file("texts.jsonl", TEXTS.replace("abba", "aaaa"));
+    let left = run(home.offshoot(["tune", "--resume", "out", "--no-cache"])).ended_with(2);
+    assert!(left.stderr.contains("data: "), "{}", left.stderr);
+}
+
+#[test]
+fn a_report_is_made_again_from_the_log() {
+    let home = home();
+    tune(&home, &["--steps", "2", "--output", "out"]).ended_with(0);
+    let page = std::fs::read(home.path().join("out/report.html")).unwrap();
+    run(home.offshoot(["report", "out", "--output", "again.html"])).ended_with(0);
+    assert_eq!(std::fs::read(home.path().join("again.html")).unwrap(), page);
+    let left = run(home.offshoot(["report", "nowhere"])).ended_with(1);
+    assert!(left.stderr.contains("nowhere"), "{}", left.stderr);
+}
+
+/// The files of what was learned, with what is in them.
+pub(crate) fn learned(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let folder = run.join("variant");
+    let names = ["adapter_model.safetensors", "adapter_config.json"];
+    names.map(|name| (name.into(), std::fs::read(folder.join(name)).unwrap())).into()
+}

@@ -1,0 +1,434 @@
+//! What a run is told: everything that a file or the command line may say.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::schedule::{Schedule, Shape};
+use super::{Method, RunError};
+
+/// The settings of a run. A file of them is TOML or YAML with these names, see
+/// [`super::read_config`]; what it leaves out is as in [`RunConfig::default`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// The model that is tuned: a file, a folder, or a name of the store.
+    pub model: String,
+    /// Files of examples.
+    pub data: Vec<PathBuf>,
+    /// Files of held-out examples.
+    pub eval_data: Vec<PathBuf>,
+    /// The share of the examples that is held out, drawn by the seed, where no file is given.
+    pub eval_fraction: f64,
+    /// What a row holds, by name; detected if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// The task whose template rows are put into, by name or as a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// Which column is read as which field.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub map: BTreeMap<String, String>,
+    /// Most tokens of an example.
+    pub max_length: usize,
+    /// How it is tuned.
+    pub method: Method,
+    /// The method's own options, by name, where they are other than its defaults.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub options: Map<String, Value>,
+    /// What a method without gradients tunes.
+    pub space: Space,
+    /// What it makes less.
+    pub objective: Objective,
+    /// Tokens of a prefix.
+    pub prefix_tokens: usize,
+    /// Where all weights may be tuned, a regular expression that finds something in the names of those
+    /// that are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<String>,
+    /// One that finds something in the names of those that are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<String>,
+    /// Whether a method without gradients that tunes all weights multiplies in bfloat16; the weights
+    /// themselves stay in single precision.
+    pub bfloat16: bool,
+    /// Whether a method without gradients finds its learning rate by itself.
+    pub auto_rate: bool,
+    /// What float matrices of the base are quantised to while they are loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<String>,
+    /// Rank of what is added to a matrix.
+    pub rank: usize,
+    /// Its scale, times the rank.
+    pub alpha: f64,
+    /// The share of an adapter's inputs that is left out while training.
+    pub dropout: f64,
+    /// Scales by the root of the rank.
+    pub rslora: bool,
+    /// The matrices that are tuned, by the ends of their names, or `all-linear`.
+    pub target_modules: Vec<String>,
+    /// What turns gradients into steps.
+    pub optimizer: Optimizer,
+    /// What is lost of each weight in a step, times the learning rate.
+    pub weight_decay: f64,
+    /// The norm that gradients are cut to.
+    pub max_grad_norm: f64,
+    /// Runs blocks again in the backward pass rather than keep what they made.
+    pub gradient_checkpointing: bool,
+    /// Passes over the examples, where no steps are given.
+    pub epochs: f64,
+    /// Steps to make.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Examples that are run at once.
+    pub batch: u32,
+    /// Batches that make a step.
+    pub accumulation: u32,
+    /// The greatest learning rate; the method's own if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// The shape of the learning rate; the method's own if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Shape>,
+    /// Steps until the rate is reached.
+    pub warmup_steps: u64,
+    /// The same as a share of all steps; counts where no steps are given.
+    pub warmup_ratio: f64,
+    /// What chance depends on.
+    pub seed: u64,
+    /// Steps between evaluations; a tenth of the run if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_every: Option<u64>,
+    /// What is best by which evaluations are compared.
+    pub metric: Metric,
+    /// Evaluations without a better one after which the run ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
+    /// Steps between checkpoints; a tenth of the run, 500 at most, if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_every: Option<u64>,
+    /// Checkpoints that are kept, beside the best.
+    pub keep: usize,
+    /// The run's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<PathBuf>,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            data: Vec::new(),
+            eval_data: Vec::new(),
+            eval_fraction: 0.0,
+            format: None,
+            task: None,
+            map: BTreeMap::new(),
+            max_length: 1024, // TRL's SFTConfig
+            method: Method::default(),
+            options: Map::new(),
+            space: Space::default(),
+            objective: Objective::default(),
+            prefix_tokens: 5, // MeZO's
+            train: None,
+            freeze: None,
+            bfloat16: false,
+            auto_rate: false,
+            quantize: None,
+            rank: 8,     // PEFT's LoraConfig
+            alpha: 16.0, // twice the rank, as PEFT's own examples; its default is 8
+            dropout: 0.0,
+            rslora: false,
+            target_modules: vec!["all-linear".to_owned()], // Dettmers et al. 2023, section 4
+            optimizer: Optimizer::default(),
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,           // transformers' TrainingArguments
+            gradient_checkpointing: true, // TRL's SFTConfig
+            epochs: 3.0,                  // transformers' TrainingArguments, as the next two
+            steps: None,
+            batch: 8,
+            accumulation: 1,
+            learning_rate: None,
+            schedule: None,
+            warmup_steps: 0,
+            warmup_ratio: 0.0,
+            seed: 42, // transformers' TrainingArguments
+            eval_every: None,
+            metric: Metric::default(),
+            patience: None,
+            save_every: None,
+            keep: 2,
+            output: None,
+        }
+    }
+}
+
+/// What a method without gradients tunes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Space {
+    /// Low-rank differences of matrices.
+    #[default]
+    Lora,
+    /// The same, of which one factor stays as it was drawn.
+    LoraFa,
+    /// Keys and values before every text.
+    Prefix,
+    /// The model's own weights.
+    Full,
+}
+
+/// What a method without gradients makes less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// The cross-entropy of the tokens that count; those with gradients know no other.
+    #[default]
+    Loss,
+    /// The cross-entropy of the right one among the candidates of a choice.
+    Classification,
+    /// The share of wrong choices.
+    Accuracy,
+    /// One less the overlap of an answer's words with the right one's.
+    F1,
+    /// The share of answers that are wrong.
+    ExactMatch,
+}
+
+/// What turns gradients into steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// Adam with decoupled decay.
+    #[default]
+    Adamw,
+    /// Gradient descent with momentum.
+    Sgd,
+    /// Orthogonalised momentum for matrices.
+    Muon,
+}
+
+/// What evaluations are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// The loss; less is better.
+    #[default]
+    Loss,
+    /// The share of right choices; more is better.
+    Accuracy,
+    /// The mean over classes of F1; more is better.
+    MacroF1,
+    /// The share of written answers that are a right one; more is better.
+    ExactMatch,
+    /// The overlap of their words with the right one's; more is better.
+    TokenF1,
+}
+
+impl Metric {
+    /// Its name in the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Accuracy => "accuracy",
+            Self::MacroF1 => "macro_f1",
+            Self::ExactMatch => "exact_match",
+            Self::TokenF1 => "token_f1",
+        }
+    }
+
+    /// Whether it is of answers that have to be written.
+    pub(crate) fn is_of_answers(self) -> bool {
+        matches!(self, Self::ExactMatch | Self::TokenF1)
+    }
+
+    /// Whether `a` is better than `b`.
+    pub fn better(self, a: f64, b: f64) -> bool {
+        if self == Self::Loss { a < b } else { a > b }
+    }
+}
+
+/// What the loop of a run goes by, all of it decided.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunPlan {
+    /// What the order of examples depends on.
+    pub seed: u64,
+    /// Steps in all.
+    pub steps: u64,
+    /// Examples of a step.
+    pub batch: u32,
+    /// The learning rates.
+    pub schedule: Schedule,
+    /// Steps between evaluations; without held-out examples there are none.
+    pub eval_every: u64,
+    /// What evaluations are compared by.
+    pub metric: Metric,
+    /// Evaluations without a better one after which the run ends.
+    pub patience: Option<u32>,
+    /// Steps between checkpoints.
+    pub save_every: u64,
+    /// Checkpoints that are kept, beside the best.
+    pub keep: usize,
+}
+
+impl RunConfig {
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// [`RunError::Config`] with the field and its bound.
+    pub fn validate(&self) -> Result<(), RunError> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let share = |x: f64| (0.0..1.0).contains(&x);
+        let rules = [
+            (!self.model.is_empty(), "model", "give the base, a file, a folder or a name"),
+            (!self.data.is_empty(), "data", "give at least one file of examples"),
+            (share(self.eval_fraction), "eval_fraction", "must be at least 0 and below 1"),
+            (self.max_length >= 2, "max_length", "must be at least 2"),
+            ((1..=1 << 14).contains(&self.rank), "rank", "must be from 1 to 16384"),
+            (
+                (1..=1 << 12).contains(&self.prefix_tokens),
+                "prefix_tokens",
+                "must be from 1 to 4096",
+            ),
+            (positive(self.alpha), "alpha", "must be above 0"),
+            (share(self.dropout), "dropout", "must be at least 0 and below 1"),
+            (!self.target_modules.is_empty(), "target_modules", "must name a matrix"),
+            (self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", NOT_LESS),
+            (positive(self.max_grad_norm), "max_grad_norm", "must be above 0"),
+            (positive(self.epochs), "epochs", "must be above 0"),
+            (self.steps != Some(0), "steps", "must be at least 1"),
+            (self.batch > 0, "batch", "must be at least 1"),
+            (self.accumulation > 0, "accumulation", "must be at least 1"),
+            (self.step_examples().is_some(), "accumulation", "times batch must be below 2^32"),
+            (self.learning_rate.is_none_or(positive), "learning_rate", "must be above 0"),
+            (share(self.warmup_ratio), "warmup_ratio", "must be at least 0 and below 1"),
+            (self.eval_every != Some(0), "eval_every", "must be at least 1"),
+            (self.save_every != Some(0), "save_every", "must be at least 1"),
+            (self.patience != Some(0), "patience", "must be at least 1"),
+            (self.keep > 0, "keep", "must be at least 1"),
+        ];
+        match rules.iter().find(|(holds, ..)| !holds) {
+            None => Ok(()),
+            Some((_, field, bound)) => Err(RunError::Config {
+                place: String::new(),
+                what: format!("{field}{}: {bound}", self.shown(field)),
+            }),
+        }
+    }
+
+    /// ` is VALUE`, of a field that has one.
+    fn shown(&self, field: &str) -> String {
+        let value = serde_json::to_value(self).ok().and_then(|all| all.get(field).cloned());
+        match value {
+            Some(value) if value.is_number() => format!(" is {value}"),
+            _ => String::new(),
+        }
+    }
+
+    fn step_examples(&self) -> Option<u32> {
+        self.batch.checked_mul(self.accumulation)
+    }
+
+    /// The learning rate that is asked for, or the method's own.
+    pub fn rate(&self) -> f64 {
+        self.learning_rate.unwrap_or_else(|| self.method.learning_rate(self.space))
+    }
+
+    /// The shape of the learning rate that is asked for, or the method's own.
+    pub fn shape(&self) -> Shape {
+        self.schedule.unwrap_or_else(|| self.method.shape())
+    }
+
+    /// The run's folder: the one asked for, or one named for the model and the method.
+    pub fn folder(&self) -> PathBuf {
+        if let Some(folder) = &self.output {
+            return folder.clone();
+        }
+        let name = Path::new(&self.model).file_stem().unwrap_or_default().to_string_lossy();
+        PathBuf::from(format!("{name}-{}", self.method))
+    }
+
+    /// The loop's plan for `examples` examples and `held_out` others.
+    ///
+    /// # Errors
+    /// [`RunError::NoExamples`], [`RunError::Config`].
+    pub fn plan(&self, examples: usize, held_out: usize) -> Result<RunPlan, RunError> {
+        self.validate()?;
+        if examples == 0 || u32::try_from(examples).is_err() {
+            return Err(RunError::NoExamples { what: "no examples to train on", least: 1 });
+        }
+        if held_out == 0 && self.patience.is_some() {
+            let what = "patience: there are no held-out examples: give eval_data or eval_fraction";
+            return Err(RunError::Config { place: String::new(), what: what.to_owned() });
+        }
+        let batch = self.step_examples().unwrap_or(self.batch);
+        let of_epochs = (self.epochs * examples as f64 / f64::from(batch)).ceil() as u64;
+        let steps = self.steps.unwrap_or(of_epochs.max(1));
+        let warmup = match self.warmup_steps {
+            0 => (self.warmup_ratio * steps as f64).ceil() as u64,
+            n => n,
+        };
+        let schedule = Schedule { rate: self.rate(), shape: self.shape(), warmup, steps };
+        Ok(RunPlan {
+            seed: self.seed,
+            steps,
+            batch,
+            schedule,
+            eval_every: self.eval_every.unwrap_or(steps.div_ceil(10)),
+            metric: self.metric,
+            patience: self.patience,
+            save_every: self.save_every.unwrap_or(steps.div_ceil(10).min(500)),
+            keep: self.keep,
+        })
+    }
+}
+
+const NOT_LESS: &str = "must be at least 0";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> RunConfig {
+        RunConfig { model: "m".into(), data: vec!["d".into()], ..RunConfig::default() }
+    }
+
+    #[test]
+    fn steps_follow_from_epochs_and_the_whole_batch() {
+        let plan = RunConfig { batch: 4, accumulation: 2, epochs: 1.5, ..config() };
+        let plan = plan.plan(100, 0).unwrap();
+        assert_eq!((plan.batch, plan.steps), (8, 19)); // 150 / 8 = 18.75
+        assert_eq!((plan.eval_every, plan.save_every), (2, 2));
+        assert_eq!(config().plan(3, 0).unwrap().steps, 2); // 9 / 8
+        let given = RunConfig { steps: Some(7), warmup_ratio: 0.2, ..config() };
+        let plan = given.plan(100, 0).unwrap();
+        assert_eq!((plan.steps, plan.schedule.warmup), (7, 2));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_field() {
+        let refused = |config: RunConfig| config.plan(10, 0).unwrap_err().to_string();
+        for (config, says) in [
+            (RunConfig { data: Vec::new(), ..config() }, "data: give at least one"),
+            (RunConfig { rank: 0, ..config() }, "rank is 0: must be from 1"),
+            (RunConfig { learning_rate: Some(-1.0), ..config() }, "learning_rate is -1.0: must"),
+            (RunConfig { epochs: f64::NAN, ..config() }, "epochs: must be above 0"),
+            (RunConfig { batch: 1 << 20, accumulation: 1 << 12, ..config() }, "times batch"),
+            (RunConfig { eval_fraction: 1.0, ..config() }, "eval_fraction is 1.0"),
+            (RunConfig { patience: Some(2), ..config() }, "no held-out examples"),
+        ] {
+            let told = refused(config);
+            assert!(told.contains(says), "{told}");
+        }
+        let none = config().plan(0, 0).unwrap_err().to_string();
+        assert!(none.contains("give --data with at least 1 example"), "{none}");
+    }
+
+    #[test]
+    fn a_folder_is_named_for_the_model_and_the_method() {
+        let config = RunConfig { model: "a/b/SmolLM2.gguf".into(), ..config() };
+        assert_eq!(config.folder(), Path::new("SmolLM2-lora"));
+    }
+}

@@ -1,0 +1,201 @@
+//! What a run takes of memory, told before anything is loaded.
+//!
+//! ```text
+//! first order    weights 4 P    what is trained 4 n s    activations of b l tokens
+//! zeroth order   packed weights, keys and values of b l tokens, what is trained 4 n
+//! ```
+//! P: weights of the model, n: numbers that are trained, s: how often each is there, with its gradient
+//! and the optimiser's state, b: examples at once, l: tokens of one. An activation is counted at four
+//! bytes; of a block those that its backward pass needs: the inputs of its norms and products, queries,
+//! keys, values, and twice the attention's weights of one head group at a time.
+
+use offshoot_models::{Architecture, Checkpoint, ModelConfig};
+use serde::Serialize;
+
+use super::{Method, Optimizer, RunConfig, RunError, Space};
+use crate::tune::zeroth_order::StepLimits;
+use crate::{DenseDevice, DenseType, ExecutorKind, MemoryNeed};
+
+const FLOAT: u64 = 4;
+/// Rows of logits that are held at once, where a loss is computed.
+const LOSS_ROWS: u64 = 256;
+
+/// Bytes that a run takes, by what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TuneNeed {
+    /// The base's weights.
+    pub weights: u64,
+    /// What is trained, with gradients and the optimiser's state.
+    pub trained: u64,
+    /// What a batch leaves for the backward pass, or in caches.
+    pub batch: u64,
+    /// All of it, with the program itself.
+    pub total: u64,
+}
+
+impl TuneNeed {
+    /// What the run of `config` on the model of `checkpoint` takes.
+    pub fn of(checkpoint: &Checkpoint, config: &RunConfig) -> Self {
+        let dense = ExecutorKind::Dense { device: DenseDevice::Cpu, dtype: DenseType::F32 };
+        if let Method::ZerothOrder(_) = config.method {
+            return Self::without_gradients(checkpoint, config);
+        }
+        let need = MemoryNeed::on(checkpoint, dense);
+        let numbers = trained(checkpoint, config);
+        let states = match config.optimizer {
+            Optimizer::Adamw => 4,
+            Optimizer::Sgd | Optimizer::Muon => 3,
+        };
+        // Full tuning trains the weights themselves, which are counted already.
+        let copies = if config.method == Method::Full { states - 1 } else { states };
+        let trained = FLOAT * numbers * copies;
+        let batch = activations(checkpoint.config(), config);
+        let total = need.total(0).saturating_add(trained).saturating_add(batch);
+        Self { weights: need.weights, trained, batch, total }
+    }
+
+    fn without_gradients(checkpoint: &Checkpoint, config: &RunConfig) -> Self {
+        let mut need = MemoryNeed::of(checkpoint);
+        let mut trained = FLOAT * trained(checkpoint, config);
+        if config.space == Space::Full {
+            // They are the weights, which are held in single precision.
+            let numbers: u64 = checkpoint.tensors().map(|t| t.len() as u64).sum();
+            (need.weights, trained) = (FLOAT * numbers, 0);
+        }
+        let limits = StepLimits::default();
+        // A step runs so many rows at most, however large the batch; one example is never cut.
+        let rows = (limits.rows as u64).max(config.max_length as u64);
+        let batch = need.per_token.saturating_mul(rows) + limits.logit_bytes as u64;
+        let total = need.total(0).saturating_add(2 * trained).saturating_add(batch);
+        Self { weights: need.weights, trained, batch, total }
+    }
+
+    /// Refuses a run of `config` that does not fit into `available` bytes.
+    ///
+    /// # Errors
+    /// [`RunError::Memory`], with the flags that make it fit.
+    pub fn check(
+        checkpoint: &Checkpoint,
+        config: &RunConfig,
+        available: u64,
+    ) -> Result<(), RunError> {
+        let need = Self::of(checkpoint, config);
+        if need.total <= available {
+            return Ok(());
+        }
+        let hint = hint(config, &|other| Self::of(checkpoint, other).total <= available);
+        Err(RunError::Memory { need: need.total, weights: need.weights, available, hint })
+    }
+}
+
+/// What makes a run fit, if anything does: the same step in smaller batches, before anything that
+/// changes what is learned.
+fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
+    let smaller = |batch: u32| {
+        let accumulation = (config.batch * config.accumulation).div_ceil(batch);
+        RunConfig { batch, accumulation, ..config.clone() }
+    };
+    let told = |config: &RunConfig, more: &str| {
+        format!("give {more}--batch {} --accumulation {}", config.batch, config.accumulation)
+    };
+    if let Some(found) = (1..config.batch).rev().map(smaller).find(|other| fits(other)) {
+        return told(&found, "");
+    }
+    let again = RunConfig { gradient_checkpointing: true, ..smaller(1) };
+    if !config.gradient_checkpointing && fits(&again) {
+        return told(&again, "--gradient-checkpointing true ");
+    }
+    let halves = (1..16).map(|n| config.max_length >> n).take_while(|&length| length >= 64);
+    let shorter = halves.map(|max_length| RunConfig { max_length, ..again.clone() });
+    if let Some(found) = shorter.into_iter().find(|other| fits(other)) {
+        return told(&found, &format!("--max-length {} ", found.max_length));
+    }
+    let lora = RunConfig { method: Method::Lora, ..again };
+    match config.method != Method::Lora && fits(&lora) {
+        true => format!("give --method lora, and {}", &told(&lora, "")[5..]),
+        false => "end other programs, or take a smaller model".to_owned(),
+    }
+}
+
+/// Numbers that are trained.
+fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
+    if let (Method::ZerothOrder(_), Space::Prefix) = (config.method, config.space) {
+        let model = checkpoint.config();
+        let row = model.num_key_value_heads * model.head_dim;
+        return (2 * model.num_hidden_layers * row * config.prefix_tokens) as u64;
+    }
+    if config.method == Method::Full {
+        return checkpoint.tensors().map(|t| t.len() as u64).sum();
+    }
+    let blueprint = Architecture::new(checkpoint.config()).1;
+    let all = config.target_modules.iter().any(|name| name == "all-linear");
+    let head = blueprint.linears.len().saturating_sub(1);
+    let linears = blueprint.linears.iter().enumerate().filter(|(at, linear)| {
+        let named = config.target_modules.iter().any(|end| linear.name.ends_with(end.as_str()));
+        named || (all && *at != head)
+    });
+    linears.map(|(_, linear)| (config.rank * (linear.rows + linear.cols)) as u64).sum()
+}
+
+/// Bytes of what a batch of the longest examples leaves.
+fn activations(model: &ModelConfig, config: &RunConfig) -> u64 {
+    let tokens = u64::from(config.batch) * config.max_length as u64;
+    let hidden = model.hidden_size as u64;
+    let (queries, keys) = (model.num_attention_heads, model.num_key_value_heads);
+    let projected = (model.head_dim * (queries + 2 * keys)) as u64;
+    // Inputs of two norms and their results, of the output projection and both sums; of the
+    // feed-forward gate, its argument, the other factor and the product.
+    let block = 6 * hidden + 2 * projected + 4 * model.intermediate_size as u64;
+    let layers = model.num_hidden_layers as u64;
+    let kept = match config.gradient_checkpointing {
+        true => layers * hidden + 2 * block,
+        false => layers * block,
+    };
+    let scores = 2 * queries as u64 * config.max_length as u64;
+    let logits = 2 * LOSS_ROWS.min(tokens) * model.vocab_size as u64;
+    FLOAT * (tokens.saturating_mul(kept + scores)).saturating_add(logits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint() -> Checkpoint {
+        let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../offshoot-models/tests/data/logits");
+        Checkpoint::open(format!("{models}/qwen3_tied.gguf").as_ref()).unwrap()
+    }
+
+    #[test]
+    fn what_is_refused_fits_with_the_flags_that_are_named() {
+        let checkpoint = checkpoint();
+        let config = RunConfig { batch: 16, max_length: 4096, ..RunConfig::default() };
+        let need = TuneNeed::of(&checkpoint, &config);
+        TuneNeed::check(&checkpoint, &config, need.total).unwrap();
+        let refused = |config: &RunConfig, available| {
+            TuneNeed::check(&checkpoint, config, available).unwrap_err().to_string()
+        };
+        let told = refused(&config, need.total - 1);
+        assert!(told.ends_with("give --batch 15 --accumulation 2"), "{told}");
+        let smaller = RunConfig { batch: 15, accumulation: 2, ..config.clone() };
+        TuneNeed::check(&checkpoint, &smaller, need.total - 1).unwrap();
+        let one = RunConfig { batch: 1, ..config.clone() };
+        let told = refused(&config, TuneNeed::of(&checkpoint, &one).total - 1);
+        assert!(told.contains("--max-length 2048 --batch 1 --accumulation 16"), "{told}");
+        assert!(refused(&config, 1).ends_with("a smaller model"));
+    }
+
+    #[test]
+    fn what_is_kept_and_what_is_trained_count() {
+        let checkpoint = checkpoint();
+        let need = |config: RunConfig| TuneNeed::of(&checkpoint, &config);
+        let lora = need(RunConfig::default());
+        let kept = need(RunConfig { gradient_checkpointing: false, ..RunConfig::default() });
+        assert!(kept.batch > lora.batch && kept.trained == lora.trained);
+        let numbers: usize = checkpoint.tensors().map(|t| t.len()).sum();
+        let full = need(RunConfig { method: Method::Full, ..RunConfig::default() });
+        assert_eq!(full.weights, 4 * numbers as u64);
+        assert_eq!(full.trained, 3 * full.weights);
+        let twice = need(RunConfig { rank: 16, ..RunConfig::default() });
+        assert_eq!(twice.trained, 2 * lora.trained);
+    }
+}

@@ -1,0 +1,192 @@
+//! Directions within the tensors of a space, as the kernels take them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use offshoot_kernels as kernels;
+use offshoot_kernels::{Change, Distribution, Moments, Noise};
+use offshoot_methods::tune::{Draw, Factors, Layout, Mask, TensorSpec, Term, Update};
+
+use super::space::tensor_ids;
+use crate::Error;
+
+/// Directions of one run over one layout, as
+/// [`Weights::entries`](offshoot_methods::tune::Weights::entries) defines them.
+#[derive(Debug, Clone)]
+pub(super) struct Entries {
+    distribution: Distribution,
+    draws: Vec<Draw>,
+    /// The mask that was asked for last of each tensor: most methods have one for many steps.
+    masks: HashMap<usize, (Mask, Arc<Vec<u64>>)>,
+}
+
+/// A term within one tensor.
+#[derive(Debug, Clone)]
+pub(super) struct Drawn {
+    scale: f32,
+    noise: Noise,
+    factors: Option<Factors>,
+    mask: Option<Arc<Vec<u64>>>,
+}
+
+impl Drawn {
+    /// The same to the kernels.
+    pub(super) fn term(&self) -> kernels::Term<'_> {
+        let entries = match &self.factors {
+            None => kernels::Entries::Noise(self.noise),
+            Some(Factors { rank, left, right }) => {
+                kernels::Entries::LowRank { left, right, rank: *rank, factor: 1.0 }
+            }
+        };
+        let mask = self.mask.as_ref().map(|bits| kernels::Mask(bits));
+        kernels::Term { scale: self.scale, entries, mask }
+    }
+}
+
+/// Terms as the kernels take them.
+pub(super) fn terms(drawn: &[Drawn]) -> Vec<kernels::Term<'_>> {
+    drawn.iter().map(Drawn::term).collect()
+}
+
+impl Entries {
+    /// Those of a run of `seed` over `layout`.
+    pub(super) fn new(
+        layout: &Layout,
+        seed: u64,
+        distribution: Distribution,
+    ) -> Result<Self, Error> {
+        let ids = tensor_ids(layout)?;
+        let draw = |(tensor, spec): (u32, &TensorSpec)| Draw {
+            seed,
+            distribution,
+            tensor,
+            rows: spec.rows,
+            cols: spec.cols,
+        };
+        let draws = ids.into_iter().zip(&layout.tensors).map(draw).collect();
+        Ok(Self { distribution, draws, masks: HashMap::new() })
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.draws.first().map_or(0, |draw| draw.seed)
+    }
+
+    pub(super) fn distribution(&self) -> Distribution {
+        self.distribution
+    }
+
+    /// Draws from another seed and distribution from now on.
+    pub(super) fn draw_from(&mut self, seed: u64, distribution: Distribution) {
+        self.distribution = distribution;
+        self.draws
+            .iter_mut()
+            .for_each(|draw| (draw.seed, draw.distribution) = (seed, distribution));
+        self.masks.clear();
+    }
+
+    /// Checks that directions are of this layout.
+    pub(super) fn check(&self, terms: &[Term]) -> Result<(), Error> {
+        let n = self.draws.len();
+        for Term { direction, .. } in terms {
+            let listed = direction.tensors.as_ref().map_or(n, |list| list.len());
+            if listed != n || direction.index >= 1 << 24 {
+                let what = format!("a direction over {listed} tensors, where {n} are tuned");
+                return Err(Error::Training(what));
+            }
+        }
+        Ok(())
+    }
+
+    /// `terms` within `tensor`, without those that are zero there. `first` gives the tensor's numbers
+    /// before the first step, row by row, if a mask asks for them.
+    pub(super) fn drawn(
+        &mut self,
+        tensor: usize,
+        terms: &[Term],
+        first: &dyn Fn() -> Result<Vec<f32>, Error>,
+    ) -> Result<Vec<Drawn>, Error> {
+        let within = terms.iter().filter(|term| term.direction.covers(tensor));
+        within.map(|term| self.draw_term(tensor, term, first)).collect()
+    }
+
+    fn draw_term(
+        &mut self,
+        tensor: usize,
+        term: &Term,
+        first: &dyn Fn() -> Result<Vec<f32>, Error>,
+    ) -> Result<Drawn, Error> {
+        let draw = self.draws[tensor];
+        Ok(Drawn {
+            scale: term.scale,
+            noise: draw.entries(&term.direction),
+            factors: draw.factors(&term.direction),
+            mask: self.mask(tensor, term.direction.mask, first)?,
+        })
+    }
+
+    fn mask(
+        &mut self,
+        tensor: usize,
+        mask: Mask,
+        first: &dyn Fn() -> Result<Vec<f32>, Error>,
+    ) -> Result<Option<Arc<Vec<u64>>>, Error> {
+        if let Some((_, bits)) = self.masks.get(&tensor).filter(|(other, _)| *other == mask) {
+            return Ok(Some(Arc::clone(bits)));
+        }
+        let draw = self.draws[tensor];
+        let weights = match mask {
+            Mask::All => return Ok(None),
+            // Their number alone matters.
+            Mask::Random { .. } => vec![0.0; draw.rows * draw.cols],
+            Mask::Magnitude { .. } => first()?,
+        };
+        let Some(bits) = mask.bits(draw.seed, draw.tensor, &weights) else { return Ok(None) };
+        let bits = Arc::new(bits);
+        self.masks.insert(tensor, (mask, Arc::clone(&bits)));
+        Ok(Some(bits))
+    }
+
+    /// Hands what `update` does to `tensor` to `change`.
+    pub(super) fn change(
+        &mut self,
+        tensor: usize,
+        update: &Update,
+        first: &dyn Fn() -> Result<Vec<f32>, Error>,
+        change: &mut dyn FnMut(&Change<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match *update {
+            Update::Linear { decay, terms: ref all } => {
+                let drawn = self.drawn(tensor, all, first)?;
+                change(&Change::Linear { decay, terms: &terms(&drawn) })
+            }
+            Update::Moments {
+                decay,
+                rate,
+                first: first_decay,
+                second,
+                first_correction,
+                second_correction,
+                epsilon,
+                group,
+                ref history,
+            } => {
+                // Where a direction is zero moments still fade, so it stays, along nothing.
+                let mut drawn = Vec::with_capacity(history.len());
+                for term in history {
+                    let scale = if term.direction.covers(tensor) { term.scale } else { 0.0 };
+                    drawn.push(Drawn { scale, ..self.draw_term(tensor, term, first)? });
+                }
+                let rule = Moments {
+                    rate,
+                    first: first_decay,
+                    second,
+                    first_correction,
+                    second_correction,
+                    epsilon,
+                };
+                let group = group as usize;
+                change(&Change::Moments { decay, rule, group, history: &terms(&drawn) })
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Zeroth-order tuning: losses at points near the weights instead of gradients.
+//!
+//! A [`Space`] says what is tuned and how a model is run at points near it; an [`Objective`] says what a
+//! batch's loss is; a method of [`offshoot_methods::tune`] says where the loss is asked for and what is
+//! added to the weights in the end. A [`ZerothOrderTrainer`] carries that out on the packed executor, in
+//! the memory of running the model: no weight changes for a probe, and no activation is kept.
+
+mod entries;
+mod forward;
+mod objective;
+mod record;
+mod replay;
+mod snapshot;
+mod space;
+mod trainer;
+mod tree;
+mod variant;
+
+pub use forward::StepLimits;
+pub use objective::{
+    Classification, CrossEntropy, Metric, MetricCommand, MetricKind, Objective, Part, Points, mean,
+};
+pub use record::{Origin, weights_hash};
+pub use replay::{carry_out, promised_end, space_of};
+pub use space::{
+    Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
+};
+pub use trainer::{TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer};

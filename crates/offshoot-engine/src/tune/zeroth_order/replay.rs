@@ -1,0 +1,88 @@
+//! A fine-tune made again from its trajectory and its base, without data and without a forward pass.
+
+use std::sync::Arc;
+
+use offshoot_kernels::Cpu;
+use offshoot_methods::tune::{Hash, Header, Trajectory};
+use offshoot_models::{Checkpoint, PackedModel};
+use serde::de::DeserializeOwned;
+
+use super::space::{
+    FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
+};
+use crate::Error;
+
+/// The space that a run with this header began in.
+///
+/// # Errors
+/// If there is no such space, its options are not known, or the model is not the run's.
+pub fn space_of(
+    cpu: &Cpu,
+    checkpoint: Arc<Checkpoint>,
+    header: &Header,
+) -> Result<Box<dyn Space>, Error> {
+    let (name, seed) = (header.space.name.as_str(), initial_seed(header));
+    let packed = || PackedModel::load(Arc::clone(&checkpoint), cpu, None).map(Arc::new);
+    Ok(match name {
+        "lora" => {
+            let mut options: LoraOptions = options(header)?;
+            (options.seed, options.distribution) = (seed, header.distribution);
+            Box::new(LoraSpace::new(cpu, packed()?, &options)?)
+        }
+        "prefix" => {
+            let mut options: PrefixOptions = options(header)?;
+            (options.seed, options.distribution) = (seed, header.distribution);
+            Box::new(PrefixSpace::new(cpu, packed()?, &options)?)
+        }
+        "full" => {
+            let mut options: FullOptions = options(header)?;
+            (options.seed, options.distribution) = (seed, header.distribution);
+            Box::new(FullSpace::new(cpu, checkpoint, &options)?)
+        }
+        _ => {
+            let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
+            let what =
+                format!("the trajectory is of space \"{shown}\": lora, prefix, full are known");
+            return Err(Error::Training(what));
+        }
+    })
+}
+
+/// What the space's first numbers were drawn from.
+fn initial_seed(header: &Header) -> u64 {
+    header.initial_seeds.get(&header.space.name).copied().unwrap_or(header.seed)
+}
+
+fn options<O: DeserializeOwned>(header: &Header) -> Result<O, Error> {
+    serde_json::from_value(header.space.options.clone()).map_err(|error| {
+        let told: String = error.to_string().chars().flat_map(char::escape_debug).collect();
+        Error::Training(format!("the trajectory's space: {told}"))
+    })
+}
+
+/// Carries all steps of `trajectory` out on `space`, which is as it was before the first.
+///
+/// # Errors
+/// If what is tuned is not what the trajectory's runs tuned, or a record does not fit.
+pub fn carry_out(trajectory: &Trajectory, space: &mut dyn Space) -> Result<(), Error> {
+    let layout = Arc::new(space.layout().clone());
+    let mut drawn = None;
+    for replayed in trajectory.replay(&layout)? {
+        let replayed = replayed?;
+        if drawn != Some(replayed.part) {
+            let header = &trajectory.parts[replayed.part].header;
+            space.draw_from(header.seed, header.distribution);
+            drawn = Some(replayed.part);
+        }
+        space.apply(&replayed.update)?;
+    }
+    Ok(())
+}
+
+/// The hash that the trajectory gives of the weights in the end: that of its only run.
+pub fn promised_end(trajectory: &Trajectory) -> Option<Hash> {
+    match &trajectory.parts[..] {
+        [part] if part.header.weight == 1.0 => part.end,
+        _ => None,
+    }
+}

@@ -1,0 +1,237 @@
+//! A model's own weights, all of them or those of some names.
+//!
+//! The weights are held in single precision, dequantised where they were quantised, and in tiles: what a
+//! point adds to them is made and added where a tile is multiplied, so that no weight changes but by an
+//! update. One point is evaluated at a time, each over all texts of a step.
+//!
+//! Cost: four bytes a weight, and nothing beside that grows with the model; an embedding that is the
+//! output head too is one tensor, moved along one direction in both uses.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use offshoot_kernels::{Compute, Cpu, Distribution};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
+use offshoot_models::{Checkpoint, Hooks, PackedModel, TrainableModel, TrainableTensor};
+use onig::{MatchParam, Regex, SearchOptions};
+use serde::{Deserialize, Serialize};
+
+use super::super::entries::{Drawn, Entries, terms};
+use super::Space;
+use crate::Error;
+
+/// Longest pattern of names.
+const PATTERN_CHARS: usize = 512;
+/// Steps back that a pattern may take on a name.
+const RETRIES: u32 = 10_000;
+
+/// Which weights are tuned, and how products with them are computed.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FullOptions {
+    /// A regular expression that finds something in the names of tensors that are tuned; all are if
+    /// there is none.
+    pub train: Option<String>,
+    /// One that finds something in the names of those that are not.
+    pub freeze: Option<String>,
+    /// Whether products are computed in bfloat16; the weights themselves stay in single precision.
+    pub bfloat16: bool,
+    /// Draws the directions.
+    #[serde(skip)]
+    pub seed: u64,
+    /// How directions are drawn.
+    #[serde(skip)]
+    pub distribution: Distribution,
+}
+
+/// A model whose weights change.
+#[derive(Debug)]
+pub struct FullSpace {
+    cpu: Cpu,
+    model: TrainableModel,
+    options: FullOptions,
+    layout: Layout,
+    /// Of each tensor of the layout, its number among the model's.
+    tensors: Vec<usize>,
+    entries: Entries,
+    /// Of each tensor of the model, what the point that stands adds to it.
+    point: Vec<Vec<Drawn>>,
+}
+
+impl FullSpace {
+    /// The weights of `checkpoint`, in single precision.
+    ///
+    /// # Errors
+    /// [`Error::Training`] if a pattern is wrong or nothing is left to be tuned; [`Error::Model`] as
+    /// [`TrainableModel::load`].
+    pub fn new(
+        cpu: &Cpu,
+        checkpoint: Arc<Checkpoint>,
+        options: &FullOptions,
+    ) -> Result<Self, Error> {
+        let (train, freeze) = (pattern(&options.train)?, pattern(&options.freeze)?);
+        let model = TrainableModel::load(checkpoint, cpu)?;
+        let mut tensors = Vec::new();
+        for (i, tensor) in model.tensors().iter().enumerate() {
+            let tuned = train.as_ref().map_or(Ok(true), |train| found(train, &tensor.name))?;
+            let frozen = freeze.as_ref().map_or(Ok(false), |freeze| found(freeze, &tensor.name))?;
+            if tuned && !frozen {
+                tensors.push(i);
+            }
+        }
+        if tensors.is_empty() {
+            let names = model.tensors().iter().take(3).map(|tensor| tensor.name.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            let what = format!("--train and --freeze leave no tensor to tune of {names}, ...");
+            return Err(Error::Training(what));
+        }
+        let spec = |&i: &usize| {
+            let TrainableTensor { name, rows, cols, layer } = model.tensors()[i].clone();
+            TensorSpec { name, rows, cols, layer }
+        };
+        let layout = Layout { tensors: tensors.iter().map(spec).collect() };
+        let entries = Entries::new(&layout, options.seed, options.distribution)?;
+        let point = vec![Vec::new(); model.tensors().len()];
+        let (cpu, options) = (cpu.clone(), options.clone());
+        Ok(Self { cpu, model, options, layout, tensors, entries, point })
+    }
+
+    /// Bytes of the weights of `checkpoint` in single precision.
+    pub fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
+        let numbers = |tensor: offshoot_models::Tensor<'_>| {
+            4 * tensor.info.shape.iter().map(|n| *n as u64).product::<u64>()
+        };
+        checkpoint.tensors().map(numbers).sum()
+    }
+
+    /// The model with its weights as they are.
+    pub fn trainable(&self) -> &TrainableModel {
+        &self.model
+    }
+}
+
+fn pattern(text: &Option<String>) -> Result<Option<Regex>, Error> {
+    let Some(text) = text else { return Ok(None) };
+    let wrong = |what: &str| {
+        let shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();
+        Error::Training(format!("pattern \"{shown}\": {what}"))
+    };
+    if text.chars().count() > PATTERN_CHARS {
+        return Err(wrong("too long"));
+    }
+    Regex::new(text).map(Some).map_err(|_| wrong("no regular expression"))
+}
+
+/// Whether `pattern` finds something in `name`.
+fn found(pattern: &Regex, name: &str) -> Result<bool, Error> {
+    let mut bounds = MatchParam::default();
+    bounds.set_retry_limit_in_match(RETRIES);
+    let options = SearchOptions::SEARCH_OPTION_NONE;
+    let found = pattern.search_with_param(name, 0, name.len(), options, None, bounds);
+    found.map(|at| at.is_some()).map_err(|_| {
+        Error::Training(format!("a pattern of names takes too long to match {name}: simplify it"))
+    })
+}
+
+/// The numbers of tensor `name` of the checkpoint of `model`, row by row.
+fn first_numbers(checkpoint: &Checkpoint, spec: &TensorSpec) -> Result<Vec<f32>, Error> {
+    let tensor = checkpoint.require(&spec.name)?;
+    let mut all = vec![0.0; spec.rows * spec.cols];
+    for (row, out) in all.chunks_exact_mut(spec.cols).enumerate() {
+        tensor.read_row(row, out)?;
+    }
+    Ok(all)
+}
+
+impl Space for FullSpace {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn seed(&self) -> u64 {
+        self.entries.seed()
+    }
+
+    fn distribution(&self) -> Distribution {
+        self.entries.distribution()
+    }
+
+    fn draw_from(&mut self, seed: u64, distribution: Distribution) {
+        self.entries.draw_from(seed, distribution);
+    }
+
+    fn kind(&self) -> SpaceKind {
+        SpaceKind::Full
+    }
+
+    fn choice(&self) -> SpaceChoice {
+        let options = serde_json::to_value(&self.options).unwrap_or_default();
+        SpaceChoice { name: "full".to_owned(), options }
+    }
+
+    fn model(&self) -> &PackedModel {
+        self.model.model()
+    }
+
+    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
+        let of = self.tensors.get(tensor).zip(self.layout.tensors.get(tensor));
+        let of = of.filter(|(_, spec)| spec.rows * spec.cols == out.len());
+        let (&at, spec) = of.ok_or_else(|| {
+            Error::Training(format!("tensor {tensor} does not have {} numbers", out.len()))
+        })?;
+        for (row, out) in out.chunks_exact_mut(spec.cols).enumerate() {
+            self.model.read_row(at, row, out)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error> {
+        let at = self.tensors.get(tensor).copied().unwrap_or(usize::MAX);
+        Ok(self.model.write(&self.cpu, at, values)?)
+    }
+
+    fn apply(&mut self, update: &Update) -> Result<(), Error> {
+        self.entries.check(update.terms())?;
+        let checkpoint = Arc::clone(self.model.model().checkpoint());
+        for (tensor, (&at, spec)) in self.tensors.iter().zip(&self.layout.tensors).enumerate() {
+            let first = || first_numbers(&checkpoint, spec);
+            let (model, cpu) = (&mut self.model, &self.cpu);
+            self.entries
+                .change(tensor, update, &first, &mut |change| Ok(model.update(cpu, at, change)?))?;
+        }
+        Ok(())
+    }
+
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error> {
+        let terms = match probes {
+            [] => &[][..],
+            [probe] => &probe.terms,
+            _ => return Err(Error::Training("weights stand at one point at a time".to_owned())),
+        };
+        self.entries.check(terms)?;
+        let checkpoint = Arc::clone(self.model.model().checkpoint());
+        for (tensor, (&at, spec)) in self.tensors.iter().zip(&self.layout.tensors).enumerate() {
+            let first = || first_numbers(&checkpoint, spec);
+            self.point[at] = self.entries.drawn(tensor, terms, &first)?;
+        }
+        Ok(())
+    }
+
+    fn with_hooks(
+        &mut self,
+        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let all: Vec<_> = self.point.iter().map(|drawn| terms(drawn)).collect();
+        let compute = if self.options.bfloat16 { Compute::Bfloat16 } else { Compute::Single };
+        let mut hooks = self.model.perturbed(&all, compute);
+        run(self.model.model(), &mut hooks)
+    }
+
+    fn write_variant(&self, folder: &Path) -> Result<(), Error> {
+        super::super::variant::write_model(folder, &self.cpu, self)
+    }
+}

@@ -1,0 +1,102 @@
+//! What is tuned: tensors, and how a model is run with others in their place.
+
+mod full;
+mod lora;
+mod parameters;
+mod prefix;
+
+use std::path::Path;
+
+use offshoot_kernels::{Distribution, KvCache};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
+use offshoot_models::{Hooks, PackedModel};
+
+use crate::Error;
+
+pub(super) use parameters::tensor_ids;
+
+pub use full::{FullOptions, FullSpace};
+pub use lora::{Activations, LoraOptions, LoraSpace};
+pub use prefix::{PrefixOptions, PrefixSpace};
+
+/// Tensors that are tuned, of a model whose other weights stay as they are.
+///
+/// A probe never changes a weight: points stand beside the weights, as variants 1, 2, ... of the model,
+/// for the steps that follow [`Space::stand_at`].
+pub trait Space: std::fmt::Debug + Send {
+    /// What is tuned, in ascending order of names.
+    fn layout(&self) -> &Layout;
+
+    /// What directions are drawn from.
+    fn seed(&self) -> u64;
+
+    /// How directions are drawn.
+    fn distribution(&self) -> Distribution;
+
+    /// Draws directions from another seed and distribution from now on.
+    fn draw_from(&mut self, seed: u64, distribution: Distribution);
+
+    /// What kind of space it is, as far as common learning rates tell.
+    fn kind(&self) -> SpaceKind;
+
+    /// What makes the space again: its name and all of its options.
+    fn choice(&self) -> SpaceChoice;
+
+    /// The model that steps run.
+    fn model(&self) -> &PackedModel;
+
+    /// Writes tensor `tensor` of the layout, row by row, to `out`.
+    ///
+    /// # Errors
+    /// If `out` has another length.
+    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error>;
+
+    /// Replaces tensor `tensor` of the layout.
+    ///
+    /// # Errors
+    /// If `values` has another length.
+    fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error>;
+
+    /// Carries out what a step does in the end.
+    ///
+    /// # Errors
+    /// If a direction does not fit the layout; nothing is changed then.
+    fn apply(&mut self, update: &Update) -> Result<(), Error>;
+
+    /// How many points can stand beside the weights at once.
+    fn lanes(&self) -> usize;
+
+    /// Makes variant `i + 1` of the steps that follow the model at `probes[i]`.
+    ///
+    /// # Errors
+    /// If there are more than [`Space::lanes`], or a direction does not fit the layout.
+    fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error>;
+
+    /// Hands the model and what reaches into its steps to `run`.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    fn with_hooks(
+        &mut self,
+        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+    ) -> Result<(), Error>;
+
+    /// Positions that stand in a cache before a text's.
+    fn positions_before(&self) -> usize {
+        0
+    }
+
+    /// Fills an empty cache with what stands before a text at point `probe`.
+    ///
+    /// # Errors
+    /// If the cache has too little room.
+    fn begin_cache(&self, _probe: usize, _cache: &mut KvCache) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Writes what was learned into `folder`, in the form in which it is served.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    fn write_variant(&self, folder: &Path) -> Result<(), Error>;
+}

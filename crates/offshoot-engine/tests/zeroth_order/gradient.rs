@@ -1,0 +1,185 @@
+//! Differences of losses are slopes: `(l+ - l-) / (2 eps)` is the gradient along the direction, as
+//! automatic differentiation of the dense executor has it in double precision.
+
+use candle_core::{D, DType, Device, Tensor, Var};
+use offshoot_engine::tune::zeroth_order::{CrossEntropy, FullOptions, Space, StepLimits};
+use offshoot_engine::tune::{Example, Sequence};
+use offshoot_kernels::{Distribution, Noise, Purpose, tensor_id};
+use offshoot_models::{
+    DenseCache, DenseHooks, DenseModel, Error, LinearId, LogitRows, RopeId, Segment, SegmentRows,
+    VariantId, chain,
+};
+
+use crate::setting::{checkpoint, cpu, full, lora, probe, texts, trainer};
+
+/// LoRA's factors as variables.
+struct Factors {
+    /// By matrix: `A`, `B`, and what their product is multiplied by.
+    pairs: Vec<Option<(Var, Var)>>,
+    scale: f64,
+}
+
+impl DenseHooks for Factors {
+    fn addend(
+        &mut self,
+        linear: LinearId,
+        _: SegmentRows,
+        x: &Tensor,
+    ) -> Result<Option<Tensor>, Error> {
+        let Some((a, b)) = &self.pairs[linear.index()] else { return Ok(None) };
+        let inner = x.matmul(&a.t()?)?;
+        Ok(Some((inner.matmul(&b.t()?)? * self.scale)?))
+    }
+}
+
+/// The sum of the losses of the trained tokens.
+fn loss(model: &DenseModel, factors: &mut Factors, text: &Sequence) -> Tensor {
+    let n = text.tokens.len() - 1;
+    let mut cache = DenseCache::new(model.config());
+    let segment = Segment {
+        cache: &mut cache,
+        tokens: &text.tokens[..n],
+        parents: &chain(n),
+        positions: &(0..n as u32).collect::<Vec<_>>(),
+        rope: RopeId::default(),
+        variant: VariantId(1),
+        logits: LogitRows::All,
+    };
+    let logits = model.step(&mut [segment], factors).unwrap();
+    let targets = Tensor::new(&text.tokens[1..], &Device::Cpu).unwrap().unsqueeze(1).unwrap();
+    let chosen = logits.gather(&targets, D::Minus1).unwrap().squeeze(1).unwrap();
+    let surprise = (logits.log_sum_exp(D::Minus1).unwrap() - chosen).unwrap();
+    let trained: Vec<f64> = text.trained[1..].iter().map(|&t| f64::from(u8::from(t))).collect();
+    let trained = Tensor::new(trained, &Device::Cpu).unwrap();
+    (surprise * trained).unwrap().sum_all().unwrap()
+}
+
+/// The loss of `batch` and its gradient in each tensor of the space, row by row.
+fn gradient(name: &str, space: &dyn Space, scale: f64, batch: &[Example]) -> (f64, Vec<Vec<f64>>) {
+    let model = DenseModel::load(&checkpoint(name), &Device::Cpu, DType::F64).unwrap();
+    let blueprint = model.blueprint();
+    let mut pairs: Vec<Option<(Var, Var)>> = blueprint.linears.iter().map(|_| None).collect();
+    let variable = |tensor: &str| {
+        let at = space.layout().tensors.iter().position(|spec| spec.name == tensor).unwrap();
+        let spec = &space.layout().tensors[at];
+        let mut values = vec![0.0; spec.rows * spec.cols];
+        space.read(at, &mut values).unwrap();
+        let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+        let tensor = Tensor::from_vec(values, (spec.rows, spec.cols), &Device::Cpu).unwrap();
+        Var::from_tensor(&tensor).unwrap()
+    };
+    let mut variables = vec![None; space.layout().tensors.len()];
+    for (linear, pair) in blueprint.linears.iter().zip(&mut pairs) {
+        let b = format!("{}.lora_B.weight", linear.name);
+        if let Some(at) = space.layout().tensors.iter().position(|spec| spec.name == b) {
+            let a = format!("{}.lora_A.weight", linear.name);
+            let (va, vb) = (variable(&a), variable(&b));
+            let at_a = space.layout().tensors.iter().position(|spec| spec.name == a).unwrap();
+            (variables[at_a], variables[at]) = (Some(va.clone()), Some(vb.clone()));
+            *pair = Some((va, vb));
+        }
+    }
+    mean_gradient(&model, &mut Factors { pairs, scale }, &variables, batch)
+}
+
+/// The mean loss of `batch` and its gradient in `variables`.
+fn mean_gradient(
+    model: &DenseModel,
+    factors: &mut Factors,
+    variables: &[Option<Var>],
+    batch: &[Example],
+) -> (f64, Vec<Vec<f64>>) {
+    let (mut total, mut count) = (Tensor::new(0f64, &Device::Cpu).unwrap(), 0);
+    for example in batch {
+        let Example::Text(text) = example else { unreachable!() };
+        total = (total + loss(model, factors, text)).unwrap();
+        count += text.targets();
+    }
+    let mean = (total / count as f64).unwrap();
+    let found = mean.backward().unwrap();
+    let of = |variable: &Option<Var>| {
+        let gradient = found.get(variable.as_ref().unwrap()).unwrap();
+        gradient.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    (mean.to_scalar().unwrap(), variables.iter().map(of).collect())
+}
+
+/// `z` of a step's first direction times the gradient.
+fn along(space: &dyn Space, gradient: &[Vec<f64>], step: u32) -> f64 {
+    let mut sum = 0.0;
+    for (spec, gradient) in space.layout().tensors.iter().zip(gradient) {
+        let noise = Noise {
+            seed: 7,
+            tensor: tensor_id(&spec.name),
+            step,
+            index: 0,
+            purpose: Purpose::Direction,
+            distribution: Distribution::GaussQ8,
+        };
+        for (element, g) in gradient.iter().enumerate() {
+            sum += g * f64::from(noise.at(element as u64));
+        }
+    }
+    sum
+}
+
+/// The loss of `batch` and its gradient in each weight of the model.
+fn full_gradient(name: &str, space: &dyn Space, batch: &[Example]) -> (f64, Vec<Vec<f64>>) {
+    let mut model = DenseModel::load(&checkpoint(name), &Device::Cpu, DType::F64).unwrap();
+    let names = space.layout().tensors.iter().map(|spec| spec.name.clone());
+    let variables: Vec<Option<Var>> = names.map(|name| model.variable(&name).ok()).collect();
+    let pairs = model.blueprint().linears.iter().map(|_| None).collect();
+    mean_gradient(&model, &mut Factors { pairs, scale: 0.0 }, &variables, batch)
+}
+
+/// How far slopes are from those of `gradient` at the worst of 50 directions, over their size.
+fn worst(
+    space: impl Space + 'static,
+    (expected, gradient): (f64, Vec<Vec<f64>>),
+    batch: &[Example],
+    eps: f32,
+) -> f64 {
+    let cpu = cpu(2);
+    let slopes: Vec<f64> = (0..50).map(|step| along(&space, &gradient, step)).collect();
+    let size = (slopes.iter().map(|s| s * s).sum::<f64>() / 50.0).sqrt();
+    let mut trainer = trainer(&cpu, space, CrossEntropy, StepLimits::default());
+    let batch: Vec<&Example> = batch.iter().collect();
+    let loss = trainer.losses(&[probe(0, 0.0)], &batch).unwrap()[0];
+    assert!((loss - expected).abs() < 1e-3 * expected, "{loss}, expected {expected}");
+    let error = |(step, slope): (usize, &f64)| {
+        let both = [probe(step as u32, eps), probe(step as u32, -eps)];
+        let losses = trainer.losses(&both, &batch).unwrap();
+        let g = (losses[0] - losses[1]) / (2.0 * f64::from(eps));
+        (g - slope).abs() / size
+    };
+    slopes.iter().enumerate().map(error).fold(0.0, f64::max)
+}
+
+/// The cache holds keys and values in half precision, which is most of the noise of a difference; steps
+/// much longer than these see the third derivative.
+const CLOSE: f64 = 0.07;
+
+#[test]
+fn projected_gradients_of_lora_are_those_of_automatic_differentiation() {
+    let cpu = cpu(2);
+    for name in ["llama_linear", "qwen2_tied", "gemma3_linear", "llama_biases"] {
+        let (space, batch) = (lora(name, &cpu), texts(5));
+        let gradient = gradient(name, &space, 2.0, &batch);
+        let worst = worst(space, gradient, &batch, 3e-3);
+        assert!(worst < CLOSE, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn projected_gradients_of_all_weights_are_those_of_automatic_differentiation() {
+    let cpu = cpu(2);
+    for name in ["llama_linear", "qwen2_tied", "llama_biases"] {
+        let (space, batch) = (full(name, &cpu, &FullOptions::default()), texts(5));
+        let gradient = full_gradient(name, &space, &batch);
+        for eps in [1e-4, 3e-4] {
+            let space = full(name, &cpu, &FullOptions::default());
+            let worst = worst(space, gradient.clone(), &batch, eps);
+            eprintln!("{name}: {eps} {worst}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What steps make of a model.
+
+use offshoot_engine::tune::zeroth_order::{
+    Classification, CrossEntropy, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
+    StepLimits, ZerothOrderOptions, ZerothOrderTrainer,
+};
+use offshoot_engine::tune::{Example, Trainer};
+use offshoot_kernels::Cpu;
+use offshoot_methods::tune::Probe;
+use serde_json::{Value, json};
+
+use crate::setting::{choices, cpu, model, texts, values};
+
+/// A trainer of all matrices by cross-entropy, rank 4.
+fn lora_trainer(cpu: &Cpu, method: &str, options: &Value, seed: u64) -> ZerothOrderTrainer {
+    let lora = LoraOptions {
+        rank: 4,
+        alpha: 8.0,
+        targets: ["q_proj", "v_proj", "o_proj", "down_proj"].map(str::to_owned).to_vec(),
+        seed,
+        ..LoraOptions::default()
+    };
+    let space = LoraSpace::new(cpu, model("qwen2_tied", cpu), &lora).unwrap();
+    started(cpu, space, method, options)
+}
+
+fn started(
+    cpu: &Cpu,
+    space: impl Space + 'static,
+    method: &str,
+    options: &Value,
+) -> ZerothOrderTrainer {
+    let options = ZerothOrderOptions {
+        method: method.to_owned(),
+        options: options.clone(),
+        ..ZerothOrderOptions::default()
+    };
+    ZerothOrderTrainer::new(cpu, Box::new(space), Box::new(CrossEntropy), &options).unwrap()
+}
+
+fn loss(trainer: &mut ZerothOrderTrainer, batch: &[&Example]) -> f64 {
+    trainer.losses(&[Probe::default()], batch).unwrap()[0]
+}
+
+/// Runs `steps` steps on one batch; the losses before and after.
+fn run(trainer: &mut ZerothOrderTrainer, steps: u64, rate: f64, batch: &[Example]) -> (f64, f64) {
+    let batch: Vec<&Example> = batch.iter().collect();
+    let before = loss(trainer, &batch);
+    for step in 0..steps {
+        trainer.step(step, rate, &batch).unwrap();
+    }
+    (before, loss(trainer, &batch))
+}
+
+#[test]
+fn the_loss_of_a_batch_falls_by_a_tenth_and_more() {
+    let cpu = cpu(2);
+    for seed in 0..3 {
+        let options = json!({"probe": {"eps": 1e-2, "directions": 4}});
+        let mut trainer = lora_trainer(&cpu, "mezo", &options, seed);
+        let (before, after) = run(&mut trainer, 200, 5e-3, &texts(4));
+        assert!(after < 0.9 * before, "seed {seed}: {before} to {after}");
+    }
+}
+
+#[test]
+fn a_prefix_learns_too_and_is_what_stands_before_texts() {
+    let cpu = cpu(2);
+    for name in ["qwen2_tied", "llama_linear", "gemma3_linear"] {
+        let options = PrefixOptions { tokens: 3, seed: 1, ..PrefixOptions::default() };
+        let space = PrefixSpace::new(&cpu, model(name, &cpu), &options).unwrap();
+        let probe = json!({"probe": {"eps": 1e-2, "directions": 4}});
+        let mut trainer = started(&cpu, space, "mezo", &probe);
+        let (before, after) = run(&mut trainer, 150, 1e-2, &texts(4));
+        assert!(after < 0.995 * before, "{name}: {before} to {after}");
+    }
+}
+
+#[test]
+fn a_run_is_a_function_of_its_seed_on_any_number_of_threads_and_with_any_limits() {
+    let after = |threads, limits, seed| {
+        let cpu = cpu(threads);
+        let options = ZerothOrderOptions { limits, ..ZerothOrderOptions::default() };
+        let lora = LoraOptions { rank: 2, seed, ..LoraOptions::default() };
+        let space = LoraSpace::new(&cpu, model("llama_linear", &cpu), &lora).unwrap();
+        let space = Box::new(space);
+        let mut trainer =
+            ZerothOrderTrainer::new(&cpu, space, Box::new(Classification), &options).unwrap();
+        run(&mut trainer, 10, 1e-3, &choices());
+        values(trainer.space())
+    };
+    let whole = after(2, StepLimits::default(), 3);
+    assert!(whole == after(1, StepLimits { rows: 7, ..StepLimits::default() }, 3));
+    assert!(whole == after(3, StepLimits { rows: 30, ..StepLimits::default() }, 3));
+    assert!(whole != after(2, StepLimits::default(), 4));
+}

@@ -1,0 +1,8 @@
+//! Zeroth-order tuning on small random models: what a point's loss is, and what steps make of it.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+mod gradient;
+mod laws;
+mod learning;
+mod replays;
+mod setting;

@@ -1,0 +1,262 @@
+//! A run is its trajectory: made again from it, gone on with after an interruption, and what is refused.
+
+use std::sync::Arc;
+
+use offshoot_engine::tune::zeroth_order::{
+    CrossEntropy, FullOptions, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
+    TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer, carry_out, promised_end, space_of,
+    weights_hash,
+};
+use offshoot_engine::tune::{Example, Trainer};
+use offshoot_kernels::Cpu;
+use offshoot_methods::tune::{METHODS, RateOptions, Trajectory};
+use offshoot_models::LoraAdapter;
+use serde_json::{Value, json};
+
+use crate::setting::{checkpoint, cpu, full, model, texts, values};
+
+const NAME: &str = "qwen2_tied";
+
+fn lora(cpu: &Cpu) -> LoraSpace {
+    let targets = ["q_proj", "down_proj"].map(str::to_owned).to_vec();
+    let options = LoraOptions { rank: 3, targets, seed: 11, ..LoraOptions::default() };
+    LoraSpace::new(cpu, model(NAME, cpu), &options).unwrap()
+}
+
+fn prefix(cpu: &Cpu) -> PrefixSpace {
+    let options = PrefixOptions { tokens: 3, seed: 11, ..PrefixOptions::default() };
+    PrefixSpace::new(cpu, model(NAME, cpu), &options).unwrap()
+}
+
+fn trainer(cpu: &Cpu, space: Box<dyn Space>, method: &str, options: Value) -> ZerothOrderTrainer {
+    let options = ZerothOrderOptions {
+        method: method.to_owned(),
+        options,
+        decay: if method == "mezo" { 0.01 } else { 0.0 },
+        ..ZerothOrderOptions::default()
+    };
+    ZerothOrderTrainer::new(cpu, space, Box::new(CrossEntropy), &options).unwrap()
+}
+
+/// Steps `steps` on batches that change, at rates that do.
+fn run(trainer: &mut ZerothOrderTrainer, steps: std::ops::Range<u64>) {
+    let all = texts(8);
+    for step in steps {
+        let first = step as usize * 3 % 6;
+        let batch: Vec<&Example> = all[first..first + 2].iter().collect();
+        let rate = 1e-3 * (1 + step / 5) as f64;
+        trainer.step(step, rate, &batch).unwrap();
+    }
+}
+
+/// The weights that the trajectory of `trainer` makes of the base, on `threads` threads.
+fn made_again(trainer: &ZerothOrderTrainer, threads: usize) -> Vec<Vec<u32>> {
+    let cpu = cpu(threads);
+    let trajectory = Trajectory::from_bytes(&trainer.trajectory()).unwrap();
+    let header = &trajectory.parts[0].header;
+    let mut space = space_of(&cpu, Arc::new(checkpoint(NAME)), header).unwrap();
+    carry_out(&trajectory, &mut *space).unwrap();
+    values(&*space)
+}
+
+#[test]
+fn every_method_is_made_again_from_its_trajectory_in_every_space() {
+    let cpu = cpu(2);
+    for card in METHODS.iter().filter(|card| card.name != "qzo") {
+        let spaces: [(&str, Box<dyn Space>); 3] = [
+            ("lora", Box::new(lora(&cpu))),
+            ("prefix", Box::new(prefix(&cpu))),
+            ("full", Box::new(full(NAME, &cpu, &FullOptions::default()))),
+        ];
+        for (name, space) in spaces {
+            let first = values(&*space);
+            let options = json!({"probe": {"eps": 1e-3, "directions": 2}});
+            let mut trainer = trainer(&cpu, space, card.name, options);
+            run(&mut trainer, 0..12);
+            let last = values(trainer.space());
+            assert!(first != last, "{} in {name} changes nothing", card.name);
+            for threads in [1, 3] {
+                assert!(made_again(&trainer, threads) == last, "{} in {name}", card.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
+    let cpu = cpu(2);
+    for (method, with_snapshot) in
+        [("mezo", true), ("adam", true), ("mmt", false), ("meazo", true), ("lozo_m", false)]
+    {
+        let start = || trainer(&cpu, Box::new(lora(&cpu)), method, json!({"probe": {"eps": 1e-3}}));
+        let mut whole = start();
+        run(&mut whole, 0..14);
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = start();
+        run(&mut first, 0..9);
+        first.save(folder.path()).unwrap();
+        if !with_snapshot {
+            std::fs::remove_file(folder.path().join("tuned.safetensors")).unwrap();
+        }
+        let mut second = start();
+        second.restore(folder.path()).unwrap();
+        assert!(values(second.space()) == values(first.space()), "{method}");
+        run(&mut second, 9..14);
+        assert!(values(second.space()) == values(whole.space()), "{method}");
+        assert!(second.trajectory() == whole.trajectory(), "{method}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
+    let cpu = cpu(1);
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = trainer(&cpu, Box::new(lora(&cpu)), "mezo", json!({"probe": {"eps": 1e-3}}));
+    run(&mut first, 0..2);
+    first.save(folder.path()).unwrap();
+    let mut other = trainer(&cpu, Box::new(lora(&cpu)), "mezo", json!({"probe": {"eps": 1e-2}}));
+    let told = other.restore(folder.path()).unwrap_err().to_string();
+    assert!(told.contains("eps") && !told.contains('\n'), "{told}");
+    let mut other = trainer(&cpu, Box::new(prefix(&cpu)), "mezo", json!({"probe": {"eps": 1e-3}}));
+    let told = other.restore(folder.path()).unwrap_err().to_string();
+    assert!(told.contains("another run's"), "{told}");
+    // A snapshot that is cut changes nothing.
+    let path = folder.path().join("tuned.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
+    let mut again = trainer(&cpu, Box::new(lora(&cpu)), "mezo", json!({"probe": {"eps": 1e-3}}));
+    let told = again.restore(folder.path()).unwrap_err().to_string();
+    assert!(told.contains("tuned.safetensors"), "{told}");
+}
+
+#[test]
+fn steps_are_made_in_order_and_at_rates_that_can_be_kept() {
+    let cpu = cpu(1);
+    let batch = texts(2);
+    let batch: Vec<&Example> = batch.iter().collect();
+    let mut trainer = trainer(&cpu, Box::new(lora(&cpu)), "mezo", Value::Null);
+    let told = trainer.step(3, 1e-3, &batch).unwrap_err().to_string();
+    assert!(told.contains("step 0 comes next"), "{told}");
+    trainer.step(0, 1e-3, &batch).unwrap();
+}
+
+#[test]
+fn a_rate_that_is_found_is_kept_and_makes_the_loss_less() {
+    let cpu = cpu(2);
+    let options = ZerothOrderOptions {
+        options: json!({"probe": {"eps": 1e-2, "directions": 4}}),
+        auto_rate: Some(RateOptions { interval: 40, ..RateOptions::default() }),
+        ..ZerothOrderOptions::default()
+    };
+    let start = |space: LoraSpace| {
+        ZerothOrderTrainer::new(&cpu, Box::new(space), Box::new(CrossEntropy), &options).unwrap()
+    };
+    let mut trainer = start(lora(&cpu));
+    let batch = texts(4);
+    let batch: Vec<&Example> = batch.iter().collect();
+    let before = trainer.losses(&[Default::default()], &batch).unwrap()[0];
+    for step in 0..120 {
+        trainer.step(step, f64::NAN, &batch).unwrap();
+    }
+    let after = trainer.losses(&[Default::default()], &batch).unwrap()[0];
+    assert!(after < 0.97 * before, "{before} to {after}");
+    let last = values(trainer.space());
+    assert!(made_again(&trainer, 2) == last);
+}
+
+#[test]
+fn what_is_served_is_what_was_tuned() {
+    let cpu = cpu(2);
+    let folder = tempfile::tempdir().unwrap();
+    let space = lora(&cpu);
+    let mut trainer = trainer(&cpu, Box::new(space), "mezo", json!({"probe": {"eps": 1e-2}}));
+    run(&mut trainer, 0..5);
+    trainer.write_variant(folder.path()).unwrap();
+    let read = LoraAdapter::open(folder.path(), checkpoint(NAME).config()).unwrap();
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let tuned = values(trainer.space());
+    for (spec, tuned) in trainer.space().layout().tensors.iter().zip(&tuned) {
+        let (matrix, half) = spec.name.split_once(".lora_").unwrap();
+        let low = &read.matrices[matrix];
+        let written = if half == "A.weight" { &low.a } else { &low.b };
+        assert_eq!(&bits(written), tuned, "{}", spec.name);
+        assert!((low.scale - 16.0 / 3.0).abs() < 1e-6);
+    }
+    let bytes = std::fs::read(folder.path().join(TRAJECTORY_FILE)).unwrap();
+    let trajectory = Trajectory::from_bytes(&bytes).unwrap();
+    assert_eq!(promised_end(&trajectory), Some(weights_hash(trainer.space()).unwrap()));
+}
+
+#[test]
+fn a_tuned_model_is_a_folder_with_its_weights() {
+    let cpu = cpu(2);
+    for name in ["llama_linear", "qwen2_tied", "gemma3_linear"] {
+        let folder = tempfile::tempdir().unwrap();
+        let space = full(name, &cpu, &FullOptions::default());
+        let mut trainer = trainer(&cpu, Box::new(space), "mezo", json!({"probe": {"eps": 1e-3}}));
+        run(&mut trainer, 0..3);
+        trainer.write_variant(folder.path()).unwrap();
+        let read = offshoot_models::Checkpoint::open(folder.path()).unwrap();
+        let read = offshoot_models::TrainableModel::load(Arc::new(read), &cpu).unwrap();
+        let tuned = values(trainer.space());
+        for (i, tensor) in read.tensors().iter().enumerate() {
+            let off = |(x, y): (&f32, &u32)| (x - f32::from_bits(*y)).abs();
+            let numbers = read.read(i).unwrap();
+            let worst = numbers.iter().zip(&tuned[i]).map(off).fold(0.0, f32::max);
+            // Gemma's norms lose bits where 1 is taken from them.
+            let close = if name == "gemma3_linear" { 1e-6 } else { 0.0 };
+            assert!(worst <= close, "{name}: {} is off by {worst}", tensor.name);
+        }
+    }
+}
+
+#[test]
+fn only_tensors_that_are_named_change() {
+    let cpu = cpu(2);
+    let options = FullOptions {
+        train: Some(r"layers\.1\..*(norm|proj)".to_owned()),
+        freeze: Some("mlp".to_owned()),
+        ..FullOptions::default()
+    };
+    let space = full(NAME, &cpu, &options);
+    let names: Vec<_> = space.layout().tensors.iter().map(|spec| spec.name.clone()).collect();
+    assert!(names.iter().all(|name| name.contains("layers.1.") && !name.contains("mlp")));
+    assert!(names.iter().any(|name| name.ends_with("layernorm.weight")), "{names:?}");
+    let before: Vec<_> = (0..space.trainable().tensors().len())
+        .map(|i| space.trainable().read(i).unwrap())
+        .collect();
+    let tensors = space.trainable().tensors().to_vec();
+    let mut trainer = trainer(&cpu, Box::new(space), "mezo", json!({"probe": {"eps": 1e-3}}));
+    run(&mut trainer, 0..3);
+    let folder = tempfile::tempdir().unwrap();
+    trainer.write_variant(folder.path()).unwrap();
+    let read = offshoot_models::Checkpoint::open(folder.path()).unwrap();
+    let read = offshoot_models::TrainableModel::load(Arc::new(read), &cpu).unwrap();
+    for ((i, tensor), before) in tensors.iter().enumerate().zip(before) {
+        let changed = read.read(i).unwrap() != before;
+        assert_eq!(changed, names.contains(&tensor.name), "{}", tensor.name);
+    }
+    for (train, what) in [("(", "no regular expression"), ("nothing like it", "no tensor to tune")]
+    {
+        let options = FullOptions { train: Some(train.to_owned()), ..FullOptions::default() };
+        let checkpoint = Arc::new(checkpoint(NAME));
+        let told = offshoot_engine::tune::zeroth_order::FullSpace::new(&cpu, checkpoint, &options);
+        assert!(told.unwrap_err().to_string().contains(what));
+    }
+}
+
+#[test]
+fn points_touch_no_weight() {
+    for threads in [1, 2, 7] {
+        let cpu = cpu(threads);
+        let space = full(NAME, &cpu, &FullOptions::default());
+        let before = weights_hash(&space).unwrap();
+        let mut trainer = trainer(&cpu, Box::new(space), "mezo", Value::Null);
+        let batch = texts(3);
+        let batch: Vec<&Example> = batch.iter().collect();
+        let probes: Vec<_> = (0..6).map(|step| crate::setting::probe(step, 0.1)).collect();
+        let losses = trainer.losses(&probes, &batch).unwrap();
+        assert!(losses.windows(2).all(|pair| pair[0] != pair[1]));
+        assert_eq!(weights_hash(trainer.space()).unwrap(), before);
+    }
+}
