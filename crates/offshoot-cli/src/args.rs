@@ -4,6 +4,7 @@ mod executor;
 mod export;
 mod medusa;
 mod score;
+mod trajectory;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,10 @@ pub(crate) use medusa::{
     PromptFlavour,
 };
 pub(crate) use score::{EmbedArgs, Pooling, ScoreArgs};
+pub(crate) use trajectory::{
+    RemakeArgs, TrajectoryCommand, TrajectoryDiffArgs, TrajectoryExportArgs, TrajectoryInfoArgs,
+    TrajectoryMergeArgs, TrajectoryReplayArgs, TrajectorySliceArgs,
+};
 
 /// Grow many language models from one base, on the machine you have.
 #[derive(Debug, Parser)]
@@ -125,6 +130,14 @@ pub(crate) enum Command {
     /// Train and look at draft heads, which guess the tokens behind the next one.
     #[command(subcommand, after_help = "Example:\n  offshoot medusa train smollm2")]
     Medusa(MedusaCommand),
+    /// Look at fine-tunes that are kept as seeds and numbers, and make them again.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        offshoot trajectory info run/trajectory.traj\n  \
+        offshoot trajectory replay smollm2 run/trajectory.traj"
+    )]
+    Trajectory(TrajectoryCommand),
     /// Say what this machine offers and what fits on it.
     #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf\n\n\
         OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.")]

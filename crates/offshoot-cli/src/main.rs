@@ -20,6 +20,7 @@ mod models;
 mod plot;
 mod quantize;
 mod score;
+mod trajectory;
 mod wrap;
 
 use std::process::ExitCode;
@@ -66,6 +67,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Export(args) => export::run(&args),
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Medusa(command) => medusa::run(&command),
+        Command::Trajectory(command) => trajectory::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Datastore { command } => datastore::run(&command),
         Command::Man(args) => man::run(&args),

@@ -15,6 +15,7 @@ mod interrupts;
 mod medusa;
 mod pulls;
 mod quantize;
+mod trajectory;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]
 mod models;

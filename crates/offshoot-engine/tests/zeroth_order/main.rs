@@ -4,5 +4,7 @@
 mod gradient;
 mod laws;
 mod learning;
+mod quantised;
 mod replays;
 mod setting;
+mod smollm2;
