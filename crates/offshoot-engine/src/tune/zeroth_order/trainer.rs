@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
 use offshoot_methods::tune::{
-    Hash, Layout, MethodCard, Plan, Probe, RateOptions, Schedule, Setting, Trajectory, ZerothOrder,
-    common_rate, differences,
+    Hash, Layout, MethodCard, Plan, Probe, RateOptions, Schedule, Setting, Term, Trajectory,
+    ZerothOrder, common_rate, differences,
 };
 use offshoot_models::PackedExecutor;
 use serde_json::Value;
