@@ -6,6 +6,9 @@ use std::io;
 use std::path::Path;
 
 use offshoot_kernels::BlockType;
+use offshoot_methods::tune::{
+    Hash, Header, METHODS, MethodChoice, Part, Record, SpaceChoice, Step, Trajectory,
+};
 use offshoot_models::medusa::{Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock};
 use offshoot_models::{BaseId, TokenizerId};
 
@@ -34,7 +37,29 @@ fn main() -> io::Result<()> {
     model_catalogues()?;
     draft_heads()?;
     adapters()?;
+    trajectories()?;
     datastores()
+}
+
+/// A run with a skipped step, a rate set anew and its end, and one cut off within a block.
+fn trajectories() -> io::Result<()> {
+    let card = &METHODS[0];
+    let method = MethodChoice { name: card.name.to_owned(), options: card.defaults() };
+    let space = SpaceChoice { name: "full".to_owned(), options: serde_json::json!({}) };
+    let number = |i: u8| Record { skipped: false, numbers: vec![f32::from(i) / 8.0] };
+    let mut steps: Vec<Step> = (0..5).map(|i| Step { record: number(i), rate: None }).collect();
+    steps[2] = Step { record: Record { skipped: true, numbers: Vec::new() }, rate: Some(0.5) };
+    let end = Some(Hash::default());
+    let run = Trajectory { parts: vec![Part { header: Header::new(method, space), steps, end }] };
+    let bytes = run.to_bytes().map_err(io::Error::other)?;
+    // Behind the magic and its own length stands the header; behind its checksum the first frame, a
+    // kind, a length and a payload.
+    let behind = 12 + u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
+    let header = bytes[12..behind].to_vec();
+    let frame = [&bytes[behind + 4..behind + 5], &bytes[behind + 9..bytes.len() - 45]].concat();
+    let cut = bytes[..bytes.len() - 50].to_vec();
+    let inputs = [("sound", bytes), ("cut", cut), ("header", header), ("steps", frame)];
+    write("trajectory", inputs.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)))
 }
 
 fn adapters() -> io::Result<()> {

@@ -6,7 +6,8 @@
 //! stop string, and [`Philox`] makes the random numbers. [`draft`] guesses
 //! what comes next, for a step of the model to check: from the text itself, from stored text
 //! ([`Retriever`]), how many guesses pay, and which choices stand where logits are known up to an
-//! error.
+//! error. [`tune`] changes a model by its losses alone: the zeroth-order methods, and the runs that
+//! they leave behind.
 //!
 //! ```
 //! use offshoot_methods::{Sampler, SamplingOptions};

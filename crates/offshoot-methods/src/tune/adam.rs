@@ -1,14 +1,15 @@
 //! ZO-Adam: Adam on the estimated gradient, its moments made again from the last directions.
 //!
-//! Zhang et al. 2024, section 3, <https://arxiv.org/abs/2402.11592>, after Chen et al. 2019 (ZO-AdaMM),
-//! <https://arxiv.org/abs/1910.06513>; the replay of directions is Malladi et al. 2023, appendix B.2,
-//! <https://arxiv.org/abs/2305.17333>.
+//! Zhang et al. 2024, section 3, <https://arxiv.org/abs/2402.11592>, after Chen et al. 2019
+//! (ZO-AdaMM), <https://arxiv.org/abs/1910.06513>; the replay of directions is Malladi et al. 2023,
+//! appendix B.2, <https://arxiv.org/abs/2305.17333>.
 //! ```text
 //! g = (1/n) sum over j of g_j z_j                       for each of the last t <= history steps
 //! m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2         from m = v = 0
 //! w = w (1 - eta lambda) - eta (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
 //! ```
-//! t: steps looked back on; squares and quotients are element by element. Skipped steps do not count.
+//! t: steps looked back on; squares and quotients are element by element. Skipped steps do not
+//! count.
 //! Recorded: the n slopes.
 //!
 //! Departs from the paper: the moments are those of the last `history` steps, begun at zero and
@@ -18,8 +19,9 @@
 //! Published: the first paper's table 2 has it beside five others on SST-2. MeZO's paper
 //! has it on RoBERTa-large (k = 512): SST-2 93.3 as without it, RTE 79.2 for 78.6.
 //!
-//! When not to use it: estimates along random directions have hardly any structure by coordinate, so
-//! that it gains nothing over a tuned plain descent (<https://arxiv.org/abs/2605.03869>); take `meazo`.
+//! When not to use it: estimates along random directions have hardly any structure by coordinate,
+//! so that it gains nothing over a tuned plain descent (<https://arxiv.org/abs/2605.03869>); take
+//! `meazo`.
 
 use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};

@@ -7,8 +7,8 @@
 //! v = (1 - beta2) sum over the last h steps of beta2^age g^2
 //! w = w (1 - eta lambda) - eta m / (sqrt(v) + epsilon)
 //! ```
-//! g: estimate of a step, as in [`adam`](super::AdamOptions); age: steps since; h: `history`. As the
-//! sums are truncated and not corrected, the first steps are as long as later ones only where
+//! g: estimate of a step, as in [`adam`](super::AdamOptions); age: steps since; h: `history`. As
+//! the sums are truncated and not corrected, the first steps are as long as later ones only where
 //! `beta2^h` is small.
 //! Recorded: the n slopes.
 //!
@@ -42,8 +42,8 @@ pub(crate) const CARD: MethodCard = MethodCard {
     build: build::<AdamezoOptions>,
 };
 
-/// Options of AdaMeZO. The paper's values of these numbers are not known to us; they are Adam's, with
-/// a second moment as short as the horizon.
+/// Options of AdaMeZO. The paper's values of these numbers are not known to us; they are Adam's,
+/// with a second moment as short as the horizon.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamezoOptions {

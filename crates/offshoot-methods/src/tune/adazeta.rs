@@ -1,16 +1,16 @@
 //! AdaZeta: more directions a step from epoch to epoch.
 //!
-//! Yang et al. 2024, "AdaZeta: Adaptive Zeroth-Order Tensor-Train Adaption for Memory-Efficient Large
-//! Language Models Fine-Tuning", <https://arxiv.org/abs/2406.18060>.
+//! Yang et al. 2024, "AdaZeta: Adaptive Zeroth-Order Tensor-Train Adaption for Memory-Efficient
+//! Large Language Models Fine-Tuning", <https://arxiv.org/abs/2406.18060>.
 //! ```text
-//! Q_e = floor(alpha e^beta), but at least 1 and at most Q_max          e = floor(step / epoch_steps)
+//! Q_e = floor(alpha e^beta), but at least 1 and at most Q_max        e = floor(step / epoch_steps)
 //! w   = w (1 - eta lambda) - sum over j of (eta g_j / Q_e) z_j         j = 1..Q_e
 //! ```
 //! g_j, z_j: slope and direction as in MeZO.
 //! Recorded: the Q_e slopes.
 //!
-//! Departs from the paper: this is its schedule alone. Its tensor-train adapters are a space, which is
-//! not here; the schedule serves every space.
+//! Departs from the paper: this is its schedule alone. Its tensor-train adapters are a space, which
+//! is not here; the schedule serves every space.
 //! Cost: 2 Q_e forward passes a step, no memory.
 //! Published: against divergence of MeZO-LoRA with a fixed count on RoBERTa-large and Llama-2-7B.
 //!

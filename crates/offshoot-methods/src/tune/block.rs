@@ -10,17 +10,18 @@
 //! moved to. Decay acts on all weights at the end of the step.
 //! Recorded: the slopes, n of each block, block by block.
 //!
-//! Departs from the paper's program, which begins the random numbers anew in each block, so that blocks
-//! of equal shapes share their directions: here an entry depends on its tensor's name.
+//! Departs from the paper's program, which begins the random numbers anew in each block, so that
+//! blocks of equal shapes share their directions: here an entry depends on its tensor's name.
 //! Cost: 2 n forward passes for every block, no memory.
 //! Published: the paper's table of block-wise tuning has it above MeZO on OPT-13B.
 //!
-//! When not to use it: where passes are what is scarce. One pass for all blocks and as many directions
-//! as there are blocks costs the same.
+//! When not to use it: where passes are what is scarce. One pass for all blocks and as many
+//! directions as there are blocks costs the same.
+
+use std::sync::Arc;
 
 use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
 use super::probing::ProbeOptions;

@@ -1,7 +1,7 @@
 //! ZO-SGD-Cons: of standing still, descending and ascending, what is best on the batch.
 //!
-//! Zhang et al. 2024, section 3, <https://arxiv.org/abs/2402.11592>, after the conservative update of
-//! Bergou et al. 2020, <https://doi.org/10.1137/19M1240888>.
+//! Zhang et al. 2024, section 3, <https://arxiv.org/abs/2402.11592>, after the conservative update
+//! of Bergou et al. 2020, <https://doi.org/10.1137/19M1240888>.
 //! ```text
 //! g_j as in MeZO;  u = sum over j of (eta g_j / n) z_j
 //! w = the one of w, w - u, w + u at which L(.; B) is least
@@ -9,14 +9,14 @@
 //! eta: learning rate; n: directions a step. Of equal losses the first in this order wins.
 //! Recorded: the n slopes of the step that was taken: as measured, negated or zero.
 //!
-//! Departs from the paper's program, which walks between the candidates by optimiser steps and so does
-//! not come back under momentum: here a candidate is a probe, and nothing is walked. Decay applies to
-//! whatever is chosen and takes no part in the choice.
+//! Departs from the paper's program, which walks between the candidates by optimiser steps and so
+//! does not come back under momentum: here a candidate is a probe, and nothing is walked. Decay
+//! applies to whatever is chosen and takes no part in the choice.
 //! Cost: 2 n + 3 forward passes a step, no memory.
 //! Published: the paper's table 2 has it beside five others on SST-2.
 //!
-//! When not to use it: the three further passes buy less than three further directions would, unless
-//! the rate is near its largest.
+//! When not to use it: the three further passes buy less than three further directions would,
+//! unless the rate is near its largest.
 
 use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};

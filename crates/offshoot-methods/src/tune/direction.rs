@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 
 use super::{Hash, Mask};
 
-/// What a direction looks like within a matrix. Vectors, tensors of one row, always have independent
-/// entries. All but the first are products of two factors: see [`Factors`](super::Factors).
+/// What a direction looks like within a matrix. Vectors, tensors of one row, always have
+/// independent entries. All but the first are products of two factors: see
+/// [`Factors`](super::Factors).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Form {
     /// Independent entries.
@@ -21,9 +22,9 @@ pub enum Form {
         /// What `V` is drawn for.
         epoch: u32,
     },
-    /// A direction `U V_from^T / sqrt(rank)` of an earlier epoch, carried over to the space of a later
-    /// one: `U T V_to^T / sqrt(rank)`, where `T` is the product of `V_e^T V_(e+1) / columns` over the
-    /// epochs `e` from `from` to `to - 1`, in this order.
+    /// A direction `U V_from^T / sqrt(rank)` of an earlier epoch, carried over to the space of a
+    /// later one: `U T V_to^T / sqrt(rank)`, where `T` is the product of `V_e^T V_(e+1) / columns`
+    /// over the epochs `e` from `from` to `to - 1`, in this order.
     Carried {
         /// Columns of `U` and `V`.
         rank: u32,
@@ -32,8 +33,9 @@ pub enum Form {
         /// The epoch whose `V` it is given.
         to: u32,
     },
-    /// `P Z Q^T sqrt(rows columns) / rank`: `P` and `Q` have orthonormal columns and are new in each
-    /// epoch, `Z` is square, independent and new in each step. The rank is at most the smaller side.
+    /// `P Z Q^T sqrt(rows columns) / rank`: `P` and `Q` have orthonormal columns and are new in
+    /// each epoch, `Z` is square, independent and new in each step. The rank is at most the smaller
+    /// side.
     Subspace {
         /// Columns of `P` and `Q`.
         rank: u32,

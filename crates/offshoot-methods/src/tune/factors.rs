@@ -2,14 +2,14 @@
 //!
 //! Names: `m` = rows, `n` = columns of the tensor, `r` = rank. All matrices are row-major.
 
-use offshoot_kernels::{Distribution, Noise, Purpose};
+use offshoot_kernels::{Distribution, Isa, Noise, Purpose};
 
 use super::orthonormal::orthonormal_columns;
 use super::{Direction, Form};
 
-/// A direction in a matrix as two factors: its entry `(i, j)` is the sum of `left[i, k] right[j, k]`
-/// over `k`, which begins at zero and goes in ascending order, each term by a multiplication and an
-/// addition in single precision. What a form divides or multiplies by is in `left` already.
+/// A direction in a matrix as two factors: its entry `(i, j)` is the sum of `left[i, k] right[j,
+/// k]` over `k`, which begins at zero and goes in ascending order, each term by a multiplication
+/// and an addition in single precision. What a form divides or multiplies by is in `left` already.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factors {
     /// The `r` of the shapes.
@@ -44,19 +44,60 @@ pub struct Draw {
     pub cols: usize,
 }
 
+/// What the directions of one form share in a tensor, of whatever step and index they are. Making
+/// it may take longer than the rest of a direction, so who makes many of them keeps it for the
+/// epoch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Basis {
+    /// Columns of the factors.
+    rank: usize,
+    /// Of a subspace `P`, `[m, r]`; else the matrices that carry a direction on, one behind the
+    /// other.
+    left: Vec<f32>,
+    /// `V` or `Q`, `[n, r]`.
+    right: Vec<f32>,
+}
+
 impl Draw {
     /// The factors of `direction` in the tensor, or `None` if its entries there are independent, as
     /// those of all directions are in a tensor of one row.
     pub fn factors(&self, direction: &Direction) -> Option<Factors> {
+        Some(self.factors_on(direction, &self.basis(direction.form)?))
+    }
+
+    /// What all directions of `form` share, or `None` if their entries are independent here.
+    pub fn basis(&self, form: Form) -> Option<Basis> {
         if self.rows == 1 {
             return None;
         }
-        match direction.form {
+        match form {
             Form::Dense => None,
-            Form::LowRank { rank, epoch } => Some(self.carried(direction, rank, epoch, epoch)),
-            Form::Carried { rank, from, to } => Some(self.carried(direction, rank, from, to)),
-            Form::Subspace { rank, epoch } => Some(self.subspace(direction, rank, epoch)),
+            Form::LowRank { rank, epoch } => Some(self.carried(rank, epoch, epoch)),
+            Form::Carried { rank, from, to } => Some(self.carried(rank, from, to)),
+            Form::Subspace { rank, epoch } => Some(self.subspace(rank, epoch)),
         }
+    }
+
+    /// The factors of `direction`, given the [`Self::basis`] of its form.
+    pub fn factors_on(&self, direction: &Direction, basis: &Basis) -> Factors {
+        let Basis { rank: r, ref left, ref right } = *basis;
+        let (mut left, scale) = match direction.form {
+            Form::Subspace { .. } => {
+                let core = draw(&self.entries(direction), r * r);
+                let scale = (self.rows as f64 * self.cols as f64).sqrt() / r as f64;
+                (multiply(left, &core, r), scale)
+            }
+            // `U` is keyed by the step and `V` by the epoch alone, so what a step measures along
+            // and what it adds cannot differ, in whatever order they are drawn.
+            Form::Dense | Form::LowRank { .. } | Form::Carried { .. } => {
+                let noise = self.noise(Purpose::LeftFactor, direction.step, direction.index);
+                let drawn = draw(&noise, self.rows * r);
+                let carry = |u: Vec<f32>, bridge: &[f32]| multiply(&u, bridge, r);
+                (left.chunks(r * r).fold(drawn, carry), 1.0 / (r as f64).sqrt())
+            }
+        };
+        left.iter_mut().for_each(|x| *x *= scale as f32);
+        Factors { rank: r, left, right: right.clone() }
     }
 
     /// The noise of independent entries of `direction`.
@@ -69,19 +110,11 @@ impl Draw {
         Noise { seed, tensor, step, index, purpose, distribution }
     }
 
-    /// `U T V_to^T / sqrt(r)`. `U` is keyed by the step and `V` by the epoch alone, so what a step
-    /// measures along and what it adds cannot differ, in whatever order they are drawn.
-    fn carried(&self, direction: &Direction, rank: u32, from: u32, to: u32) -> Factors {
-        let r = rank as usize;
-        let left_noise = self.noise(Purpose::LeftFactor, direction.step, direction.index);
-        let mut left = draw(&left_noise, self.rows * r);
-        for epoch in from..to {
-            let bridge = self.bridge(epoch, r);
-            left = multiply(&left, &bridge, r);
-        }
-        let scale = 1.0 / f64::from(rank).sqrt();
-        left.iter_mut().for_each(|x| *x *= scale as f32);
-        Factors { rank: r, left, right: self.right(to, r) }
+    /// `V_to`, and what carries from one epoch to the next.
+    fn carried(&self, rank: u32, from: u32, to: u32) -> Basis {
+        let rank = (rank as usize).max(1);
+        let left = (from..to).flat_map(|epoch| self.bridge(epoch, rank)).collect();
+        Basis { rank, left, right: self.right(to, rank) }
     }
 
     /// `V` of an epoch, `[n, r]`.
@@ -101,25 +134,23 @@ impl Draw {
         sums.iter().map(|sum| (sum / self.cols as f64) as f32).collect()
     }
 
-    /// `P Z Q^T sqrt(m n) / r`.
-    fn subspace(&self, direction: &Direction, rank: u32, epoch: u32) -> Factors {
-        let r = (rank as usize).min(self.rows).min(self.cols).max(1);
+    /// `P` and `Q` of an epoch.
+    fn subspace(&self, rank: u32, epoch: u32) -> Basis {
+        let rank = (rank as usize).min(self.rows).min(self.cols).max(1);
         let basis = |purpose, length| {
-            orthonormal_columns(draw(&self.noise(purpose, epoch, 0), length * r), r)
+            orthonormal_columns(draw(&self.noise(purpose, epoch, 0), length * rank), rank)
         };
         let left = basis(Purpose::LeftFactor, self.rows);
-        let right = basis(Purpose::RightFactor, self.cols);
-        let core = draw(&self.entries(direction), r * r);
-        let mut left = multiply(&left, &core, r);
-        let scale = (self.rows as f64 * self.cols as f64).sqrt() / r as f64;
-        left.iter_mut().for_each(|x| *x *= scale as f32);
-        Factors { rank: r, left, right }
+        Basis { rank, left, right: basis(Purpose::RightFactor, self.cols) }
     }
 }
 
 /// The first `count` entries.
 fn draw(noise: &Noise, count: usize) -> Vec<f32> {
-    (0..count as u64).map(|element| noise.at(element)).collect()
+    let mut entries = vec![0.0; count];
+    // The bits are the same on every instruction set.
+    noise.fill(Isa::best(), 0, &mut entries);
+    entries
 }
 
 /// `a b` for `a` of `r` columns and `b` of `[r, r]`, each entry summed in ascending order in double
@@ -168,8 +199,8 @@ mod tests {
         }
     }
 
-    /// A step's measurement and its update name the same direction, in the first step of an epoch as
-    /// in the others: `V` does not change what `U` is.
+    /// A step's measurement and its update name the same direction, in the first step of an epoch
+    /// as in the others: `V` does not change what `U` is.
     #[test]
     fn left_factors_do_not_depend_on_whether_the_right_one_is_new() {
         let t = tensor(6, 4);
@@ -227,6 +258,23 @@ mod tests {
         let core: f64 = (0..9).map(|e| f64::from(t.entries(&d).at(e)).powi(2)).sum();
         let expected = core * 12.0 * 9.0 / (r * r) as f64;
         assert!((norm - expected).abs() < 1e-4 * expected, "{norm} {expected}");
+    }
+
+    #[test]
+    fn a_basis_that_was_kept_makes_the_same_factors() {
+        let t = tensor(7, 5);
+        let forms = [
+            Form::LowRank { rank: 2, epoch: 3 },
+            Form::Carried { rank: 2, from: 1, to: 3 },
+            Form::Subspace { rank: 3, epoch: 3 },
+        ];
+        for form in forms {
+            let basis = t.basis(form).unwrap();
+            for step in 0..3 {
+                let d = direction(step, form);
+                assert_eq!(t.factors(&d).unwrap(), t.factors_on(&d, &basis));
+            }
+        }
     }
 
     #[test]

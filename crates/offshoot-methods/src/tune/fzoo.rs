@@ -1,24 +1,27 @@
 //! FZOO: one-sided slopes along several sign vectors, in units of their own spread.
 //!
-//! Dang et al. 2025, "FZOO: Fast Zeroth-Order Optimizer for Fine-Tuning Large Language Models towards
-//! Adam-Scale Speed", <https://arxiv.org/abs/2506.09034>.
+//! Dang et al. 2025, "FZOO: Fast Zeroth-Order Optimizer for Fine-Tuning Large Language Models
+//! towards Adam-Scale Speed", <https://arxiv.org/abs/2506.09034>.
 //! ```text
 //! l0 = L(w; B)      l_i = L(w + eps u_i; B)      i = 1..N
 //! sigma = standard deviation of l_1..l_N (divided by N, not N - 1)
 //! w = w (1 - eta lambda) - sum over i of (eta / N) ((l_i - l0) / sigma) u_i
 //! ```
-//! u_i: Rademacher direction; N: `probe.directions`. sigma is about `eps |grad|`, so the step's mean is
-//! eta along the gradient's direction whatever its length (1.2 eta at N = 4, 1.06 eta at N = 8).
-//! Recorded: the N numbers `(l_i - l0) / sigma`; clipping and rejection look at these. If all l_i are
-//! equal there is no scale, and the numbers are 0.
+//! u_i: Rademacher direction; N: `probe.directions`. sigma is about `eps |grad|`, so the step's
+//! mean is eta along the gradient's direction whatever its length (1.2 eta at N = 4, 1.06 eta at N
+//! = 8).
+//! Recorded: the N numbers `(l_i - l0) / sigma`; clipping and rejection look at these. If all l_i
+//! are equal there is no scale, and the numbers are 0.
 //!
 //! Departs from the paper's program: `l0` and all `l_i` see the same batch.
 //! Cost: N + 1 forward passes a step, which can run as one batch; no memory.
 //! Published: 3 points over MeZO with a third of its forward passes; RoBERTa-large 5.6 points and
 //! 18 times fewer (abstract).
 //!
-//! When not to use it: losses that are counts (accuracy of a small batch) are often all equal and give
-//! no step; the rate is per sigma, so it does not carry over from MeZO.
+//! When not to use it: with fewer than 4 directions, where sigma is now and then next to nothing
+//! and the step as long as you like; with losses that are counts (accuracy of a small batch), which
+//! are often all equal and give no step. The rate is per sigma, so it does not carry over from
+//! MeZO.
 
 use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};

@@ -7,20 +7,22 @@
 //! g_j  = (L(w + eps z'_j; B) - L(w - eps z'_j; B)) / (2 eps)
 //! w    = w (1 - eta lambda) - sum over j of (eta g_j / n) z'_j
 //! ```
-//! Of the L layers `round((1 - rho) L)`, at least one, are drawn: those with the least random words.
-//! What belongs to no layer, embeddings and the last norm, is always in.
+//! Of the L layers `round((1 - rho) L)`, at least one, are drawn: those with the least random
+//! words. What belongs to no layer, embeddings and the last norm, is always in.
 //! Recorded: the n slopes.
 //!
-//! Cost: 2 n forward passes, of which the perturbation and the update touch `1 - rho` of the layers.
-//! Published: over three times as fast as MeZO on SST-2, BoolQ and COPA (abstract), where perturbing in
-//! place took more than half of a step.
+//! Cost: 2 n forward passes, of which the perturbation and the update touch `1 - rho` of the
+//! layers.
+//! Published: over three times as fast as MeZO on SST-2, BoolQ and COPA (abstract), where
+//! perturbing in place took more than half of a step.
 //!
 //! When not to use it: for speed here. Perturbing costs a few percent of a step, so leaving layers
 //! out saves little; what is left is the smaller number of directions.
 
+use std::sync::Arc;
+
 use offshoot_kernels::{Distribution, Philox, Purpose, tensor_id};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
 use super::probing::{ProbeOptions, within};
@@ -47,8 +49,8 @@ pub(crate) const CARD: MethodCard = MethodCard {
 pub struct LezoOptions {
     /// How slopes are measured.
     pub probe: ProbeOptions,
-    /// `rho`: the share of layers that a step leaves out. Default 0.75; the paper's best value depends
-    /// on the model.
+    /// `rho`: the share of layers that a step leaves out. Default 0.75; the paper's best value
+    /// depends on the model.
     pub sparsity: f64,
 }
 

@@ -1,7 +1,7 @@
 //! LOZO: directions of low rank in every matrix.
 //!
-//! Chen et al. 2024, "Enhancing Zeroth-order Fine-tuning for Language Models with Low-rank Structures",
-//! algorithm 1, <https://arxiv.org/abs/2410.07698>.
+//! Chen et al. 2024, "Enhancing Zeroth-order Fine-tuning for Language Models with Low-rank
+//! Structures", algorithm 1, <https://arxiv.org/abs/2410.07698>.
 //! ```text
 //! Z = U V^T / sqrt(r)      U [m, r] new in each step, V [n, r] new every nu steps
 //! g = (L(W + eps Z) - L(W - eps Z)) / (2 eps)
@@ -10,11 +10,11 @@
 //! W: matrix `[m, n]`; r: `rank`; nu: `interval`. Vectors have independent entries, as in MeZO.
 //! Recorded: the slopes of `probe.directions` directions, which share V.
 //!
-//! Departs from the paper: the root of r is in Z, so that its entries have variance 1 at any rank and
-//! the rate does not change its meaning with it (the paper's `g U V^T / r` is the same update, with an
-//! eps that grows with r). U and V are keyed by their own step and epoch: the step's update cannot be
-//! along another direction than its measurement, which happens where both are drawn in turn from one
-//! stream.
+//! Departs from the paper: the root of r is in Z, so that its entries have variance 1 at any rank
+//! and the rate does not change its meaning with it (the paper's `g U V^T / r` is the same update,
+//! with an eps that grows with r). U and V are keyed by their own step and epoch: the step's update
+//! cannot be along another direction than its measurement, which happens where both are drawn in
+//! turn from one stream.
 //! Cost: 2 n forward passes; r (m + n) numbers a matrix while it is at work.
 //! Published: OPT and RoBERTa results above MeZO's and near first-order tuning (abstract).
 //!

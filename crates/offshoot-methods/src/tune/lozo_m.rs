@@ -6,11 +6,12 @@
 //! N = N V_old^T V_new / n                     when V changes
 //! W = W (1 - eta lambda) - eta N V^T / sqrt(r)
 //! ```
-//! W: matrix `[m, n]`; U, V, r, g and the root of r as in [`lozo`](super::LozoOptions); beta: momentum.
+//! W: matrix `[m, n]`; U, V, r, g and the root of r as in [`lozo`](super::LozoOptions); beta:
+//! momentum.
 //! Recorded: the slopes of `probe.directions` directions, whose mean `g U` is.
 //!
-//! Departs from the paper: N is made again from the last `history` steps, each step's `U` carried over
-//! the changes of `V` since; in vectors the momentum is of the directions themselves.
+//! Departs from the paper: N is made again from the last `history` steps, each step's `U` carried
+//! over the changes of `V` since; in vectors the momentum is of the directions themselves.
 //! Cost: 2 n forward passes; an update draws `history * n` directions of low rank.
 //! Published: at or above LOZO in most of the paper's tables.
 //!

@@ -16,8 +16,8 @@ pub enum Mask {
         /// What the mask is drawn for: equal numbers, equal masks.
         draw: u32,
     },
-    /// Those that are nearest to zero, or farthest from it, in the weights before the first step: of
-    /// each tensor the same share.
+    /// Those that are nearest to zero, or farthest from it, in the weights before the first step:
+    /// of each tensor the same share.
     Magnitude {
         /// The share of elements that are there, between 0 and 1.
         density: f64,
@@ -37,7 +37,8 @@ pub enum Side {
 }
 
 impl Mask {
-    /// The mask of a tensor, as bits, the lowest of each word first, 1 for an element that is there;
+    /// The mask of a tensor, as bits, the lowest of each word first, 1 for an element that is
+    /// there;
     /// `None` if all are. `seed` is the run's, `tensor` the tensor's number as
     /// [`tensor_id`](offshoot_kernels::tensor_id) has it, and `first` its elements before the first
     /// step, row-major; of a random mask only their count matters.
@@ -45,8 +46,7 @@ impl Mask {
         match *self {
             Self::All => None,
             Self::Random { density, draw } => {
-                let keep = |element| random_keeps(seed, tensor, draw, density, element as u64);
-                Some(pack(first.len(), keep))
+                Some(random_bits((seed, tensor, draw), density, first.len()))
             }
             Self::Magnitude { density, side } => Some(magnitude_bits(first, density, side)),
         }
@@ -60,14 +60,34 @@ impl Mask {
 /// Philox-4x32-10(key = seed, counter = (element / 4, tensor, draw, purpose 2^24))
 /// ```
 pub fn random_keeps(seed: u64, tensor: u32, draw: u32, density: f64, element: u64) -> bool {
+    let words = random_words((seed, tensor, draw), (element / 4) as u32);
+    keeps(words[(element % 4) as usize], density)
+}
+
+fn random_words((seed, tensor, draw): (u64, u32, u32), block: u32) -> [u32; 4] {
     let purpose = (Purpose::Mask as u32) << 24;
-    let counter = [(element / 4) as u32, tensor, draw, purpose];
-    let word = Philox::block(Philox::key(seed), counter)[(element % 4) as usize];
+    Philox::block(Philox::key(seed), [block, tensor, draw, purpose])
+}
+
+fn keeps(word: u32, density: f64) -> bool {
     f64::from(word) < density * 4_294_967_296.0
 }
 
-/// The share `density` of `weights` that is nearest to zero or farthest from it; of equal magnitudes
-/// the earlier element comes first.
+/// [`random_keeps`] of all `count` elements, a block of random words at a time.
+fn random_bits(key: (u64, u32, u32), density: f64, count: usize) -> Vec<u64> {
+    let mut bits = vec![0; count.div_ceil(64)];
+    for block in 0..count.div_ceil(4) {
+        let words = random_words(key, block as u32);
+        for (lane, &word) in words.iter().enumerate().take(count - 4 * block) {
+            let element = 4 * block + lane;
+            bits[element / 64] |= u64::from(keeps(word, density)) << (element % 64);
+        }
+    }
+    bits
+}
+
+/// The share `density` of `weights` that is nearest to zero or farthest from it; of equal
+/// magnitudes the earlier element comes first.
 fn magnitude_bits(weights: &[f32], density: f64, side: Side) -> Vec<u64> {
     let kept = (density * weights.len() as f64).round() as usize;
     let mut order: Vec<u32> = (0..weights.len() as u32).collect();
@@ -89,14 +109,6 @@ fn magnitude_bits(weights: &[f32], density: f64, side: Side) -> Vec<u64> {
     bits
 }
 
-fn pack(count: usize, keep: impl Fn(usize) -> bool) -> Vec<u64> {
-    let mut bits = vec![0; count.div_ceil(64)];
-    for element in (0..count).filter(|&element| keep(element)) {
-        bits[element / 64] |= 1 << (element % 64);
-    }
-    bits
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,8 +118,8 @@ mod tests {
     }
 
     /// 2^20 draws: a share of `p` has standard deviation `sqrt(p (1 - p)) / 1024`, at most 0.0005,
-    /// so that 0.002 is four of them. A mask that compares a normal draw with the density keeps 0.54
-    /// where 0.1 is asked for.
+    /// so that 0.002 is four of them. A mask that compares a normal draw with the density keeps
+    /// 0.54 where 0.1 is asked for.
     #[test]
     fn a_random_mask_has_the_density_that_was_asked_for() {
         let weights = vec![0.0; 1 << 20];
@@ -116,6 +128,20 @@ mod tests {
             let kept = count(&mask.bits(1, 2, &weights).unwrap());
             let share = f64::from(kept) / weights.len() as f64;
             assert!((share - density).abs() < 0.002, "{share} for {density}");
+        }
+    }
+
+    #[test]
+    fn the_bits_of_a_mask_are_what_it_says_of_each_element() {
+        for n in [0, 1, 3, 4, 63, 64, 65, 130] {
+            let bits = Mask::Random { density: 0.4, draw: 9 }.bits(5, 6, &vec![0.0; n]).unwrap();
+            let expected: u32 =
+                (0..n as u64).map(|e| u32::from(random_keeps(5, 6, 9, 0.4, e))).sum();
+            assert_eq!(count(&bits), expected);
+            for e in 0..n {
+                let kept = bits[e / 64] >> (e % 64) & 1 == 1;
+                assert_eq!(kept, random_keeps(5, 6, 9, 0.4, e as u64));
+            }
         }
     }
 

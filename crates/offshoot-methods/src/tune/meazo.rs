@@ -12,8 +12,8 @@
 //!
 //! Departs from the paper: `t` counts from 1 at the first step, so that the correction is exact.
 //! Cost: as MeZO, and one number.
-//! Published: ZO-Adam's results at the memory of ZO-SGD; adaptive steps by coordinate are found to gain
-//! nothing over tuned plain ones (abstract).
+//! Published: ZO-Adam's results at the memory of ZO-SGD; adaptive steps by coordinate are found to
+//! gain nothing over tuned plain ones (abstract).
 //!
 //! When not to use it: nothing speaks against it where the rate is not known; a rate tuned for MeZO
 //! does not carry over, as this one is for slopes of size 1.

@@ -9,14 +9,15 @@
 //! eta: learning rate; lambda: weight decay; n: directions a step; z_j: direction j of the step.
 //! Recorded: the n slopes.
 //!
-//! Departs from the paper: the weights are never perturbed in place, so nothing has to be undone; the
-//! loss that is reported is the mean of both sides; directions come from a counter-based generator.
+//! Departs from the paper: the weights are never perturbed in place, so nothing has to be undone;
+//! the loss that is reported is the mean of both sides; directions come from a counter-based
+//! generator.
 //! Cost: 2 n forward passes a step, no memory beyond that of running the model.
-//! Published: OPT-13B, SST-2 91.4 and BoolQ 67.6 after 20,000 steps, against 92.0 and 77.1 by Adam with
-//! twelve times the memory (the paper's table of OPT-13B).
+//! Published: OPT-13B, SST-2 91.4 and BoolQ 67.6 after 20,000 steps, against 92.0 and 77.1 by Adam
+//! with twelve times the memory (the paper's table of OPT-13B).
 //!
-//! When not to use it: where gradients fit into memory, first-order LoRA gets further in a fraction of
-//! the time. Without a prompt for the task it fails, and it does not train from scratch.
+//! When not to use it: where gradients fit into memory, first-order LoRA gets further in a fraction
+//! of the time. Without a prompt for the task it fails, and it does not train from scratch.
 
 use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};

@@ -7,17 +7,19 @@
 //! w   = w (1 - eta lambda) - eta m_t
 //!     = w (1 - eta lambda) - sum over i, j of (eta beta^(t-i) g_ij / n) z_ij,   t - i < history
 //! ```
-//! beta: momentum; g_ij, z_ij: slope and direction j of step i. Steps that were skipped do not count.
+//! beta: momentum; g_ij, z_ij: slope and direction j of step i. Steps that were skipped do not
+//! count.
 //! Recorded: the n slopes.
 //!
-//! Departs from the paper: the sum ends `history` steps back, where `beta^history` is left (0.1 % by
-//! default), so no buffer of the weights' size is kept.
-//! Cost: 2 n forward passes a step; an update draws `history * n` directions, which in the full space
-//! of a large model takes longer than the passes.
+//! Departs from the paper: the sum ends `history` steps back, where `beta^history` is left (0.1 %
+//! by default), so no buffer of the weights' size is kept.
+//! Cost: 2 n forward passes a step; an update draws `history * n` directions, which in the full
+//! space of a large model takes longer than the passes.
 //! Published: the first paper's table 2 has it beside five others on SST-2.
 //!
-//! When not to use it: estimates along random directions hardly agree from step to step, so momentum
-//! mostly multiplies the rate by `1 / (1 - beta)`; lower the rate by as much when coming from MeZO.
+//! When not to use it: estimates along random directions hardly agree from step to step, so
+//! momentum mostly multiplies the rate by `1 / (1 - beta)`; lower the rate by as much when coming
+//! from MeZO.
 
 use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};

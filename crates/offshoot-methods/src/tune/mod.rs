@@ -1,9 +1,29 @@
 //! Zeroth-order tuning: what a step asks of a model, and what it does with the answers.
 //!
-//! A method never sees a weight. It names points near the weights, as sums of random directions that
-//! anyone can make again from the seed; it is told the loss there; in the end it says what is added to
-//! the weights. Whoever holds the weights carries that out, so one method serves all spaces,
-//! executors and devices, and a run is its seed and the numbers that the methods chose.
+//! A method never sees a weight. It names points near the weights, as sums of random directions
+//! that anyone can make again from the seed; it is told the loss there; in the end it says what is
+//! added to the weights. Whoever holds the weights carries that out, so one method serves all
+//! spaces, executors and devices, and a run is its seed and the numbers that the methods chose.
+//!
+//! A method is a row of [`METHODS`], started from options in JSON; its file says what it does, from
+//! which paper, and when not to use it. [`apply_update`] defines what an [`Update`] means, element
+//! by element; [`Draw`] and [`Mask`] what a [`Direction`] is. [`RateOptions`] finds a learning rate
+//! from losses, and a [`Trajectory`] keeps a run so that it can be made again.
+//!
+//! ```
+//! use offshoot_methods::tune::{MethodCard, Plan, Setting, Update};
+//!
+//! let card = MethodCard::named("mezo")?;
+//! let options = serde_json::json!({"probe": {"eps": 0.5}});
+//! let mut method = card.start(&options, &Setting::default())?;
+//! let Plan::Evaluate(points) = method.begin(0, 0.1) else { panic!("a step begins with losses") };
+//! assert_eq!(points.len(), 2); // w + eps z and w - eps z
+//! let Plan::Update(Update::Linear { terms, .. }) = method.answer(&[3.0, 1.0]) else {
+//!     panic!("and ends with an update")
+//! };
+//! assert_eq!(terms[0].scale, 0.2); // the rate times a slope of (3 - 1) / (2 eps)
+//! # Ok::<(), offshoot_methods::Error>(())
+//! ```
 
 mod adam;
 mod adamezo;
@@ -45,7 +65,7 @@ pub use block::{BlockLevel, BlockOptions};
 pub use card::{MethodCard, MethodOptions, RateUnit};
 pub use cons::ConsOptions;
 pub use direction::{Direction, Distribution, Form, Layout, TensorSpec};
-pub use factors::{Draw, Factors};
+pub use factors::{Basis, Draw, Factors};
 pub use fzoo::FzooOptions;
 pub use hash::Hash;
 pub use lezo::LezoOptions;
@@ -67,7 +87,7 @@ pub use subzero::SubzeroOptions;
 pub use trajectory::{
     Chunk, Damage, Difference, Divergence, Header, Info, MethodChoice, Mismatch, Parent, Part,
     Reading, Replay, Replayed, SpaceChoice, Step, Trajectory, TrajectoryError, TrajectoryWriter,
-    cat, diff, differences, merge, slice,
+    Verification, cat, diff, differences, merge, slice, verify,
 };
 
 /// Every method, one a row.

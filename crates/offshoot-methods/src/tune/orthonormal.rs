@@ -1,9 +1,10 @@
 //! Orthonormal columns, the same on every machine.
 
-/// The Q of a QR factorisation of `a`, row-major with `r` columns and at least as many rows: modified
-/// Gram and Schmidt in double precision, every column made orthogonal to those before it twice, which
-/// is enough (Giraud, Langou and Rozloznik 2005, <https://doi.org/10.1016/j.camwa.2005.08.009>).
-/// Columns are visited in order and sums run down the rows, so the bits depend on the input alone.
+/// The Q of a QR factorisation of `a`, row-major with `r` columns and at least as many rows:
+/// modified Gram and Schmidt in double precision, every column made orthogonal to those before it
+/// twice, which is enough (Giraud, Langou and Rozloznik 2005,
+/// <https://doi.org/10.1016/j.camwa.2005.08.009>). Columns are visited in order and sums run down
+/// the rows, so the bits depend on the input alone.
 ///
 /// A column that is a combination of those before it is replaced by the first unit vector that is
 /// not.

@@ -1,8 +1,9 @@
 //! The talk between a method and whoever holds the weights.
 
+use std::sync::Arc;
+
 use super::{Direction, Layout};
 use crate::Error;
-use std::sync::Arc;
 
 /// Some way along a direction.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,8 +15,8 @@ pub struct Term {
 }
 
 /// A point at which the loss is asked for: `w + u`, where `u` is the sum of these terms. As in an
-/// update the sum begins at zero and goes in the order of the terms, each by a multiplication and an
-/// addition in single precision.
+/// update the sum begins at zero and goes in the order of the terms, each by a multiplication and
+/// an addition in single precision.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Probe {
     /// What is added to the weights; nothing asks for the loss where they are.
@@ -26,25 +27,28 @@ pub struct Probe {
 /// element by element.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Update {
-    /// `w = w * (1 - decay) - sum of scale z`, where tensors of one row do not decay. The sum begins at
-    /// zero and goes in the order of the terms, each by a multiplication and an addition in single
-    /// precision.
+    /// `w = w * (1 - decay) - sum of scale z`, where tensors of one row do not decay. The sum
+    /// begins at zero and goes in the order of the terms, each by a multiplication and an addition
+    /// in single precision.
     Linear {
         /// What is lost of each weight.
         decay: f32,
         /// What is subtracted.
         terms: Vec<Term>,
     },
-    /// Adam's moments made again from the last directions. Each run of `group` terms of `history` is
-    /// one gradient `g`, the sum of `scale z` over the run, which begins at zero and goes in order, each
-    /// term by a multiplication and an addition; with one term a gradient it is the product alone. For
-    /// these gradients, the oldest first, and moments that begin at zero,
+    /// Adam's moments made again from the last directions. Each run of `group` terms of `history`
+    /// is one gradient `g`, the sum of `scale z` over the run, which begins at zero and goes in
+    /// order, each term by a multiplication and an addition. For these gradients, the oldest first,
+    /// and moments that begin at zero,
     /// ```text
-    /// m = first  * m + (1 - first)  * g           v = second * v + (1 - second) * (g * g)
-    /// w = w * (1 - decay) - rate * (m * first_correction) / (sqrt(v * second_correction) + epsilon)
+    /// m = first  * m + (1 - first)  * g        v = second * v + (1 - second) * (g * g)
     /// ```
-    /// Every operation is rounded to single precision, `rate * (...)` before the division, and
-    /// tensors of one row do not decay.
+    /// and in the end
+    /// ```text
+    /// s = rate * (m * first_correction)        r = sqrt(v * second_correction) + epsilon
+    /// w = w * (1 - decay) - s / r
+    /// ```
+    /// where every operation is rounded to single precision and tensors of one row do not decay.
     Moments {
         /// What is lost of each weight.
         decay: f32,
@@ -121,14 +125,14 @@ pub struct Setting {
     pub decay: f64,
 }
 
-/// A method: told losses, it asks for more or ends the step. Its state follows from the records of its
-/// steps alone, so a run can be made again, or gone on with, from its trajectory.
+/// A method: told losses, it asks for more or ends the step. Its state follows from the records of
+/// its steps alone, so a run can be made again, or gone on with, from its trajectory.
 pub trait ZerothOrder: std::fmt::Debug + Send {
     /// Begins step `step`, counted from 0, with learning rate `rate`.
     fn begin(&mut self, step: u32, rate: f64) -> Plan;
 
-    /// Goes on with the losses that the last plan asked for. A loss that is no finite number, or a list
-    /// of another length, ends the step with an update of no terms.
+    /// Goes on with the losses that the last plan asked for. A loss that is no finite number, or a
+    /// list of another length, ends the step with an update of no terms.
     fn answer(&mut self, losses: &[f64]) -> Plan;
 
     /// What is to be kept of the step that ended last.
@@ -137,7 +141,8 @@ pub trait ZerothOrder: std::fmt::Debug + Send {
     /// What the guards did in the step that ended last.
     fn guarded(&self) -> Guarded;
 
-    /// Makes step `step` again from what was kept of it: the same update, and the same state after it.
+    /// Makes step `step` again from what was kept of it: the same update, and the same state after
+    /// it.
     ///
     /// # Errors
     /// [`Error::Record`] if the record holds another count of numbers than such a step measures, or

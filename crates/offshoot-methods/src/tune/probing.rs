@@ -7,12 +7,13 @@
 //! l+ = L(w + eps z; B)    l- = L(w - eps z; B)    g = (l+ - l-) / (2 eps)
 //! grad L ~ (1/n) sum over j of g_j z_j
 //! ```
-//! z: direction with independent, symmetric entries of variance 1; n: directions a step; B: the step's
-//! batch, the same in all.
+//! z: direction with independent, symmetric entries of variance 1; n: directions a step; B: the
+//! step's batch, the same in all.
 //!
-//! On a quadratic `g` is exact. With d entries `E |g z|^2 = (d + n + 1)/n |grad|^2` for Gaussian and
-//! `(d + n - 1)/n |grad|^2` for Rademacher entries, so the cosine of one estimate with the gradient is
-//! about `sqrt(n / d)`: small, and not a fault.
+//! On a quadratic `g` is exact. With d entries `E |g z|^2 = (d + n + 1)/n |grad|^2` for Gaussian
+//! and
+//! `(d + n - 1)/n |grad|^2` for Rademacher entries, so the cosine of one estimate with the gradient
+//! is about `sqrt(n / d)`: small, and not a fault.
 
 use std::collections::VecDeque;
 
@@ -75,7 +76,9 @@ impl ProbeOptions {
 
     /// The slopes that the losses at [`Self::two_sided`] points say.
     pub(crate) fn slopes(&self, losses: &[f64]) -> Vec<f64> {
-        losses.chunks_exact(2).map(|pair| (pair[0] - pair[1]) / (2.0 * self.eps)).collect()
+        // What was added is eps in single precision.
+        let eps = f64::from(self.eps as f32);
+        losses.chunks_exact(2).map(|pair| (pair[0] - pair[1]) / (2.0 * eps)).collect()
     }
 }
 
@@ -112,8 +115,8 @@ impl Guards {
         Self { clip_g: options.clip_g, clip_z: options.clip_z, magnitudes }
     }
 
-    /// What of `numbers` goes on into the update, and what was done to them: those that stand out are
-    /// 0, the others cut. All numbers of a step are judged by the steps before it.
+    /// What of `numbers` goes on into the update, and what was done to them: those that stand out
+    /// are 0, the others cut. All numbers of a step are judged by the steps before it.
     pub(crate) fn judge(&self, numbers: &[f32]) -> (Vec<f32>, Guarded) {
         let mut guarded = Guarded::default();
         let most = self.clip_g.map_or(f32::MAX, |clip| clip as f32);
@@ -129,8 +132,8 @@ impl Guards {
         (numbers.iter().map(judge).collect(), guarded)
     }
 
-    /// Takes a step's numbers into the median, those that were thrown away too: if all grow, they are
-    /// soon believed. Zeros say nothing of the scale and are left out.
+    /// Takes a step's numbers into the median, those that were thrown away too: if all grow, they
+    /// are soon believed. Zeros say nothing of the scale and are left out.
     pub(crate) fn remember(&mut self, numbers: &[f32]) {
         if self.clip_z.is_none() {
             return;

@@ -9,11 +9,13 @@
 //! D: the scales; codes: frozen; C: `probe.clip_g`.
 //! Recorded: the n slopes, before clipping.
 //!
-//! What is tuned is the space of scales, which keeps the bound at zero by itself: a sum is all that a
-//! method says. In it a scale is best tuned as a multiple of its first value, `D = D0 m` with m = 1 at
-//! first, since the scales of one model differ by orders of magnitude; eps and eta then are shares.
+//! What is tuned is the space of scales, which keeps the bound at zero by itself: a sum is all that
+//! a method says. In it a scale is best tuned as a multiple of its first value, `D = D0 m` with m =
+//! 1 at first, since the scales of one model differ by orders of magnitude; eps and eta then are
+//! shares.
 //! Cost: 2 n forward passes a step, and a number a block of weights.
-//! Published: over 18 times less memory than full tuning in 16 bits; Llama-2-13B within 24 GB (abstract).
+//! Published: over 18 times less memory than full tuning in 16 bits; Llama-2-13B within 24 GB
+//! (abstract).
 //!
 //! When not to use it: where the base can stay as it is, LoRA over it learns more.
 
@@ -43,8 +45,8 @@ pub(crate) const CARD: MethodCard = MethodCard {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QzoOptions {
-    /// How slopes are measured. `eps` is 1e-3 (the paper's repository) and `clip_g`, the paper's `C`,
-    /// 100 by default; its value there is not known to us.
+    /// How slopes are measured. `eps` is 1e-3 (the paper's repository) and `clip_g`, the paper's
+    /// `C`, 100 by default; its value there is not known to us.
     pub probe: ProbeOptions,
 }
 

@@ -5,16 +5,18 @@
 //! ```text
 //! r (r + 1) / 2 > K N
 //! ```
-//! r: rank; N: examples; K: outputs of the network that the loss looks at, for classification by words
-//! the number of classes. Then the regularised loss of LoRA, moved by an arbitrarily small random
-//! perturbation, has no second-order stationary point that is not a global minimum, so descent finds
-//! one; and a global minimum of rank at most r exists already where `r (r + 1) / 2 >= K N`.
+//! r: rank; N: examples; K: outputs of the network that the loss looks at, for classification by
+//! words the number of classes. Then the regularised loss of LoRA, moved by an arbitrarily small
+//! random perturbation, has no second-order stationary point that is not a global minimum, so
+//! descent finds one; and a global minimum of rank at most r exists already where `r (r + 1) / 2 >=
+//! K N`.
 //!
-//! What it does not say. It is sufficient, not necessary: smaller ranks usually do as well. It holds
-//! where fine-tuning stays near the first weights, with weight decay above 0 and B = 0 at first; beyond
-//! that descent ends either in a small solution of low rank or in a visibly large one of high rank
-//! (<https://arxiv.org/abs/2502.09376>), so watch the size of BA. It says nothing of generalisation
-//! beyond the paper's own bound, and nothing of text generation, where K is the whole vocabulary.
+//! What it does not say. It is sufficient, not necessary: smaller ranks usually do as well. It
+//! holds where fine-tuning stays near the first weights, with weight decay above 0 and B = 0 at
+//! first; beyond that descent ends either in a small solution of low rank or in a visibly large one
+//! of high rank (<https://arxiv.org/abs/2502.09376>), so watch the size of BA. It says nothing of
+//! generalisation beyond the paper's own bound, and nothing of text generation, where K is the
+//! whole vocabulary.
 
 /// The least `r` with `r (r + 1) / 2 > outputs * examples`.
 pub fn sufficient_rank(examples: u64, outputs: u64) -> u64 {

@@ -1,22 +1,22 @@
 //! A learning rate from a few losses about the weights, in place of a sweep.
 //!
-//! One step of plain descent along `g z` with independent z of variance 1 changes the loss, to second
-//! order and in the mean, by
+//! One step of plain descent along `g z` with independent z of variance 1 changes the loss, to
+//! second order and in the mean, by
 //! ```text
 //! -eta |grad|^2 + (eta^2 / 2) (|grad|^2 tr H + 2 grad' H grad)        n = 1
 //! ```
 //! which is least at `1 / (tr H + 2 R)` with `R = grad' H grad / |grad|^2`; n directions bring
-//! `n / (tr H + (n + 1) R)`, so that `1 / R`, the step of an exact gradient, is never passed. All three
-//! are seen by probes at fixed weights on one batch:
+//! `n / (tr H + (n + 1) R)`, so that `1 / R`, the step of an exact gradient, is never passed. All
+//! three are seen by probes at fixed weights on one batch:
 //! ```text
 //! g_j = (l+_j - l-_j) / (2 eps)      c_j = (l+_j + l-_j - 2 l0) / eps^2       j = 1..m
 //! |grad|^2 ~ mean g_j^2        tr H ~ mean c_j        R ~ cov(g_j^2, c_j) / (2 mean g_j^2)
 //! eta = kappa min(n / tr H, 1 / R)
 //! ```
-//! H: Hessian, in the space and under the mask of the method's directions. On a quadratic, steps of up
-//! to twice the best are harmless and three times the best diverges, hence `kappa`. With m = 16 the
-//! relative error of `tr H` is about `sqrt(2 / m)` over the root of H's effective rank.
-//! This is ours; the mean change is Malladi et al. 2023, theorem 1, <https://arxiv.org/abs/2305.17333>.
+//! H: Hessian, in the space and under the mask of the method's directions. On a quadratic, steps of
+//! up to twice the best are harmless and three times the best diverges, hence `kappa`. With m = 16
+//! the relative error of `tr H` is about `sqrt(2 / m)` over the root of H's effective rank. This is
+//! ours; the mean change is Malladi et al. 2023, theorem 1, <https://arxiv.org/abs/2305.17333>.
 
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +74,7 @@ impl RateOptions {
         if sides.len() < 8 || losses.iter().any(|loss| !loss.is_finite()) {
             return None;
         }
-        let pairs = sides.chunks_exact(2);
+        let (pairs, eps) = (sides.chunks_exact(2), f64::from(eps as f32));
         let squares: Vec<f64> =
             pairs.clone().map(|p| ((p[0] - p[1]) / (2.0 * eps)).powi(2)).collect();
         let curvatures: Vec<f64> = pairs.map(|p| (p[0] + p[1] - 2.0 * l0) / (eps * eps)).collect();
@@ -102,10 +102,10 @@ pub struct RateEstimate {
 }
 
 impl RateEstimate {
-    /// A rate for `directions` directions a step; of a method whose steps have no scale of their own,
-    /// that rate times the length of the gradient. `gain` is what the method multiplies a lasting
-    /// slope by. `None` if the curvature is not positive by twice its error: then the loss says
-    /// nothing of the rate, and the field's common one ([`common_rate`]) is left.
+    /// A rate for `directions` directions a step; of a method whose steps have no scale of their
+    /// own, that rate times the length of the gradient. `gain` is what the method multiplies a
+    /// lasting slope by. `None` if the curvature is not positive by twice its error: then the loss
+    /// says nothing of the rate, and the field's common one ([`common_rate`]) is left.
     pub fn rate(&self, kappa: f64, directions: u32, unit: RateUnit, gain: f64) -> Option<f64> {
         if self.trace <= 2.0 * self.error || !self.trace.is_finite() {
             return None;
@@ -140,13 +140,13 @@ pub enum SpaceKind {
     Scales,
 }
 
-/// The rate and the eps of MeZO that the field uses where nothing is known of the loss; `weights` are
-/// those of the base model.
+/// The rate and the eps of MeZO that the field uses where nothing is known of the loss; `weights`
+/// are those of the base model.
 ///
-/// MeZO's authors give 1e-6, 1e-4 and 1e-2 for full tuning, LoRA and prefixes with eps 1e-3, 1e-2 and
-/// 1e-1 (<https://github.com/princeton-nlp/MeZO/issues/7>); below a billion weights LoRA is reported to
-/// move only near 4e-2 with eps 5e-3 (<https://github.com/princeton-nlp/MeZO/issues/6>); prompts are
-/// SubZero's, scales QZO's.
+/// MeZO's authors give 1e-6, 1e-4 and 1e-2 for full tuning, LoRA and prefixes with eps 1e-3, 1e-2
+/// and 1e-1 (<https://github.com/princeton-nlp/MeZO/issues/7>); below a billion weights LoRA is
+/// reported to move only near 4e-2 with eps 5e-3
+/// (<https://github.com/princeton-nlp/MeZO/issues/6>); prompts are SubZero's, scales QZO's.
 pub fn common_rate(space: SpaceKind, weights: u64) -> (f64, f64) {
     match space {
         SpaceKind::Full => (1e-6, 1e-3),

@@ -18,8 +18,9 @@ pub enum Curve {
     Cosine,
 }
 
-/// A learning rate's share of its base in each step: from `1 / warmup` up to 1 in the first `warmup`
-/// steps, then along the curve down to `floor`. A run of more steps than this stays at the end.
+/// A learning rate's share of its base in each step: from `1 / warmup` up to 1 in the first
+/// `warmup` steps, then along the curve down to `floor`. A run of more steps than this stays at the
+/// end.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {

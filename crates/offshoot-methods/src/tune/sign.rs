@@ -1,7 +1,8 @@
 //! ZO-SGD-Sign: descent by the sign of the slope alone.
 //!
-//! Liu et al. 2019, "signSGD via Zeroth-Order Oracle", <https://openreview.net/forum?id=BJe-DsC5Fm>;
-//! for language models Zhang et al. 2024, section 3, <https://arxiv.org/abs/2402.11592>.
+//! Liu et al. 2019, "signSGD via Zeroth-Order Oracle",
+//! <https://openreview.net/forum?id=BJe-DsC5Fm>; for language models Zhang et al. 2024, section 3,
+//! <https://arxiv.org/abs/2402.11592>.
 //! ```text
 //! g_j as in MeZO
 //! w = w (1 - eta lambda) - sum over j of (eta sign(g_j) / n) z_j
@@ -10,9 +11,9 @@
 //! Recorded: the n slopes.
 //!
 //! Departs from the first paper, whose step is the sign of every entry of the estimate,
-//! `sign(g z) = sign(g) sign(z)`: this follows the second paper's program, `sign(g) z`. With Rademacher
-//! directions and n = 1 the two are the same step, so that is how the first is had here; for n > 1 the
-//! signs of slopes are averaged, not the slopes.
+//! `sign(g z) = sign(g) sign(z)`: this follows the second paper's program, `sign(g) z`. With
+//! Rademacher directions and n = 1 the two are the same step, so that is how the first is had here;
+//! for n > 1 the signs of slopes are averaged, not the slopes.
 //! Cost: as MeZO. The record could do with a bit, but keeps the slope, for the log.
 //! Published: the second paper's table 2 has it beside five others on SST-2.
 //!

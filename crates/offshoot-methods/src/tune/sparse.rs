@@ -1,8 +1,8 @@
 //! Sparse zeroth-order descent: only some elements are perturbed and changed.
 //!
-//! By magnitude: Liu et al. 2024, "Sparse MeZO: Less Parameters for Better Performance in Zeroth-Order
-//! LLM Fine-Tuning", <https://arxiv.org/abs/2402.15751>. By chance: Zhang et al. 2024, section 5,
-//! <https://arxiv.org/abs/2402.11592>. The most sensitive: Guo et al. 2024 (SensZOQ),
+//! By magnitude: Liu et al. 2024, "Sparse MeZO: Less Parameters for Better Performance in
+//! Zeroth-Order LLM Fine-Tuning", <https://arxiv.org/abs/2402.15751>. By chance: Zhang et al. 2024,
+//! section 5, <https://arxiv.org/abs/2402.11592>. The most sensitive: Guo et al. 2024 (SensZOQ),
 //! <https://arxiv.org/abs/2406.02913>, whose elements are chosen by gradients and so not here.
 //! ```text
 //! z'_j = mask * z_j
@@ -14,9 +14,10 @@
 //! `resample` steps.
 //! Recorded: the n slopes.
 //!
-//! Departs from the papers: the first lets elements cross the threshold as they change, here the mask
-//! stays that of the first weights, so that a replay needs nothing else. The second's program compares
-//! a normal draw with the sparsity, so that 0.1 leaves out 54 %: here a uniform draw is compared.
+//! Departs from the papers: the first lets elements cross the threshold as they change, here the
+//! mask stays that of the first weights, so that a replay needs nothing else. The second's program
+//! compares a normal draw with the sparsity, so that 0.1 leaves out 54 %: here a uniform draw is
+//! compared.
 //! Cost: 2 n forward passes, and a bit an element for the masks.
 //! Published: on RTE 9 points over MeZO and 3.5 times as fast (first paper, abstract).
 //!
@@ -63,8 +64,8 @@ pub enum SparseChoice {
 pub struct SparseOptions {
     /// How slopes are measured.
     pub probe: ProbeOptions,
-    /// The share of elements that are tuned. Default 0.25; the first paper's thresholds are not known
-    /// to us, the second tries 0.1 to 0.9.
+    /// The share of elements that are tuned. Default 0.25; the first paper's thresholds are not
+    /// known to us, the second tries 0.1 to 0.9.
     pub density: f64,
     /// How they are chosen. Default the smallest magnitudes (the first paper).
     pub choice: SparseChoice,

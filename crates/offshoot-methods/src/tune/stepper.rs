@@ -1,5 +1,5 @@
-//! What all methods have in common: the order of a step, the rule for losses that are no numbers, and
-//! the two ways, by losses and by records, to the same update.
+//! What all methods have in common: the order of a step, the rule for losses that are no numbers,
+//! and the two ways, by losses and by records, to the same update.
 
 use super::probing::{Guards, ProbeOptions};
 use super::{Direction, Guarded, Plan, Probe, Record, Setting, Term, Update, ZerothOrder};
@@ -35,8 +35,8 @@ pub(crate) trait Rule: std::fmt::Debug + Send {
         }
     }
 
-    /// The step's update, from the numbers that the guards let through. This is the one place where a
-    /// method's state changes. Plain descent unless a method says otherwise.
+    /// The step's update, from the numbers that the guards let through. This is the one place where
+    /// a method's state changes. Plain descent unless a method says otherwise.
     fn update(&mut self, step: u32, rate: f64, decay: f32, numbers: &[f32]) -> Update {
         Update::Linear { decay, terms: mean_terms(&self.directions(step), rate, numbers) }
     }
@@ -62,8 +62,8 @@ pub(crate) trait Rule: std::fmt::Debug + Send {
     }
 }
 
-/// `rate / n * number` of each of `n` directions; those of scale zero are left out, which changes no
-/// bit of the sum.
+/// `rate / n * number` of each of `n` directions; those of scale zero are left out, which changes
+/// no bit of the sum.
 pub(crate) fn mean_terms(directions: &[Direction], rate: f64, numbers: &[f32]) -> Vec<Term> {
     let n = numbers.len() as f64;
     let scale = |number: f32| (rate * f64::from(number) / n) as f32;

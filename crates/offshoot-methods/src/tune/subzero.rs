@@ -3,17 +3,18 @@
 //! Yu et al. 2024, "Zeroth-Order Fine-Tuning of LLMs in Random Subspaces",
 //! <https://arxiv.org/abs/2410.08989>.
 //! ```text
-//! S = P Z Q^T sqrt(m n) / r      P [m, r], Q [n, r] orthonormal, new every F steps; Z [r, r] every step
+//! S = P Z Q^T sqrt(m n) / r      P [m, r], Q [n, r] orthonormal, new every F steps; Z [r, r] new
 //! g = (L(W + eps S) - L(W - eps S)) / (2 eps)
 //! W = W (1 - eta lambda) - eta g S
 //! ```
-//! W: matrix `[m, n]`; r: `rank`, at most the smaller side; F: `interval`. The factor gives S the norm
-//! of a direction of independent entries. Vectors have independent entries.
+//! W: matrix `[m, n]`; r: `rank`, at most the smaller side; F: `interval`. The factor gives S the
+//! norm of a direction of independent entries. Vectors have independent entries.
 //! Recorded: the slopes of `probe.directions` directions, which share P and Q.
 //!
-//! Departs from the paper's program, whose P and Q come from a generator in whatever state it is, so
-//! that slopes and seeds do not suffice to make a run again: here they are keyed by their epoch.
-//! Cost: 2 n forward passes; r (m + n) numbers a matrix while it is at work, and a QR every F steps.
+//! Departs from the paper's program, whose P and Q come from a generator in whatever state it is,
+//! so that slopes and seeds do not suffice to make a run again: here they are keyed by their epoch.
+//! Cost: 2 n forward passes; r (m + n) numbers a matrix while it is at work, and a QR every F
+//! steps.
 //! Published: above MeZO on most of the paper's tasks, at the same memory.
 //!
 //! When not to use it: with LoRA of a rank as small as the subspace.

@@ -71,8 +71,8 @@ fn best(card: &MethodCard, given: &Value, loss: &Quadratic) -> f64 {
     (0..5).map(share).fold(f64::INFINITY, f64::min)
 }
 
-/// With defaults but for rate and eps. A quarter of the elements, as `sparse` has it, cannot take away
-/// more than their own share of the loss.
+/// With defaults but for rate and eps. A quarter of the elements, as `sparse` has it, cannot take
+/// away more than their own share of the loss.
 #[test]
 fn every_method_reduces_a_quadratic() {
     for (condition, most) in [(1.0, 0.9), (100.0, 0.95)] {
@@ -132,8 +132,8 @@ fn the_same_losses_make_the_same_plans() {
     }
 }
 
-/// A run whose losses fail in the eighth step, under every guard, with decay: the records alone make
-/// the same updates, the same weights and a method that goes on in the same way.
+/// A run whose losses fail in the eighth step, under every guard, with decay: the records alone
+/// make the same updates, the same weights and a method that goes on in the same way.
 #[test]
 fn a_replay_has_the_bits_of_the_run() {
     let loss = Quadratic::new(30.0);

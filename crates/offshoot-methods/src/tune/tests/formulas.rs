@@ -7,8 +7,8 @@ use crate::tune::{Direction, Distribution, Form, Mask, MethodCard, Probe, Side, 
 
 const RATE: f64 = 0.02;
 
-/// Runs `steps` steps of a method, telling `formula` the weights before each and the slope along each
-/// of the directions that it names, and compares the weights after all of them.
+/// Runs `steps` steps of a method, telling `formula` the weights before each and the slope along
+/// each of the directions that it names, and compares the weights after all of them.
 struct Check<'a> {
     name: &'a str,
     options: Value,
@@ -291,8 +291,8 @@ fn subzero_keeps_its_subspace_for_an_interval() {
 
 #[test]
 fn sparse_moves_the_masked_elements_alone() {
-    let choices =
-        [(json!({"magnitude": "smallest"}), None), (json!({"random": {"resample": 4}}), Some(4))];
+    let random = json!({"density": 0.5, "choice": "random", "resample": 4});
+    let choices = [(json!({"density": 0.5}), None), (random, Some(4))];
     for (choice, resample) in choices {
         let options = with(probe(2), choice);
         Check { name: "sparse", options, steps: 12 }.against(|w, t, before| {

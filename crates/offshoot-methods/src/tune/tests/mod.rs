@@ -3,6 +3,7 @@
 mod contract;
 mod defects;
 mod formulas;
+mod kernels;
 mod laws;
 mod quadratic;
 mod rates;

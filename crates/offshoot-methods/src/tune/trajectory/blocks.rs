@@ -46,17 +46,17 @@ pub(super) fn end_frame(weights: &Hash) -> Vec<u8> {
 }
 
 /// In place of the numbers a step: each step's count follows.
-const VARYING: u16 = u16::MAX;
+const VARYING: u32 = u32::MAX;
 const SKIPPED: u8 = 1;
 const RATE: u8 = 2;
 
-/// The block of `steps`, at most [`BLOCK`] and at least one, each of fewer than 65,535 numbers.
+/// The block of `steps`, at most [`BLOCK`] and at least one. A step without numbers did nothing and
+/// is written as skipped.
 pub(super) fn steps_frame(first: u32, steps: &[Step]) -> Vec<u8> {
-    let counts: Vec<u16> = steps.iter().map(|step| step.record.numbers.len() as u16).collect();
-    let told = steps.iter().zip(&counts).filter(|(step, _)| !step.record.skipped);
-    let told: Vec<u16> = told.map(|(_, &count)| count).collect();
-    let n = told.first().copied().unwrap_or(0);
-    let varies = told.iter().any(|&count| count != n);
+    let counts: Vec<u32> = steps.iter().map(|step| step.record.numbers.len() as u32).collect();
+    let mut told = counts.iter().copied().filter(|&count| count != 0);
+    let n = told.next().unwrap_or(0);
+    let varies = told.any(|count| count != n);
     let mut payload = first.to_le_bytes().to_vec();
     payload.extend((steps.len() as u16).to_le_bytes());
     payload.extend(if varies { VARYING } else { n }.to_le_bytes());
@@ -65,7 +65,7 @@ pub(super) fn steps_frame(first: u32, steps: &[Step]) -> Vec<u8> {
     }
     let (mut events, mut count) = (Vec::new(), 0_u16);
     for (place, step) in steps.iter().enumerate() {
-        if step.record.skipped {
+        if step.record.numbers.is_empty() {
             events.extend([place as u8, SKIPPED]);
             count += 1;
         }
@@ -93,25 +93,30 @@ impl Rest<'_> {
         Some(*head)
     }
 
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
     fn u16(&mut self) -> Option<u16> {
         self.take().map(u16::from_le_bytes)
     }
 }
 
-/// Reads a block: its first step's number and its steps. `None` if it is not as [`steps_frame`] would
-/// write it. Takes memory in proportion to the payload.
+/// Reads a block: its first step's number and its steps. `None` if it is not as [`steps_frame`]
+/// would write it. Takes memory in proportion to the payload.
 pub(super) fn read_steps(payload: &[u8]) -> Option<(u32, Vec<Step>)> {
     let mut rest = Rest(payload);
-    let first = rest.take().map(u32::from_le_bytes)?;
+    let first = rest.u32()?;
     let count = usize::from(rest.u16()?);
-    if !(1..=BLOCK).contains(&count) {
+    // A step takes two bytes at the least: nothing is made of what is only claimed.
+    if !(1..=BLOCK).contains(&count) || payload.len() < 2 * count {
         return None;
     }
-    let n = rest.u16()?;
+    let n = rest.u32()?;
     let mut counts = vec![n; count];
     if n == VARYING {
         for count in &mut counts {
-            *count = rest.u16()?;
+            *count = rest.u32()?;
         }
     }
     let mut steps = vec![Step::default(); count];
@@ -145,10 +150,10 @@ fn read_events(rest: &mut Rest, steps: &mut [Step]) -> Option<()> {
     Some(())
 }
 
-fn read_record(rest: &mut Rest, skipped: bool, count: u16) -> Option<Record> {
-    let count = if skipped { 0 } else { usize::from(count) };
-    let bytes = rest.0.get(..4 * count)?;
-    rest.0 = &rest.0[4 * count..];
+fn read_record(rest: &mut Rest, skipped: bool, count: u32) -> Option<Record> {
+    let count = if skipped { 0 } else { count as usize };
+    let (bytes, after) = rest.0.split_at_checked(count.checked_mul(4)?)?;
+    rest.0 = after;
     let number = |chunk: &[u8]| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
     let numbers: Vec<f32> = bytes.chunks_exact(4).map(number).collect();
     numbers.iter().all(|number| number.is_finite()).then_some(Record { skipped, numbers })

@@ -93,7 +93,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header of this program's versions, to be filled in: weight 1, one process, stored in `f32`.
+    /// A header of this program's versions, to be filled in: weight 1, one process, stored in
+    /// `f32`.
     pub fn new(method: MethodChoice, space: SpaceChoice) -> Self {
         Self {
             format: FORMAT,

@@ -1,25 +1,25 @@
 //! A fine-tune as its seed and the numbers of its steps.
 //!
-//! A trajectory says which base it starts from, how steps are made, and what each step measured. From
-//! these and the base the tuned weights follow to the bit, without data and without a forward pass, at
-//! about four bytes a step whatever the model's size.
+//! A trajectory says which base it starts from, how steps are made, and what each step measured.
+//! From these and the base the tuned weights follow to the bit, without data and without a forward
+//! pass, at about four bytes a step whatever the model's size.
 //!
 //! Layout of the bytes, all numbers with the lowest byte first:
 //! ```text
 //! file     "offtraj1"  u32 length  header  u32 crc                    crc of all bytes before it
 //!          frame*
 //! frame    u8 kind  u32 length  payload  u32 crc                      crc of the frame before it
-//! kind 1   steps:  u32 first  u16 count  u16 n  [count x u16]  u16 events  event*  number*
+//! kind 1   steps:  u32 first  u16 count  u32 n  [count x u32]  u16 events  event*  number*
 //! kind 2   end:    the SHA-256 of the weights after the last step
 //! kind 3   part:   header of a further trajectory, whose frames follow
 //! event    u8 place  u8 what  [f64]
 //! number   f32
 //! ```
-//! header: JSON with sorted keys. count: 1 to 256 steps, contiguous from `first`. n: numbers a step, or
-//! 0xffff if they differ and each step's count follows; steps that were skipped have none and are left
-//! out of the rule. Events stand in ascending order of their place in the block: 1 = skipped, a loss was
-//! not finite; 2 = from this step on the schedule's base rate is the number that follows. crc: CRC-32C
-//! (Castagnoli). An end ends its part: only a part may follow.
+//! header: JSON with sorted keys. count: 1 to 256 steps, contiguous from `first`. n: numbers a
+//! step, or 0xffffffff if they differ and each step's count follows; steps that were skipped have
+//! none and are left out of the rule. Events stand in ascending order of their place in the block:
+//! 1 = skipped, a loss was not finite; 2 = from this step on the schedule's base rate is the number
+//! that follows. crc: CRC-32C (Castagnoli). An end ends its part: only a part may follow.
 //!
 //! What is cut or damaged loses the frame that it stands in and those behind it, no more.
 
@@ -38,7 +38,7 @@ pub use operations::{
     Difference, Divergence, Info, Mismatch, cat, diff, differences, merge, slice,
 };
 pub use reader::{Damage, Reading};
-pub use replay::{Replay, Replayed};
+pub use replay::{Replay, Replayed, Verification, verify};
 pub use writer::{Chunk, TrajectoryWriter};
 
 use super::{Hash, Record};

@@ -133,10 +133,11 @@ pub fn cat(earlier: &Trajectory, later: &Trajectory) -> Result<Trajectory, Traje
 }
 
 /// Runs of one base added up, each with its weight: from the base, the changes of all steps of the
-/// first, then of the second, and so on. Runs of weight 0 are left out; one run of weight 1 is itself.
+/// first, then of the second, and so on. Runs of weight 0 are left out; one run of weight 1 is
+/// itself.
 ///
-/// What is added is what the runs tuned: of LoRA the factors, whose sum is a sum of changes only where
-/// one of the two was fixed and the same in all.
+/// What is added is what the runs tuned: of LoRA the factors, whose sum is a sum of changes only
+/// where one of the two was fixed and the same in all.
 ///
 /// # Errors
 /// If the runs have another base, space, first weights or tensors than the first, unless that is

@@ -1,12 +1,14 @@
 //! Trajectories from bytes: the longest prefix that is whole.
 
+use serde::Serialize;
+
 use super::blocks::{Kind, MAGIC, end_frame, file_head, frame, read_steps, steps_frame};
 use super::crc32c::crc32c;
 use super::{Header, Part, Trajectory, TrajectoryError};
 use crate::tune::Hash;
 
 /// The first thing that is wrong with a trajectory's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Damage {
     /// Where the first bad frame begins: the length of what is whole.
     pub offset: usize,
@@ -92,13 +94,19 @@ pub(super) fn read_head(bytes: &[u8]) -> Result<(Header, usize), TrajectoryError
     let text = rest.get(..length).ok_or_else(cut)?;
     let crc = rest[length..].first_chunk().ok_or_else(cut)?;
     let end = MAGIC.len() + 4 + length;
-    if u32::from_le_bytes(*crc) != crc32c(&bytes[..end]) {
+    if !is_sum_of(*crc, &bytes[..end]) {
         return Err(TrajectoryError::Header("its checksum is another".to_owned()));
     }
     Ok((Header::parse(text)?, end + 4))
 }
 
-/// Reads the frame at the beginning of `bytes` into the last part, or a new one; returns its length.
+/// Whether `crc` is the checksum of `bytes`.
+fn is_sum_of(crc: [u8; 4], bytes: &[u8]) -> bool {
+    u32::from_le_bytes(crc) == crc32c(bytes)
+}
+
+/// Reads the frame at the beginning of `bytes` into the last part, or a new one; returns its
+/// length.
 fn read_frame(bytes: &[u8], parts: &mut Vec<Part>) -> Result<usize, &'static str> {
     let cut = "it is cut off";
     let (&kind, rest) = bytes.split_first().ok_or(cut)?;
@@ -106,7 +114,7 @@ fn read_frame(bytes: &[u8], parts: &mut Vec<Part>) -> Result<usize, &'static str
     let length = u32::from_le_bytes(*length) as usize;
     let payload = rest.get(..length).ok_or(cut)?;
     let crc = rest[length..].first_chunk().ok_or(cut)?;
-    if u32::from_le_bytes(*crc) != crc32c(&bytes[..5 + length]) {
+    if !is_sum_of(*crc, &bytes[..5 + length]) {
         return Err("its checksum is another");
     }
     let kind = Kind::of(kind).ok_or("it is of an unknown kind")?;

@@ -1,10 +1,12 @@
 //! From a trajectory back to the updates of its run.
 
-use super::{Part, Trajectory, TrajectoryError};
-use crate::Error;
-use crate::tune::{Layout, MethodCard, Setting, Update, ZerothOrder};
 use std::sync::Arc;
 
+use serde::Serialize;
+
+use super::{Damage, Part, Reading, Trajectory, TrajectoryError};
+use crate::Error;
+use crate::tune::{Layout, MethodCard, Setting, Update, ZerothOrder};
 /// A step, made again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replayed {
@@ -132,6 +134,44 @@ fn weighted(mut update: Update, weight: f64) -> Update {
         Update::Moments { rate, .. } => *rate = times(*rate),
     }
     update
+}
+
+/// What became of a check.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verification {
+    /// Steps whose bytes are whole.
+    pub steps: usize,
+    /// What is damaged behind them.
+    pub damage: Option<Damage>,
+    /// Steps that were made again from their records, if a layout was given.
+    pub replayed: Option<usize>,
+}
+
+/// Checks the bytes of a trajectory: their checksums, that methods are known and take their
+/// options, and, given the layout of what is tuned, that every record is one that the method can
+/// have made.
+///
+/// # Errors
+/// If the header is not whole, the layout is another, or a method refuses its options or a record.
+pub fn verify(bytes: &[u8], layout: Option<&Arc<Layout>>) -> Result<Verification, TrajectoryError> {
+    let Reading { trajectory, damage } = Trajectory::read(bytes)?;
+    let steps = trajectory.parts.iter().map(|part| part.steps.len()).sum();
+    for part in &trajectory.parts {
+        MethodCard::named(&part.header.method.name)?;
+        part.header.schedule.validate()?;
+    }
+    let replayed = match layout {
+        None => None,
+        Some(layout) => {
+            let mut count = 0;
+            for replayed in trajectory.replay(layout)? {
+                replayed?;
+                count += 1;
+            }
+            Some(count)
+        }
+    };
+    Ok(Verification { steps, damage, replayed })
 }
 
 impl TrajectoryError {

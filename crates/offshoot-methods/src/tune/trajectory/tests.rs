@@ -45,7 +45,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let number = -1e6_f32..1e6;
     let numbers = prop_oneof![
         8 => proptest::collection::vec(number.clone(), 1),
-        1 => proptest::collection::vec(number, 0..5),
+        1 => proptest::collection::vec(number, 1..5),
     ];
     let rate = prop_oneof![9 => Just(None), 1 => (1e-9..1.0_f64).prop_map(Some)];
     let step = (numbers, 0..8, rate).prop_map(|(numbers, skip, rate)| {
@@ -88,10 +88,12 @@ proptest! {
         }
     }
 
-    /// A flipped bit never panics and never changes a step that is still read: it loses the frame that
-    /// it stands in and those behind.
+    /// A flipped bit never panics and never changes a step that is still read: it loses the frame
+    /// that it stands in and those behind.
     #[test]
-    fn a_flipped_bit_loses_its_frame_and_no_more(steps in steps(), share in 0.0..1.0_f64, bit in 0..8_u32) {
+    fn a_flipped_bit_loses_its_frame_and_no_more(
+        steps in steps(), share in 0.0..1.0_f64, bit in 0..8_u32,
+    ) {
         let t = trajectory(steps);
         let mut bytes = t.to_bytes().unwrap();
         let at = (share * bytes.len() as f64) as usize;
@@ -245,6 +247,18 @@ fn steps_out_of_order_and_frames_behind_the_end_are_damage() {
     assert!(error.contains("the 1 steps before are whole"), "{error}");
 }
 
+/// Few bytes that claim many steps or numbers are refused before memory is taken for them.
+#[test]
+fn claims_are_not_believed() {
+    let frame = blocks::steps_frame(0, &[plain(&[1.0])]);
+    let mut payload = frame[5..frame.len() - 4].to_vec();
+    assert!(blocks::read_steps(&payload).is_some());
+    payload[6..10].copy_from_slice(&(u32::MAX - 1).to_le_bytes());
+    assert_eq!(blocks::read_steps(&payload), None);
+    let empty = [&0_u32.to_le_bytes()[..], &256_u16.to_le_bytes(), &[0; 6]].concat();
+    assert_eq!(blocks::read_steps(&empty), None);
+}
+
 #[test]
 fn numbers_that_are_not_finite_are_no_steps() {
     let frame = blocks::steps_frame(0, &[plain(&[f32::NAN])]);
@@ -350,8 +364,9 @@ fn first_weights(header: &Header) -> Weights {
     Weights::new(header.seed, header.distribution, (*layout()).clone(), tensors)
 }
 
-/// Every method through its file: base and trajectory give the bits of the run, with decay, a schedule,
-/// rates set anew and skipped steps; and a method resumed at any step goes on as the run did.
+/// Every method through its file: base and trajectory give the bits of the run, with decay, a
+/// schedule, rates set anew and skipped steps; and a method resumed at any step goes on as the run
+/// did.
 #[test]
 fn the_file_and_the_base_give_the_runs_bits_for_every_method() {
     for card in METHODS {
@@ -425,4 +440,17 @@ fn an_unknown_method_is_an_error_and_no_panic() {
     let mut t = trajectory(vec![plain(&[1.0])]);
     t.parts[0].header.method.name = "newer".to_owned();
     assert!(t.replay(&layout()).unwrap_err().to_string().contains("newer"));
+}
+
+#[test]
+fn a_check_counts_what_is_whole_and_what_can_be_made_again() {
+    let bytes = trajectory(vec![plain(&[1.0]); 300]).to_bytes().unwrap();
+    let whole = verify(&bytes, Some(&layout())).unwrap();
+    assert_eq!(whole, Verification { steps: 300, damage: None, replayed: Some(300) });
+    let cut = verify(&bytes[..bytes.len() - 1], None).unwrap();
+    assert_eq!((cut.steps, cut.replayed), (256, None));
+    assert!(cut.damage.is_some());
+    let wrong = trajectory(vec![plain(&[1.0, 2.0])]).to_bytes().unwrap();
+    assert_eq!(verify(&wrong, None).unwrap().steps, 1);
+    assert!(verify(&wrong, Some(&layout())).is_err());
 }

@@ -15,8 +15,8 @@ pub struct Chunk {
 }
 
 /// Makes a trajectory's bytes step by step. Full blocks are written once; the steps of the last,
-/// shorter block are written as often as they are asked for, over one another. So the bytes of a run
-/// do not depend on how often it was interrupted.
+/// shorter block are written as often as they are asked for, over one another. So the bytes of a
+/// run do not depend on how often it was interrupted.
 #[derive(Debug, Clone)]
 pub struct TrajectoryWriter {
     offset: u64,
@@ -90,7 +90,8 @@ impl TrajectoryWriter {
         Chunk { offset: self.offset, bytes }
     }
 
-    /// The last bytes: the steps since the last full block, and the SHA-256 of the weights after them.
+    /// The last bytes: the steps since the last full block, and the SHA-256 of the weights after
+    /// them.
     pub fn finish(&self, weights: &Hash) -> Chunk {
         let Chunk { offset, mut bytes } = self.tail();
         bytes.extend(end_frame(weights));
