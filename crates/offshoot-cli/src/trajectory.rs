@@ -7,7 +7,7 @@ use offshoot_engine::tune::zeroth_order::{
     Space, promised_end, read_trajectory, remake, weights_hash, write_tensors, write_trajectory,
 };
 use offshoot_kernels::{Cpu, available_threads};
-use offshoot_methods::tune::{Mismatch, Trajectory, diff, merge, slice};
+use offshoot_methods::tune::{Mismatch, Trajectory, diff, merge, slice, verify as check};
 use offshoot_models::Checkpoint;
 use serde_json::json;
 
@@ -65,18 +65,17 @@ fn verify(args: &TrajectoryInfoArgs) -> Result<(), Failure> {
     let path = &args.file;
     let bytes =
         std::fs::read(path).map_err(|source| Failure::File { path: path.clone(), source })?;
-    let reading = Trajectory::read(&bytes).map_err(of_methods)?;
-    let steps: usize = reading.trajectory.parts.iter().map(|part| part.steps.len()).sum();
+    let found = check(&bytes, None).map_err(of_methods)?;
     if args.output.json {
-        let damage = reading.damage.as_ref();
+        let damage = found.damage.as_ref();
         let damage = damage.map(|d| json!({ "offset": d.offset, "reason": d.reason }));
-        say_json(&json!({ "whole": damage.is_none(), "steps": steps, "damage": damage }))?;
+        say_json(&json!({ "whole": damage.is_none(), "steps": found.steps, "damage": damage }))?;
     }
-    match reading.damage {
+    match found.damage {
         // The same words as everywhere.
         Some(_) => Trajectory::from_bytes(&bytes).map(drop).map_err(of_methods),
         None if args.output.json => Ok(()),
-        None => say(format_args!("{}: whole, {steps} steps", path.display())),
+        None => say(format_args!("{}: whole, {} steps", path.display(), found.steps)),
     }
 }
 
