@@ -7,6 +7,7 @@ mod export;
 mod medusa;
 mod score;
 mod tune;
+mod trajectory;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,10 @@ pub(crate) use medusa::{
 };
 pub(crate) use score::{EmbedArgs, Pooling, ScoreArgs};
 pub(crate) use tune::{ReportArgs, TuneArgs};
+pub(crate) use trajectory::{
+    RemakeArgs, TrajectoryCommand, TrajectoryDiffArgs, TrajectoryExportArgs, TrajectoryInfoArgs,
+    TrajectoryMergeArgs, TrajectoryReplayArgs, TrajectorySliceArgs,
+};
 
 /// Grow many language models from one base, on the machine you have.
 #[derive(Debug, Parser)]
@@ -152,6 +157,14 @@ pub(crate) enum Command {
     /// Make the page with a run's curves again, from its log.
     #[command(after_help = "Example:\n  offshoot report poet --output poet.html")]
     Report(ReportArgs),
+    /// Look at fine-tunes that are kept as seeds and numbers, and make them again.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+        offshoot trajectory info run/trajectory.traj\n  \
+        offshoot trajectory replay smollm2 run/trajectory.traj"
+    )]
+    Trajectory(TrajectoryCommand),
     /// Say what this machine offers and what fits on it.
     #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf\n\n\
         OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.")]

@@ -26,6 +26,8 @@ pub(crate) enum Failure {
     Store(#[from] StoreError),
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
+    #[error("the two differ")]
+    Different,
     #[error("interrupted")]
     Interrupted,
     #[error("the reader of the output went away")]
@@ -62,7 +64,7 @@ impl Failure {
             Failure::Store(error) => store_code(error),
             Failure::Interrupted => interrupt::CODE,
             Failure::BrokenPipe => 0,
-            Failure::File { .. } | Failure::Output(_) => 1,
+            Failure::File { .. } | Failure::Output(_) | Failure::Different => 1,
         }
     }
 }
@@ -89,6 +91,8 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,
         Error::Training(_) => USAGE,
         Error::Run(error) => run_code(error),
+        Error::Trajectory(_) => 4,
+        Error::OtherBase { .. } => USAGE,
         Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,
         _ => 1,

@@ -24,6 +24,7 @@ mod quantize;
 mod report;
 mod score;
 mod tune;
+mod trajectory;
 mod wrap;
 
 use std::process::ExitCode;
@@ -74,6 +75,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Medusa(command) => medusa::run(&command),
         Command::Tune(args) => tune::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Trajectory(command) => trajectory::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Datastore { command } => datastore::run(&command),
         Command::Man(args) => man::run(&args),

@@ -98,6 +98,17 @@ pub enum Error {
     /// Heads cannot be trained.
     #[error("training: {0}")]
     Training(String),
+    /// A trajectory of another base.
+    #[error(
+        "the trajectory belongs to another base: its weights hash to {expected}, these to {got}; take \
+         the base of the run, or give --force"
+    )]
+    OtherBase {
+        /// The run's base.
+        expected: offshoot_methods::tune::Hash,
+        /// The one given.
+        got: offshoot_methods::tune::Hash,
+    },
     /// A trajectory cannot be read, or does not fit.
     #[error(transparent)]
     Trajectory(#[from] offshoot_methods::tune::TrajectoryError),

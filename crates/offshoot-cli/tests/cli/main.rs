@@ -20,6 +20,7 @@ mod quantize;
 mod tune;
 #[cfg(unix)]
 mod tune_interrupts;
+mod trajectory;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]
 mod models;

@@ -176,10 +176,7 @@ fn projected_gradients_of_all_weights_are_those_of_automatic_differentiation() {
     for name in ["llama_linear", "qwen2_tied", "llama_biases"] {
         let (space, batch) = (full(name, &cpu, &FullOptions::default()), texts(5));
         let gradient = full_gradient(name, &space, &batch);
-        for eps in [1e-4, 3e-4] {
-            let space = full(name, &cpu, &FullOptions::default());
-            let worst = worst(space, gradient.clone(), &batch, eps);
-            eprintln!("{name}: {eps} {worst}");
-        }
+        let worst = worst(space, gradient, &batch, 2e-3);
+        assert!(worst < CLOSE, "{name}: {worst}");
     }
 }

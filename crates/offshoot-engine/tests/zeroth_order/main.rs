@@ -4,5 +4,11 @@
 mod gradient;
 mod laws;
 mod learning;
+mod metrics;
+mod quantised;
 mod replays;
 mod setting;
+mod smollm2;
+#[path = "../../../offshoot-models/tests/support/tiny.rs"]
+#[allow(dead_code)] // that crate's own tests use the rest
+mod tiny;

@@ -7,6 +7,7 @@
 
 mod entries;
 mod forward;
+mod noise;
 mod objective;
 mod record;
 mod replay;
@@ -21,7 +22,10 @@ pub use objective::{
     Classification, CrossEntropy, Metric, MetricCommand, MetricKind, Objective, Part, Points, mean,
 };
 pub use record::{Origin, weights_hash};
-pub use replay::{carry_out, promised_end, space_of};
+pub use replay::{
+    base_hash, carry_out, promised_end, read_trajectory, remake, space_of, write_trajectory,
+};
+pub use snapshot::write as write_tensors;
 pub use space::{
     Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
 };

@@ -1,15 +1,17 @@
 //! A fine-tune made again from its trajectory and its base, without data and without a forward pass.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
-use offshoot_methods::tune::{Hash, Header, Trajectory};
-use offshoot_models::{Checkpoint, PackedModel};
+use offshoot_methods::tune::{Hash, Header, Mismatch, Trajectory, TrajectoryError};
+use offshoot_models::{BaseId, Checkpoint, PackedModel};
 use serde::de::DeserializeOwned;
 
 use super::space::{
     FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
 };
+use super::variant::write_file;
 use crate::Error;
 
 /// The space that a run with this header began in.
@@ -77,6 +79,61 @@ pub fn carry_out(trajectory: &Trajectory, space: &mut dyn Space) -> Result<(), E
         space.apply(&replayed.update)?;
     }
     Ok(())
+}
+
+/// The weights that `trajectory` makes of the model of `checkpoint`, as the space that they are tuned
+/// in. The base's weights are read and hashed first, unless another base is allowed.
+///
+/// # Errors
+/// If the base is another than the trajectory's, and as [`space_of`] and [`carry_out`].
+pub fn remake(
+    cpu: &Cpu,
+    checkpoint: Arc<Checkpoint>,
+    trajectory: &Trajectory,
+    other_base: Mismatch,
+) -> Result<Box<dyn Space>, Error> {
+    let Some(part) = trajectory.parts.first() else {
+        return Err(TrajectoryError::Nothing.into());
+    };
+    if other_base == Mismatch::Refuse {
+        let base = base_hash(&checkpoint)?;
+        if base != part.header.base {
+            return Err(Error::OtherBase { expected: part.header.base, got: base });
+        }
+    }
+    let mut space = space_of(cpu, checkpoint, &part.header)?;
+    carry_out(trajectory, &mut *space)?;
+    Ok(space)
+}
+
+/// How a trajectory names the weights of `checkpoint`; all of them are read.
+///
+/// # Errors
+/// If a file cannot be read any more.
+pub fn base_hash(checkpoint: &Checkpoint) -> Result<Hash, Error> {
+    Ok(Hash(*BaseId::of(checkpoint)?.as_bytes()))
+}
+
+/// Reads the trajectory of the file at `path`, all of which must be whole.
+///
+/// # Errors
+/// If the file cannot be read, or is damaged.
+pub fn read_trajectory(path: &Path) -> Result<Trajectory, Error> {
+    Ok(Trajectory::from_bytes(&read_bytes(path)?)?)
+}
+
+/// The bytes of the file at `path`.
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
+    let io = |source| offshoot_models::Error::Io { path: path.to_owned(), source };
+    Ok(std::fs::read(path).map_err(io)?)
+}
+
+/// Writes `trajectory` to `path`: beside it, then moved into its place.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_trajectory(path: &Path, trajectory: &Trajectory) -> Result<(), Error> {
+    write_file(path, &trajectory.to_bytes()?)
 }
 
 /// The hash that the trajectory gives of the weights in the end: that of its only run.

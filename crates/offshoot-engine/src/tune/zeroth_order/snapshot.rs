@@ -28,8 +28,12 @@ fn header(space: &dyn Space) -> (Vec<u8>, usize) {
     (header, end)
 }
 
-/// Writes all tensors of `space` to `path`, a tensor at a time.
-pub(super) fn write(path: &Path, space: &dyn Space) -> Result<(), Error> {
+/// Writes all tensors of `space` to `path`, a safetensors file, a tensor at a time: beside its place, then
+/// moved into it.
+///
+/// # Errors
+/// [`Error::Output`] if the file cannot be written.
+pub fn write(path: &Path, space: &dyn Space) -> Result<(), Error> {
     let output = |source| Error::Output { path: path.to_owned(), source };
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let (header, _) = header(space);

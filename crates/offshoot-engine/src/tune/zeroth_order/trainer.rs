@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
 use offshoot_methods::tune::{
-    Hash, Layout, MethodCard, Plan, Probe, RateOptions, Schedule, Setting, Trajectory, ZerothOrder,
-    common_rate, differences,
+    Hash, Layout, MethodCard, Plan, Probe, RateOptions, Schedule, Setting, Term, Trajectory,
+    ZerothOrder, common_rate, differences,
 };
 use offshoot_models::PackedExecutor;
 use serde_json::Value;
 
 use super::forward::{Forward, StepLimits, TokenScore};
+use super::noise;
 use super::objective::{Objective, Points, mean};
 use super::record::{Origin, Recorder, header, weights_hash};
 use super::snapshot;
@@ -169,16 +170,10 @@ impl ZerothOrderTrainer {
         auto: RateOptions,
         batch: &[&Example],
     ) -> Result<f64, Error> {
-        // What the method would ask for says what its directions are like; it begins anew after.
-        let Plan::Evaluate(asked) = self.method.begin(step, 1.0) else {
+        let Some((like, directions)) = self.directions(step) else {
             return Ok(self.recorder.base_rate);
         };
-        let mut terms: Vec<_> = asked.iter().filter_map(|probe| probe.terms.last()).collect();
-        let Some(like) = terms.first().map(|term| (*term).clone()) else {
-            return Ok(self.recorder.base_rate);
-        };
-        terms.dedup_by(|a, b| a.direction == b.direction);
-        let (directions, eps) = (terms.len() as u32, f64::from(like.scale.abs()));
+        let eps = f64::from(like.scale.abs());
         let losses = self.losses(&auto.plan(&like.direction, eps), batch)?;
         let estimate = auto.estimate(eps, &losses);
         let rate = estimate.and_then(|e| e.rate(auto.kappa, directions, self.card.unit, 1.0));
@@ -187,6 +182,31 @@ impl ZerothOrderTrainer {
             0 => common_rate(self.space.kind(), self.space.model().weights() as u64).0,
             _ => known,
         }))
+    }
+
+    /// The first direction that step `step` asks along, and how many it asks along. The method begins
+    /// the step anew after.
+    fn directions(&mut self, step: u32) -> Option<(Term, u32)> {
+        let Plan::Evaluate(asked) = self.method.begin(step, 1.0) else { return None };
+        let mut terms: Vec<&Term> = asked.iter().filter_map(|probe| probe.terms.last()).collect();
+        let like = terms.first().map(|term| (*term).clone())?;
+        terms.dedup_by(|a, b| a.direction == b.direction);
+        Some((like, terms.len() as u32))
+    }
+
+    /// The share of noise in what points differ by, where products round; an error if it is too great.
+    fn measure_noise(&mut self, batch: &[&Example]) -> Result<Option<f64>, Error> {
+        let Some((like, _)) = self.directions(0).filter(|_| self.space.rounds()) else {
+            return Ok(None);
+        };
+        let probes = noise::probes(&like);
+        let rounded = self.losses(&probes, batch)?;
+        self.space.set_rounding(false);
+        let float = self.losses(&probes, batch);
+        self.space.set_rounding(true);
+        let share = noise::share(&rounded, &float?);
+        noise::check(share)?;
+        Ok(Some(share))
     }
 
     /// Runs a step's plans to their end; the losses that were asked for.
@@ -251,6 +271,7 @@ impl Trainer for ZerothOrderTrainer {
             return Err(Error::Training(what));
         }
         let rows = self.forward.rows;
+        let noise = if next == 0 { self.measure_noise(batch)? } else { None };
         let base = self.base_rate(next, rate, batch)?;
         let rate = self.options.schedule.rate(base, next);
         let losses = self.carry_out(next, rate, batch)?;
@@ -267,6 +288,7 @@ impl Trainer for ZerothOrderTrainer {
         if let Some(first) = record.numbers.first() {
             numbers.push(("projected_gradient", f64::from(*first)));
         }
+        numbers.extend(noise.map(|share| ("noise_floor", share)));
         self.recorder.push(record, base);
         if self.lost >= LOST_MAX {
             return Err(Error::Training(format!(
@@ -284,9 +306,7 @@ impl Trainer for ZerothOrderTrainer {
     }
 
     fn restore(&mut self, folder: &Path) -> Result<(), Error> {
-        let path = folder.join(TRAJECTORY_FILE);
-        let read = |source| offshoot_models::Error::Io { path: path.clone(), source };
-        let bytes = std::fs::read(&path).map_err(read)?;
+        let bytes = super::replay::read_bytes(&folder.join(TRAJECTORY_FILE))?;
         let snapshot = folder.join(SNAPSHOT_FILE);
         self.take_up(&bytes, snapshot.exists().then_some(&*snapshot))
     }

@@ -77,6 +77,8 @@ pub struct LoraSpace {
     /// By matrix, if they are not tuned.
     fixed: Vec<Vec<f32>>,
     options: LoraOptions,
+    /// Whether the base has matrices that round what they multiply.
+    can_round: bool,
     hooks: Reached,
 }
 
@@ -157,8 +159,8 @@ impl LoraSpace {
         let (specs, values) = tensors.into_values().unzip();
         let layout = Layout { tensors: specs };
         let adapters = PackedAdapters::new(cpu, model.blueprint(), &[])?;
-        let rounds = model.checkpoint().tensors().any(|t| form_for(t.block) != Forms::default());
-        let floats = rounds && options.activations == Activations::Float;
+        let can_round = model.checkpoint().tensors().any(|t| form_for(t.block) != Forms::default());
+        let floats = can_round && options.activations == Activations::Float;
         let hooks = Reached { adapters, floats };
         Ok(Self {
             cpu: cpu.clone(),
@@ -166,6 +168,7 @@ impl LoraSpace {
             parameters: Parameters::new(layout, values, options.seed, options.distribution)?,
             fixed,
             options: options.clone(),
+            can_round,
             hooks,
             model,
         })
@@ -319,6 +322,14 @@ impl Space for LoraSpace {
         run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
     ) -> Result<(), Error> {
         run(&self.model, &mut self.hooks)
+    }
+
+    fn rounds(&self) -> bool {
+        self.can_round && !self.hooks.floats
+    }
+
+    fn set_rounding(&mut self, rounds: bool) {
+        self.hooks.floats = self.can_round && !rounds;
     }
 
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {

@@ -81,6 +81,14 @@ pub trait Space: std::fmt::Debug + Send {
         run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
     ) -> Result<(), Error>;
 
+    /// Whether products round what they multiply to fewer bits.
+    fn rounds(&self) -> bool {
+        false
+    }
+
+    /// Lets products round, where a space can choose, or not.
+    fn set_rounding(&mut self, _rounds: bool) {}
+
     /// Positions that stand in a cache before a text's.
     fn positions_before(&self) -> usize {
         0
