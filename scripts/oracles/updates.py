@@ -1,8 +1,8 @@
-"""Works out the weights that the tests of offshoot-methods' tune/tests/golden.rs know, from the pages
-of the methods and of the kernels' noise.
+"""Works out the weights that offshoot-methods' tune/tests/golden.rs knows, from the pages of the
+methods and of the kernels' noise.
 
-Single precision is double precision rounded after each operation, which gives the same bits for sums,
-products, quotients and roots. Needs nothing but Python; prints the table's lines.
+Single precision is double precision rounded after each operation, which gives the same bits for
+sums, products, quotients and roots. Needs nothing but Python; prints the table's lines.
 
     python3 scripts/oracles/updates.py
 """
@@ -164,7 +164,8 @@ def adam_step(method, rate, gradients, size: int) -> list[float]:
     m, v = [0.0] * size, [0.0] * size
     for g in gradients:
         m = [single(single(b1 * m) + single(single(1.0 - b1) * x)) for m, x in zip(m, g)]
-        v = [single(single(b2 * v) + single(single(1.0 - b2) * single(x * x))) for v, x in zip(v, g)]
+        squares = [single(single(1.0 - b2) * single(x * x)) for x in g]
+        v = [single(single(b2 * v) + x) for v, x in zip(v, squares)]
     above = [single(single(rate) * single(m * fix[0])) for m in m]
     below = [single(single(single(v * fix[1]) ** 0.5) + single(1e-8)) for v in v]
     return [single(a / b) for a, b in zip(above, below)]
