@@ -16,8 +16,8 @@
 //! cannot be along another direction than its measurement, which happens where both are drawn in
 //! turn from one stream.
 //! Cost: 2 n forward passes; r (m + n) numbers a matrix while it is at work.
-//! Published: above other zeroth-order methods and near first-order ones, over model sizes and tasks
-//! (abstract).
+//! Published: above other zeroth-order methods and near first-order ones, over model sizes and
+//! tasks (abstract).
 //!
 //! When not to use it: with LoRA, whose matrices are thin already.
 
