@@ -13,7 +13,7 @@
 //! Departs from the paper's program, which begins the random numbers anew in each block, so that
 //! blocks of equal shapes share their directions: here an entry depends on its tensor's name.
 //! Cost: 2 n forward passes for every block, no memory.
-//! Published: the paper's table of block-wise tuning has it above MeZO on OPT-13B.
+//! Published: the paper's abstract names it among what improves zeroth-order tuning.
 //!
 //! When not to use it: where passes are what is scarce. One pass for all blocks and as many
 //! directions as there are blocks costs the same.

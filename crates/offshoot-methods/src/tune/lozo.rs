@@ -16,7 +16,8 @@
 //! cannot be along another direction than its measurement, which happens where both are drawn in
 //! turn from one stream.
 //! Cost: 2 n forward passes; r (m + n) numbers a matrix while it is at work.
-//! Published: OPT and RoBERTa results above MeZO's and near first-order tuning (abstract).
+//! Published: above other zeroth-order methods and near first-order ones, over model sizes and
+//! tasks (abstract).
 //!
 //! When not to use it: with LoRA, whose matrices are thin already.
 

@@ -13,7 +13,7 @@
 //! Departs from the paper: N is made again from the last `history` steps, each step's `U` carried
 //! over the changes of `V` since; in vectors the momentum is of the directions themselves.
 //! Cost: 2 n forward passes; an update draws `history * n` directions of low rank.
-//! Published: at or above LOZO in most of the paper's tables.
+//! Published: with LOZO above other zeroth-order methods and near first-order ones (abstract).
 //!
 //! When not to use it: as LOZO and `mmt`.
 

@@ -3,6 +3,7 @@
 mod contract;
 mod defects;
 mod formulas;
+mod golden;
 mod kernels;
 mod laws;
 mod quadratic;

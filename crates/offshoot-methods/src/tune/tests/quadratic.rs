@@ -29,7 +29,8 @@ pub(super) fn setting(decay: f64) -> Setting {
     Setting { seed: SEED, layout: Arc::new(layout()), decay }
 }
 
-/// `L(w) = 1/2 sum of h_i (w_i - t_i)^2 + c/2 (sum of w_i)^2`, where `c` is 0 unless it says otherwise.
+/// `L(w) = 1/2 sum of h_i (w_i - t_i)^2 + c/2 (sum of w_i)^2`, where `c` is 0 unless it says
+/// otherwise.
 pub(super) struct Quadratic {
     pub(super) coupling: f64,
     pub(super) curvature: Vec<f64>,

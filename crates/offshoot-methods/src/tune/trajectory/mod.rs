@@ -21,8 +21,9 @@
 //! 1 = skipped, a loss was not finite; 2 = from this step on the schedule's base rate is the number
 //! that follows. crc: CRC-32C (Castagnoli). An end ends its part: only a part may follow.
 //!
-//! What is cut or damaged loses the frame that it stands in and those behind it, no more. A trajectory
-//! holds no text of the data, but its numbers follow from it: that is no promise of privacy.
+//! What is cut or damaged loses the frame that it stands in and those behind it, no more. A
+//! trajectory holds no text of the data, but its numbers follow from it: that is no promise of
+//! privacy.
 
 mod blocks;
 mod crc32c;
