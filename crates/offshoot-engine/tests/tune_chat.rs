@@ -317,7 +317,7 @@ fn faults_are_told_by_a_check_and_end_a_run() {
     ];
     let path = talker.file(&rows);
     let mut told = Vec::new();
-    let report = check(&[path.clone()], &talker.renderer, &long(), &mut |event| {
+    let report = check(std::slice::from_ref(&path), &talker.renderer, &long(), &mut |event| {
         if let offshoot_engine::tune::data::DataEvent::Fault(fault) = event {
             told.push(fault.to_string());
         }

@@ -21,7 +21,7 @@ pub(crate) struct EvalArgs {
         value_parser = clap::value_parser!(u32).range(2..)
     )]
     pub(crate) max_length: Option<u32>,
-    /// Examples that run together; it changes no result.
+    /// How many examples run together; it changes no result.
     #[arg(
         long, short = 'b', env = "OFFSHOOT_BATCH", default_value_t = 16,
         value_parser = clap::value_parser!(u16).range(1..)

@@ -75,10 +75,18 @@ fn the_loss_is_what_score_says_and_the_real_model_knows_some_things() {
     assert_eq!(measured["tokens"], 3);
     let (loss, mean) = (measured["loss"].as_f64().unwrap(), told["mean"].as_f64().unwrap());
     assert!((loss + mean).abs() < 1e-12, "{loss} {mean}");
+    home.file(
+        "choices.jsonl",
+        "{\"prompt\": \"The capital of France is\", \"choices\": [\"Rome.\", \"Paris.\"], \
+         \"answer\": 1}\n{\"prompt\": \"Two plus two is\", \"choices\": [\"four.\", \"a fish.\"], \
+         \"answer\": 0}\n",
+    );
+    let shown = offshoot(&["eval", "smollm2", "--data", "choices.jsonl"]).stdout;
+    assert!(shown.contains("accuracy             1.0000\n"), "{shown}");
     home.file("sst.tsv", "sentence\tlabel\na wonderful film .\t1\na terrible waste of time .\t0\n");
     let sst = ["eval", "smollm2", "--data", "sst.tsv", "--task", "sst2"];
     let shown = offshoot(&sst).stdout;
-    assert!(shown.contains("accuracy             1.0000  (the task's)\n"), "{shown}");
+    assert!(shown.contains("  (the task's)\nchoice loss"), "{shown}");
     assert!(shown.contains("  terrible                1 rows, precision"), "{shown}");
     home.file(
         "qa.jsonl",

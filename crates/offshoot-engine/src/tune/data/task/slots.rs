@@ -69,8 +69,11 @@ const PLAIN: [(&str, Filter); 8] = [
     ("words", Filter::Words),
 ];
 
+/// Makes a filter of its argument.
+type WithText = fn(String) -> Filter;
+
 /// Filters with an argument, by name.
-const WITH: [(&str, fn(String) -> Filter); 3] =
+const WITH: [(&str, WithText); 3] =
     [("before", Filter::Before), ("behind", Filter::Behind), ("fill", Filter::Fill)];
 
 impl Filter {
