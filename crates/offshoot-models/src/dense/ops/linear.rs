@@ -52,7 +52,26 @@ pub(crate) fn linear(
     }
     let bias = bias.map(|bias| bias.detach().contiguous()).transpose()?;
     let (x, scale) = (x.contiguous()?, pair.map_or(0.0, |pair| pair.scale));
-    let op = Linear { weight, bias, scale };
+    let op = Linear { weight, bias, scale, read: true };
+    match pair {
+        None => x.apply_op1(op),
+        Some(pair) => x.apply_op3(&pair.a.contiguous()?, &pair.b.contiguous()?, op),
+    }
+}
+
+/// As [`linear`], where nobody reads the product: zeros in its place, with the gradients of the product.
+pub(crate) fn unread_linear(
+    x: &Tensor,
+    weight: Frozen,
+    pair: Option<&LowRankPair>,
+) -> Result<Tensor> {
+    let operands: Vec<&Tensor> =
+        [x].into_iter().chain(pair.iter().flat_map(|pair| [&pair.a, &pair.b])).collect();
+    if !suits(&operands) || !weight.suits(x) {
+        return composed(x, &weight, None, pair);
+    }
+    let (x, scale) = (x.contiguous()?, pair.map_or(0.0, |pair| pair.scale));
+    let op = Linear { weight, bias: None, scale, read: false };
     match pair {
         None => x.apply_op1(op),
         Some(pair) => x.apply_op3(&pair.a.contiguous()?, &pair.b.contiguous()?, op),
@@ -80,9 +99,19 @@ struct Linear {
     weight: Frozen,
     bias: Option<Tensor>,
     scale: f64,
+    /// Whether anybody reads the product.
+    read: bool,
 }
 
 impl Linear {
+    /// Zeros in place of a product that nobody reads.
+    fn unread(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let shape = self.shape_of(layout)?;
+        let zeros =
+            by_type!(x.dtype(), T => T::to_cpu_storage_owned(vec![0.0; shape.elem_count()]));
+        Ok((zeros, shape))
+    }
+
     /// `y += bias + scale v`, where there are these.
     fn finish<T: Real>(&self, y: &mut [T], v: Option<&[T]>) -> Result<()> {
         let width = self.weight.shape()?.0.max(1);
@@ -122,6 +151,9 @@ impl CustomOp1 for Linear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        if !self.read {
+            return self.unread(x, layout);
+        }
         let y = self.weight.forward(x, layout)?;
         let y = by_type!(x.dtype(), T => {
             let mut y: Vec<T> = T::cpu_storage_data(y)?;
@@ -154,6 +186,9 @@ impl CustomOp3 for Linear {
         let (rows, rank) = b_layout.shape().dims2()?;
         if a_layout.shape().dims2()? != (rank, cols) || self.weight.shape()? != (rows, cols) {
             bail!("A {:?} and B {:?} of a matrix [{rows}, {cols}]", a_layout, b_layout);
+        }
+        if !self.read {
+            return self.unread(x, x_layout);
         }
         let y = self.weight.forward(x, x_layout)?;
         let u = x.matmul(a, (1, n, rank, cols), x_layout, &a_layout.transpose(0, 1)?)?;

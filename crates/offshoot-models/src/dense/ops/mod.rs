@@ -21,7 +21,7 @@ pub(super) use attention::{AttentionShape, attention};
 pub(super) use cross_entropy::{CrossEntropy, Target, log_probabilities};
 pub(super) use frozen::Frozen;
 pub(super) use gate::gate;
-pub(super) use linear::{LowRankPair, linear};
+pub(super) use linear::{LowRankPair, linear, unread_linear};
 pub(super) use rms_norm::rms_norm;
 pub(super) use rope::rope;
 

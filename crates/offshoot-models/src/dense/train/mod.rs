@@ -6,7 +6,7 @@
 //!
 //! With checkpointing (Chen et al. 2016, section 4, <https://arxiv.org/abs/1604.06174>, a segment for each
 //! block) the forward pass keeps the input of each block and nothing else; on the way back a block runs
-//! once more, then gives its gradients. The numbers are the same, but for the order of the sums over what
+//! once more, but for the last product, whose value is not needed, then gives its gradients. The numbers are the same, but for the order of the sums over what
 //! reads one tensor, for a forward pass more.
 
 mod lora;
@@ -247,6 +247,7 @@ impl DenseTuning {
             None => None,
         };
         self.collect(&mut all, store)?;
+        run.set_mode(Mode::Again);
         for (block, input) in inputs.into_iter().enumerate().skip(lowest).rev() {
             let Some(gradient) = upstream.take() else { break };
             let leaf = match block > lowest || self.embedding {

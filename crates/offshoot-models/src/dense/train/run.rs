@@ -21,6 +21,8 @@ pub(super) enum Mode {
     Plain,
     /// Yes, so that gradients can flow back.
     Graph,
+    /// Yes, and what a block adds to the residual stream in the end was computed before, and is not read.
+    Again,
 }
 
 /// A step of training in progress.
@@ -135,7 +137,25 @@ impl<'a> TrainRun<'a> {
     }
 
     fn graph(&self) -> bool {
-        self.mode == Mode::Graph
+        self.mode != Mode::Plain
+    }
+
+    /// The last product of a block that runs again, if it has nothing behind it that reads it and its
+    /// matrix is not trained.
+    fn unread(
+        &self,
+        x: Input,
+        linear: LinearId,
+        norm: Option<PostNorm>,
+    ) -> Result<Option<Tensor>, Error> {
+        let last = self.mode == Mode::Again && x == Input::Gated && norm.is_none();
+        let matrix = self.model.matrix(linear)?;
+        let trained = matches!(&matrix, Frozen::Tensor(matrix) if matrix.track_op());
+        if !last || trained || self.dropout.is_some() || self.model.bias(linear)?.is_some() {
+            return Ok(None);
+        }
+        let pair = self.pair(linear);
+        Ok(Some(ops::unread_linear(&self.input(x)?, matrix, pair.as_ref())?))
     }
 
     fn input(&self, register: Input) -> Result<Tensor, Error> {
@@ -304,7 +324,10 @@ impl Executor for TrainRun<'_> {
         linear: LinearId,
         norm: Option<PostNorm>,
     ) -> Result<(), Error> {
-        let mut product = self.multiply(linear, &self.input(x)?)?;
+        let mut product = match self.unread(x, linear, norm)? {
+            Some(unread) => unread,
+            None => self.multiply(linear, &self.input(x)?)?,
+        };
         if let Some(PostNorm { weight, eps }) = norm {
             product = self.normed(&product, &self.vector(weight)?, eps)?;
         }
