@@ -65,7 +65,7 @@ impl TuneNeed {
         let limits = StepLimits::default();
         // A step runs so many rows at most, however large the batch; one example is never cut.
         let rows = (limits.rows as u64).max(config.max_length as u64);
-        let batch = need.per_token.saturating_mul(rows) + limits.logit_bytes as u64;
+        let batch = need.per_token.saturating_mul(rows);
         let total = need.total(0).saturating_add(2 * trained).saturating_add(batch);
         Self { weights: need.weights, trained, batch, total }
     }
