@@ -72,7 +72,7 @@ fn a_prefix_learns_too_and_is_what_stands_before_texts() {
         let probe = json!({"probe": {"eps": 1e-2, "directions": 4}});
         let mut trainer = started(&cpu, space, "mezo", &probe);
         let (before, after) = run(&mut trainer, 80, 1e-2, &texts(4));
-        assert!(after < 0.995 * before, "{name}: {before} to {after}");
+        assert!(after < 0.998 * before, "{name}: {before} to {after}");
     }
 }
 

@@ -70,11 +70,10 @@ fn a_choice_is_learned_and_the_run_made_again() {
     let batch: Vec<&Example> = rows.iter().collect();
     let before = trainer.losses(&[Probe::default()], &batch).unwrap()[0];
     for step in 0..10 {
-        eprintln!("{:?}", trainer.step(step, 0.0, &batch).unwrap());
+        trainer.step(step, 0.0, &batch).unwrap();
     }
     let after = trainer.losses(&[Probe::default()], &batch).unwrap()[0];
-    eprintln!("{before} {after}");
-    assert!(after < 0.95 * before, "{before} to {after}");
+    assert!(after < 0.7 * before, "{before} to {after}");
     let trajectory = Trajectory::from_bytes(&trainer.trajectory()).unwrap();
     let mut again = lora(&model, &cpu);
     carry_out(&trajectory, &mut again).unwrap();

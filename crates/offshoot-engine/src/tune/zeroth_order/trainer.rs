@@ -270,11 +270,13 @@ impl Trainer for ZerothOrderTrainer {
             let what = format!("step {step} was asked for, and step {next} comes next");
             return Err(Error::Training(what));
         }
-        let rows = self.forward.rows;
         let noise = if next == 0 { self.measure_noise(batch)? } else { None };
         let base = self.base_rate(next, rate, batch)?;
         let rate = self.options.schedule.rate(base, next);
+        let rows = self.forward.rows;
         let losses = self.carry_out(next, rate, batch)?;
+        // Every point runs the same tokens.
+        let tokens = (self.forward.rows - rows) / losses.len().max(1);
         let record = self.method.record().clone();
         let guarded = self.method.guarded();
         self.lost = if record.skipped { self.lost + 1 } else { 0 };
@@ -297,7 +299,7 @@ impl Trainer for ZerothOrderTrainer {
             )));
         }
         let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-        Ok(StepReport { loss, tokens: self.forward.rows - rows, numbers })
+        Ok(StepReport { loss, tokens, numbers })
     }
 
     fn save(&self, folder: &Path) -> Result<(), Error> {

@@ -135,7 +135,7 @@ fn of_random_tokens(
         let purpose = (Purpose::Initial as u32) << 24;
         let counter = [(at / 4) as u32, tensor_id("prefix"), 0, purpose];
         let word = Philox::block(Philox::key(options.seed), counter)[at % 4];
-        (u64::from(word) * vocab >> 32) as u32
+        ((u64::from(word) * vocab) >> 32) as u32
     };
     let tokens: Vec<u32> = (0..n).map(draw).collect();
     let mut cache = model.new_cache(n);
