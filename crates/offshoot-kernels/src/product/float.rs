@@ -1,6 +1,6 @@
 //! Products of float tiles, where they are stored or where they were formed.
 //!
-//! Tile rows go in pairs where registers suffice, so that an input that is spread over the lanes serves
+//! Tile rows go in pairs where registers suffice and tokens abound, so that an input that is spread over the lanes serves
 //! 32 outputs; a run of tile rows that stays in the second cache goes past eight tokens, which stay in
 //! the first, before the next eight come. What is computed for an output does not depend on either.
 
@@ -173,9 +173,11 @@ pub(super) unsafe fn multiply_run<L: Lanes, W: FloatTile>(t: &Task<'_>, run: Til
         unsafe {
             match count {
                 1 => tokens::<L, W, 1>(t, run, token),
+                _ if L::TOKENS == 1 => {}
                 2 => tokens::<L, W, 2>(t, run, token),
                 3 => tokens::<L, W, 3>(t, run, token),
                 4 => tokens::<L, W, 4>(t, run, token),
+                _ if L::TOKENS == 4 => {}
                 5 => tokens::<L, W, 5>(t, run, token),
                 6 => tokens::<L, W, 6>(t, run, token),
                 7 => tokens::<L, W, 7>(t, run, token),
@@ -199,7 +201,7 @@ unsafe fn tokens<L: Lanes, W: FloatTile, const T: usize>(t: &Task<'_>, run: Tile
         // SAFETY: a tile row holds `width` inputs, and so do the inputs of each token; this member
         // alone runs these tiles, and the caller runs where the instructions of `L` exist.
         unsafe {
-            if L::TOKENS == 8 && i + 1 < run.count {
+            if L::TOKENS == 8 && T == 8 && i + 1 < run.count {
                 let next = Place { tile: at.tile + 1, ..at };
                 let [a, b] = rows::<L, W, 2, T>([w, w.wrapping_add(run.bytes)], x, width);
                 store::<L, T>(t, at, a);

@@ -166,7 +166,8 @@ impl PackedMatrix {
     /// # Errors
     /// [`TileError::Shape`] if there is no such matrix.
     pub fn zeroed(rows: usize, cols: usize) -> Result<Self, TileError> {
-        let bytes = Buffer::zeroed(Self::packed_bytes(BlockType::F32, rows, cols)?);
+        // Small pages: many matrices of a few megabytes would each leave half a large one unused.
+        let bytes = Buffer::reserved(Self::packed_bytes(BlockType::F32, rows, cols)?);
         Self::from_packed(BlockType::F32, rows, cols, SharedBytes::from(bytes))
     }
 
