@@ -27,6 +27,8 @@ struct Seen {
     crlf: Cell<Option<bool>>,
     /// The last byte.
     last: Cell<u8>,
+    /// Whether there is none behind it.
+    ended: Cell<bool>,
 }
 
 impl Read for Bounded {
@@ -37,6 +39,7 @@ impl Read for Bounded {
         {
             self.seen.crlf.set(Some(at > 0 && out[at - 1] == b'\r'));
         }
+        self.seen.ended.set(n == 0);
         self.seen.last.set(out[..n].last().copied().unwrap_or(self.seen.last.get()));
         match self.seen.left.get().checked_sub(n) {
             Some(left) => self.seen.left.set(left),
@@ -51,8 +54,12 @@ impl Read for Bounded {
 }
 
 pub(super) fn rows(source: Source, delimiter: u8) -> Result<Rows, DataError> {
-    let seen =
-        Rc::new(Seen { left: Cell::new(ROW_BYTES), crlf: Cell::new(None), last: Cell::new(0) });
+    let seen = Rc::new(Seen {
+        left: Cell::new(ROW_BYTES),
+        crlf: Cell::new(None),
+        last: Cell::new(0),
+        ended: Cell::new(false),
+    });
     let bounded = Bounded { reader: source.open()?, seen: Rc::clone(&seen) };
     let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(bounded);
     let header = reader.byte_headers().map_err(|e| wrong(&source, 1, e))?.clone();
@@ -66,7 +73,7 @@ pub(super) fn rows(source: Source, delimiter: u8) -> Result<Rows, DataError> {
         seen.left.set(ROW_BYTES);
         let read = reader.read_byte_record(&mut record);
         // Where lines end with two characters, the second one is left to the next row.
-        let unended = reader.is_done() && seen.last.get() != b'\n';
+        let unended = seen.ended.get() && seen.last.get() != b'\n';
         let in_line = unended || seen.crlf.get() == Some(true);
         let line = line(&record, reader.position().line().saturating_sub(u64::from(!in_line)));
         match read {
