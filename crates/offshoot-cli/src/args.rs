@@ -6,8 +6,8 @@ mod executor;
 mod export;
 mod medusa;
 mod score;
-mod tune;
 mod trajectory;
+mod tune;
 
 use std::path::PathBuf;
 
@@ -29,11 +29,11 @@ pub(crate) use medusa::{
     PromptFlavour,
 };
 pub(crate) use score::{EmbedArgs, Pooling, ScoreArgs};
-pub(crate) use tune::{ReportArgs, TuneArgs};
 pub(crate) use trajectory::{
     RemakeArgs, TrajectoryCommand, TrajectoryDiffArgs, TrajectoryExportArgs, TrajectoryInfoArgs,
     TrajectoryMergeArgs, TrajectoryReplayArgs, TrajectorySliceArgs,
 };
+pub(crate) use tune::{ReportArgs, TuneArgs};
 
 /// Grow many language models from one base, on the machine you have.
 #[derive(Debug, Parser)]

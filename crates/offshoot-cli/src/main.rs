@@ -23,8 +23,8 @@ mod plot;
 mod quantize;
 mod report;
 mod score;
-mod tune;
 mod trajectory;
+mod tune;
 mod wrap;
 
 use std::process::ExitCode;

@@ -186,15 +186,20 @@ fn the_gradients_of_lora_matrices_are_the_slopes_of_the_loss() {
     }
 }
 
-/// What reads one tensor may be summed in another order.
+/// What reads one tensor may be summed in another order, in single precision.
 fn check_same(name: &str, tuning: &DenseTuning, plain: &Gradients, other: &Gradients) {
-    assert_eq!(plain.loss.to_bits(), other.loss.to_bits(), "{name}");
+    assert!((plain.loss - other.loss).abs() < 1e-6 * plain.loss.abs(), "{name}");
     let both = plain.tensors.iter().zip(&other.tensors);
     for ((weight, _), (plain, other)) in tuning.variables().iter().zip(both) {
         assert_eq!(plain.is_some(), other.is_some(), "{name}: {weight}");
         if let (Some(plain), Some(other)) = (plain, other) {
+            // An expert all of whose inputs were dropped.
+            if dot(plain, plain) == 0.0 {
+                assert_eq!(dot(other, other), 0.0, "{name}: {weight}");
+                continue;
+            }
             let error = far(other, plain);
-            assert!(error < 2e-6, "{name}: {weight} is off by {error}");
+            assert!(error < 1e-5, "{name}: {weight} is off by {error}");
         }
     }
 }

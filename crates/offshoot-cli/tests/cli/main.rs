@@ -17,10 +17,10 @@ mod interrupts;
 mod medusa;
 mod pulls;
 mod quantize;
+mod trajectory;
 mod tune;
 #[cfg(unix)]
 mod tune_interrupts;
-mod trajectory;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]
 mod models;

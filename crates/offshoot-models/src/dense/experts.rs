@@ -7,7 +7,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::executor::Run;
 use super::primitives::{gate, softmax, wide};
-use crate::{Error, ExpertLayer, Input, LinearId, Output};
+use crate::{Activation, Error, ExpertLayer, Input, LinearId, Output};
 
 /// What multiplies rows with a matrix.
 pub(super) trait Products {
@@ -18,6 +18,11 @@ pub(super) trait Products {
         x: &Tensor,
         rows: Option<&[u32]>,
     ) -> Result<Tensor, Error>;
+
+    /// `activation(x) * up`.
+    fn gated(&self, x: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
+        Ok(gate(x, up, activation)?)
+    }
 }
 
 /// What the experts make of `x_nw`, each of the ones that the router chooses for a row.
@@ -46,9 +51,10 @@ pub(super) fn run_experts(
         }
         let ids = Tensor::new(rows.as_slice(), x_nw.device())?;
         let x_mw = x_nw.index_select(&ids, 0)?;
-        let mut part = |linear, x: &Tensor| products.product_of(linear, x, Some(&rows));
-        let (gate_m, up_m) = (part(layer.gate(expert), &x_mw)?, part(layer.up(expert), &x_mw)?);
-        let y_mw = part(layer.down(expert), &gate(&gate_m, &up_m, layer.activation)?)?;
+        let gate = products.product_of(layer.gate(expert), &x_mw, Some(&rows))?;
+        let up = products.product_of(layer.up(expert), &x_mw, Some(&rows))?;
+        let gated = products.gated(&gate, &up, layer.activation)?;
+        let y_mw = products.product_of(layer.down(expert), &gated, Some(&rows))?;
         let share_m1 = shares_ne.narrow(1, expert, 1)?.contiguous()?.index_select(&ids, 0)?;
         sum_nw = sum_nw.index_add(&ids, &y_mw.broadcast_mul(&share_m1)?, 0)?;
     }

@@ -404,7 +404,7 @@ fn the_gradient_of_a_choice_is_the_slope_of_its_loss() {
     train(&mut tuner, &texts(2, 5), 0..3, 1e-2);
     let gradients = tuner.gradients(3, &refs(&batch)).unwrap().0;
     let (numbers, norm) = tuner.numbers(gradients).unwrap();
-    let mut at = |step: f64| {
+    let at = |step: f64| {
         let variables = tuner.tuning.variables().iter().zip(&numbers);
         let begin: Vec<Vec<f32>> = variables.clone().map(|((_, v), _)| read(v).unwrap()).collect();
         for ((_, variable), gradient) in variables {

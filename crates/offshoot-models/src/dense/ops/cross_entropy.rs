@@ -8,8 +8,8 @@
 //! ```
 //! `x` is `[m, d]`: only rows that carry loss come here. Logits live for some rows at a time, as many as
 //! fit [`LOGITS`], and never longer. As the weights are known beforehand, the gradient is made in the
-//! forward pass, while the logits are there, and the backward pass only scales it: three products with
-//! the head in all (the same is done in Liger, Hsu et al. 2024, section 3.2,
+//! forward pass, while the logits are there, and the backward pass only scales it: two products with
+//! the head, and a third where it is trained (the same is done in Liger, Hsu et al. 2024, section 3.2,
 //! <https://arxiv.org/abs/2410.10989>).
 //!
 //! The loss is summed in double precision, in the order of the targets.

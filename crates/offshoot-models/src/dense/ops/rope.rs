@@ -29,29 +29,32 @@ struct Rope {
     sin: Tensor,
 }
 
-/// Turns `x` forth, or back if `back`.
-fn turn<T: Real>(x: &[T], [cos, sin]: [&[T]; 2], half: usize, back: bool) -> Vec<T> {
-    let mut y = vec![T::zero(); x.len()];
-    let rows = cos.len() / half.max(1);
-    let width = (x.len() / rows.max(1)).max(1);
-    let turn_rows = |((y, x), (cos, sin)): ((&mut [T], &[T]), (&[T], &[T]))| {
-        let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
-        for ((y, x), (cos, sin)) in rows.zip(cos.chunks_exact(half).zip(sin.chunks_exact(half))) {
-            for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                let ((y_a, y_b), (a, b)) = (y.split_at_mut(half), x.split_at(half));
-                for i in 0..half {
-                    let s = if back { T::zero() - sin[i] } else { sin[i] };
-                    y_a[i] = a[i] * cos[i] - b[i] * s;
-                    y_b[i] = b[i] * cos[i] + a[i] * s;
-                }
+/// Turns the rows of `x`, each as wide as that of `y`, forth, or back if `back`.
+fn turn_rows<T: Real>(y: &mut [T], x: &[T], [cos, sin]: [&[T]; 2], half: usize, back: bool) {
+    let width = x.len() / (cos.len() / half);
+    let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+    for ((y, x), (cos, sin)) in rows.zip(cos.chunks_exact(half).zip(sin.chunks_exact(half))) {
+        for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+            let ((y_a, y_b), (a, b)) = (y.split_at_mut(half), x.split_at(half));
+            for i in 0..half {
+                let s = if back { T::zero() - sin[i] } else { sin[i] };
+                y_a[i] = a[i] * cos[i] - b[i] * s;
+                y_b[i] = b[i] * cos[i] + a[i] * s;
             }
         }
-    };
-    let of_table = half.max(1) * ROWS;
-    y.par_chunks_mut(width * ROWS)
-        .zip(x.par_chunks(width * ROWS))
-        .zip(cos.par_chunks(of_table).zip(sin.par_chunks(of_table)))
-        .for_each(turn_rows);
+    }
+}
+
+/// The same by all threads.
+fn turn<T: Real>(x: &[T], [cos, sin]: [&[T]; 2], half: usize, back: bool) -> Vec<T> {
+    let mut y = vec![T::zero(); x.len()];
+    if x.is_empty() || half == 0 {
+        return y;
+    }
+    let (width, of_table) = (x.len() / (cos.len() / half) * ROWS, half * ROWS);
+    let tables = cos.par_chunks(of_table).zip(sin.par_chunks(of_table));
+    let pieces = y.par_chunks_mut(width).zip(x.par_chunks(width)).zip(tables);
+    pieces.for_each(|((y, x), (cos, sin))| turn_rows(y, x, [cos, sin], half, back));
     y
 }
 

@@ -291,6 +291,13 @@ impl Products for TrainRun<'_> {
     ) -> Result<Tensor, Error> {
         self.multiply_rows(linear, x, rows)
     }
+
+    fn gated(&self, x: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
+        Ok(match ops::suits(&[x, up]) {
+            true => ops::gate(x, up, activation)?,
+            false => primitives::gate(x, up, activation)?,
+        })
+    }
 }
 
 impl Executor for TrainRun<'_> {
@@ -376,10 +383,7 @@ impl Executor for TrainRun<'_> {
     ) -> Result<(), Error> {
         let x = self.input(x)?;
         let (gate, up) = (self.multiply(gate, &x)?, self.multiply(up, &x)?);
-        let gated = match ops::suits(&[&gate, &up]) {
-            true => ops::gate(&gate, &up, activation)?,
-            false => primitives::gate(&gate, &up, activation)?,
-        };
+        let gated = Products::gated(self, &gate, &up, activation)?;
         self.inputs.insert(Input::Gated, gated);
         Ok(())
     }
