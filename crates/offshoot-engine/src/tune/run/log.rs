@@ -168,9 +168,12 @@ impl RunLog {
     /// [`Error::Output`].
     pub(crate) fn open(path: &Path, keep: u64) -> Result<Self, Error> {
         let open = || {
+            let mut options = OpenOptions::new();
             let mut file =
-                OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-            let bytes = file.metadata()?.len().min(keep);
+                options.create(true).truncate(false).read(true).write(true).open(path)?;
+            let mut kept = Vec::new();
+            (&mut file).take(keep).read_to_end(&mut kept)?;
+            let bytes = kept.iter().rposition(|&b| b == b'\n').map_or(0, |at| at as u64 + 1);
             file.set_len(bytes)?;
             file.seek(SeekFrom::Start(bytes))?;
             Ok((file, bytes))
