@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn one_variant_is_the_one_and_of_several_one_is_named() {
-        let named = |text| named_folder(text).unwrap();
+        let named = |text: &str| named_folder(text).unwrap();
         let chosen = |variant: &[&str], used: Option<&str>| {
             let variant = variant.iter().map(|text| named(text)).collect();
             let args = AdapterArgs { adapter: None, variant, used: used.map(str::to_owned) };
