@@ -1,8 +1,8 @@
 //! A run's log: `log.jsonl`, one object a line, from which all else that is shown of a run is made.
 //!
-//! A line is written when what it tells is over, with one call, so a process that is killed leaves at
-//! most a torn last line. A run that goes on from a checkpoint cuts the log where that checkpoint was
-//! made, and its steps come again.
+//! A line is written when what it tells is over, with one call, so a process that is killed leaves
+//! at most a torn last line. A run that goes on from a checkpoint cuts the log where that
+//! checkpoint was made, and its steps come again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -161,8 +161,8 @@ pub(crate) struct RunLog {
 }
 
 impl RunLog {
-    /// Opens the log at `path` behind its first `keep` bytes; what is after them is cut off, and a line
-    /// that is not whole.
+    /// Opens the log at `path` behind its first `keep` bytes; what is after them is cut off, and a
+    /// line that is not whole.
     ///
     /// # Errors
     /// [`Error::Output`].
