@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use offshoot_engine::tune::run::{
     EndReason, Examples, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription,
-    VariantFile, digest, event_file, read_log,
+    VariantFile, digest, read_log,
 };
 use offshoot_engine::tune::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
 use offshoot_engine::{Control, Error};
@@ -446,29 +446,4 @@ fn a_full_disk_ends_a_run_and_leaves_what_was_whole() {
     let (_, expected) = finish(whole.path(), &slow());
     let (_, trainer) = finish(dir.path(), &slow());
     assert_eq!(trainer, expected);
-}
-
-/// `scripts/oracles/tensorboard_events.py` had TensorBoard itself read the events of a real run.
-#[test]
-fn tensorboard_reads_what_the_log_says() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/run");
-    let lines = read_log(&data.join("log.jsonl")).unwrap();
-    assert_eq!(event_file(&lines), fs::read(data.join("events.tfevents")).unwrap());
-    let read: serde_json::Value =
-        serde_json::from_slice(&fs::read(data.join("events.json")).unwrap()).unwrap();
-    let points = |tag: &str| -> Vec<(u64, f64)> {
-        let all = read[tag].as_array().unwrap().iter();
-        all.map(|point| (point[0].as_u64().unwrap(), point[2].as_f64().unwrap())).collect()
-    };
-    let steps: Vec<_> = lines.iter().filter_map(LogLine::step).collect();
-    assert!(steps.len() > 5);
-    let single = |x: f64| f64::from(x as f32);
-    let losses: Vec<_> = steps.iter().map(|s| (s.step, single(s.loss.unwrap()))).collect();
-    assert_eq!(points("train/loss"), losses);
-    let rates: Vec<_> = steps.iter().map(|s| (s.step, single(s.rate))).collect();
-    assert_eq!(points("train/learning_rate"), rates);
-    let evals = lines.iter().filter_map(LogLine::eval);
-    let held_out: Vec<_> = evals.map(|e| (e.step, single(e.metrics["loss"].unwrap()))).collect();
-    assert!(!held_out.is_empty());
-    assert_eq!(points("eval/loss"), held_out);
 }

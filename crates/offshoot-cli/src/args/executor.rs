@@ -10,14 +10,14 @@ use crate::failure::Failure;
 /// Which variant of the model is run.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct AdapterArgs {
-    /// A LoRA adapter of this model, as Python's PEFT saves it: a folder with adapter_config.json and
-    /// adapter_model.safetensors.
+    /// A LoRA adapter of this model, as Python's PEFT saves it: a folder with adapter_config.json
+    /// and adapter_model.safetensors.
     #[arg(
         long, env = "OFFSHOOT_ADAPTER", value_name = "FOLDER", conflicts_with_all = ["variant", "used"]
     )]
     pub(crate) adapter: Option<PathBuf>,
-    /// A variant of this model and what to call it: the folder of a run of `offshoot tune`, or of an
-    /// adapter; may be given several times.
+    /// A variant of this model and what to call it: the folder of a run of `offshoot tune`, or of
+    /// an adapter; may be given several times.
     #[arg(long, env = "OFFSHOOT_VARIANT", value_name = "NAME=FOLDER", value_parser = named_folder)]
     pub(crate) variant: Vec<NamedFolder>,
     /// Which of the variants is run [default: the only one]
@@ -70,8 +70,8 @@ pub(crate) struct ExecutorArgs {
     /// What runs the model [default: packed, or dense where --device is not the processor].
     #[arg(long, env = "OFFSHOOT_EXECUTOR", value_enum)]
     pub(crate) executor: Option<ExecutorName>,
-    /// Where the dense executor runs it: cpu, or cuda (cuda:1 for the second) in a program built with
-    /// that feature.
+    /// Where the dense executor runs it: cpu, or cuda (cuda:1 for the second) in a program built
+    /// with that feature.
     #[arg(long, env = "OFFSHOOT_DEVICE", default_value = "cpu")]
     pub(crate) device: DenseDevice,
     /// What the dense executor's numbers are: f32, f16 or bf16 [default: f32]
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn one_variant_is_the_one_and_of_several_one_is_named() {
-        let named = |text| named_folder(text).unwrap();
+        let named = |text: &str| named_folder(text).unwrap();
         let chosen = |variant: &[&str], used: Option<&str>| {
             let variant = variant.iter().map(|text| named(text)).collect();
             let args = AdapterArgs { adapter: None, variant, used: used.map(str::to_owned) };

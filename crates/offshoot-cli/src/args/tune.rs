@@ -56,7 +56,8 @@ pub(crate) struct TuneArgs {
     pub(crate) output: JsonArgs,
 }
 
-/// Those settings of a run that were given as flags. Written as JSON they are what a file would say.
+/// Those settings of a run that were given as flags. Written as JSON they are what a file would
+/// say.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize)]
 pub(crate) struct TuneSettings {
     /// A file of examples: JSONL, JSON, CSV or Parquet; may be given several times.
@@ -107,7 +108,8 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_PREFIX_TOKENS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prefix_tokens: Option<u32>,
-    /// Where all weights may be tuned, those whose names this regular expression finds something in.
+    /// Where all weights may be tuned, those whose names this regular expression finds something
+    /// in.
     #[arg(long, env = "OFFSHOOT_TRAIN", value_name = "REGEX")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) train: Option<String>,

@@ -109,7 +109,8 @@ impl Checkpoints {
         steps
     }
 
-    /// Writes the checkpoint of `progress`; `fill` puts the other files into the folder it is given.
+    /// Writes the checkpoint of `progress`; `fill` puts the other files into the folder it is
+    /// given.
     ///
     /// # Errors
     /// Those of `fill`, and [`Error::Output`]: earlier ones are then as they were.
@@ -177,7 +178,8 @@ impl Checkpoints {
         Ok(progress)
     }
 
-    /// Removes all but the newest `keep` and that of step `best`, and what is left of unfinished ones.
+    /// Removes all but the newest `keep` and that of step `best`, and what is left of unfinished
+    /// ones.
     ///
     /// # Errors
     /// [`Error::Output`].

@@ -44,15 +44,15 @@ pub struct RunConfig {
     pub objective: Objective,
     /// Tokens of a prefix.
     pub prefix_tokens: usize,
-    /// Where all weights may be tuned, a regular expression that finds something in the names of those
-    /// that are.
+    /// Where all weights may be tuned, a regular expression that finds something in the names of
+    /// those that are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<String>,
     /// One that finds something in the names of those that are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze: Option<String>,
-    /// Whether a method without gradients that tunes all weights multiplies in bfloat16; the weights
-    /// themselves stay in single precision.
+    /// Whether a method without gradients that tunes all weights multiplies in bfloat16; the
+    /// weights themselves stay in single precision.
     pub bfloat16: bool,
     /// Whether a method without gradients finds its learning rate by itself.
     pub auto_rate: bool,

@@ -132,12 +132,13 @@ impl Run {
         self.progress.step
     }
 
-    /// Drives `trainer`, which is as it was made, over `train`, with `evaluate` on `held_out`, until the plan is fulfilled or `watch`
-    /// says stop: the step under way is then finished and a checkpoint written.
+    /// Drives `trainer`, which is as it was made, over `train`, with `evaluate` on `held_out`,
+    /// until the plan is fulfilled or `watch` says stop: the step under way is then finished and a
+    /// checkpoint written.
     ///
     /// # Errors
-    /// Those of the trainer, [`Error::Output`], [`RunError::NotFinite`]. The last checkpoint is whole
-    /// then, and the run can go on from it.
+    /// Those of the trainer, [`Error::Output`], [`RunError::NotFinite`]. The last checkpoint is
+    /// whole then, and the run can go on from it.
     pub fn drive(
         self,
         trainer: &mut dyn Trainer,

@@ -13,7 +13,8 @@ use crate::{Control, Error};
 pub type Evaluate<'e> =
     &'e mut dyn FnMut(&mut dyn Scorer, &dyn Examples) -> Result<BTreeMap<String, f64>, Error>;
 
-/// Scores `examples` as `offshoot eval` does. Answers are written only if the run's metric is of them.
+/// Scores `examples` as `offshoot eval` does. Answers are written only if the run's metric is of
+/// them.
 ///
 /// # Errors
 /// If the model cannot run them.

@@ -8,7 +8,8 @@
 //! whose bytes are a message `Event` (tensorflow/core/util/event.proto) in protocol buffers' wire
 //! format; of it we write
 //! ```text
-//! 1 wall_time: double   2 step: int64   3 file_version: string, in the first record "brain.Event:2"
+//! 1 wall_time: double   2 step: int64   3 file_version: string, in the first record
+//! "brain.Event:2"
 //! 5 summary: { 1 value, repeated: { 1 tag: string   2 simple_value: float } }
 //! ```
 //! CRC-32C is Castagnoli's, reflected, polynomial 0x82f63b78 (RFC 3720, B.4).
@@ -29,8 +30,8 @@ pub(crate) struct EventFile {
 }
 
 impl EventFile {
-    /// Writes the events of `lines` to a file in `folder`, instead of one that is there, and opens it
-    /// for more.
+    /// Writes the events of `lines` to a file in `folder`, instead of one that is there, and opens
+    /// it for more.
     ///
     /// # Errors
     /// [`Error::Output`].

@@ -78,8 +78,8 @@ impl<'s> Part<'s> {
         Self { source, indices }
     }
 
-    /// Holds `fraction` of `source` out, at least one example of each side where there are two; gives
-    /// the rest and them. Which they are follows from `seed` and the count.
+    /// Holds `fraction` of `source` out, at least one example of each side where there are two;
+    /// gives the rest and them. Which they are follows from `seed` and the count.
     pub fn split(source: &'s dyn Examples, fraction: f64, seed: u64) -> (Self, Self) {
         /// No epoch has this number, so that who is held out says nothing of any order.
         const EPOCH: u32 = u32::MAX;

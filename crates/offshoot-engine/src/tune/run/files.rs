@@ -71,8 +71,8 @@ pub(crate) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 /// `place`; one that is there is replaced.
 ///
 /// # Errors
-/// Those of `fill` and [`Error::Output`]; what was at `place` is then still there, and what was filled
-/// is gone.
+/// Those of `fill` and [`Error::Output`]; what was at `place` is then still there, and what was
+/// filled is gone.
 pub(crate) fn write_folder(
     place: &Path,
     fill: impl FnOnce(&Path) -> Result<(), Error>,
@@ -103,7 +103,8 @@ pub(crate) fn write_folder(
     remove_folder(&old)
 }
 
-/// Removes `folder` if it is there. It is renamed before, so that half of it never looks like a whole.
+/// Removes `folder` if it is there. It is renamed before, so that half of it never looks like a
+/// whole.
 ///
 /// # Errors
 /// [`Error::Output`].

@@ -1,8 +1,8 @@
 //! A run's log: `log.jsonl`, one object a line, from which all else that is shown of a run is made.
 //!
-//! A line is written when what it tells is over, with one call, so a process that is killed leaves at
-//! most a torn last line. A run that goes on from a checkpoint cuts the log where that checkpoint was
-//! made, and its steps come again.
+//! A line is written when what it tells is over, with one call, so a process that is killed leaves
+//! at most a torn last line. A run that goes on from a checkpoint cuts the log where that
+//! checkpoint was made, and its steps come again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -161,16 +161,19 @@ pub(crate) struct RunLog {
 }
 
 impl RunLog {
-    /// Opens the log at `path` behind its first `keep` bytes; what is after them is cut off, and a line
-    /// that is not whole.
+    /// Opens the log at `path` behind its first `keep` bytes; what is after them is cut off, and a
+    /// line that is not whole.
     ///
     /// # Errors
     /// [`Error::Output`].
     pub(crate) fn open(path: &Path, keep: u64) -> Result<Self, Error> {
         let open = || {
+            let mut options = OpenOptions::new();
             let mut file =
-                OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-            let bytes = file.metadata()?.len().min(keep);
+                options.create(true).truncate(false).read(true).write(true).open(path)?;
+            let mut kept = Vec::new();
+            (&mut file).take(keep).read_to_end(&mut kept)?;
+            let bytes = kept.iter().rposition(|&b| b == b'\n').map_or(0, |at| at as u64 + 1);
             file.set_len(bytes)?;
             file.seek(SeekFrom::Start(bytes))?;
             Ok((file, bytes))

@@ -4,10 +4,11 @@
 //! first order    weights 4 P    what is trained 4 n s    activations of b l tokens
 //! zeroth order   packed weights, keys and values of b l tokens, what is trained 4 n
 //! ```
-//! P: weights of the model, n: numbers that are trained, s: how often each is there, with its gradient
-//! and the optimiser's state, b: examples at once, l: tokens of one. An activation is counted at four
-//! bytes; of a block those that its backward pass needs: the inputs of its norms and products, queries,
-//! keys, values, and twice the attention's weights of one head group at a time.
+//! P: weights of the model, n: numbers that are trained, s: how often each is there, with its
+//! gradient and the optimiser's state, b: examples at once, l: tokens of one. An activation is
+//! counted at four bytes; of a block those that its backward pass needs: the inputs of its norms
+//! and products, queries, keys, values, and twice the attention's weights of one head group at a
+//! time.
 
 use offshoot_models::{Architecture, Checkpoint, ModelConfig};
 use serde::Serialize;

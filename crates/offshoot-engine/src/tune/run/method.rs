@@ -52,7 +52,8 @@ impl Method {
 
     /// The learning rate where none is asked for.
     pub fn learning_rate(self, space: Space) -> f64 {
-        // MeZO's grids (Malladi et al. 2023, appendix D) have 1e-6 for all weights, 5e-5 for LoRA and
+        // MeZO's grids (Malladi et al. 2023, appendix D) have 1e-6 for all weights, 5e-5 for LoRA
+        // and
         // 1e-2 for prefixes; other methods' rates are of all weights and grow alike.
         let grown = match space {
             Space::Lora | Space::LoraFa => 50.0,

@@ -8,8 +8,8 @@
 //! variant/        the best so far, as it is served
 //! lock            held while the run works
 //! ```
-//! What is learned is a function of the base, the examples and the settings: a run that was killed at
-//! any moment goes on from its last checkpoint and ends with the same bits.
+//! What is learned is a function of the base, the examples and the settings: a run that was killed
+//! at any moment goes on from its last checkpoint and ends with the same bits.
 
 mod card;
 mod checkpoint;

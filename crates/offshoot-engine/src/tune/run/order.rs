@@ -1,15 +1,15 @@
 //! Which examples a step is made of.
 //!
-//! The examples are put one after another, epoch behind epoch, each epoch in an order of its own, and
-//! a step takes the next ones: step `t` of batches of `b` takes places `t b` to `t b + b - 1`. Place `p`
-//! of `n` examples lies in epoch `p / n`. So every example comes exactly once an epoch, also where a
-//! batch reaches into the next one, and what a step takes follows from the seed and its number alone:
-//! nothing has to be remembered for a run to go on.
+//! The examples are put one after another, epoch behind epoch, each epoch in an order of its own,
+//! and a step takes the next ones: step `t` of batches of `b` takes places `t b` to `t b + b - 1`.
+//! Place `p` of `n` examples lies in epoch `p / n`. So every example comes exactly once an epoch,
+//! also where a batch reaches into the next one, and what a step takes follows from the seed and
+//! its number alone: nothing has to be remembered for a run to go on.
 //!
-//! An epoch's order is Fisher and Yates' (Knuth, The Art of Computer Programming 2, 3.4.2, algorithm
-//! P), whose draw for place `i` is word `i % 4` of the Philox block with counter
-//! `(i / 4, 0, epoch, 5 << 24)`. A draw below `m` is the high half of the product with `m`: its bias is
-//! below `m / 2^32`.
+//! An epoch's order is Fisher and Yates' (Knuth, The Art of Computer Programming 2, 3.4.2,
+//! algorithm P), whose draw for place `i` is word `i % 4` of the Philox block with counter
+//! `(i / 4, 0, epoch, 5 << 24)`. A draw below `m` is the high half of the product with `m`: its
+//! bias is below `m / 2^32`.
 //! Cost: four bytes for each example, made anew when an epoch begins.
 
 use offshoot_methods::Philox;
@@ -38,8 +38,8 @@ impl BatchOrder {
         self.shard(step, 0, 1)
     }
 
-    /// Those of them that fall to worker `worker` of `workers`: every `workers`-th from its own on. All
-    /// workers' together, in turn, are the batch.
+    /// Those of them that fall to worker `worker` of `workers`: every `workers`-th from its own on.
+    /// All workers' together, in turn, are the batch.
     pub fn shard(&mut self, step: u64, worker: u32, workers: u32) -> Vec<u32> {
         let first = step * u64::from(self.batch);
         let own = (worker..self.batch).step_by(workers.max(1) as usize);
@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn places_of_an_order_are_equally_likely() {
-        // 24 orders of 4 examples, 4800 epochs: chi-square of 23 degrees is above 49.7 once in 1000.
+        // 24 orders of 4 examples, 4800 epochs: chi-square of 23 degrees is above 49.7 once in
+        // 1000.
         let mut counts = std::collections::BTreeMap::new();
         (0..4800).for_each(|e| *counts.entry(permutation(3, e, 4)).or_insert(0u32) += 1);
         assert_eq!(counts.len(), 24);

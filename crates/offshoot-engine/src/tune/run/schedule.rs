@@ -6,12 +6,12 @@
 //! linear     rate = r (1 - p)                                  p = (t - w) / (T - w)
 //! cosine     rate = r (1 + cos(pi p)) / 2
 //! ```
-//! t: step from 0, T: steps of the run, w: steps of the warm-up, r: the rate asked for. The curves are
-//! those of transformers' `get_scheduler`
-//! (<https://huggingface.co/docs/transformers/main_classes/optimizer_schedules>); of them we depart in
-//! the warm-up, whose first step there has a rate of zero and so does nothing.
-//! The cosine is Loshchilov and Hutter's, 2017, <https://arxiv.org/abs/1608.03983>, equation 5, without
-//! restarts.
+//! t: step from 0, T: steps of the run, w: steps of the warm-up, r: the rate asked for. The curves
+//! are those of transformers' `get_scheduler`
+//! (<https://huggingface.co/docs/transformers/main_classes/optimizer_schedules>); of them we depart
+//! in the warm-up, whose first step there has a rate of zero and so does nothing.
+//! The cosine is Loshchilov and Hutter's, 2017, <https://arxiv.org/abs/1608.03983>, equation 5,
+//! without restarts.
 
 use serde::{Deserialize, Serialize};
 

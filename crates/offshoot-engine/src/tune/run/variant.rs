@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! adapter_config.json, adapter_model.safetensors   as Python's PEFT saves them, or a whole model
-//! variant.json                                     the base, its tokenizer, template and stop tokens
-//! README.md                                        the model card
+//! variant.json                                     the base, its tokenizer, template and stop
+//! tokens README.md                                        the model card
 //! ```
-//! A run's folder has its variant in `variant/`, and either is given to `--variant`. A folder without
+//! A run's folder has its variant in `variant/`, and either is given to `--variant`. A folder
+//! without
 //! `variant.json` is an adapter of somebody else's: it is served with what the base has, and nobody
 //! can say whether it is of that base.
 
@@ -80,7 +81,8 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// Opens the variant in `folder`, that of a run or the variant's own, or an adapter as PEFT saves it.
+    /// Opens the variant in `folder`, that of a run or the variant's own, or an adapter as PEFT
+    /// saves it.
     ///
     /// # Errors
     /// [`RunError::Damaged`] if there is none, or it is of another version.
@@ -161,8 +163,8 @@ impl Variant {
     }
 }
 
-/// Puts a copy of the variant in `from` in the place of `to`: whoever edits the one leaves the other,
-/// which a checkpoint vouches for, as it is.
+/// Puts a copy of the variant in `from` in the place of `to`: whoever edits the one leaves the
+/// other, which a checkpoint vouches for, as it is.
 ///
 /// # Errors
 /// [`Error::Output`].
