@@ -72,8 +72,8 @@ pub(super) fn write_adapter(
     model: &PackedModel,
 ) -> Result<(), Error> {
     if model.config().family == Family::Phi3 {
-        let what = "adapters of Phi-3, whose folders keep several matrices in one, are not written: \
-                    take --space full";
+        let what = "adapters of Phi-3 are not written, as its folders keep several matrices in one: \
+                    the trajectory holds what was learned";
         return Err(Error::Training(what.to_owned()));
     }
     let mut tensors = Vec::new();
