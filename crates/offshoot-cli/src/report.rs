@@ -168,7 +168,7 @@ fn medians(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     let every = points.len().div_ceil(POINTS_MAX).max(1);
     let last = points.len().saturating_sub(1);
-    let kept = points.into_iter().enumerate().filter(|(at, _)| (last - at) % every == 0);
+    let kept = points.into_iter().enumerate().filter(|(at, _)| (last - at).is_multiple_of(every));
     kept.map(|(_, point)| point).collect()
 }
 

@@ -185,8 +185,8 @@ impl Checkpoints {
     /// [`Error::Output`].
     pub(crate) fn prune(&self, keep: usize, best: Option<u64>) -> Result<(), Error> {
         let steps = self.steps();
-        let old = steps.iter().rev().skip(keep).filter(|&&step| Some(step) != best);
-        old.map(|&step| remove_folder(&self.path(step))).collect()
+        let mut old = steps.iter().rev().skip(keep).filter(|&&step| Some(step) != best);
+        old.try_for_each(|&step| remove_folder(&self.path(step)))
     }
 
     /// Removes what is newer than `step`, which is damaged, and what unfinished writes left.
