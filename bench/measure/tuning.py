@@ -87,14 +87,18 @@ def remove(folder):
 
 
 def as_peer_row(example):
-    sequences = [
+    """A text as it is; of a choice each candidate behind the prompt."""
+    first, *others = (
         {"tokens": [token["id"] for token in sequence["tokens"]],
          "trained": [token["trained"] for token in sequence["tokens"]]}
         for sequence in example["sequences"]
-    ]
+    )
     if example["kind"] == "text":
-        return sequences[0]
-    return {"candidates": sequences, "answer": example["answers"][0]}
+        return first
+    length = len(first["tokens"])
+    candidates = [{"tokens": first["tokens"] + other["tokens"],
+                   "trained": [False] * length + [True] * len(other["tokens"])} for other in others]
+    return {"candidates": candidates, "answer": example["answers"][0]}
 
 
 class Pytorch:
@@ -123,7 +127,7 @@ LORA = ("--method", "lora", "--rank", 8, "--learning-rate", "1e-4")
 # By name: ours, and the peer's flags. The data is `labelled` where the name says so.
 RUNS = {
     "mezo f32": (FULL, ("--method", "mezo")),
-    "mezo bf16": ((*FULL, "--compute", "bf16"), ("--method", "mezo", "--dtype", "bf16")),
+    "mezo bf16": ((*FULL, "--bfloat16"), ("--method", "mezo", "--dtype", "bf16")),
     "mezo labelled": (CLASSIFY, ("--method", "mezo")),
     "lora checkpointed": ((*LORA, "--gradient-checkpointing", "true"),
                           ("--method", "lora", "--checkpointing")),

@@ -1,5 +1,7 @@
 //! `eval`: a model on examples.
 
+use std::time::Instant;
+
 use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_engine::tune::Example;
 use offshoot_engine::tune::data::{DataEvent, Metric, OnData, Renderer, Report, Task, examples};
@@ -48,10 +50,12 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     };
     let mut source = all.iter().cloned().map(Ok);
     let options = eval_options(args, task.as_ref());
+    let begun = Instant::now();
     let measured = evaluate(&mut *scorer, &mut source, model.tokenizer(), &options, &mut progress);
+    let seconds = begun.elapsed().as_secs_f64();
     bar.finish_and_clear();
     drop(listener);
-    tell_metrics(args, &model, task.as_ref(), &all, &report, &measured?)
+    tell_metrics(args, &model, task.as_ref(), (&all, &report), (&measured?, seconds))
 }
 
 fn eval_options(args: &EvalArgs, task: Option<&Task>) -> EvalOptions {
@@ -74,9 +78,8 @@ fn tell_metrics(
     args: &EvalArgs,
     model: &Model,
     task: Option<&Task>,
-    examples: &[Example],
-    report: &Report,
-    metrics: &Metrics,
+    (examples, report): (&[Example], &Report),
+    (metrics, seconds): (&Metrics, f64),
 ) -> Result<(), Failure> {
     let majority = majority(examples);
     let main = task.map(|task| task.metric().name());
@@ -91,6 +94,7 @@ fn tell_metrics(
             fields.insert("dropped".to_owned(), json!(report.dropped));
             fields.insert("adapter".to_owned(), json!(args.adapter.adapter));
             fields.insert("executor".to_owned(), json!(model.executor().name()));
+            fields.insert("seconds".to_owned(), json!(seconds));
         }
         return say_json(&value);
     }

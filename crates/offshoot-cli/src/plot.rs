@@ -307,7 +307,7 @@ mod tests {
             assert!(ticks[0] <= least && ticks[ticks.len() - 1] >= greatest * 0.999_999);
         }
         assert!(ticks_from(2.1, 2.3)[0] > 2.0);
-        let points = panel(&[(1.0, 2.1), (2.0, 2.3)]);
+        let points = panel(&[(10.0, 2.1), (20.0, 2.3)]);
         let close = svg(&[Panel { floor: Floor::Least, ..points }]);
         well_formed(&close);
         assert!(close.contains(">2.2<") && !close.contains(">0.5<"), "{close}");

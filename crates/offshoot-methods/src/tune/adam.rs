@@ -42,6 +42,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-6, // within the paper's grid of 1e-4 to 1e-8
     unit: RateUnit::Normalized,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<AdamOptions>,
     build: build::<AdamOptions>,
 };

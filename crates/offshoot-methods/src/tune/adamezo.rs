@@ -38,6 +38,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-6, // ours
     unit: RateUnit::Normalized,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<AdamezoOptions>,
     build: build::<AdamezoOptions>,
 };

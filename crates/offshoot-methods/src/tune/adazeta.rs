@@ -35,6 +35,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-4, // as MeZO's for LoRA; the paper's are for its own adapters
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<AdazetaOptions>,
     build: build::<AdazetaOptions>,
 };

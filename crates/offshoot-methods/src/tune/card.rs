@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{METHODS, Setting, ZerothOrder};
+use super::{METHODS, Setting, SpaceKind, ZerothOrder};
 use crate::Error;
 
 /// What a method's learning rate multiplies.
@@ -40,6 +40,8 @@ pub struct MethodCard {
     pub unit: RateUnit,
     /// How its directions are drawn unless a run says otherwise.
     pub distribution: Distribution,
+    /// The only space that it is for, if it is for one.
+    pub space: Option<SpaceKind>,
     /// The options' defaults.
     pub(crate) defaults: fn() -> Value,
     /// Makes the method of whole options.

@@ -36,6 +36,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-6, // within the paper's grid of 1e-4 to 1e-8
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<ConsOptions>,
     build: build::<ConsOptions>,
 };

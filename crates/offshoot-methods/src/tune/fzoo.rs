@@ -41,6 +41,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 5e-5, // the paper's program
     unit: RateUnit::Normalized,
     distribution: Distribution::Rademacher, // the paper's sign vectors
+    space: None,
     defaults: defaults::<FzooOptions>,
     build: build::<FzooOptions>,
 };

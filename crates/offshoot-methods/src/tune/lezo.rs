@@ -39,6 +39,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-6, // as MeZO; the paper's is not known to us
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<LezoOptions>,
     build: build::<LezoOptions>,
 };

@@ -37,6 +37,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-6, // the paper's program: 1e-6 or 1e-7
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<LozoMOptions>,
     build: build::<LozoMOptions>,
 };

@@ -36,6 +36,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-5, // ours: the paper's is not known to us
     unit: RateUnit::Normalized,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<MeazoOptions>,
     build: build::<MeazoOptions>,
 };

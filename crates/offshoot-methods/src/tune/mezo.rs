@@ -37,6 +37,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-6, // the paper's appendix: 1e-6 or 1e-7 for full tuning of OPT
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<MezoOptions>,
     build: build::<MezoOptions>,
 };

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
 use super::probing::ProbeOptions;
 use super::stepper::{Rule, Stepper, dense_directions};
-use super::{Direction, Setting, ZerothOrder};
+use super::{Direction, Setting, SpaceKind, ZerothOrder};
 use crate::Error;
 
 pub(crate) const CARD: MethodCard = MethodCard {
@@ -37,6 +37,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-7, // the example of the paper's repository
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
+    space: Some(SpaceKind::Scales),
     defaults: defaults::<QzoOptions>,
     build: build::<QzoOptions>,
 };

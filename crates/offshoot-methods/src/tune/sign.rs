@@ -38,6 +38,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-6, // within the second paper's grid of 1e-4 to 1e-8
     unit: RateUnit::Normalized,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<SignOptions>,
     build: build::<SignOptions>,
 };

@@ -41,6 +41,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-6, // the second paper's grid for sparse masks
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<SparseOptions>,
     build: build::<SparseOptions>,
 };

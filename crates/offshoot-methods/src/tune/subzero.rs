@@ -37,6 +37,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     rate: 1e-7, // within MeZO's grid; the paper's program names 1e-3 for prompts alone
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
+    space: None,
     defaults: defaults::<SubzeroOptions>,
     build: build::<SubzeroOptions>,
 };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use offshoot_methods::tune::{METHODS, MethodCard};
+use offshoot_methods::tune::{METHODS, MethodCard, SpaceKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Shape, Space};
@@ -21,9 +21,10 @@ pub enum Method {
 }
 
 impl Method {
-    /// All of them.
+    /// All of them, but those for a space that a run cannot have.
     pub fn all() -> impl Iterator<Item = Self> {
-        let zeroth = METHODS.iter().map(|card| Self::ZerothOrder(card.name));
+        let had = METHODS.iter().filter(|card| card.space != Some(SpaceKind::Scales));
+        let zeroth = had.map(|card| Self::ZerothOrder(card.name));
         [Self::Lora, Self::Full].into_iter().chain(zeroth)
     }
 

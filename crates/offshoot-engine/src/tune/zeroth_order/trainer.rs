@@ -93,6 +93,11 @@ impl ZerothOrderTrainer {
         let setting =
             Setting { seed: space.seed(), layout: Arc::clone(&layout), decay: options.decay };
         let card = MethodCard::named(&options.method)?;
+        if let Some(only) = card.space.filter(|&only| only != space.kind()) {
+            let (name, kind) = (card.name, space.kind());
+            let what = format!("method {name} is for {only:?} alone, and this space is {kind:?}");
+            return Err(Error::Training(what));
+        }
         let method = card.start(&options.options, &setting)?;
         options.auto_rate.as_ref().map_or(Ok(()), RateOptions::validate)?;
         options.schedule.validate()?;
