@@ -10,9 +10,13 @@ const CHOICES: &str = "{\"prompt\": \"ab\", \"choices\": [\"a\", \"b\", \"cd\"],
                        {\"prompt\": \"abcd\", \"choices\": [\"a\", \"b\", \"cd\"], \"answer\": 2}\n\
                        {\"prompt\": \"c\", \"choices\": [\"a\", \"b\", \"cd\"], \"answer\": 1}\n";
 
+/// What is measured, without the time that it took.
 fn eval(home: &Home, more: &[&str]) -> Value {
     let fixed = ["eval", "long.gguf", "--data", "choices.jsonl", "--json"];
-    run(home.offshoot(fixed.iter().chain(more))).ended_with(0).json()
+    let mut told = run(home.offshoot(fixed.iter().chain(more))).ended_with(0).json();
+    let seconds = told.as_object_mut().unwrap().remove("seconds").unwrap();
+    assert!(seconds.as_f64().unwrap() > 0.0);
+    told
 }
 
 #[test]
