@@ -153,6 +153,12 @@ impl FirstOrderOptions {
             return wrong(format!("clip_norm is {most}, expected a number above 0"));
         }
         match &self.space {
+            // Its slopes are those at scores that nothing was dropped of.
+            FirstOrderSpace::Lora(lora)
+                if lora.dropout > 0.0 && self.choice == ChoiceLoss::Candidates =>
+            {
+                wrong("dropout: a loss over candidates is had without it, so take 0".to_owned())
+            }
             FirstOrderSpace::Lora(lora) => lora.validate(),
             FirstOrderSpace::Full(_) if self.weights_in_file => {
                 wrong("weights_in_file: weights that are tuned are held in memory".to_owned())
