@@ -91,6 +91,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn words_are_compared_as_squad_compares_them() {
+        assert_eq!(normalised("The  Cat, sat on a mat!"), ["cat", "sat", "on", "mat"]);
+        assert_eq!(token_f1("the cat", "The cat."), 1.0);
+        assert_eq!(token_f1("cat sat", "cat"), 2.0 / 3.0);
+        // A word counts as often as both have it.
+        assert_eq!(token_f1("cat cat cat", "cat cat dog"), 2.0 * 2.0 / 6.0);
+        assert_eq!((token_f1("", ""), token_f1("", "cat"), token_f1("the", "an")), (1.0, 0.0, 1.0));
+    }
+
+    #[test]
     fn answers_are_normalised_as_squad_does() {
         for (said, gold, same) in [
             ("The Eiffel Tower.", "eiffel tower", true),

@@ -21,6 +21,7 @@ use super::classification::{candidate_means, choices};
 use super::{Objective, Part, Points, unfit};
 use crate::Error;
 use crate::tune::Example;
+use crate::tune::eval::{exact_match, token_f1};
 use crate::tune::zeroth_order::forward::TokenScore;
 
 /// What is measured.
@@ -70,7 +71,7 @@ impl Objective for Metric {
                 let text = self.tokenizer.decode(tokens, Controls::Skip);
                 let score = |answer: &String| match self.kind {
                     MetricKind::TokenF1 => token_f1(&text, answer),
-                    _ => f64::from(u8::from(words(&text) == words(answer))),
+                    _ => f64::from(u8::from(exact_match(&text, answer))),
                 };
                 Part { sum: -answers.iter().map(score).fold(0.0, f64::max), weight: 1.0 }
             })
@@ -121,44 +122,4 @@ pub(super) fn prompts<'a>(
     };
     let all = batch.iter().enumerate().map(one).collect::<Result<Vec<_>, _>>()?;
     Ok(all.into_iter().unzip())
-}
-
-/// The words that count of `text`.
-fn words(text: &str) -> Vec<String> {
-    let kept: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
-    let words = kept.split_whitespace().filter(|word| !matches!(*word, "a" | "an" | "the"));
-    words.map(str::to_owned).collect()
-}
-
-/// The harmonic mean of the shares of words that `text` and `answer` have in common; of two texts
-/// without words 1.
-fn token_f1(text: &str, answer: &str) -> f64 {
-    let (text, mut answer) = (words(text), words(answer));
-    if text.is_empty() || answer.is_empty() {
-        return f64::from(u8::from(text == answer));
-    }
-    let (n_text, n_answer) = (text.len(), answer.len());
-    let mut common = 0;
-    for word in &text {
-        if let Some(at) = answer.iter().position(|other| other == word) {
-            answer.swap_remove(at);
-            common += 1;
-        }
-    }
-    2.0 * f64::from(common) / (n_text + n_answer) as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_compared_as_squad_compares_them() {
-        assert_eq!(words("The  Cat, sat on a mat!"), ["cat", "sat", "on", "mat"]);
-        assert_eq!(token_f1("the cat", "The cat."), 1.0);
-        assert_eq!(token_f1("cat sat", "cat"), 2.0 / 3.0);
-        // A word counts as often as both have it.
-        assert_eq!(token_f1("cat cat cat", "cat cat dog"), 2.0 * 2.0 / 6.0);
-        assert_eq!((token_f1("", ""), token_f1("", "cat"), token_f1("the", "an")), (1.0, 0.0, 1.0));
-    }
 }
