@@ -10,7 +10,7 @@ use offshoot_engine::tune::Scorer;
 use offshoot_engine::tune::data::{DataEvent, Renderer, TokenFile, prepare};
 use offshoot_engine::tune::run::{
     Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription,
-    TuneNeed, VariantFile, digest, evaluate_held_out, read_config,
+    TuneNeed, VariantFile, check_examples, digest, evaluate_held_out, read_config,
 };
 use offshoot_engine::{Control, available_memory, peak_rss_bytes};
 use offshoot_kernels::{Cpu, available_threads};
@@ -93,10 +93,12 @@ fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(),
         say(config.to_toml().trim_end())?;
         let megabytes = |bytes: u64| bytes / 1_000_000;
         say(format_args!(
-            "# output: {}\n# learning rate: {:e}\n# memory: about {} MB: weights {}, what is trained \
+            "# output: {}\n# learning rate: {}\n# memory: about {} MB: weights {}, what is trained \
              {}, a batch {}{}",
             config.folder().display(),
-            config.rate(),
+            config
+                .rate()
+                .map_or("found from losses about the weights".to_owned(), |r| { format!("{r:e}") }),
             megabytes(need.total),
             megabytes(need.weights),
             megabytes(need.trained),
@@ -134,6 +136,7 @@ fn tune(
             (Part::whole(&all), Part::whole(&file))
         }
     };
+    check_examples(config, &train, &held_out)?;
     let (base, cpu) = load(model, &engine, config)?;
     let plan = config.plan(train.count(), held_out.count())?;
     let description = RunDescription {
@@ -146,6 +149,8 @@ fn tune(
         command: command(),
         variant: VariantFile::of(base.checkpoint(), base.id()?, config.method.name())?,
     };
+    // Before the folder is the run's: an option that is wrong leaves nothing behind.
+    let mut trainer = base.trainer(&description, renderer.tokenizer(), &cpu)?;
     let run = match &args.resume {
         Some(folder) => Run::resume(folder, description)?,
         None => Run::begin(run, description)?,
@@ -153,7 +158,6 @@ fn tune(
     if args.resume.is_some() {
         note(format_args!("going on after step {} of {}", run.step(), plan.steps));
     }
-    let mut trainer = base.trainer(run.description(), renderer.tokenizer(), &cpu)?;
     let mut evaluate = |scorer: &mut dyn Scorer, held_out: &dyn Examples| {
         evaluate_held_out(config, renderer.tokenizer(), scorer, held_out)
     };

@@ -288,7 +288,7 @@ fn patience_ends_a_run_and_the_best_is_what_is_served() {
     // A rate so great that it soon gets worse.
     let config = RunConfig { learning_rate: Some(40.0), patience: Some(2), ..config() };
     let (outcome, _) = finish(dir.path(), &config);
-    assert!(matches!(outcome.reason, Some(EndReason::EarlyStop | EndReason::Diverged)));
+    assert_eq!(outcome.reason, Some(EndReason::EarlyStop));
     assert!(outcome.step < 60);
     let (best, value) = outcome.best.unwrap();
     let served = numbers(&outcome.variant.join("weights.bin"));
@@ -297,6 +297,29 @@ fn patience_ends_a_run_and_the_best_is_what_is_served() {
     let all = texts(40);
     let (_, held_out) = Part::split(&all, config.eval_fraction, config.seed);
     assert_eq!(mean_loss(&mut trainer, &held_out).unwrap()["loss"], value, "of step {best}");
+}
+
+#[test]
+fn a_loss_that_grows_to_twice_the_least_and_stays_there_ends_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = RunConfig { learning_rate: Some(400.0), ..config() };
+    let (outcome, _) = finish(dir.path(), &config);
+    assert_eq!(outcome.reason, Some(EndReason::Diverged));
+    assert!(outcome.step < 60);
+}
+
+#[test]
+fn a_new_run_writes_over_nothing_that_is_not_a_runs() {
+    for name in ["log.jsonl", "variant", "checkpoints", "tensorboard", "report.html"] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(name), "mine").unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "mine too").unwrap();
+        let told = go(dir.path(), &config(), &mut Bigrams::new(), &mut |_| Control::Continue);
+        let told = told.unwrap_err().to_string();
+        assert!(told.contains(&format!("{name:?} is there, of no run")), "{told}");
+        assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), b"mine");
+        assert!(!dir.path().join("run.json").exists());
+    }
 }
 
 #[test]

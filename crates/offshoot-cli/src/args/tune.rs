@@ -88,6 +88,10 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_MAX_LENGTH", value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_length: Option<u32>,
+    /// What becomes of a longer one: cut or drop [default: cut]
+    #[arg(long, env = "OFFSHOOT_OVERLONG", value_name = "WHAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overlong: Option<String>,
     /// How to tune; see the list below [default: lora]
     #[arg(long, env = "OFFSHOOT_METHOD", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,10 +125,6 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_BFLOAT16", value_parser = FalseyValueParser::new())]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) bfloat16: bool,
-    /// Let a method without gradients find its learning rate by itself.
-    #[arg(long, env = "OFFSHOOT_AUTO_RATE", value_parser = FalseyValueParser::new())]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) auto_rate: bool,
     /// Rank of what is added to a matrix [default: 8]
     #[arg(long, env = "OFFSHOOT_RANK", value_name = "R")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,7 +177,8 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_ACCUMULATION", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) accumulation: Option<u32>,
-    /// The greatest learning rate [default: the method's own]
+    /// The greatest learning rate [default: the method's own; without gradients, one found from
+    /// losses about the weights]
     #[arg(long, visible_alias = "lr", env = "OFFSHOOT_LEARNING_RATE", value_name = "RATE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) learning_rate: Option<f64>,

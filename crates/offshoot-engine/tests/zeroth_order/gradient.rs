@@ -155,6 +155,79 @@ fn worst(
     slopes.iter().enumerate().map(error).fold(0.0, f64::max)
 }
 
+/// Of a matrix and a norm: the mean of many estimates is the gradient, their size is that of theory, and
+/// the cosine of one with the gradient is small, as it should be.
+#[test]
+fn estimates_are_the_gradient_in_the_mean_and_as_large_as_they_should_be() {
+    const N: usize = 6000;
+    let cpu = cpu(2);
+    let batch = texts(2);
+    for distribution in [Distribution::GaussQ8, Distribution::Rademacher] {
+        let some = FullOptions {
+            train: Some(r"layers\.0\.self_attn\.k_proj\.weight|model\.norm".to_owned()),
+            distribution,
+            ..FullOptions::default()
+        };
+        let space = full("llama_linear", &cpu, &some);
+        let (_, gradient) = full_gradient("llama_linear", &space, &batch);
+        let gradient: Vec<f64> = gradient.concat();
+        let specs = space.layout().tensors.clone();
+        let draws = |step: usize, tensor: &str, n: usize| -> Vec<f64> {
+            let noise = Noise {
+                seed: 7,
+                tensor: tensor_id(tensor),
+                step: step as u32,
+                index: 0,
+                purpose: Purpose::Direction,
+                distribution,
+            };
+            (0..n).map(|i| f64::from(noise.at(i as u64))).collect()
+        };
+        let mut trainer = trainer(&cpu, space, CrossEntropy, StepLimits::default());
+        let batch: Vec<&Example> = batch.iter().collect();
+        let d = gradient.len();
+        let square: f64 = gradient.iter().map(|g| g * g).sum();
+        let dot = |a: &[f64]| a.iter().zip(&gradient).map(|(a, g)| a * g).sum::<f64>();
+        let (mut mean, mut size) = (vec![0.0; d], 0.0);
+        // Estimates of 1, 4 and 16 directions, and their cosines.
+        let mut some: [(usize, Vec<f64>, Vec<f64>); 3] =
+            [1, 4, 16].map(|n| (n, vec![0.0; d], Vec::new()));
+        for step in 0..N {
+            let both = [probe(step as u32, 1e-2), probe(step as u32, -1e-2)];
+            let losses = trainer.losses(&both, &batch).unwrap();
+            let slope = (losses[0] - losses[1]) / 2e-2;
+            let z = specs.iter().flat_map(|spec| draws(step, &spec.name, spec.rows * spec.cols));
+            let z: Vec<f64> = z.collect();
+            size += slope * slope * z.iter().map(|z| z * z).sum::<f64>() / N as f64;
+            for (sum, z) in mean.iter_mut().zip(&z) {
+                *sum += slope * z / N as f64;
+            }
+            for (n, sum, cosines) in &mut some {
+                sum.iter_mut().zip(&z).for_each(|(sum, z)| *sum += slope * z);
+                if (step + 1).is_multiple_of(*n) {
+                    let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+                    cosines.push(dot(sum) / (length * square.sqrt()));
+                    sum.fill(0.0);
+                }
+            }
+        }
+        let off = mean.iter().zip(&gradient).map(|(m, g)| (m - g) * (m - g)).sum::<f64>();
+        let bound = 1.3 * ((d + 1) as f64 / N as f64).sqrt();
+        assert!((off / square).sqrt() < bound, "d = {d}: {}", (off / square).sqrt());
+        let expected = match distribution {
+            Distribution::Rademacher => d as f64,
+            _ => (d + 2) as f64,
+        };
+        assert!((size / (expected * square) - 1.0).abs() < 0.12, "{}", size / (expected * square));
+        // Of one direction the cosine is that of z itself, half-normal in size.
+        for (n, _, cosines) in &some {
+            let root = (cosines.iter().map(|c| c * c).sum::<f64>() / cosines.len() as f64).sqrt();
+            let theory = (*n as f64 / (d + n) as f64).sqrt();
+            assert!((root / theory - 1.0).abs() < 0.25, "n = {n}: {root}, expected {theory}");
+        }
+    }
+}
+
 /// The cache holds keys and values in half precision, which is most of the noise of a difference; steps
 /// much longer than these see the third derivative.
 const CLOSE: f64 = 0.07;

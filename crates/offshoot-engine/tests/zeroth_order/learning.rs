@@ -6,7 +6,7 @@ use offshoot_engine::tune::zeroth_order::{
 };
 use offshoot_engine::tune::{Example, Trainer};
 use offshoot_kernels::Cpu;
-use offshoot_methods::tune::Probe;
+use offshoot_methods::tune::{METHODS, Probe, RateOptions, SpaceKind, common_rate};
 use serde_json::{Value, json};
 
 use crate::setting::{choices, cpu, model, texts, values};
@@ -60,6 +60,43 @@ fn the_loss_of_a_batch_falls() {
         let mut trainer = lora_trainer(&cpu, "mezo", &options, seed);
         let (before, after) = run(&mut trainer, 100, 5e-3, &texts(4));
         assert!(after < 0.95 * before, "seed {seed}: {before} to {after}");
+    }
+}
+
+/// Every method as it comes, at the rate that it finds for a run of this length.
+#[test]
+fn every_method_learns_with_its_own_options_and_the_rate_that_it_finds() {
+    let cpu = cpu(2);
+    let batch = texts(4);
+    let batch: Vec<&Example> = batch.iter().collect();
+    for card in METHODS.iter().filter(|card| card.space.is_none()) {
+        let lora = LoraOptions {
+            rank: 4,
+            targets: ["q_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec(),
+            seed: 1,
+            distribution: card.distribution,
+            ..LoraOptions::default()
+        };
+        let space = LoraSpace::new(&cpu, model("qwen2_tied", &cpu), &lora).unwrap();
+        let auto = RateOptions { steps: 100, ..RateOptions::default() };
+        let options = ZerothOrderOptions {
+            method: card.name.to_owned(),
+            options: json!({"eps": common_rate(SpaceKind::Lora, 1).1}),
+            auto_rate: Some(auto),
+            ..ZerothOrderOptions::default()
+        };
+        let mut trainer =
+            ZerothOrderTrainer::new(&cpu, Box::new(space), Box::new(CrossEntropy), &options)
+                .unwrap();
+        let before = loss(&mut trainer, &batch);
+        let mut rate = 0.0;
+        for step in 0..100 {
+            let report = trainer.step(step, f64::NAN, &batch).unwrap();
+            rate = report.numbers.iter().find(|(name, _)| *name == "rate").unwrap().1;
+        }
+        let after = loss(&mut trainer, &batch);
+        println!("{}: {before} to {after} at {rate:e}", card.name);
+        assert!(after < before, "{}: {before} to {after} at {rate:e}", card.name);
     }
 }
 

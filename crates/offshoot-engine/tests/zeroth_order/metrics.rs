@@ -70,12 +70,35 @@ fn answers_that_are_written_count_and_others_do_not() {
         for (right, expected) in
             [([true, true, true], -1.0), ([true, false, true], -2.0 / 3.0), ([false; 3], 0.0)]
         {
-            let metric = Metric::new(kind, Arc::clone(&tokenizer), 5);
+            let metric = Metric::new(kind, Arc::clone(&tokenizer), 5, None);
             let batch = answers(&model, &cpu, right);
             let got = loss(&mut trainer(&model, &cpu, metric, 1e-3), &batch);
             assert!((got - expected).abs() < 1e-12, "{kind:?}: {got}, expected {expected}");
         }
     }
+}
+
+/// What the model writes is compared up to the text that ends an answer.
+#[test]
+fn an_answer_ends_at_the_text_that_the_task_names() {
+    let (model, cpu) = load();
+    let tokenizer: Arc<Tokenizer> = Arc::clone(model.tokenizer());
+    let mut writer = trainer(&model, &cpu, CrossEntropy, 1e-3);
+    let made = writer.generate(&[&[3, 4]], 5).unwrap().remove(0);
+    let text = tokenizer.decode(&made, Controls::Skip);
+    let end: String = text.chars().skip(text.chars().count() - 1).collect();
+    let before = text[..text.find(&end).unwrap()].trim().to_owned();
+    let answer = |answer: &str| {
+        let gold = Sequence::of(&[3, 4], &[7]);
+        vec![Example::Answer { gold, prompt: 2, answers: vec![answer.to_owned()] }]
+    };
+    let loss_of = |end: Option<String>, right: &str| {
+        let metric = Metric::new(MetricKind::ExactMatch, Arc::clone(&tokenizer), 5, end);
+        loss(&mut trainer(&model, &cpu, metric, 1e-3), &answer(right))
+    };
+    assert_eq!(loss_of(Some(end), &before), -1.0);
+    assert_eq!(loss_of(None, &text), -1.0);
+    assert_eq!(loss_of(None, &format!("{text} and more")), 0.0);
 }
 
 #[test]
@@ -105,7 +128,7 @@ fn accuracy_is_the_share_of_choices_whose_likeliest_candidate_is_right() {
             Example::Choice { prompt, candidates, answers }
         })
         .collect();
-    let metric = Metric::new(MetricKind::Accuracy, tokenizer, 5);
+    let metric = Metric::new(MetricKind::Accuracy, tokenizer, 5, None);
     let got = loss(&mut trainer(&model, &cpu, metric, 1e-3), &choices);
     assert!((got + 2.0 / 3.0).abs() < 1e-12, "{got}");
 }
@@ -113,7 +136,7 @@ fn accuracy_is_the_share_of_choices_whose_likeliest_candidate_is_right() {
 #[test]
 fn a_metric_that_no_point_changes_changes_nothing() {
     let (model, cpu) = load();
-    let metric = Metric::new(MetricKind::ExactMatch, Arc::clone(model.tokenizer()), 5);
+    let metric = Metric::new(MetricKind::ExactMatch, Arc::clone(model.tokenizer()), 5, None);
     let batch = answers(&model, &cpu, [true, false, true]);
     let mut trainer = trainer(&model, &cpu, metric, 1e-9);
     let before = crate::setting::values(trainer.space());

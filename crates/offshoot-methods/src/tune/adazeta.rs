@@ -32,7 +32,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     paper: "https://arxiv.org/abs/2406.18060",
     forwards: "2 Q, growing with the epoch",
     memory: "none",
-    rate: 1e-4, // as MeZO's for LoRA; the paper's are for its own adapters
+    rate: 1e-6, // as MeZO; the paper's are for its own adapters
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,
     space: None,

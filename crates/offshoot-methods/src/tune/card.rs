@@ -94,9 +94,21 @@ impl MethodCard {
         (self.defaults)()
     }
 
-    /// All options: `given` where it says something, at any depth, and the defaults elsewhere.
+    /// All options: `given` where it says something, at any depth, and the defaults elsewhere. What
+    /// is said of probing (`eps`, `directions`, ...) may stand beside the method's own.
     pub fn options(&self, given: &Value) -> Value {
-        overlaid(self.defaults(), given)
+        let mut all = self.defaults();
+        let (Some(fields), Value::Object(given)) = (all.as_object_mut(), given) else {
+            return overlaid(all, given);
+        };
+        let mut own = given.clone();
+        if let Some(Value::Object(probe)) = fields.get_mut("probe") {
+            let names: Vec<String> = probe.keys().cloned().collect();
+            for (name, value) in names.iter().filter_map(|n| own.remove_entry(n)) {
+                probe.insert(name, value);
+            }
+        }
+        overlaid(all, &Value::Object(own))
     }
 
     /// The method before its first step, with the options that `given` names.
@@ -109,7 +121,32 @@ impl MethodCard {
         if !given.is_object() && !given.is_null() {
             return Err(wrong("its options must be a table".to_owned()));
         }
-        (self.build)(self.options(given), setting).map_err(wrong)
+        let all = self.options(given);
+        if let Some(name) = self.unknown(&all) {
+            return Err(wrong(format!(
+                "no option `{}`; there are {}",
+                name,
+                self.names().join(", ")
+            )));
+        }
+        (self.build)(all, setting).map_err(wrong)
+    }
+
+    /// The first of `all` that is no option.
+    fn unknown<'a>(&self, all: &'a Value) -> Option<&'a str> {
+        let defaults = self.defaults();
+        let names = all.as_object()?.keys();
+        names.map(String::as_str).find(|name| defaults.get(name).is_none())
+    }
+
+    /// The names of all options, those of probing first.
+    pub fn names(&self) -> Vec<String> {
+        let defaults = self.defaults();
+        let keys = |value: Option<&Value>| -> Vec<String> {
+            value.and_then(Value::as_object).map_or_else(Vec::new, |o| o.keys().cloned().collect())
+        };
+        let own = keys(Some(&defaults)).into_iter().filter(|name| name != "probe");
+        keys(defaults.get("probe")).into_iter().chain(own).collect()
     }
 }
 
@@ -150,6 +187,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_of_probing_may_stand_beside_the_methods_own() {
+        let card = MethodCard::named("mmt").unwrap();
+        let nested = card.options(&json!({"probe": {"eps": 0.5}, "beta": 0.5}));
+        assert_eq!(card.options(&json!({"eps": 0.5, "beta": 0.5})), nested);
+        assert_eq!((&nested["probe"]["eps"], &nested["beta"]), (&json!(0.5), &json!(0.5)));
+        assert_eq!(card.names(), ["eps", "directions", "clip_g", "clip_z", "beta", "history"]);
+    }
+
+    #[test]
     fn null_takes_an_option_away() {
         let card = MethodCard::named("qzo").unwrap();
         assert!(card.defaults()["probe"]["clip_g"].is_number());
@@ -161,7 +207,8 @@ mod tests {
     fn an_unknown_option_is_named() {
         let card = MethodCard::named("mezo").unwrap();
         let error = card.start(&json!({"probes": {}}), &Setting::default()).unwrap_err();
-        assert!(error.to_string().contains("`probes`"), "{error}");
+        assert!(error.to_string().contains("no option `probes`; there are "), "{error}");
+        assert!(error.to_string().contains("eps"), "{error}");
         let error = card.start(&json!(3), &Setting::default()).unwrap_err();
         assert!(error.to_string().contains("table"), "{error}");
     }

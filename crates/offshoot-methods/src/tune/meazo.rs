@@ -3,14 +3,15 @@
 //! Dbouk et al. 2026, "On Adaptivity in Zeroth-Order Optimization",
 //! <https://arxiv.org/abs/2605.03869>.
 //! ```text
-//! g_j as in MeZO      gm = (1/n) sum over j of g_j
-//! v = beta v + (1 - beta) gm^2      v_hat = v / (1 - beta^t)
+//! g_j as in MeZO      q = (1/n) sum over j of g_j^2
+//! v = beta v + (1 - beta) q      v_hat = v / (1 - beta^t)
 //! w = w (1 - eta lambda) - sum over j of (eta g_j / (n (sqrt(v_hat) + zeta))) z_j
 //! ```
 //! v: one number, 0 at first; t: steps so far, those that were skipped left out.
 //! Recorded: the n slopes.
 //!
-//! Departs from the paper: `t` counts from 1 at the first step, so that the correction is exact.
+//! Departs from the paper: `t` counts from 1 at the first step, so that the correction is exact; of
+//! several directions the squares are averaged, as their sum may vanish by chance.
 //! Cost: as MeZO, and one number.
 //! Published: ZO-Adam's results at the memory of ZO-SGD; adaptive steps by coordinate are found to
 //! gain nothing over tuned plain ones (abstract).
@@ -89,8 +90,9 @@ impl Rule for Meazo {
 
     fn update(&mut self, step: u32, rate: f64, decay: f32, numbers: &[f32]) -> Update {
         let MeazoOptions { beta, zeta, .. } = self.options;
-        let mean = numbers.iter().map(|&g| f64::from(g)).sum::<f64>() / numbers.len() as f64;
-        self.moment = beta * self.moment + (1.0 - beta) * mean * mean;
+        let squares = numbers.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+        let square = squares / numbers.len() as f64;
+        self.moment = beta * self.moment + (1.0 - beta) * square;
         self.left *= beta;
         let rate = rate / ((self.moment / (1.0 - self.left)).sqrt() + zeta);
         Update::Linear { decay, terms: mean_terms(&self.directions(step), rate, numbers) }

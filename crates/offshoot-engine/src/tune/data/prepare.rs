@@ -178,12 +178,15 @@ fn sound(
 }
 
 /// Rises whenever the same rows become other tokens.
-const KEY: &str = "offshoot 2026 prepared examples v1";
+const KEY: &str = "offshoot 2026 prepared examples v2";
 
 fn key_of(paths: &[PathBuf], renderer: &Renderer, options: &DataOptions) -> Result<Key, Error> {
     let mut bytes = Vec::new();
     for path in paths {
         bytes.extend(hash(path).map_err(DataError::io(path))?);
+        // The ending says how the bytes are read.
+        let ending = path.extension().unwrap_or_default().to_string_lossy();
+        bytes.extend(ending.bytes().chain([0]));
     }
     bytes.extend(renderer.tokenizer_id().as_bytes());
     bytes.extend(renderer.template_id().map_or([0; 32], |id| *id.as_bytes()));

@@ -33,8 +33,12 @@ pub fn split_file(
     seed: u64,
     (train, held_out): (&Path, &Path),
 ) -> Result<SplitReport, DataError> {
-    if train == held_out {
+    let real = |path: &Path| place(path).map_err(DataError::io(path));
+    if real(train)? == real(held_out)? {
         return Err(DataError::file(train, "both files would be this one: name two"));
+    }
+    if let Some(own) = [train, held_out].into_iter().find(|p| real(p).ok() == real(path).ok()) {
+        return Err(DataError::file(own, "the file to split would be written over: name another"));
     }
     let mut names = Vec::new();
     for row in rows(path)? {
@@ -68,6 +72,15 @@ pub fn split_file(
     to_train.finish()?;
     to_held.finish()?;
     Ok(SplitReport { classes: counts, train: trained.len(), held_out: held.len() })
+}
+
+/// Where `path` is, whether or not there is a file, so that two names of one place are the same.
+fn place(path: &Path) -> std::io::Result<PathBuf> {
+    if let Ok(real) = path.canonicalize() {
+        return Ok(real);
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(folder.canonicalize()?.join(path.file_name().unwrap_or_default()))
 }
 
 /// A file of JSON lines beside its place.

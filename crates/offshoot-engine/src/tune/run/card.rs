@@ -46,7 +46,8 @@ pub(crate) fn card(
 }
 
 fn method(config: &RunConfig) -> String {
-    format!("{}, learning rate {:e}", config.method, config.rate())
+    let rate = config.rate().map_or("that was found".to_owned(), |rate| format!("{rate:e}"));
+    format!("{}, learning rate {rate}", config.method)
 }
 
 /// A text as YAML has it between quotes.

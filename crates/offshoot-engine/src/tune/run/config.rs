@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use offshoot_methods::tune::SpaceKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::schedule::{Schedule, Shape};
 use super::{Method, RunError};
+use crate::tune::data::Overlong;
 
 /// The settings of a run. A file of them is TOML or YAML with these names, see
 /// [`super::read_config`]; what it leaves out is as in [`RunConfig::default`].
@@ -33,6 +35,8 @@ pub struct RunConfig {
     pub map: BTreeMap<String, String>,
     /// Most tokens of an example.
     pub max_length: usize,
+    /// What becomes of a longer one.
+    pub overlong: Overlong,
     /// How it is tuned.
     pub method: Method,
     /// The method's own options, by name, where they are other than its defaults.
@@ -54,8 +58,6 @@ pub struct RunConfig {
     /// Whether a method without gradients that tunes all weights multiplies in bfloat16; the
     /// weights themselves stay in single precision.
     pub bfloat16: bool,
-    /// Whether a method without gradients finds its learning rate by itself.
-    pub auto_rate: bool,
     /// What float matrices of the base are quantised to while they are loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
@@ -86,7 +88,8 @@ pub struct RunConfig {
     pub batch: u32,
     /// Batches that make a step.
     pub accumulation: u32,
-    /// The greatest learning rate; the method's own if it is not said.
+    /// The greatest learning rate. If it is not said, a method without gradients finds one from
+    /// losses about the weights, and another has one of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
     /// The shape of the learning rate; the method's own if it is not said.
@@ -127,6 +130,7 @@ impl Default for RunConfig {
             task: None,
             map: BTreeMap::new(),
             max_length: 1024, // TRL's SFTConfig
+            overlong: Overlong::default(),
             method: Method::default(),
             options: Map::new(),
             space: Space::default(),
@@ -135,7 +139,6 @@ impl Default for RunConfig {
             train: None,
             freeze: None,
             bfloat16: false,
-            auto_rate: false,
             quantize: None,
             rank: 8,     // PEFT's LoraConfig
             alpha: 16.0, // twice the rank, as PEFT's own examples; its default is 8
@@ -180,11 +183,22 @@ pub enum Space {
     Full,
 }
 
+impl Space {
+    /// What it is to a method.
+    pub(crate) fn kind(self) -> SpaceKind {
+        match self {
+            Self::Lora | Self::LoraFa => SpaceKind::Lora,
+            Self::Prefix => SpaceKind::Prefix,
+            Self::Full => SpaceKind::Full,
+        }
+    }
+}
+
 /// What a method without gradients makes less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
-    /// The cross-entropy of the tokens that count; those with gradients know no other.
+    /// The cross-entropy of the tokens that count.
     #[default]
     Loss,
     /// The cross-entropy of the right one among the candidates of a choice.
@@ -286,6 +300,11 @@ impl RunConfig {
             (!self.data.is_empty(), "data", "give at least one file of examples"),
             (share(self.eval_fraction), "eval_fraction", "must be at least 0 and below 1"),
             (self.max_length >= 2, "max_length", "must be at least 2"),
+            (
+                self.format.is_none() || self.task.is_none(),
+                "format",
+                "the task says what a row holds: give one of the two",
+            ),
             ((1..=1 << 14).contains(&self.rank), "rank", "must be from 1 to 16384"),
             (
                 (1..=1 << 12).contains(&self.prefix_tokens),
@@ -303,19 +322,54 @@ impl RunConfig {
             (self.accumulation > 0, "accumulation", "must be at least 1"),
             (self.step_examples().is_some(), "accumulation", "times batch must be below 2^32"),
             (self.learning_rate.is_none_or(positive), "learning_rate", "must be above 0"),
+            (
+                self.rate().is_some() || self.is_level(),
+                "learning_rate",
+                "a method without gradients finds one that stays the same: give one, or take no \
+                 warm-up and schedule = \"constant\"",
+            ),
             (share(self.warmup_ratio), "warmup_ratio", "must be at least 0 and below 1"),
             (self.eval_every != Some(0), "eval_every", "must be at least 1"),
             (self.save_every != Some(0), "save_every", "must be at least 1"),
             (self.patience != Some(0), "patience", "must be at least 1"),
             (self.keep > 0, "keep", "must be at least 1"),
         ];
-        match rules.iter().find(|(holds, ..)| !holds) {
-            None => Ok(()),
-            Some((_, field, bound)) => Err(RunError::Config {
-                place: String::new(),
-                what: format!("{field}{}: {bound}", self.shown(field)),
-            }),
+        let wrong = |what| Err(RunError::Config { place: String::new(), what });
+        if let Some((_, field, bound)) = rules.iter().find(|(holds, ..)| !holds) {
+            return wrong(format!("{field}{}: {bound}", self.shown(field)));
         }
+        match self.idle() {
+            None => Ok(()),
+            Some((field, what)) => wrong(format!(
+                "{field}{}: is for {what}, and would do nothing here: leave it out",
+                self.shown(field)
+            )),
+        }
+    }
+
+    /// The first setting that was changed and that this run has no use for, and what has.
+    fn idle(&self) -> Option<(&'static str, &'static str)> {
+        let zeroth = matches!(self.method, Method::ZerothOrder(_));
+        let space = |space| zeroth && self.space == space;
+        let low_rank = space(Space::Lora) || space(Space::LoraFa);
+        let rules: [(bool, &[&str], &str); 7] = [
+            (zeroth, &["options", "space"], "methods without gradients"),
+            (
+                !zeroth,
+                &["dropout", "rslora", "optimizer", "max_grad_norm", "gradient_checkpointing"],
+                "methods with gradients",
+            ),
+            (low_rank || self.method == Method::Lora, &["rank", "alpha", "dropout"], "LoRA"),
+            (low_rank || !zeroth, &["target_modules"], "LoRA and method full"),
+            (space(Space::Prefix), &["prefix_tokens"], "space = \"prefix\""),
+            (space(Space::Full), &["train", "freeze", "bfloat16"], "space = \"full\""),
+            (self.eval_data.is_empty(), &["eval_fraction"], "runs without eval_data"),
+        ];
+        let tree = |config: &Self| serde_json::to_value(config).ok();
+        let (own, usual) = (tree(self)?, tree(&Self::default())?);
+        let changed = |field: &&&str| own.get(**field) != usual.get(**field);
+        let mut idle = rules.iter().filter(|(used, ..)| !used);
+        idle.find_map(|(_, fields, what)| Some((*fields.iter().find(changed)?, *what)))
     }
 
     /// ` is VALUE`, of a field that has one.
@@ -331,9 +385,15 @@ impl RunConfig {
         self.batch.checked_mul(self.accumulation)
     }
 
-    /// The learning rate that is asked for, or the method's own.
-    pub fn rate(&self) -> f64 {
-        self.learning_rate.unwrap_or_else(|| self.method.learning_rate(self.space))
+    /// The learning rate that is asked for, or the method's own; none where it is found from losses
+    /// about the weights.
+    pub fn rate(&self) -> Option<f64> {
+        self.learning_rate.or_else(|| self.method.learning_rate())
+    }
+
+    /// Whether the learning rate is the same in all steps.
+    fn is_level(&self) -> bool {
+        self.shape() == Shape::Constant && self.warmup_steps == 0 && self.warmup_ratio == 0.0
     }
 
     /// The shape of the learning rate that is asked for, or the method's own.
@@ -370,7 +430,9 @@ impl RunConfig {
             0 => (self.warmup_ratio * steps as f64).ceil() as u64,
             n => n,
         };
-        let schedule = Schedule { rate: self.rate(), shape: self.shape(), warmup, steps };
+        // A rate that is found is the trainer's business, which then takes none from the schedule.
+        let rate = self.rate().unwrap_or(0.0);
+        let schedule = Schedule { rate, shape: self.shape(), warmup, steps };
         Ok(RunPlan {
             seed: self.seed,
             steps,
@@ -393,6 +455,30 @@ mod tests {
 
     fn config() -> RunConfig {
         RunConfig { model: "m".into(), data: vec!["d".into()], ..RunConfig::default() }
+    }
+
+    #[test]
+    fn a_setting_that_would_do_nothing_is_refused() {
+        let mezo = |space| RunConfig { method: "mezo".parse().unwrap(), space, ..config() };
+        for (config, says) in [
+            (RunConfig { space: Space::Full, ..config() }, "space: is for methods without"),
+            (
+                RunConfig { dropout: 0.1, ..mezo(Space::Lora) },
+                "dropout is 0.1: is for methods with",
+            ),
+            (RunConfig { rank: 4, ..mezo(Space::Full) }, "rank is 4: is for LoRA"),
+            (RunConfig { train: Some("x".into()), ..mezo(Space::Lora) }, "train: is for space"),
+            (RunConfig { prefix_tokens: 9, ..mezo(Space::Lora) }, "prefix_tokens is 9: is for"),
+            (RunConfig { warmup_steps: 3, ..mezo(Space::Lora) }, "learning_rate: a method without"),
+        ] {
+            let told = config.validate().unwrap_err().to_string();
+            assert!(told.contains(says), "{told}");
+        }
+        for space in [Space::Lora, Space::LoraFa, Space::Prefix, Space::Full] {
+            mezo(space).validate().unwrap();
+        }
+        let given = RunConfig { warmup_steps: 3, learning_rate: Some(1e-3), ..mezo(Space::Lora) };
+        given.validate().unwrap();
     }
 
     #[test]

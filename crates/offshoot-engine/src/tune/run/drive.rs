@@ -20,6 +20,10 @@ use crate::{Control, Error, peak_rss_bytes};
 const NOT_FINITE_MAX: u32 = 20;
 /// A held-out loss of more than this times the least, so often in a row, ends a run.
 const DIVERGED: (f64, u32) = (2.0, 3);
+/// A least loss below this counts as this there: what is small may double.
+const SMALL_LOSS: f64 = 0.5;
+/// What a run makes in its folder beside its description.
+const OWN: [&str; 5] = ["log.jsonl", "report.html", "tensorboard", "checkpoints", variant::FOLDER];
 
 /// What whoever watches a run is told.
 #[derive(Debug)]
@@ -70,12 +74,16 @@ impl Run {
     /// Makes the folder of a new run. Its name in `description` is filled in.
     ///
     /// # Errors
-    /// [`RunError::Exists`], [`RunError::Locked`], [`Error::Output`].
+    /// [`RunError::Exists`], [`RunError::Foreign`], [`RunError::Locked`], [`Error::Output`].
     pub fn begin(folder: &Path, mut description: RunDescription) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(output(folder))?;
         let lock = RunLock::take(folder)?;
         if RunDescription::is_in(folder) {
             return Err(RunError::Exists { folder: folder.to_owned() }.into());
+        }
+        if let Some(name) = OWN.iter().find(|name| folder.join(name).exists()) {
+            let (folder, name) = (folder.to_owned(), (*name).to_owned());
+            return Err(RunError::Foreign { folder, name }.into());
         }
         let unique = format!("{:?} {}", SystemTime::now(), std::process::id());
         description.id = blake3::hash(unique.as_bytes()).to_hex()[..32].to_owned();
@@ -325,7 +333,11 @@ impl Driven<'_> {
     fn step_line(&self, report: &StepReport, rate: f64, seconds: f64) -> StepLine {
         let Progress { step, tokens, elapsed_s, .. } = self.progress;
         let seen = step as f64 * f64::from(self.plan.batch);
-        let numbers = report.numbers.iter().map(|(name, x)| ((*name).to_owned(), finite(*x)));
+        // A trainer that found its rate says so.
+        let found = report.numbers.iter().find(|(name, _)| *name == "rate");
+        let rate = found.map_or(rate, |&(_, rate)| rate);
+        let others = report.numbers.iter().filter(|(name, _)| *name != "rate");
+        let numbers = others.map(|(name, x)| ((*name).to_owned(), finite(*x)));
         StepLine {
             step,
             epoch: seen / self.train.count().max(1) as f64,
@@ -376,8 +388,9 @@ impl Driven<'_> {
         progress.evals_since_best = if best { 0 } else { progress.evals_since_best + 1 };
         let loss = metrics.get("loss").copied().unwrap_or(f64::NAN);
         let least = progress.least_loss.unwrap_or(f64::INFINITY);
-        // A loss that is no number is beyond all bounds.
-        let bounded = loss <= DIVERGED.0 * least;
+        // A loss that is no number is beyond all bounds. One that is small in itself is not, nor one
+        // of what fares best by what it is judged by.
+        let bounded = best || loss <= DIVERGED.0 * least.max(SMALL_LOSS);
         progress.diverging = if bounded { 0 } else { progress.diverging + 1 };
         if loss < least {
             progress.least_loss = Some(loss);

@@ -41,6 +41,14 @@ pub enum RunError {
         /// The folder.
         folder: PathBuf,
     },
+    /// The folder of a new run has files in it that a run would write over.
+    #[error("{}: {name:?} is there, of no run: take another folder, or move it away", folder.display())]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// The file or folder in it.
+        name: String,
+    },
     /// There is nothing to go on with.
     #[error("{}: {what}", folder.display())]
     NothingToResume {

@@ -4,14 +4,59 @@ use std::collections::BTreeMap;
 
 use offshoot_models::Tokenizer;
 
-use super::{Examples, RunConfig};
-use crate::tune::Scorer;
+use super::config::Metric;
+use super::{Examples, RunConfig, RunError};
+use crate::tune::data::Task;
 use crate::tune::eval::{EvalOptions, evaluate};
+use crate::tune::{Example, Scorer};
 use crate::{Control, Error};
 
 /// Measures a model on the held-out examples: metrics by name, `loss` among them.
 pub type Evaluate<'e> =
     &'e mut dyn FnMut(&mut dyn Scorer, &dyn Examples) -> Result<BTreeMap<String, f64>, Error>;
+
+/// How answers are written, as far as the task says it; the rest as always.
+pub(super) fn answers(config: &RunConfig) -> Result<EvalOptions, Error> {
+    let usual = EvalOptions::default();
+    let Some(name) = &config.task else { return Ok(usual) };
+    let task = Task::find(name)?;
+    let end = task.end().map(str::to_owned);
+    Ok(EvalOptions { max_new_tokens: task.max_new_tokens(), end, ..usual })
+}
+
+/// Checks that a run can use all examples, and that the held-out ones have the metric by which
+/// they are to be compared.
+///
+/// # Errors
+/// [`RunError::Config`] says what is missing; those of reading an example.
+pub fn check_examples(
+    config: &RunConfig,
+    train: &dyn Examples,
+    held_out: &dyn Examples,
+) -> Result<(), Error> {
+    let wrong = |what: String| Err(RunError::Config { place: String::new(), what }.into());
+    let has = |of: &dyn Examples, wanted: fn(&Example) -> bool| {
+        (0..of.count()).try_fold(false, |had, i| Ok::<_, Error>(had || wanted(&of.example(i)?)))
+    };
+    let pair: fn(&Example) -> bool = |example| matches!(example, Example::Preference { .. });
+    if has(train, pair)? || has(held_out, pair)? {
+        return wrong("data: pairs of a better and a worse text have no loss here".to_owned());
+    }
+    let (kind, wanted): (_, fn(&Example) -> bool) = match config.metric {
+        Metric::Loss => return Ok(()),
+        Metric::Accuracy | Metric::MacroF1 => {
+            ("choices", |example| matches!(example, Example::Choice { .. }))
+        }
+        Metric::ExactMatch | Metric::TokenF1 => {
+            ("answers to write", |example| matches!(example, Example::Answer { .. }))
+        }
+    };
+    if held_out.count() > 0 && !has(held_out, wanted)? {
+        let name = config.metric.name();
+        return wrong(format!("metric: {name} is of {kind}, and the held-out examples have none"));
+    }
+    Ok(())
+}
 
 /// Scores `examples` as `offshoot eval` does. Answers are written only if the run's metric is of
 /// them.
@@ -27,7 +72,7 @@ pub fn evaluate_held_out(
     let options = EvalOptions {
         batch: config.batch as usize,
         write: config.metric.is_of_answers(),
-        ..EvalOptions::default()
+        ..answers(config)?
     };
     let mut all = (0..examples.count()).map(|index| examples.example(index));
     let going = &mut |_| Control::Continue;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use offshoot_methods::tune::{METHODS, MethodCard, SpaceKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Shape, Space};
+use super::Shape;
 
 /// How a model is tuned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,21 +51,13 @@ impl Method {
         METHODS.iter().find(|card| self == Self::ZerothOrder(card.name))
     }
 
-    /// The learning rate where none is asked for.
-    pub fn learning_rate(self, space: Space) -> f64 {
-        // MeZO's grids (Malladi et al. 2023, appendix D) have 1e-6 for all weights, 5e-5 for LoRA
-        // and
-        // 1e-2 for prefixes; other methods' rates are of all weights and grow alike.
-        let grown = match space {
-            Space::Lora | Space::LoraFa => 50.0,
-            Space::Prefix => 1e4,
-            Space::Full => 1.0,
-        };
+    /// The learning rate where none is asked for; none where losses about the weights say it.
+    pub fn learning_rate(self) -> Option<f64> {
         match self {
             // TRL's advice for adapters, and its SFTConfig.
-            Self::Lora => 1e-4,
-            Self::Full => 2e-5,
-            Self::ZerothOrder(_) => self.card().map_or(1e-6, |card| card.rate) * grown,
+            Self::Lora => Some(1e-4),
+            Self::Full => Some(2e-5),
+            Self::ZerothOrder(_) => None,
         }
     }
 

@@ -36,7 +36,7 @@ pub use config_file::{Given, read_config};
 pub use description::RunDescription;
 pub use drive::{Happening, Outcome, Run};
 pub use error::RunError;
-pub use evaluation::{Evaluate, evaluate_held_out};
+pub use evaluation::{Evaluate, check_examples, evaluate_held_out};
 pub use events::event_file;
 pub use examples::{Examples, Part, digest};
 pub use log::{EndReason, EvalLine, LogLine, StartLine, StepLine, read_log};

@@ -4,23 +4,25 @@ use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
 use offshoot_methods::optim::{AdamW, Muon, OptimizerOptions, Sgd};
-use offshoot_methods::tune::{Hash, RateOptions};
+use offshoot_methods::tune::{Hash, RateOptions, SpaceKind, common_rate};
 use offshoot_models::{BaseId, Checkpoint, TemplateId, Tokenizer, TokenizerId};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::{Objective as Aim, Space as Tuned};
+use super::evaluation::answers;
 use super::{Method, Optimizer, RunConfig, RunDescription, RunError};
+use crate::tune::eval::EvalOptions;
 use crate::tune::zeroth_order::{
     Classification, CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, Metric,
     MetricKind, Objective, Origin, PrefixOptions, PrefixSpace, Space, ZerothOrderOptions,
     ZerothOrderTrainer,
 };
-use crate::tune::{FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices, TensorNames};
+use crate::tune::{
+    ChoiceLoss, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices, TensorNames,
+};
 use crate::tune::{LoraOptions as GradientLora, Trainer};
 use crate::{Error, Model};
 
-/// Most tokens of an answer that is compared while tuning.
-const ANSWER_TOKENS: usize = 64;
 /// What stands for all matrices of the blocks.
 const ALL_LINEAR: &str = "all-linear";
 
@@ -76,15 +78,32 @@ impl Base {
         };
         let options = ZerothOrderOptions {
             method: name.to_owned(),
-            options: Value::Object(config.options.clone()),
+            options: Value::Object(self.options(config)),
             decay: config.weight_decay,
-            auto_rate: config.auto_rate.then(RateOptions::default),
+            auto_rate: auto_rate(description)?,
             origin: origin(description, self.checkpoint()),
             ..ZerothOrderOptions::default()
         };
         let space = self.space(config, cpu)?;
-        let trainer = ZerothOrderTrainer::new(cpu, space, objective(config, tokenizer), &options)?;
+        let trainer = ZerothOrderTrainer::new(cpu, space, objective(config, tokenizer)?, &options)?;
         Ok(Box::new(trainer))
+    }
+
+    /// The method's options: those of `config`, and how far a probe goes in its space.
+    fn options(&self, config: &RunConfig) -> Map<String, Value> {
+        let mut options = config.options.clone();
+        let said = |of: &Map<String, Value>| of.contains_key("eps");
+        if said(&options) || options.get("probe").and_then(Value::as_object).is_some_and(said) {
+            return options;
+        }
+        let own = config.method.card().and_then(|card| card.defaults()["probe"]["eps"].as_f64());
+        let weights = self.checkpoint().tensors().map(|t| t.len() as u64).sum();
+        let eps = |space| common_rate(space, weights).1;
+        let share = eps(config.space.kind()) / eps(SpaceKind::Full);
+        if let Some(own) = own.filter(|_| share != 1.0) {
+            options.insert("eps".to_owned(), Value::from(own * share));
+        }
+        options
     }
 
     fn stored(&self) -> Result<&Arc<Checkpoint>, Error> {
@@ -132,6 +151,16 @@ impl Base {
     }
 }
 
+/// How the rate is found, where none is given.
+fn auto_rate(description: &RunDescription) -> Result<Option<RateOptions>, RunError> {
+    if description.config.rate().is_some() {
+        return Ok(None);
+    }
+    let steps = description.config.plan(description.examples, description.held_out)?.steps;
+    let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+    Ok(Some(RateOptions { steps, ..RateOptions::default() }))
+}
+
 /// What a trajectory tells of where it comes from.
 fn origin(description: &RunDescription, checkpoint: &Checkpoint) -> Origin {
     let data = blake3::Hash::from_hex(&description.data).ok();
@@ -149,10 +178,18 @@ fn with_gradients(
     config: &RunConfig,
     checkpoint: &Arc<Checkpoint>,
 ) -> Result<Box<dyn Trainer>, Error> {
-    if config.objective != Aim::Loss {
-        let what = format!("objective: method {} knows none but loss", config.method);
-        return Err(RunError::Config { place: String::new(), what }.into());
-    }
+    let choice = match config.objective {
+        Aim::Loss => ChoiceLoss::Language,
+        Aim::Classification => ChoiceLoss::Candidates,
+        Aim::Accuracy | Aim::F1 | Aim::ExactMatch => {
+            let what = format!(
+                "objective: it has no gradient, and method {} goes by gradients: take loss or \
+                 classification, or a method without",
+                config.method
+            );
+            return Err(RunError::Config { place: String::new(), what }.into());
+        }
+    };
     let all = config.target_modules.iter().any(|name| name == ALL_LINEAR);
     let named = || config.target_modules.clone();
     let space = match config.method {
@@ -171,6 +208,7 @@ fn with_gradients(
         space,
         optimizer: optimizer(config),
         clip_norm: Some(config.max_grad_norm),
+        choice,
         micro_batch: config.batch as usize,
         checkpointing: config.gradient_checkpointing,
         seed: config.seed,
@@ -202,13 +240,14 @@ fn targets(config: &RunConfig, checkpoint: &Checkpoint) -> Vec<String> {
     names
 }
 
-fn objective(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Box<dyn Objective> {
-    let metric = |kind| Box::new(Metric::new(kind, Arc::clone(tokenizer), ANSWER_TOKENS));
-    match config.objective {
+fn objective(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<Box<dyn Objective>, Error> {
+    let EvalOptions { max_new_tokens, end, .. } = answers(config)?;
+    let metric = |kind| Box::new(Metric::new(kind, Arc::clone(tokenizer), max_new_tokens, end));
+    Ok(match config.objective {
         Aim::Loss => Box::new(CrossEntropy),
         Aim::Classification => Box::new(Classification),
         Aim::Accuracy => metric(MetricKind::Accuracy),
         Aim::F1 => metric(MetricKind::TokenF1),
         Aim::ExactMatch => metric(MetricKind::ExactMatch),
-    }
+    })
 }

@@ -3,7 +3,7 @@
 //! Every pair of a text and a point is a segment of a step. Which segments share a step changes no bit
 //! of a probability, so steps are as large as memory allows and results are the same for all sizes.
 
-use offshoot_kernels::{KvCache, RowScores, Wanted};
+use offshoot_kernels::{Greatest, KvCache, RowScores, Wanted};
 use offshoot_methods::tune::Probe;
 use offshoot_models::{LogitRows, PackedExecutor, Segment, VariantId, chain};
 
@@ -146,15 +146,15 @@ impl Forward {
     }
 
     /// Greedy continuations of `prompts` at each of `probes`, as in
-    /// [`Scorer::generate`](crate::tune::Scorer::generate).
+    /// [`Scorer::generate`](crate::tune::Scorer::generate); none where a logit is no number.
     pub(super) fn generate(
         &mut self,
         space: &mut dyn Space,
         probes: &[Probe],
         prompts: &[&[u32]],
         max_tokens: usize,
-    ) -> Result<Vec<Vec<Vec<u32>>>, Error> {
-        let mut answers = vec![vec![Vec::new(); prompts.len()]; probes.len()];
+    ) -> Result<Vec<Vec<Option<Vec<u32>>>>, Error> {
+        let mut answers = vec![vec![None; prompts.len()]; probes.len()];
         let lanes = space.lanes().max(1);
         for (group, some) in probes.chunks(lanes).enumerate() {
             space.stand_at(some)?;
@@ -177,7 +177,7 @@ impl Forward {
         pairs: &[Pair],
         prompts: &[&[u32]],
         max_tokens: usize,
-    ) -> Result<Vec<Vec<u32>>, Error> {
+    ) -> Result<Vec<Option<Vec<u32>>>, Error> {
         let before = space.positions_before();
         let longest = pairs.iter().map(|pair| prompts[pair.text].len()).max().unwrap_or(0);
         self.make_caches(space, pairs.len(), before + longest + max_tokens);
@@ -185,7 +185,7 @@ impl Forward {
             space.begin_cache(pair.point, cache)?;
         }
         let stops = space.model().checkpoint().stop_tokens().to_vec();
-        let mut made: Vec<Vec<u32>> = vec![Vec::new(); pairs.len()];
+        let mut made: Vec<Option<Vec<u32>>> = vec![Some(Vec::new()); pairs.len()];
         let mut next: Vec<Vec<u32>> =
             pairs.iter().map(|pair| prompts[pair.text].to_vec()).collect();
         let mut live: Vec<usize> = (0..pairs.len()).filter(|&i| !next[i].is_empty()).collect();
@@ -201,13 +201,16 @@ impl Forward {
                 let chosen =
                     self.greedy_step(space, pairs, &left[..n], &next, longest + max_tokens)?;
                 for (&i, token) in left[..n].iter().zip(chosen) {
-                    next[i] = vec![token];
+                    match token {
+                        Some(token) => next[i] = vec![token],
+                        None => made[i] = None,
+                    }
                 }
                 left = &left[n..];
             }
-            live.retain(|&i| !stops.contains(&next[i][0]));
+            live.retain(|&i| made[i].is_some() && !stops.contains(&next[i][0]));
             for &i in &live {
-                made[i].push(next[i][0]);
+                made[i].iter_mut().for_each(|text| text.push(next[i][0]));
             }
             if live.is_empty() {
                 break;
@@ -224,7 +227,7 @@ impl Forward {
         live: &[usize],
         next: &[Vec<u32>],
         context: usize,
-    ) -> Result<Vec<u32>, Error> {
+    ) -> Result<Vec<Option<u32>>, Error> {
         let of = |i: usize, cache: &KvCache| {
             let first = cache.len() as u32;
             (chain(next[i].len()), (first..first + next[i].len() as u32).collect::<Vec<_>>())
@@ -250,13 +253,8 @@ impl Forward {
                 .collect();
             *rows += segments.iter().map(|segment| segment.tokens.len()).sum::<usize>();
             let found = executor.step_greatest(model, &mut segments, hooks)?;
-            let not_a_number =
-                |token| Error::Training(format!("the logit of token {token} is no number"));
-            let each = found.iter().map(|greatest| match greatest {
-                Ok(greatest) => Ok(greatest.index),
-                Err(token) => Err(not_a_number(*token)),
-            });
-            chosen = each.collect::<Result<Vec<u32>, Error>>()?;
+            let index = |found: &Result<Greatest, u32>| found.as_ref().ok().map(|best| best.index);
+            chosen = found.iter().map(index).collect();
             for segment in &mut segments {
                 segment.cache.commit_chain(segment.tokens.len());
             }

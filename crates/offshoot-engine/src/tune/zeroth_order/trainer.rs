@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
 use offshoot_methods::tune::{
-    Hash, Layout, MethodCard, Plan, Probe, RateOptions, Schedule, Setting, Term, Trajectory,
-    ZerothOrder, common_rate, differences,
+    Hash, Layout, MethodCard, Plan, Probe, RateEstimate, RateOptions, Schedule, Setting, SpaceKind,
+    Term, Trajectory, ZerothOrder, common_rate, differences,
 };
 use offshoot_models::PackedExecutor;
 use serde_json::Value;
@@ -76,6 +76,8 @@ pub struct ZerothOrderTrainer {
     recorder: Recorder,
     /// Steps in a row that did nothing, as a loss was no number.
     lost: u32,
+    /// What probes for a rate saw in this step.
+    seen: Option<RateEstimate>,
 }
 
 impl ZerothOrderTrainer {
@@ -114,6 +116,7 @@ impl ZerothOrderTrainer {
             forward: Forward::new(executor, options.limits),
             recorder: Recorder::start(header)?,
             lost: 0,
+            seen: None,
         })
     }
 
@@ -179,12 +182,16 @@ impl ZerothOrderTrainer {
             return Ok(self.recorder.base_rate);
         };
         let eps = f64::from(like.scale.abs());
-        let losses = self.losses(&auto.plan(&like.direction, eps), batch)?;
+        let losses = self.losses(&auto.plan(&self.method.like(step), eps), batch)?;
         let estimate = auto.estimate(eps, &losses);
-        let rate = estimate.and_then(|e| e.rate(auto.kappa, directions, self.card.unit, 1.0));
+        let (unit, gain) = (self.card.unit, self.method.gain());
+        let rate = estimate.and_then(|e| e.rate(&auto, directions, unit, gain));
+        self.seen = estimate;
         let known = self.recorder.base_rate;
-        Ok(rate.unwrap_or_else(|| match step {
-            0 => common_rate(self.space.kind(), self.space.model().weights() as u64).0,
+        let weights = self.space.model().weights() as u64;
+        Ok(rate.unwrap_or_else(|| match (step, self.space.kind()) {
+            (0, SpaceKind::Full) => self.card.rate,
+            (0, kind) => common_rate(kind, weights).0,
             _ => known,
         }))
     }
@@ -296,6 +303,9 @@ impl Trainer for ZerothOrderTrainer {
             numbers.push(("projected_gradient", f64::from(*first)));
         }
         numbers.extend(noise.map(|share| ("noise_floor", share)));
+        if let Some(seen) = self.seen.take() {
+            numbers.extend([("gradient_norm", seen.square.sqrt()), ("trace", seen.trace)]);
+        }
         self.recorder.push(record, base);
         if self.lost >= LOST_MAX {
             return Err(Error::Training(format!(
@@ -340,6 +350,7 @@ impl Scorer for ZerothOrderTrainer {
     fn generate(&mut self, prompts: &[&[u32]], max_tokens: usize) -> Result<Vec<Vec<u32>>, Error> {
         let probes = [Probe::default()];
         let made = self.forward.generate(&mut *self.space, &probes, prompts, max_tokens)?;
-        Ok(made.into_iter().flatten().collect())
+        let lost = || Error::Training("a logit is no number: the weights are spoiled".to_owned());
+        made.into_iter().flatten().map(|text| text.ok_or_else(lost)).collect()
     }
 }

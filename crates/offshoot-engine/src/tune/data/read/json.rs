@@ -62,6 +62,9 @@ fn is_lines(source: &Source) -> Result<bool, DataError> {
     }
 }
 
+/// Fields whose list is one conversation.
+const TURNS: [&str; 3] = ["messages", "conversations", "conversation"];
+
 fn whole(source: Source) -> Result<Rows, DataError> {
     let mut bytes = Vec::new();
     let mut reader = source.open()?.take(WHOLE_BYTES + 1);
@@ -72,7 +75,12 @@ fn whole(source: Source) -> Result<Rows, DataError> {
     }
     let Row { fields, place } = object(&source, 1, &bytes)?;
     drop(bytes);
-    let lists: Option<Vec<_>> = fields.values().map(Value::as_array).collect();
+    // A single conversation is a row, not rows of turns.
+    let is_row = fields.keys().any(|name| TURNS.contains(&name.as_str()));
+    let lists: Option<Vec<_>> = match is_row {
+        true => None,
+        false => fields.values().map(Value::as_array).collect(),
+    };
     let len = lists.as_ref().and_then(|lists| lists.first()).map(|list| list.len());
     match (lists, len) {
         (Some(lists), Some(_)) if lists.len() == 1 && lists[0].iter().all(Value::is_object) => {

@@ -78,7 +78,10 @@ impl Objective for MetricCommand {
     fn parts(&mut self, at: &mut Points<'_>, batch: &[&Example]) -> Result<Vec<Vec<Part>>, Error> {
         let (prompts, answers) = prompts(batch, self.name())?;
         let made = at.generate(&prompts, self.max_tokens)?;
-        let of_point = |texts: Vec<Vec<u32>>| {
+        let of_point = |texts: Vec<Option<Vec<u32>>>| {
+            let Some(texts) = texts.into_iter().collect::<Option<Vec<_>>>() else {
+                return Ok(vec![Part { sum: f64::NAN, weight: 1.0 }]);
+            };
             let mut lines = Vec::new();
             for ((prompt, answers), tokens) in prompts.iter().zip(&answers).zip(texts) {
                 let text = |tokens: &[u32]| self.tokenizer.decode(tokens, Controls::Skip);

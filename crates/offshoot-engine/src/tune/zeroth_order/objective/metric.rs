@@ -41,12 +41,19 @@ pub struct Metric {
     kind: MetricKind,
     tokenizer: Arc<Tokenizer>,
     max_tokens: usize,
+    end: Option<String>,
 }
 
 impl Metric {
-    /// The metric `kind` of answers of at most `max_tokens` tokens.
-    pub fn new(kind: MetricKind, tokenizer: Arc<Tokenizer>, max_tokens: usize) -> Self {
-        Self { kind, tokenizer, max_tokens }
+    /// The metric `kind` of answers of at most `max_tokens` tokens, which `end`, if it is given, ends
+    /// beside the model's end tokens.
+    pub fn new(
+        kind: MetricKind,
+        tokenizer: Arc<Tokenizer>,
+        max_tokens: usize,
+        end: Option<String>,
+    ) -> Self {
+        Self { kind, tokenizer, max_tokens, end }
     }
 }
 
@@ -65,13 +72,16 @@ impl Objective for Metric {
         }
         let (prompts, answers) = prompts(batch, self.name())?;
         let made = at.generate(&prompts, self.max_tokens)?;
-        let of_point = |texts: Vec<Vec<u32>>| {
+        let of_point = |texts: Vec<Option<Vec<u32>>>| {
             let each = texts.iter().zip(&answers);
             each.map(|(tokens, answers)| {
+                let Some(tokens) = tokens else { return Part { sum: f64::NAN, weight: 1.0 } };
                 let text = self.tokenizer.decode(tokens, Controls::Skip);
+                let end = self.end.as_deref().and_then(|end| text.find(end));
+                let text = text[..end.unwrap_or(text.len())].trim();
                 let score = |answer: &String| match self.kind {
-                    MetricKind::TokenF1 => token_f1(&text, answer),
-                    _ => f64::from(u8::from(exact_match(&text, answer))),
+                    MetricKind::TokenF1 => token_f1(text, answer),
+                    _ => f64::from(u8::from(exact_match(text, answer))),
                 };
                 Part { sum: -answers.iter().map(score).fold(0.0, f64::max), weight: 1.0 }
             })

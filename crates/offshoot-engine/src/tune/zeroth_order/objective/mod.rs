@@ -67,7 +67,7 @@ impl Points<'_> {
         self.forward.score(self.space, self.probes, texts)
     }
 
-    /// Greedy continuations, by point and prompt.
+    /// Greedy continuations, by point and prompt; none where a logit is no number.
     ///
     /// # Errors
     /// If the model cannot run them.
@@ -75,7 +75,7 @@ impl Points<'_> {
         &mut self,
         prompts: &[&[u32]],
         max_tokens: usize,
-    ) -> Result<Vec<Vec<Vec<u32>>>, Error> {
+    ) -> Result<Vec<Vec<Option<Vec<u32>>>>, Error> {
         self.forward.generate(self.space, self.probes, prompts, max_tokens)
     }
 }
