@@ -313,6 +313,7 @@ fn inspect(args: &MedusaInspectArgs) -> Result<(), Failure> {
             "layout": format!("{:?}", file.layout()).to_lowercase(), "vocabulary": scored,
             "sees_token": file.sees_token(),
             "base": file.card.as_ref().map(|card| card.base),
+            "adapter": file.card.as_ref().map(|card| &card.adapter),
             "recipe": file.card.as_ref().map(|card| &card.recipe),
             "report": report, "warnings": disagreements,
         }));
@@ -334,7 +335,12 @@ fn inspect(args: &MedusaInspectArgs) -> Result<(), Failure> {
         None => say("they score the whole vocabulary")?,
     }
     match &file.card {
-        Some(card) => say(format_args!("trained on the model {}", card.base.short()))?,
+        Some(card) => {
+            say(format_args!("trained on the model {}", card.base.short()))?;
+            if let Some(adapter) = &card.adapter {
+                say(format_args!("beside the adapter {adapter:?}"))?;
+            }
+        }
         None => say("the file does not say which model they belong to")?,
     }
     report.as_ref().map_or(Ok(()), table)

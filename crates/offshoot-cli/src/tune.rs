@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_engine::tune::Scorer;
 use offshoot_engine::tune::data::{DataEvent, Renderer, TokenFile, prepare};
 use offshoot_engine::tune::run::{
-    Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription,
-    TuneNeed, VariantFile, digest, evaluate_held_out, read_config,
+    Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig,
+    RunDescription, TuneNeed, VariantFile, digest, evaluate_held_out, read_config,
 };
 use offshoot_engine::{Control, available_memory, peak_rss_bytes};
 use offshoot_kernels::{Cpu, available_threads};
@@ -153,7 +153,7 @@ fn tune(
     if args.resume.is_some() {
         note(format_args!("going on after step {} of {}", run.step(), plan.steps));
     }
-    let mut trainer = base.trainer(run.description(), renderer.tokenizer(), &cpu)?;
+    let mut trainer = base.trainer(run.description(), &train, (renderer.tokenizer(), &cpu))?;
     let mut evaluate = |scorer: &mut dyn Scorer, held_out: &dyn Examples| {
         evaluate_held_out(config, renderer.tokenizer(), scorer, held_out)
     };

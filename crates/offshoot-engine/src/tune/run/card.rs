@@ -46,7 +46,8 @@ pub(crate) fn card(
 }
 
 fn method(config: &RunConfig) -> String {
-    format!("{}, learning rate {:e}", config.method, config.rate())
+    let heads = if config.has_heads() { ", with draft heads" } else { "" };
+    format!("{}{heads}, learning rate {:e}", config.method, config.rate())
 }
 
 /// A text as YAML has it between quotes.
