@@ -256,4 +256,8 @@ fn heads_of_the_base_are_begun_with() {
     assert!(left.stderr.contains("medusa_heads is 3: the heads to begin with are 2"));
     let words = ["--method", "mezo", "--medusa-heads", "2", "--steps", "1"];
     tune(&home, &words).ended_with(2).complained(&["medusa_heads", "method lora"]);
+    // Whoever sets a variant for all commands means another model than the base.
+    let mut other = home.offshoot(made);
+    other.env("OFFSHOOT_ADAPTER", "out/variant");
+    run(other).ended_with(2).complained(&["OFFSHOOT_ADAPTER is set"]);
 }
