@@ -20,6 +20,7 @@ pub(crate) fn tune_help() -> String {
          offshoot tune smollm2 --data reviews.csv --task sst2 --method mezo --eval-fraction 0.1\n  \
          offshoot tune smollm2 --data answers.jsonl --medusa-heads 3 --medusa-self-distillation\n  \
          offshoot tune --config run.toml --dry-run\n  \
+         offshoot tune smollm2 --data reviews.csv --task sst2 --advise\n  \
          offshoot tune --resume poet\n  \
          offshoot run smollm2 --variant poet=./poet \"Write a line.\"\n\n\
          The run's folder has log.jsonl, report.html, TensorBoard's events, checkpoints, and the\n\
@@ -47,6 +48,12 @@ pub(crate) struct TuneArgs {
     /// Print all settings and what the run will take, and do nothing.
     #[arg(long, env = "OFFSHOOT_DRY_RUN", value_parser = FalseyValueParser::new())]
     pub(crate) dry_run: bool,
+    /// Read the examples, print which way to take and which rank is enough, and do nothing.
+    #[arg(
+        long, env = "OFFSHOOT_ADVISE", conflicts_with = "dry_run",
+        value_parser = FalseyValueParser::new()
+    )]
+    pub(crate) advise: bool,
     /// Use only what is on this machine.
     #[arg(long, env = "OFFSHOOT_OFFLINE", value_parser = FalseyValueParser::new())]
     pub(crate) offline: bool,

@@ -261,3 +261,26 @@ fn heads_of_the_base_are_begun_with() {
     other.env("OFFSHOOT_ADAPTER", "out/variant");
     run(other).ended_with(2).complained(&["OFFSHOOT_ADAPTER is set"]);
 }
+
+#[test]
+fn advice_names_a_way_and_a_rank_before_anything_is_tuned() {
+    let home = home();
+    let told = tune(&home, &["--advise", "--json"]).ended_with(0).json();
+    assert_eq!((&told["way"], &told["examples"]), (&0.into(), &6.into()));
+    assert_eq!(
+        (&told["ways"][0]["flags"], &told["outputs"]),
+        (&"--method lora".into(), &Value::Null)
+    );
+    home.file(
+        "choices.jsonl",
+        "{\"prompt\": \"ab\", \"choices\": [\"a\", \"b\"], \"answer\": 0}\n",
+    );
+    let words = ["tune", "long.gguf", "--data", "choices.jsonl", "--advise"];
+    let left = run(home.offshoot(words)).ended_with(0);
+    assert!(
+        left.stdout.contains("1 examples of 2 candidates: rank 2 is enough"),
+        "{}",
+        left.stdout
+    );
+    assert!(!home.path().join("long-lora").exists());
+}
