@@ -176,8 +176,8 @@ def scales(method: str, rate: float, numbers: list[float], state: dict) -> list[
     if method == "sign":
         numbers = [float((g > 0) - (g < 0)) for g in numbers]
     if method == "meazo":
-        mean = sum(numbers) / 2
-        state["v"] = 0.99 * state.get("v", 0.0) + (1.0 - 0.99) * mean * mean
+        square = sum(g * g for g in numbers) / 2
+        state["v"] = 0.99 * state.get("v", 0.0) + (1.0 - 0.99) * square
         state["left"] = state.get("left", 1.0) * 0.99
         rate = rate / ((state["v"] / (1.0 - state["left"])) ** 0.5 + 1e-8)
     return [single(rate * g / 2) for g in numbers]

@@ -8,6 +8,7 @@ mod medusa;
 mod score;
 mod trajectory;
 mod tune;
+mod tune_heads;
 
 use std::path::PathBuf;
 

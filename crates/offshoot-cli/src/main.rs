@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // the room that prints
 
+mod advice;
 mod answer;
 mod args;
 mod bench;

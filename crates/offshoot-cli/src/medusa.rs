@@ -79,6 +79,7 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
         ..TrainOptions::default()
     };
     options.validate()?;
+    refuse_variant()?;
     let prompts = match &args.prompts {
         Some(path) => SeedPrompts::parse(&text(path)?)?,
         None => SeedPrompts::built_in(match args.flavour {
@@ -168,6 +169,18 @@ fn train_heads(args: &MedusaTrainArgs) -> Result<(), Failure> {
         data.tokens(),
         args.output.display()
     ))
+}
+
+/// Who set a variant for all commands does not mean the base, which is what heads are trained of here.
+fn refuse_variant() -> Result<(), Failure> {
+    let set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match ["OFFSHOOT_ADAPTER", "OFFSHOOT_VARIANT"].into_iter().find(set) {
+        None => Ok(()),
+        Some(name) => Err(Failure::Usage(format!(
+            "{name} is set, and these heads are trained of the base: unset it, or train heads beside \
+             an adapter with `offshoot tune --medusa-heads`"
+        ))),
+    }
 }
 
 fn load(args: &MedusaTrainArgs) -> Result<(Model, PackedExecutor), Failure> {
@@ -313,6 +326,7 @@ fn inspect(args: &MedusaInspectArgs) -> Result<(), Failure> {
             "layout": format!("{:?}", file.layout()).to_lowercase(), "vocabulary": scored,
             "sees_token": file.sees_token(),
             "base": file.card.as_ref().map(|card| card.base),
+            "adapter": file.card.as_ref().map(|card| &card.adapter),
             "recipe": file.card.as_ref().map(|card| &card.recipe),
             "report": report, "warnings": disagreements,
         }));
@@ -334,7 +348,12 @@ fn inspect(args: &MedusaInspectArgs) -> Result<(), Failure> {
         None => say("they score the whole vocabulary")?,
     }
     match &file.card {
-        Some(card) => say(format_args!("trained on the model {}", card.base.short()))?,
+        Some(card) => {
+            say(format_args!("trained on the model {}", card.base.short()))?;
+            if let Some(adapter) = &card.adapter {
+                say(format_args!("beside the adapter {adapter:?}"))?;
+            }
+        }
         None => say("the file does not say which model they belong to")?,
     }
     report.as_ref().map_or(Ok(()), table)

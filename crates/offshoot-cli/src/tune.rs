@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_engine::tune::Scorer;
-use offshoot_engine::tune::data::{DataEvent, Renderer, TokenFile, prepare};
+use offshoot_engine::tune::data::{
+    DataEvent, Renderer, TokenFile, examples as read_examples, prepare,
+};
 use offshoot_engine::tune::run::{
-    Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription,
-    TuneNeed, VariantFile, check_examples, digest, evaluate_held_out, read_config,
+    Advice, Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig,
+    RunDescription, TuneNeed, VariantFile, check_examples, digest, evaluate_held_out, read_config,
 };
 use offshoot_engine::{Control, available_memory, peak_rss_bytes};
 use offshoot_kernels::{Cpu, available_threads};
@@ -19,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::args::{EngineArgs, ModelArgs, TuneArgs};
 use crate::failure::{Failure, note, say, say_json};
-use crate::{interrupt, models, report};
+use crate::{advice, interrupt, models, report};
 
 pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
     let config = config(args)?;
@@ -31,6 +33,9 @@ pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
     }
     let folder = args.resume.clone().unwrap_or_else(|| config.folder());
     let signals = Signals::listen();
+    if args.advise {
+        return advise(args, &model, &config, &signals);
+    }
     let outcome = tune(args, &model, &config, &folder, &signals);
     // Whatever ended it, what was learned by the last checkpoint is not lost.
     if outcome.is_err() && folder.join("checkpoints").exists() {
@@ -112,6 +117,24 @@ fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(),
     }
 }
 
+/// What is advised for a run with these examples.
+fn advise(
+    args: &TuneArgs,
+    model: &ModelArgs,
+    config: &RunConfig,
+    signals: &Signals,
+) -> Result<(), Failure> {
+    let checkpoint = opened(model, &engine_args(args, config)?)?;
+    let renderer = Renderer::new(&checkpoint)?;
+    let mut on = |_: DataEvent<'_>| signals.control();
+    let (all, _) = read_examples(&config.data, &renderer, &config.data_options()?, &mut on)?;
+    let advice = Advice::of(&checkpoint, config, &Part::whole(&all), available_memory())?;
+    if args.output.json {
+        return say_json(&serde_json::to_value(&advice).unwrap_or_default());
+    }
+    advice::tell(&advice)
+}
+
 fn tune(
     args: &TuneArgs,
     model: &ModelArgs,
@@ -150,7 +173,7 @@ fn tune(
         variant: VariantFile::of(base.checkpoint(), base.id()?, config.method.name())?,
     };
     // Before the folder is the run's: an option that is wrong leaves nothing behind.
-    let mut trainer = base.trainer(&description, renderer.tokenizer(), &cpu)?;
+    let mut trainer = base.trainer(&description, &train, (renderer.tokenizer(), &cpu))?;
     let run = match &args.resume {
         Some(folder) => Run::resume(folder, description)?,
         None => Run::begin(run, description)?,

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use offshoot_kernels::{Cpu, Isa, available_threads};
+use offshoot_models::medusa::{HEADS_FILE, HeadsFile};
 use offshoot_models::{
     BaseId, ChatTemplate, Checkpoint, DenseModel, LoraAdapter, Message, ModelConfig, PackedModel,
     Recipe, Tokenizer, TokenizerId, WeightCache,
@@ -12,6 +13,7 @@ use offshoot_models::{
 
 use crate::conversation::Conversation;
 use crate::executor::ExecutorKind;
+use crate::medusa::ReadyHeads;
 use crate::store::{FileDigests, hash, joined};
 use crate::tune::run::Variant;
 use crate::{Error, MemoryNeed};
@@ -120,6 +122,8 @@ pub struct Model {
     cache: Option<PathBuf>,
     /// What sessions add to the weights.
     adapter: Option<LoraAdapter>,
+    /// The draft heads that lie beside that.
+    heads: Option<Arc<ReadyHeads>>,
 }
 
 impl Model {
@@ -146,9 +150,10 @@ impl Model {
         let variant = options.variant.as_deref().map(Variant::open).transpose()?;
         let checkpoint = Arc::new(opened(path, options.quantize, variant.as_ref())?);
         let added = variant.as_ref().filter(|variant| !variant.is_whole());
-        let adapter = added.map(Variant::folder).or(options.adapter.as_deref());
-        let adapter = adapter.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
+        let folder = added.map(Variant::folder).or(options.adapter.as_deref());
+        let adapter = folder.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
         let adapter = adapter.transpose()?;
+        let heads = folder.map(heads_beside).transpose()?.flatten();
         let available = match options.executor {
             // A device of its own memory says by itself when that is full.
             ExecutorKind::Dense { device, .. } if !device.shares_memory() => None,
@@ -208,6 +213,7 @@ impl Model {
             file_len,
             cache: options.cache.clone(),
             adapter,
+            heads,
         };
         if let Some(variant) = &variant {
             model.become_variant(variant)?;
@@ -230,6 +236,11 @@ impl Model {
     /// The adapter that its sessions run with.
     pub fn adapter(&self) -> Option<&LoraAdapter> {
         self.adapter.as_ref()
+    }
+
+    /// The draft heads that were trained beside that adapter, if it has some.
+    pub fn heads(&self) -> Option<&Arc<ReadyHeads>> {
+        self.heads.as_ref()
     }
 
     /// What runs its steps.
@@ -410,6 +421,17 @@ impl Model {
         let rendered = talk.render(messages, true)?;
         talk.encode(&rendered).map(Some)
     }
+}
+
+/// The draft heads of the adapter in `folder`: those that name the adapter that they belong to.
+fn heads_beside(folder: &Path) -> Result<Option<Arc<ReadyHeads>>, Error> {
+    let path = folder.join(HEADS_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let file = HeadsFile::open(&path)?;
+    let named = file.card.as_ref().is_some_and(|card| card.adapter.is_some());
+    named.then(|| ReadyHeads::new(file).map(Arc::new)).transpose()
 }
 
 /// The weights that are run: those of `variant`, if it is a whole model and was made of the one at

@@ -301,11 +301,25 @@ fn patience_ends_a_run_and_the_best_is_what_is_served() {
 
 #[test]
 fn a_loss_that_grows_to_twice_the_least_and_stays_there_ends_a_run() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = RunConfig { learning_rate: Some(400.0), ..config() };
-    let (outcome, _) = finish(dir.path(), &config);
-    assert_eq!(outcome.reason, Some(EndReason::Diverged));
-    assert!(outcome.step < 60);
+    let all = texts(40);
+    let (train, held_out) = Part::split(&all, 0.25, 42);
+    let plan = config().plan(train.count(), held_out.count()).unwrap();
+    let ends = |losses: [f64; 6]| {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::begin(dir.path(), described(&config(), &train, &held_out)).unwrap();
+        let mut told = losses.iter();
+        let mut evaluate = |_: &mut dyn Scorer, _: &dyn Examples| {
+            Ok(BTreeMap::from([("loss".to_owned(), *told.next().unwrap())]))
+        };
+        let (mut trainer, mut watch) = (Bigrams::new(), |_: &Happening<'_>| Control::Continue);
+        let parts = (&train as &dyn Examples, &held_out as &dyn Examples);
+        let outcome = run.drive(&mut trainer, parts, &plan, &mut evaluate, &mut watch).unwrap();
+        (outcome.step, outcome.reason)
+    };
+    assert_eq!(ends([1.0, 0.8, 1.7, 1.7, 1.7, 0.1]), (50, Some(EndReason::Diverged)));
+    assert_eq!(ends([1.0, 0.8, 1.7, 1.5, 1.7, 1.7]), (60, Some(EndReason::Done)));
+    // What is small may double.
+    assert_eq!(ends([0.9, 0.01, 0.9, 0.9, 0.9, 0.9]), (60, Some(EndReason::Done)));
 }
 
 #[test]

@@ -34,8 +34,8 @@ pub use architecture::{
 pub use checkpoint::{Checkpoint, Contents, RowOrder, Tensor, TensorInfo};
 pub use config::{Experts, Family, ModelConfig, RopeScaling, SlidingWindow};
 pub use dense::{
-    DenseAdapters, DenseCache, DenseHooks, DenseModel, DenseTuning, DropoutMasks, GradientOptions,
-    Gradients, TextTarget,
+    DenseAdapters, DenseCache, DenseHooks, DenseModel, DenseTuning, DraftTarget, Drafts,
+    DropoutMasks, GradientOptions, Gradients, TextTarget,
 };
 pub use detokenizer::Detokenizer;
 pub use error::Error;

@@ -121,7 +121,8 @@ fn found(tuning: &DenseTuning, name: &str, options: GradientOptions<'_>) -> Grad
     tuning.gradients(&slices(&texts), &targets, options).unwrap()
 }
 
-const CHECKPOINTED: GradientOptions<'_> = GradientOptions { checkpointing: true, dropout: None };
+const CHECKPOINTED: GradientOptions<'_> =
+    GradientOptions { checkpointing: true, dropout: None, drafts: None, teacher: false };
 
 #[test]
 fn the_gradients_of_all_weights_are_those_of_the_dense_executors_steps() {
@@ -293,7 +294,11 @@ fn dropped_inputs_of_lora_have_no_part_in_the_loss_and_checkpointing_still_chang
     for name in MODELS {
         let model = load(name, DType::F32);
         let tuning = DenseTuning::lora(model.clone(), &adapter(&model), false).unwrap();
-        let options = |checkpointing| GradientOptions { checkpointing, dropout: Some(&EvenRows) };
+        let options = |checkpointing| GradientOptions {
+            checkpointing,
+            dropout: Some(&EvenRows),
+            ..GradientOptions::default()
+        };
         let plain = found(&tuning, name, options(false));
         let other = found(&tuning, name, options(true));
         check_same(name, &tuning, &plain, &other);

@@ -9,6 +9,7 @@ use offshoot_engine::tune::run::Method;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::tune_heads::DraftHeadSettings;
 use super::{EngineArgs, JsonArgs};
 
 /// What stands behind the help: how it is used, and the methods.
@@ -17,7 +18,9 @@ pub(crate) fn tune_help() -> String {
         "Examples:\n  \
          offshoot tune smollm2 --data chats.jsonl --output poet\n  \
          offshoot tune smollm2 --data reviews.csv --task sst2 --method mezo --eval-fraction 0.1\n  \
+         offshoot tune smollm2 --data answers.jsonl --medusa-heads 3 --medusa-self-distillation\n  \
          offshoot tune --config run.toml --dry-run\n  \
+         offshoot tune smollm2 --data reviews.csv --task sst2 --advise\n  \
          offshoot tune --resume poet\n  \
          offshoot run smollm2 --variant poet=./poet \"Write a line.\"\n\n\
          The run's folder has log.jsonl, report.html, TensorBoard's events, checkpoints, and the\n\
@@ -45,6 +48,12 @@ pub(crate) struct TuneArgs {
     /// Print all settings and what the run will take, and do nothing.
     #[arg(long, env = "OFFSHOOT_DRY_RUN", value_parser = FalseyValueParser::new())]
     pub(crate) dry_run: bool,
+    /// Read the examples, print which way to take and which rank is enough, and do nothing.
+    #[arg(
+        long, env = "OFFSHOOT_ADVISE", conflicts_with = "dry_run",
+        value_parser = FalseyValueParser::new()
+    )]
+    pub(crate) advise: bool,
     /// Use only what is on this machine.
     #[arg(long, env = "OFFSHOOT_OFFLINE", value_parser = FalseyValueParser::new())]
     pub(crate) offline: bool,
@@ -222,6 +231,9 @@ pub(crate) struct TuneSettings {
     #[arg(long, short = 'o', env = "OFFSHOOT_OUTPUT", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) heads: DraftHeadSettings,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -385,6 +397,21 @@ mod tests {
             "f1",
             "--prefix-tokens",
             "9",
+            "--medusa-heads",
+            "2",
+            "--medusa-layers",
+            "2",
+            "--medusa-vocabulary",
+            "64",
+            "--medusa-from",
+            "h",
+            "--medusa-alone",
+            "0.5",
+            "--medusa-weight",
+            "0.1",
+            "--medusa-rate",
+            "2",
+            "--medusa-self-distillation",
         ];
         let json = serde_json::to_value(settings(&flags)).unwrap();
         let given: Given = json.as_object().unwrap().clone();

@@ -206,3 +206,81 @@ pub(crate) fn learned(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let names = ["adapter_model.safetensors", "adapter_config.json"];
     names.map(|name| (name.into(), std::fs::read(folder.join(name)).unwrap())).into()
 }
+
+/// The log's evaluations.
+fn evals(folder: &Path) -> Vec<Value> {
+    log(folder).into_iter().filter(|line| line["event"] == "eval").collect()
+}
+
+#[test]
+fn a_variant_drafts_with_the_heads_that_learned_with_it() {
+    let home = home();
+    let words = ["--lr", "0.02", "--steps", "30", "--eval-fraction", "0.34", "--eval-every", "10"];
+    let heads = ["--medusa-heads", "2", "--medusa-vocabulary", "9", "--output", "out"];
+    tune(&home, &[&words[..], &heads].concat()).ended_with(0);
+    let out = home.path().join("out");
+    let first = log(&out).into_iter().find(|line| line["event"] == "step").unwrap();
+    assert!(first["numbers"]["draft_loss_2"].as_f64().unwrap() > 0.0, "{first}");
+    assert!(evals(&out)[0]["metrics"]["draft_1_top_3"].as_f64().is_some(), "{:?}", evals(&out));
+    let file = "out/variant/medusa_lm_head.safetensors";
+    let told = run(home.offshoot(["medusa", "inspect", file, "--json"])).ended_with(0).json();
+    assert_eq!((&told["heads"], &told["vocabulary"]), (&2.into(), &9.into()));
+    assert!(told["adapter"].is_string() && told["report"].is_object(), "{told}");
+    let answer = |words: &[&str]| {
+        let fixed = ["run", "long.gguf", "ab", "-n", "24", "--temperature", "0", "--json"];
+        run(home.offshoot(fixed.iter().chain(words)))
+    };
+    let variant = ["--variant", "poet=out", "--ignore-eos", "--spec"];
+    let plain = answer(&[&variant[..], &["off"]].concat()).ended_with(0).json();
+    let drafted = answer(&[&variant[..], &["medusa"]].concat()).ended_with(0).json();
+    assert_eq!(drafted["tokens"], plain["tokens"]);
+    answer(&["--medusa", file, "--spec", "medusa"])
+        .ended_with(4)
+        .complained(&["they belong to the variant", "this is the base"]);
+}
+
+#[test]
+fn heads_of_the_base_are_begun_with() {
+    let home = home();
+    home.file("prompts.txt", "ab\ncd\nabcd\nba\n");
+    let made = ["medusa", "train", "long.gguf", "--prompts", "prompts.txt", "--tokens", "300"];
+    let short = ["--answer-tokens", "20", "--vocabulary", "8", "--epochs", "1", "--heads", "2"];
+    run(home.offshoot([&made[..], &short].concat())).ended_with(0);
+    let words = ["--steps", "3", "--medusa-from", "medusa_lm_head.safetensors", "--output", "out"];
+    tune(&home, &words).ended_with(0);
+    let file = "out/variant/medusa_lm_head.safetensors";
+    let told = run(home.offshoot(["medusa", "inspect", file, "--json"])).ended_with(0).json();
+    assert_eq!((&told["heads"], &told["vocabulary"]), (&2.into(), &8.into()));
+    let words = [&words[..4], &["--medusa-heads", "3", "--output", "other"]].concat();
+    let left = tune(&home, &words).ended_with(2);
+    assert!(left.stderr.contains("medusa_heads is 3: the heads to begin with are 2"));
+    let words = ["--method", "mezo", "--medusa-heads", "2", "--steps", "1"];
+    tune(&home, &words).ended_with(2).complained(&["medusa_heads", "method lora"]);
+    // Whoever sets a variant for all commands means another model than the base.
+    let mut other = home.offshoot(made);
+    other.env("OFFSHOOT_ADAPTER", "out/variant");
+    run(other).ended_with(2).complained(&["OFFSHOOT_ADAPTER is set"]);
+}
+
+#[test]
+fn advice_names_a_way_and_a_rank_before_anything_is_tuned() {
+    let home = home();
+    let told = tune(&home, &["--advise", "--json"]).ended_with(0).json();
+    assert_eq!((&told["way"], &told["examples"]), (&0.into(), &6.into()));
+    assert_eq!(
+        (&told["ways"][0]["flags"], &told["outputs"]),
+        (&"--method lora".into(), &Value::Null)
+    );
+    home.file(
+        "choices.jsonl",
+        "{\"prompt\": \"ab\", \"choices\": [\"a\", \"b\"], \"answer\": 0}\n",
+    );
+    let words = ["tune", "long.gguf", "--data", "choices.jsonl", "--advise"];
+    let left = run(home.offshoot(words)).ended_with(0);
+    assert!(
+        left.stdout.contains("1 examples of 2 candidates: rank 2 is enough"),
+        "{}",
+        left.stdout
+    );
+    assert!(!home.path().join("long-lora").exists());
+}

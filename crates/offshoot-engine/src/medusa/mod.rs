@@ -13,4 +13,5 @@ pub use distill::{DistillOptions, Distilled, DistilledAnswer};
 pub use prompts::{Flavour, SeedPrompts};
 pub(crate) use shipped::may_ship;
 pub use shipped::{ReadyHeads, shipped, shipped_answers};
+pub(crate) use train::most_counted;
 pub use train::{TrainOptions, TrainStep, train};

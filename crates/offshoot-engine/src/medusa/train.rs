@@ -137,10 +137,15 @@ pub(super) struct Rows {
 /// The tokens that heads score: the `n` most frequent of the answers that are trained on, the lower
 /// first of equals, then the lowest ids.
 pub(super) fn frequent_tokens(data: &Distilled, vocab_size: usize, n: usize) -> Vec<u32> {
-    let mut counts: Vec<(u32, u32)> = (0..vocab_size as u32).map(|token| (0, token)).collect();
-    for answer in data.answers().iter().filter(|answer| !held_out(answer.index)) {
-        answer.tokens.iter().for_each(|&token| counts[token as usize].0 += 1);
-    }
+    let trained = data.answers().iter().filter(|answer| !held_out(answer.index));
+    let mut counts = vec![0; vocab_size];
+    trained.flat_map(|answer| &answer.tokens).for_each(|&token| counts[token as usize] += 1);
+    most_counted(&counts, n)
+}
+
+/// The `n` tokens of the greatest counts, ascending; of equals the lower first.
+pub(crate) fn most_counted(counts: &[u32], n: usize) -> Vec<u32> {
+    let mut counts: Vec<(u32, u32)> = counts.iter().copied().zip(0..).collect();
     counts.sort_by(|(n, a), (m, b)| m.cmp(n).then(a.cmp(b)));
     let mut tokens: Vec<u32> = counts.into_iter().take(n).map(|(_, token)| token).collect();
     tokens.sort_unstable();

@@ -53,6 +53,7 @@ pub use sampling_class::SamplingClass;
 pub use stats::{DrafterStats, GuardStats, SpecStats};
 pub use suffix::SuffixDrafter;
 
+use offshoot_models::LoraAdapter;
 use offshoot_models::medusa::MedusaHeads;
 
 use crate::datastore::Datastore;
@@ -358,7 +359,8 @@ pub struct SpecOptions {
     pub draft_model: Option<Arc<Model>>,
     /// Stored text; without, the model's own answers that come with offshoot, if it has some.
     pub datastore: Option<Arc<Datastore>>,
-    /// Medusa heads of the model; without, those that come with offshoot, if it has some.
+    /// Medusa heads of the model; without, those that were trained beside its adapter, or else those
+    /// that come with offshoot, if it has some.
     pub heads: Option<Arc<ReadyHeads>>,
     /// What earlier sessions learned.
     pub calibrated: Calibrated,
@@ -414,9 +416,11 @@ impl SpecOptions {
                 }
             }
             Arm::Medusa => {
-                let own = match &self.heads {
+                let own = match self.heads.as_ref().or(model.heads()) {
                     Some(heads) => {
                         if heads.file.card.is_some() {
+                            let adapter = model.adapter().map(LoraAdapter::digest);
+                            heads.file.check_adapter(adapter.as_deref())?;
                             heads.file.check_base(model.base_id()?)?;
                         }
                         Some(Arc::clone(heads))

@@ -12,8 +12,8 @@ pub mod zeroth_order;
 pub use data::DataError;
 pub use example::{Example, Sequence};
 pub use first_order::{
-    ChoiceLoss, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices, LoraOptions,
-    TensorNames,
+    ChoiceLoss, DraftHeads, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices,
+    LoraOptions, TensorNames,
 };
 pub use scorer::{Scored, Scorer};
 pub use trainer::{StepReport, Trainer};

@@ -24,6 +24,19 @@ pub trait Trainer: Scorer {
     /// If the model cannot run the batch; the state is then as before.
     fn step(&mut self, step: u64, rate: f64, batch: &[&Example]) -> Result<StepReport, Error>;
 
+    /// Further metrics of held-out examples as the model is now, by name: what an evaluation by
+    /// [`Scorer`] alone cannot see. There are none unless a trainer has some.
+    ///
+    /// # Errors
+    /// Those of `examples`, or if the model cannot run them.
+    fn measure(
+        &mut self,
+        examples: &mut dyn Iterator<Item = Result<Example, Error>>,
+    ) -> Result<Vec<(String, f64)>, Error> {
+        let _ = examples;
+        Ok(Vec::new())
+    }
+
     /// Writes all that [`Trainer::restore`] needs as files into `folder`, which is empty.
     ///
     /// # Errors

@@ -24,7 +24,9 @@ pub use adapters::DenseAdapters;
 pub use cache::DenseCache;
 pub use hooks::DenseHooks;
 pub use model::DenseModel;
-pub use train::{DenseTuning, DropoutMasks, GradientOptions, Gradients, TextTarget};
+pub use train::{
+    DenseTuning, DraftTarget, Drafts, DropoutMasks, GradientOptions, Gradients, TextTarget,
+};
 
 impl From<candle_core::Error> for crate::Error {
     fn from(error: candle_core::Error) -> Self {

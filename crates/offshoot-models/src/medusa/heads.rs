@@ -35,6 +35,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BaseId, Error, ModelConfig, TokenizerId};
 
+/// The file of heads in the folder of a variant, named as published ones are.
+pub const HEADS_FILE: &str = "medusa_lm_head.safetensors";
 /// Heads of a file at most; published ones have five.
 pub const HEADS_MAX: usize = 16;
 /// Blocks of a head at most; published ones have one.
@@ -123,6 +125,9 @@ pub struct HeadsCard {
     pub format: u32,
     /// The model whose states the heads were trained on.
     pub base: BaseId,
+    /// The digest of the adapter that the base had then, [`crate::LoraAdapter::digest`], if it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// Its tokenizer.
     pub tokenizer: TokenizerId,
     /// What was measured on text that the heads were not trained on, in its owner's form.
@@ -134,7 +139,7 @@ pub struct HeadsCard {
 impl HeadsCard {
     /// A card for heads of this model.
     pub fn new(base: BaseId, tokenizer: TokenizerId) -> Self {
-        Self { format: FORMAT, base, tokenizer, calibration: None, recipe: None }
+        Self { format: FORMAT, base, adapter: None, tokenizer, calibration: None, recipe: None }
     }
 }
 
@@ -317,6 +322,27 @@ impl HeadsFile {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that heads that were trained beside an adapter are used with that one: `adapter` is the
+    /// digest of the one that is run, if one is. Heads of the base pass, as they guess well enough
+    /// what its variants say.
+    ///
+    /// # Errors
+    /// [`Error::Heads`] that names both.
+    pub fn check_adapter(&self, adapter: Option<&str>) -> Result<(), Error> {
+        let Some(own) = self.card.as_ref().and_then(|card| card.adapter.as_deref()) else {
+            return Ok(());
+        };
+        if adapter == Some(own) {
+            return Ok(());
+        }
+        let short = |digest: &str| digest.chars().take(12).collect::<String>();
+        let found = adapter.map_or("the base".to_owned(), |found| format!("variant {found:.12}"));
+        Err(Error::Heads(format!(
+            "they belong to the variant {:?}, this is {found}: run the variant that they lie beside",
+            short(own)
+        )))
     }
 
     /// What `config.json` beside published heads says otherwise than the file does.

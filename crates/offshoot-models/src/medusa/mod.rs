@@ -5,6 +5,8 @@ mod import;
 mod pickle;
 mod run;
 
-pub use heads::{HEADS_MAX, Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock};
+pub use heads::{
+    HEADS_FILE, HEADS_MAX, Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock,
+};
 pub use import::{import_heads, parse_torch};
 pub use run::{HeadToken, MedusaHeads, TokenInput};

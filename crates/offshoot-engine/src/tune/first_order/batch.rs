@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
-use offshoot_models::{DenseTuning, TextTarget};
+use offshoot_models::{DenseTuning, DraftTarget, TextTarget};
 
+use super::heads::Drafting;
 use super::options::ChoiceLoss;
 use crate::Error;
 use crate::tune::{Example, Sequence};
@@ -54,6 +55,26 @@ fn right<'a>(candidates: &'a [Vec<u32>], answers: &[usize]) -> Result<(usize, &'
     }
 }
 
+/// The text of each example whose tokens are to be predicted.
+///
+/// # Errors
+/// [`Error::Training`] if a choice has no right candidate.
+pub(super) fn sequences<'a>(
+    batch: &[&'a Example],
+    loss: ChoiceLoss,
+) -> Result<Vec<Option<Cow<'a, Sequence>>>, Error> {
+    let of = |example: &&'a Example| match (*example, loss) {
+        (Example::Text(text) | Example::Answer { gold: text, .. }, _) => {
+            Ok(Some(Cow::Borrowed(text)))
+        }
+        (Example::Choice { prompt, candidates, answers }, ChoiceLoss::Language) => {
+            Ok(Some(Cow::Owned(Sequence::of(prompt, right(candidates, answers)?.1))))
+        }
+        _ => Ok(None),
+    };
+    batch.iter().map(of).collect()
+}
+
 /// A text that is run.
 pub(super) struct Text<'a> {
     /// The tokens.
@@ -69,6 +90,8 @@ pub(super) struct MicroBatch<'a> {
     pub(super) texts: Vec<Text<'a>>,
     /// The tokens, with their weights in the batch's loss.
     pub(super) targets: Vec<TextTarget>,
+    /// What draft heads are to guess.
+    pub(super) drafts: Vec<DraftTarget>,
     /// The loss, where it is not the sum that the weights say: of choices, whose weights are its slopes.
     pub(super) loss: Option<f64>,
 }
@@ -85,7 +108,8 @@ impl<'a> MicroBatch<'a> {
         shares: &Shares,
         loss: ChoiceLoss,
     ) -> Result<Self, Error> {
-        let mut all = Self { texts: Vec::new(), targets: Vec::new(), loss: None };
+        let mut all =
+            Self { texts: Vec::new(), targets: Vec::new(), drafts: Vec::new(), loss: None };
         let mut choices = Vec::new();
         for (place, example) in examples.iter().enumerate() {
             match (example, loss) {
@@ -113,6 +137,19 @@ impl<'a> MicroBatch<'a> {
             all.weigh(tuning, &choices, shares.choice)?;
         }
         Ok(all)
+    }
+
+    /// Adds what draft heads are to guess; `sequences` begins with those of its examples.
+    pub(super) fn draft(
+        &mut self,
+        drafting: &Drafting<'_>,
+        sequences: &[Option<Cow<'_, Sequence>>],
+    ) {
+        for (text, Text { example, .. }) in self.texts.iter().enumerate() {
+            if let Some(Some(sequence)) = sequences.get(*example) {
+                drafting.add(sequence, text, &mut self.drafts);
+            }
+        }
     }
 
     /// Tokens that are run.

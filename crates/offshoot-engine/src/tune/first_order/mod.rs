@@ -15,12 +15,14 @@
 
 mod batch;
 mod dropout;
+mod heads;
 mod options;
 mod score;
 mod space;
 mod state;
 mod variant;
 
+pub use heads::DraftHeads;
 pub use options::{
     ChoiceLoss, FirstOrderOptions, FirstOrderSpace, LoraMatrices, LoraOptions, TensorNames,
 };
@@ -29,17 +31,20 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, Var};
+use offshoot_methods::draft::medusa::Calibration;
 use offshoot_methods::optim::{
     Optimizer, Products, StepSize, TensorShape, clip_factor, square_norm,
 };
+use offshoot_models::medusa::HeadsFile;
 use offshoot_models::{
-    Checkpoint, DenseModel, DenseTuning, DropoutMasks, GradientOptions, Gradients,
+    BaseId, Checkpoint, DenseModel, DenseTuning, Drafts, DropoutMasks, GradientOptions, Gradients,
 };
 
 use super::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
 use crate::Error;
-use batch::MicroBatch;
+use batch::{MicroBatch, Shares};
 use dropout::KeyedDropout;
+use heads::{Drafting, is_of_heads};
 
 /// A model that is tuned by gradients.
 #[derive(Debug)]
@@ -52,7 +57,9 @@ pub struct FirstOrder {
     /// By variable, what the optimiser keeps.
     state: Vec<Vec<Vec<f32>>>,
     /// Identity of the base's weights, once a state was written or read.
-    base: OnceLock<String>,
+    base: OnceLock<BaseId>,
+    /// How the draft heads fared, as they are now.
+    calibration: Option<Calibration>,
 }
 
 impl FirstOrder {
@@ -62,19 +69,63 @@ impl FirstOrder {
     /// [`Error::Training`] if an option is out of bounds or names what the model does not have;
     /// [`Error::Model`] if the weights cannot be read.
     pub fn new(checkpoint: Arc<Checkpoint>, options: FirstOrderOptions) -> Result<Self, Error> {
+        Self::with_heads(checkpoint, options, None)
+    }
+
+    /// As [`FirstOrder::new`], with draft heads that begin as those of `heads`, whose form is the
+    /// options' ([`DraftHeads::of_form`]).
+    ///
+    /// # Errors
+    /// As there; [`Error::Training`] if they are of another form; [`Error::Model`] if they belong to
+    /// another model.
+    pub fn with_heads(
+        checkpoint: Arc<Checkpoint>,
+        options: FirstOrderOptions,
+        heads: Option<&HeadsFile>,
+    ) -> Result<Self, Error> {
         options.validate()?;
         let model = match options.weights_in_file {
             true => DenseModel::stored(&checkpoint)?,
             false => DenseModel::load(&checkpoint, &Device::Cpu, candle_core::DType::F32)?,
         };
         let optimizer = options.optimizer.optimizer()?;
+        let base = OnceLock::new();
         let tuning = space::tuning(model, &options)?;
+        let tuning = match (&options.heads, heads) {
+            (None, None) => tuning,
+            (Some(own), None) => {
+                let width = checkpoint.config().hidden_size;
+                tuning.with_heads(&own.beginning(width))?
+            }
+            (Some(own), Some(file)) if own.clone().of_form(file) == *own => {
+                if file.card.is_some() {
+                    let id = BaseId::of(&checkpoint)?;
+                    file.check_base(*base.get_or_init(|| id))?;
+                }
+                tuning.with_heads(file)?
+            }
+            (_, Some(_)) => {
+                let what = "the draft heads to begin with are of another form than those asked for";
+                return Err(Error::Training(what.to_owned()));
+            }
+        };
         let shapes: Vec<TensorShape> =
             tuning.variables().iter().map(|(name, v)| space::shape(name, v)).collect();
         let state = |shape: &TensorShape| vec![vec![0.0; shape.len()]; optimizer.states(*shape)];
         let state = shapes.iter().map(state).collect();
-        let base = OnceLock::new();
-        Ok(Self { checkpoint, options, tuning, optimizer, shapes, state, base })
+        let calibration = None;
+        Ok(Self { checkpoint, options, tuning, optimizer, shapes, state, base, calibration })
+    }
+
+    /// Identity of the base's weights.
+    fn base_id(&self) -> Result<BaseId, Error> {
+        Ok(match self.base.get() {
+            Some(base) => *base,
+            None => {
+                let base = BaseId::of(&self.checkpoint)?;
+                *self.base.get_or_init(|| base)
+            }
+        })
     }
 
     /// How it is tuned.
@@ -102,11 +153,21 @@ impl FirstOrder {
             0 => batch.len().max(1),
             size => size,
         };
-        let share = batch::Shares::of(batch, self.options.choice)?;
+        let share = Shares::of(batch, self.options.choice)?;
+        let sequences = batch::sequences(batch, self.options.choice)?;
+        let scores = |token| self.tuning.drafts(token);
+        let heads = self.options.heads.as_ref();
+        let drafting = heads.map(|heads| {
+            let texts = sequences.iter().flatten().map(|text| &**text);
+            Drafting::new(heads, &scores, texts)
+        });
         let mut sum: Option<Gradients> = None;
         let mut tokens = 0;
         for (number, examples) in batch.chunks(size).enumerate() {
-            let micro = MicroBatch::new(&self.tuning, examples, &share, self.options.choice)?;
+            let mut micro = MicroBatch::new(&self.tuning, examples, &share, self.options.choice)?;
+            if let Some(drafting) = &drafting {
+                micro.draft(drafting, &sequences[number * size..]);
+            }
             if micro.targets.is_empty() {
                 continue;
             }
@@ -115,6 +176,12 @@ impl FirstOrder {
             let options = GradientOptions {
                 checkpointing: self.options.checkpointing,
                 dropout: dropout.as_ref().map(|dropout| dropout as &dyn DropoutMasks),
+                drafts: heads.map(|heads| Drafts {
+                    targets: &micro.drafts,
+                    weight: heads.weight_at(step),
+                    alone: step < heads.alone,
+                }),
+                teacher: heads.is_some_and(|heads| heads.self_distillation),
             };
             let texts: Vec<&[u32]> = micro.texts.iter().map(|text| text.tokens.as_ref()).collect();
             let mut found = self.tuning.gradients(&texts, &micro.targets, options)?;
@@ -128,19 +195,32 @@ impl FirstOrder {
         Ok((sum.ok_or_else(none)?, tokens))
     }
 
-    /// The gradients as numbers, zeros where there are none, and their norm.
-    fn numbers(&self, gradients: Gradients) -> Result<(Vec<Vec<f32>>, f64), Error> {
+    /// The gradients as numbers, zeros where there are none, and their norms: of the model's and of
+    /// the heads'.
+    fn numbers(&self, gradients: Gradients) -> Result<(Vec<Vec<f32>>, [f64; 2]), Error> {
         let mut all = Vec::with_capacity(self.shapes.len());
-        let mut square = 0.0;
-        for (gradient, shape) in gradients.tensors.into_iter().zip(&self.shapes) {
+        let mut squares = [0.0; 2];
+        let variables = self.tuning.variables().iter().zip(&self.shapes);
+        for (gradient, ((name, _), shape)) in gradients.tensors.into_iter().zip(variables) {
             let numbers = match gradient {
                 Some(gradient) => read(&gradient)?,
                 None => vec![0.0; shape.len()],
             };
-            square += square_norm(&numbers);
+            squares[usize::from(is_of_heads(name))] += square_norm(&numbers);
             all.push(numbers);
         }
-        Ok((all, square.sqrt()))
+        Ok((all, squares.map(f64::sqrt)))
+    }
+
+    /// The sizes of the steps of the model and of the heads: nothing for the model while those learn
+    /// alone.
+    fn sizes(&self, step: u64, rate: f64) -> [Option<StepSize>; 2] {
+        let heads = self.options.heads.as_ref();
+        let alone = heads.map_or(0, |heads| heads.alone);
+        // An optimiser's first step is its first, whenever it is made.
+        let of_model = (step + 1).checked_sub(alone).filter(|&made| made > 0);
+        let of_heads = heads.map(|heads| StepSize { step: step + 1, rate: rate * heads.rate });
+        [of_model.map(|step| StepSize { step, rate }), of_heads]
     }
 }
 
@@ -148,27 +228,45 @@ impl Trainer for FirstOrder {
     fn step(&mut self, step: u64, rate: f64, batch: &[&Example]) -> Result<StepReport, Error> {
         let (gradients, tokens) = self.gradients(step, batch)?;
         let loss = gradients.loss;
-        let (mut gradients, norm) = self.numbers(gradients)?;
-        if !loss.is_finite() || !norm.is_finite() {
+        let heads = self.options.heads.as_ref();
+        let drafts = heads.map_or(Vec::new(), |heads| heads::told(heads, &gradients.drafts));
+        let (mut gradients, norms) = self.numbers(gradients)?;
+        if !loss.is_finite() || norms.iter().any(|norm| !norm.is_finite()) {
             let what = "the loss or its gradient is no number: lower the learning rate";
             return Err(Error::Training(what.to_owned()));
         }
-        let factor = self.options.clip_norm.map_or(1.0, |most| clip_factor(norm, most));
-        let size = StepSize { step: step + 1, rate };
+        self.calibration = None;
+        let clip = |norm: f64| self.options.clip_norm.map_or(1.0, |most| clip_factor(norm, most));
+        let (factors, sizes) = (norms.map(clip), self.sizes(step, rate));
         let variables = self.tuning.variables().iter().zip(&self.shapes);
-        for (((_, variable), &shape), (gradient, state)) in
+        for (((name, variable), &shape), (gradient, state)) in
             variables.zip(gradients.iter_mut().zip(&mut self.state))
         {
-            if factor != 1.0 {
-                gradient.iter_mut().for_each(|g| *g *= factor);
+            let part = usize::from(is_of_heads(name));
+            let Some(size) = sizes[part] else { continue };
+            if factors[part] != 1.0 {
+                gradient.iter_mut().for_each(|g| *g *= factors[part]);
             }
             let optimizer = &self.optimizer;
             change(variable, |weights| {
                 optimizer.update(shape, size, weights, gradient, state, &LibraryProducts);
             })?;
         }
-        let numbers = vec![("grad_norm", norm), ("learning_rate", rate)];
+        let mut numbers = vec![("grad_norm", norms[0]), ("learning_rate", rate)];
+        if let Some(heads) = &self.options.heads {
+            numbers.push(("draft_grad_norm", norms[1]));
+            numbers.push(("draft_weight", heads.weight_at(step)));
+            numbers.extend(drafts);
+        }
         Ok(StepReport { loss, tokens, numbers })
+    }
+
+    fn measure(
+        &mut self,
+        examples: &mut dyn Iterator<Item = Result<Example, Error>>,
+    ) -> Result<Vec<(String, f64)>, Error> {
+        self.calibration = self.count_guesses(examples)?;
+        Ok(self.calibration.as_ref().map_or(Vec::new(), heads::shares))
     }
 
     fn save(&self, folder: &Path) -> Result<(), Error> {
@@ -176,7 +274,9 @@ impl Trainer for FirstOrder {
     }
 
     fn restore(&mut self, folder: &Path) -> Result<(), Error> {
-        self.read_state(folder)
+        self.read_state(folder)?;
+        self.calibration = None;
+        Ok(())
     }
 
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use offshoot_methods::optim::OptimizerOptions;
 use serde::{Deserialize, Serialize};
 
+use super::heads::DraftHeads;
 use crate::Error;
 
 /// Highest rank: no matrix needs more.
@@ -31,6 +32,9 @@ pub struct FirstOrderOptions {
     /// Whether matrices stay in their file as they are, quantised or not, and are brought to single
     /// precision in pieces whenever they are multiplied with. For LoRA.
     pub weights_in_file: bool,
+    /// Draft heads that learn beside LoRA's matrices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<DraftHeads>,
     /// Names LoRA's first matrices and what dropout drops.
     pub seed: u64,
 }
@@ -45,6 +49,7 @@ impl Default for FirstOrderOptions {
             checkpointing: true,
             choice: ChoiceLoss::default(),
             weights_in_file: false,
+            heads: None,
             seed: 0,
         }
     }
@@ -152,6 +157,12 @@ impl FirstOrderOptions {
         if let Some(most) = self.clip_norm.filter(|most| !(*most > 0.0 && most.is_finite())) {
             return wrong(format!("clip_norm is {most}, expected a number above 0"));
         }
+        if let Some(heads) = &self.heads {
+            heads.validate()?;
+            if self.choice == ChoiceLoss::Candidates {
+                return wrong("heads: a loss over candidates is had without them".to_owned());
+            }
+        }
         match &self.space {
             // Its slopes are those at scores that nothing was dropped of.
             FirstOrderSpace::Lora(lora)
@@ -160,6 +171,9 @@ impl FirstOrderOptions {
                 wrong("dropout: a loss over candidates is had without it, so take 0".to_owned())
             }
             FirstOrderSpace::Lora(lora) => lora.validate(),
+            FirstOrderSpace::Full(_) if self.heads.is_some() => {
+                wrong("heads: they learn beside LoRA's matrices alone".to_owned())
+            }
             FirstOrderSpace::Full(_) if self.weights_in_file => {
                 wrong("weights_in_file: weights that are tuned are held in memory".to_owned())
             }

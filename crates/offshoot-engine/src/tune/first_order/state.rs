@@ -11,7 +11,6 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, safetensors};
-use offshoot_models::BaseId;
 use serde::{Deserialize, Serialize};
 
 use super::options::FirstOrderOptions;
@@ -57,13 +56,7 @@ pub(super) fn write_bytes(folder: &Path, name: &str, bytes: &[u8]) -> Result<(),
 
 impl FirstOrder {
     fn head(&self) -> Result<Head, Error> {
-        let base = match self.base.get() {
-            Some(base) => base.clone(),
-            None => {
-                let base = BaseId::of(&self.checkpoint)?.to_string();
-                self.base.get_or_init(|| base).clone()
-            }
-        };
+        let base = self.base_id()?.to_string();
         Ok(Head { version: VERSION, base, options: self.options.clone() })
     }
 

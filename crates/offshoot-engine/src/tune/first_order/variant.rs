@@ -19,7 +19,7 @@ use crate::Error;
 const WEIGHTS: &str = "model.safetensors";
 
 impl FirstOrder {
-    /// An adapter as PEFT saves it, or a whole model's folder.
+    /// An adapter as PEFT saves it, with its draft heads if it has some, or a whole model's folder.
     pub(super) fn write_learned(&self, folder: &Path) -> Result<(), Error> {
         match (self.tuning.adapter()?, &self.options.space) {
             (Some(adapter), FirstOrderSpace::Lora(lora)) => {
@@ -30,7 +30,7 @@ impl FirstOrder {
                 for (name, bytes) in adapter_files(&adapter, config, &options)? {
                     write_bytes(folder, &name, &bytes)?;
                 }
-                Ok(())
+                self.write_heads(folder)
             }
             _ => self.write_model(folder),
         }

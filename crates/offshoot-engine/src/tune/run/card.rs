@@ -46,8 +46,9 @@ pub(crate) fn card(
 }
 
 fn method(config: &RunConfig) -> String {
+    let heads = if config.has_heads() { ", with draft heads" } else { "" };
     let rate = config.rate().map_or("that was found".to_owned(), |rate| format!("{rate:e}"));
-    format!("{}, learning rate {rate}", config.method)
+    format!("{}{heads}, learning rate {rate}", config.method)
 }
 
 /// A text as YAML has it between quotes.

@@ -71,6 +71,24 @@ pub struct RunConfig {
     pub rslora: bool,
     /// The matrices that are tuned, by the ends of their names, or `all-linear`.
     pub target_modules: Vec<String>,
+    /// Draft heads that learn beside an adapter; none if 0.
+    pub medusa_heads: usize,
+    /// Residual blocks of a head.
+    pub medusa_layers: usize,
+    /// Tokens that heads score: the most frequent ones of what is trained on.
+    pub medusa_vocabulary: usize,
+    /// Heads of the base to begin with; their form counts then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub medusa_from: Option<PathBuf>,
+    /// The share of the steps in which heads learn alone, before the adapter learns, too.
+    pub medusa_alone: f64,
+    /// How much the adapter hears of the heads; the paper's of the objective if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub medusa_weight: Option<f64>,
+    /// The heads' learning rate over the adapter's.
+    pub medusa_rate: f64,
+    /// Whether the adapter is held to the base's distribution and not to the text.
+    pub medusa_self_distillation: bool,
     /// What turns gradients into steps.
     pub optimizer: Optimizer,
     /// What is lost of each weight in a step, times the learning rate.
@@ -145,6 +163,14 @@ impl Default for RunConfig {
             dropout: 0.0,
             rslora: false,
             target_modules: vec!["all-linear".to_owned()], // Dettmers et al. 2023, section 4
+            medusa_heads: 0,
+            medusa_layers: 1,        // Cai et al. 2024, section 2.1.1
+            medusa_vocabulary: 4096, // as heads are trained without an adapter
+            medusa_from: None,
+            medusa_alone: 0.3,
+            medusa_weight: None,
+            medusa_rate: 4.0, // Cai et al. 2024, section 2.2.2
+            medusa_self_distillation: false,
             optimizer: Optimizer::default(),
             weight_decay: 0.0,
             max_grad_norm: 1.0,           // transformers' TrainingArguments
@@ -314,6 +340,26 @@ impl RunConfig {
             (positive(self.alpha), "alpha", "must be above 0"),
             (share(self.dropout), "dropout", "must be at least 0 and below 1"),
             (!self.target_modules.is_empty(), "target_modules", "must name a matrix"),
+            (self.medusa_heads <= 8, "medusa_heads", "must be at most 8"),
+            (!self.has_heads() || self.method == Method::Lora, "medusa_heads", OF_LORA),
+            (
+                !self.medusa_self_distillation || self.has_heads(),
+                "medusa_self_distillation",
+                HEADLESS,
+            ),
+            ((1..=4).contains(&self.medusa_layers), "medusa_layers", "must be from 1 to 4"),
+            (
+                (1..=1 << 20).contains(&self.medusa_vocabulary),
+                "medusa_vocabulary",
+                "must be from 1 to 1048576",
+            ),
+            (share(self.medusa_alone), "medusa_alone", "must be at least 0 and below 1"),
+            (
+                self.medusa_weight.is_none_or(|x| (0.0..=1e3).contains(&x)),
+                "medusa_weight",
+                "must be from 0 to 1000",
+            ),
+            (positive(self.medusa_rate), "medusa_rate", "must be above 0"),
             (self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", NOT_LESS),
             (positive(self.max_grad_norm), "max_grad_norm", "must be above 0"),
             (positive(self.epochs), "epochs", "must be above 0"),
@@ -370,6 +416,11 @@ impl RunConfig {
         let changed = |field: &&&str| own.get(**field) != usual.get(**field);
         let mut idle = rules.iter().filter(|(used, ..)| !used);
         idle.find_map(|(_, fields, what)| Some((*fields.iter().find(changed)?, *what)))
+    }
+
+    /// Whether draft heads learn beside the adapter.
+    pub fn has_heads(&self) -> bool {
+        self.medusa_heads > 0 || self.medusa_from.is_some()
     }
 
     /// ` is VALUE`, of a field that has one.
@@ -448,6 +499,8 @@ impl RunConfig {
 }
 
 const NOT_LESS: &str = "must be at least 0";
+const OF_LORA: &str = "draft heads learn beside an adapter: take method lora, or 0";
+const HEADLESS: &str = "an adapter is held to the base where draft heads learn: give medusa_heads";
 
 #[cfg(test)]
 mod tests {

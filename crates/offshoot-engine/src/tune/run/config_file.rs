@@ -37,7 +37,7 @@ const ALIASES: [(&str, &str); 21] = [
     ("use_rslora", "rslora"),
 ];
 /// Fields that are written only where they are set.
-const UNSET: [&str; 14] = [
+const UNSET: [&str; 16] = [
     "train",
     "freeze",
     "options",
@@ -48,6 +48,8 @@ const UNSET: [&str; 14] = [
     "map",
     "steps",
     "learning_rate",
+    "medusa_from",
+    "medusa_weight",
     "eval_every",
     "patience",
     "save_every",

@@ -93,7 +93,9 @@ impl RunDescription {
         let mut names: Vec<&String> = names.map(|(name, _)| name).collect();
         names.sort();
         names.dedup();
-        let constant = self.config.shape() == Shape::Constant && self.config.warmup_ratio == 0.0;
+        // Draft heads learn alone for a share of the steps.
+        let whole = self.config.warmup_ratio != 0.0 || self.config.has_heads();
+        let constant = self.config.shape() == Shape::Constant && !whole;
         for name in names {
             let free = FREE.contains(&name.as_str());
             if !(free || constant && LENGTH.contains(&name.as_str())) {

@@ -356,7 +356,9 @@ impl Driven<'_> {
     /// Scores the held-out examples; gives whether they never fared better.
     fn evaluate(&mut self) -> Result<bool, Error> {
         let began = Instant::now();
-        let metrics = (self.evaluate)(self.trainer, self.held_out)?;
+        let mut metrics = (self.evaluate)(self.trainer, self.held_out)?;
+        let mut all = (0..self.held_out.count()).map(|index| self.held_out.example(index));
+        metrics.extend(self.trainer.measure(&mut all)?);
         let best = self.judge(&metrics)?;
         self.progress.elapsed_s = self.elapsed_s();
         let metrics = metrics.into_iter().map(|(name, x)| (name, finite(x))).collect();

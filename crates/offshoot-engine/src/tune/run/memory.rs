@@ -14,6 +14,7 @@ use offshoot_models::{Architecture, Checkpoint, ModelConfig};
 use serde::Serialize;
 
 use super::{Method, Optimizer, RunConfig, RunError, Space};
+use crate::tune::DraftHeads;
 use crate::tune::zeroth_order::StepLimits;
 use crate::{DenseDevice, DenseType, ExecutorKind, MemoryNeed};
 
@@ -135,7 +136,20 @@ fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
         let named = config.target_modules.iter().any(|end| linear.name.ends_with(end.as_str()));
         named || (all && *at != head)
     });
-    linears.map(|(_, linear)| (config.rank * (linear.rows + linear.cols)) as u64).sum()
+    let lora: u64 =
+        linears.map(|(_, linear)| (config.rank * (linear.rows + linear.cols)) as u64).sum();
+    lora + draft_heads(checkpoint.config(), config)
+}
+
+/// Numbers of draft heads, those of a file taken as as many as are usual: a block of twice the width,
+/// then square ones.
+fn draft_heads(model: &ModelConfig, config: &RunConfig) -> u64 {
+    let heads = match config.medusa_from {
+        Some(_) => config.medusa_heads.max(DraftHeads::default().heads),
+        None => config.medusa_heads,
+    };
+    let d = model.hidden_size as u64;
+    heads as u64 * (d * d + config.medusa_layers as u64 * (d * d + d))
 }
 
 /// Bytes of what a batch of the longest examples leaves.
@@ -203,5 +217,9 @@ mod tests {
         assert_eq!(full.trained, 3 * full.weights);
         let twice = need(RunConfig { rank: 16, ..RunConfig::default() });
         assert_eq!(twice.trained, 2 * lora.trained);
+        let heads = need(RunConfig { medusa_heads: 2, ..RunConfig::default() });
+        // Each with its gradient and two moments: 2 heads of a block [d, 2 d] and its bias.
+        let d = checkpoint.config().hidden_size as u64;
+        assert_eq!(heads.trained - lora.trained, 4 * 4 * 2 * (2 * d * d + d));
     }
 }

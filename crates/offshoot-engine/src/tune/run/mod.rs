@@ -11,6 +11,7 @@
 //! What is learned is a function of the base, the examples and the settings: a run that was killed
 //! at any moment goes on from its last checkpoint and ends with the same bits.
 
+mod advice;
 mod card;
 mod checkpoint;
 mod config;
@@ -31,6 +32,7 @@ mod schedule;
 mod trainers;
 mod variant;
 
+pub use advice::{Advice, Way};
 pub use config::{Metric, Objective, Optimizer, RunConfig, RunPlan, Space};
 pub use config_file::{Given, read_config};
 pub use description::RunDescription;

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use offshoot_kernels::Cpu;
 use offshoot_methods::optim::{AdamW, Muon, OptimizerOptions, Sgd};
 use offshoot_methods::tune::{Hash, RateOptions, SpaceKind, common_rate};
+use offshoot_models::medusa::HeadsFile;
 use offshoot_models::{BaseId, Checkpoint, TemplateId, Tokenizer, TokenizerId};
 use serde_json::{Map, Value};
 
 use super::config::{Objective as Aim, Space as Tuned};
 use super::evaluation::answers;
-use super::{Method, Optimizer, RunConfig, RunDescription, RunError};
+use super::{Examples, Method, Optimizer, RunConfig, RunDescription, RunError};
+use crate::medusa::most_counted;
 use crate::tune::eval::EvalOptions;
 use crate::tune::zeroth_order::{
     Classification, CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, Metric,
@@ -18,9 +20,9 @@ use crate::tune::zeroth_order::{
     ZerothOrderTrainer,
 };
 use crate::tune::{
-    ChoiceLoss, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices, TensorNames,
+    ChoiceLoss, DraftHeads, Example, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices,
+    LoraOptions as GradientLora, TensorNames, Trainer,
 };
-use crate::tune::{LoraOptions as GradientLora, Trainer};
 use crate::{Error, Model};
 
 /// What stands for all matrices of the blocks.
@@ -62,19 +64,20 @@ impl Base {
         }
     }
 
-    /// Makes the trainer of the run that `description` is of, on `cpu`.
+    /// Makes the trainer of the run that `description` is of, on `cpu`. The tokens of `train` say which
+    /// ones draft heads score.
     ///
     /// # Errors
     /// If a setting is not one that the method takes, or the weights cannot be read.
     pub fn trainer(
         &self,
         description: &RunDescription,
-        tokenizer: &Arc<Tokenizer>,
-        cpu: &Cpu,
+        train: &dyn Examples,
+        (tokenizer, cpu): (&Arc<Tokenizer>, &Cpu),
     ) -> Result<Box<dyn Trainer>, Error> {
         let config = &description.config;
         let Method::ZerothOrder(name) = config.method else {
-            return with_gradients(config, self.stored()?);
+            return with_gradients(description, train, self.stored()?);
         };
         let options = ZerothOrderOptions {
             method: name.to_owned(),
@@ -175,9 +178,11 @@ fn origin(description: &RunDescription, checkpoint: &Checkpoint) -> Origin {
 }
 
 fn with_gradients(
-    config: &RunConfig,
+    description: &RunDescription,
+    train: &dyn Examples,
     checkpoint: &Arc<Checkpoint>,
 ) -> Result<Box<dyn Trainer>, Error> {
+    let config = &description.config;
     let choice = match config.objective {
         Aim::Loss => ChoiceLoss::Language,
         Aim::Classification => ChoiceLoss::Candidates,
@@ -214,7 +219,70 @@ fn with_gradients(
         seed: config.seed,
         ..FirstOrderOptions::default()
     };
-    Ok(Box::new(FirstOrder::new(Arc::clone(checkpoint), options)?))
+    if !config.has_heads() {
+        return Ok(Box::new(FirstOrder::new(Arc::clone(checkpoint), options)?));
+    }
+    let from = config.medusa_from.as_deref().map(HeadsFile::open).transpose()?;
+    let heads = draft_heads(description, from.as_ref(), train, checkpoint.config().vocab_size)?;
+    let options = FirstOrderOptions { heads: Some(heads), ..options };
+    Ok(Box::new(FirstOrder::with_heads(Arc::clone(checkpoint), options, from.as_ref())?))
+}
+
+/// How the draft heads of a run learn: of the form of those that they begin with, or scoring the most
+/// frequent tokens of what is trained on.
+fn draft_heads(
+    description: &RunDescription,
+    from: Option<&HeadsFile>,
+    train: &dyn Examples,
+    vocab_size: usize,
+) -> Result<DraftHeads, Error> {
+    let config = &description.config;
+    let steps = config.plan(description.examples, description.held_out)?.steps;
+    let alone = (config.medusa_alone * steps as f64) as u64;
+    let self_distillation = config.medusa_self_distillation;
+    // Both in the experiments of Cai et al. 2024, <https://arxiv.org/abs/2401.10774>.
+    let usual = if self_distillation { 0.01 } else { 0.2 };
+    let heads = DraftHeads {
+        heads: config.medusa_heads,
+        layers: config.medusa_layers,
+        weight: config.medusa_weight.unwrap_or(usual),
+        rate: config.medusa_rate,
+        alone,
+        rise: steps - alone,
+        self_distillation,
+        ..DraftHeads::default()
+    };
+    if let Some(file) = from {
+        let count = file.heads.len();
+        if ![0, count].contains(&config.medusa_heads) {
+            let what = format!(
+                "medusa_heads is {}: the heads to begin with are {count}: leave it out",
+                config.medusa_heads
+            );
+            return Err(RunError::Config { place: String::new(), what }.into());
+        }
+        return Ok(heads.of_form(file));
+    }
+    let vocabulary = frequent_tokens(train, vocab_size, config.medusa_vocabulary)?;
+    Ok(DraftHeads { vocabulary, ..heads })
+}
+
+/// The `n` most frequent tokens among those that examples are trained on, ascending.
+fn frequent_tokens(train: &dyn Examples, vocab_size: usize, n: usize) -> Result<Vec<u32>, Error> {
+    let mut counts = vec![0; vocab_size];
+    for index in 0..train.count() {
+        let (Example::Text(text) | Example::Answer { gold: text, .. }) = train.example(index)?
+        else {
+            continue;
+        };
+        let trained = text.tokens.iter().zip(&text.trained).filter(|(_, trained)| **trained);
+        for (&token, _) in trained {
+            if let Some(count) = counts.get_mut(token as usize) {
+                *count += 1;
+            }
+        }
+    }
+    Ok(most_counted(&counts, n))
 }
 
 fn optimizer(config: &RunConfig) -> OptimizerOptions {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! adapter_config.json, adapter_model.safetensors   as Python's PEFT saves them, or a whole model
+//! medusa_lm_head.safetensors                       draft heads that were trained beside the adapter
 //! variant.json                                     the base, its tokenizer, template and stop
 //! tokens README.md                                        the model card
 //! ```

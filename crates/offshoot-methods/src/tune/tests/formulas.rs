@@ -188,8 +188,8 @@ fn meazo_divides_by_one_running_root() {
     let mut v = 0.0;
     Check { name: "meazo", options, steps: 25 }.against(|w, t, before| {
         let slopes: Vec<f64> = dense(t, 2).iter().map(|d| slope(w, d, 0.01)).collect();
-        let mean = (slopes[0] + slopes[1]) / 2.0;
-        v = 0.7 * v + 0.3 * mean * mean;
+        let square = (slopes[0] * slopes[0] + slopes[1] * slopes[1]) / 2.0;
+        v = 0.7 * v + 0.3 * square;
         let root = (v / (1.0 - 0.7_f64.powi(t as i32 + 1))).sqrt();
         let mut after = before.to_vec();
         add(&mut after, -RATE / (root + 0.1), &estimate(w, &dense(t, 2), 0.01));

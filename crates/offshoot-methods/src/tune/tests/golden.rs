@@ -16,7 +16,7 @@ const WEIGHTS: [(&str, &str); 16] = [
     ("adam", "92599ff86e781c31"),
     ("adamezo", "4152b1f0d2b8bc87"),
     ("fzoo", "f021824b1b007370"),
-    ("meazo", "ae19058f22f4bd56"),
+    ("meazo", "c76c15184f6a8590"),
     ("lozo", "51643760706d16c4"),
     ("lozo-m", "73cd8eb54993632c"),
     ("lezo", "a19607920e2460ae"),

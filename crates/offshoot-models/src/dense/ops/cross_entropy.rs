@@ -27,7 +27,7 @@ use super::frozen::{Frozen, add_to};
 use super::real::Real;
 
 /// Logits that are held at a time.
-const LOGITS: usize = 1 << 22;
+pub(super) const LOGITS: usize = 1 << 22;
 
 /// A token that a row is to predict.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -160,7 +160,7 @@ fn is_best<T: Real>(logits: &[T], token: usize, logit: T) -> bool {
     logits[..token].iter().all(|&l| l < logit) && logits[token..].iter().all(|&l| l <= logit)
 }
 
-fn soft_cap<T: Real>(l: &mut [T], slopes: &mut [T], cap: f64) {
+pub(super) fn soft_cap<T: Real>(l: &mut [T], slopes: &mut [T], cap: f64) {
     for (l, slope) in l.iter_mut().zip(slopes) {
         let tanh = (l.wide() / cap).tanh();
         (*l, *slope) = (T::near(cap * tanh), T::near(1.0 - tanh * tanh));

@@ -10,6 +10,7 @@
 
 mod attention;
 mod cross_entropy;
+mod divergence;
 mod frozen;
 mod gate;
 mod linear;
@@ -19,6 +20,7 @@ mod rope;
 
 pub(super) use attention::{AttentionShape, attention};
 pub(super) use cross_entropy::{CrossEntropy, Target, log_probabilities};
+pub(super) use divergence::{Scoring, divergence};
 pub(super) use frozen::Frozen;
 pub(super) use gate::gate;
 pub(super) use linear::{LowRankPair, linear, unread_linear};

@@ -300,3 +300,60 @@ fn targets_out_of_bounds_or_order_are_refused() {
     assert!(refused(&[(2, 0)]) && refused(&[(0, 5)]) && refused(&[(1, 0), (0, 0)]));
     assert!(!refused(&[(0, 0), (0, 4), (1, 1)]));
 }
+
+/// Two states, each with its head, and weights of the rows, one of them none.
+fn scorings() -> (Scoring, Scoring, [f64; 5]) {
+    let scoring = |d: usize, seed: u64| Scoring {
+        x: numbers(&[5, d], seed),
+        head: Frozen::Tensor((numbers(&[100, d], seed + 1) * 2.0).unwrap()),
+    };
+    (scoring(12, 24), scoring(9, 26), [0.5, 1.0, 0.0, 0.25, 2.0])
+}
+
+#[test]
+fn a_divergence_has_the_slopes_of_its_values_and_is_none_from_itself() {
+    let (model, teacher, weights) = scorings();
+    let Frozen::Tensor(head) = &model.head else { panic!("a tensor") };
+    for cap in [None, Some(1.5)] {
+        let at = |x: &Tensor, head: &Tensor| {
+            let moved = Scoring { x: x.clone(), head: Frozen::Tensor(head.clone()) };
+            divergence(&moved, &teacher, cap, &weights, true).unwrap()
+        };
+        let found = at(&model.x, head);
+        assert!(found.value > 0.5, "{}", found.value);
+        let (along_x, along_head) = (numbers(&[5, 12], 7), numbers(&[100, 12], 8));
+        let moved = |x: &Tensor, by: &Tensor, step: f64| (x + (by * step).unwrap()).unwrap();
+        let slope = |f: &dyn Fn(f64) -> f64| (f(1e-5) - f(-1e-5)) / 2e-5;
+        let of_x = slope(&|step| at(&moved(&model.x, &along_x, step), head).value);
+        let of_head = slope(&|step| at(&model.x, &moved(head, &along_head, step)).value);
+        let dw = found.dw.unwrap();
+        for (gradient, along, slope) in [(&found.dx, along_x, of_x), (&dw, along_head, of_head)] {
+            let error = (dot(gradient, &along) - slope).abs() / dot(gradient, gradient).sqrt();
+            assert!(error < 1e-7, "off by {error}");
+        }
+        let none = divergence(&teacher, &teacher, cap, &weights, false).unwrap();
+        assert!(none.value.abs() < 1e-12 && dot(&none.dx, &none.dx) == 0.0 && none.dw.is_none());
+    }
+}
+
+#[test]
+fn a_divergence_is_the_mean_gap_of_logarithms_in_many_chunks_too() {
+    let (rows, vocab) = (300, 100);
+    let scoring = |seed: u64| Scoring {
+        x: numbers(&[rows, 12], seed),
+        head: Frozen::Tensor(numbers(&[vocab, 12], seed + 1)),
+    };
+    let (model, teacher) = (scoring(30), scoring(32));
+    let logs = |scoring: &Scoring| {
+        let Frozen::Tensor(head) = &scoring.head else { panic!("a tensor") };
+        let logits = scoring.x.matmul(&head.t().unwrap()).unwrap();
+        let sums = logits.log_sum_exp(1).unwrap().unsqueeze(1).unwrap();
+        logits.broadcast_sub(&sums).unwrap()
+    };
+    let (p, q) = (logs(&model), logs(&teacher));
+    let expected = dot(&q.exp().unwrap(), &(&q - &p).unwrap()) / rows as f64;
+    let weights = vec![1.0 / rows as f64; rows];
+    let found = divergence(&model, &teacher, None, &weights, false).unwrap();
+    assert!((found.value - expected).abs() < 1e-12, "{} {expected}", found.value);
+    assert!(divergence(&model, &teacher, None, &weights[1..], false).is_err());
+}

@@ -9,17 +9,21 @@
 //! once more, but for the last product, whose value is not needed, then gives its gradients. The numbers are the same, but for the order of the sums over what
 //! reads one tensor, for a forward pass more.
 
+mod heads;
 mod lora;
 mod run;
 
+pub use heads::{DraftTarget, Drafts};
 pub use lora::DropoutMasks;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
 use super::DenseModel;
-use super::ops::{CrossEntropy, Frozen, Target, log_probabilities};
+use super::ops::{CrossEntropy, Frozen, Scoring, Target, divergence, log_probabilities};
+use crate::medusa::{HeadToken, HeadsFile};
 use crate::{Error, LoraAdapter, LowRank};
+use heads::{DenseHeads, DraftPlaces, HeadGradients};
 use lora::DenseLora;
 use run::{Mode, TrainRun};
 
@@ -40,8 +44,10 @@ pub struct TextTarget {
 /// A loss and how it changes with the weights.
 #[derive(Debug, Clone)]
 pub struct Gradients {
-    /// `- sum of weight log p` over the targets.
+    /// `- sum of weight log p` over the targets, or the divergence; and the weighted loss of drafts.
     pub loss: f64,
+    /// By draft head the sum of `- weight log p` over its own targets; nothing without heads.
+    pub drafts: Vec<f64>,
     /// For each of [`DenseTuning::variables`] the gradient, or nothing where the loss does not depend
     /// on it.
     pub tensors: Vec<Option<Tensor>>,
@@ -54,6 +60,8 @@ impl Gradients {
     /// [`Error::Tensors`] if they are of other variables.
     pub fn add(&mut self, other: Self) -> Result<(), Error> {
         self.loss += other.loss;
+        self.drafts.resize(self.drafts.len().max(other.drafts.len()), 0.0);
+        self.drafts.iter_mut().zip(&other.drafts).for_each(|(sum, more)| *sum += more);
         for (sum, more) in self.tensors.iter_mut().zip(other.tensors) {
             *sum = match (sum.take(), more) {
                 (Some(sum), Some(more)) => Some((sum + more)?),
@@ -71,6 +79,11 @@ pub struct GradientOptions<'a> {
     pub checkpointing: bool,
     /// What is dropped of the inputs of LoRA's products.
     pub dropout: Option<&'a dyn DropoutMasks>,
+    /// What the draft heads learn, where there are some.
+    pub drafts: Option<Drafts<'a>>,
+    /// Whether the model without LoRA's matrices is the teacher: the loss is then the divergence from it
+    /// at the targets' rows, weighted as they are, whatever their tokens.
+    pub teacher: bool,
 }
 
 /// A model some of whose weights, or whose LoRA matrices, are trained.
@@ -78,6 +91,7 @@ pub struct GradientOptions<'a> {
 pub struct DenseTuning {
     model: DenseModel,
     lora: Option<DenseLora>,
+    heads: Option<DenseHeads>,
     variables: Vec<(String, Var)>,
     /// The first block in which something is trained; the number of blocks if there is none.
     lowest: usize,
@@ -119,6 +133,22 @@ impl DenseTuning {
         Ok(Self::of(model, None, variables))
     }
 
+    /// Trains draft heads, too, beginning with those of `file`.
+    ///
+    /// # Errors
+    /// [`Error::Heads`] if they do not fit the model, have output matrices of their own, or the weights
+    /// themselves are trained: the heads' output matrix is the base's.
+    pub fn with_heads(mut self, file: &HeadsFile) -> Result<Self, Error> {
+        if self.lora.is_none() {
+            let what = "they are trained beside LoRA's matrices alone";
+            return Err(Error::Heads(what.to_owned()));
+        }
+        let heads = DenseHeads::new(&self.model, file)?;
+        self.variables.extend(heads.variables());
+        self.heads = Some(heads);
+        Ok(self)
+    }
+
     fn of(model: DenseModel, lora: Option<DenseLora>, variables: Vec<(String, Var)>) -> Self {
         let blocks = model.architecture.blocks();
         let block = |name: &str| {
@@ -127,7 +157,7 @@ impl DenseTuning {
         };
         let lowest = variables.iter().filter_map(|(name, _)| block(name)).min();
         let embedding = variables.iter().any(|(name, _)| *name == model.blueprint.embedding);
-        Self { model, lora, variables, lowest: lowest.unwrap_or(blocks), embedding }
+        Self { model, lora, heads: None, variables, lowest: lowest.unwrap_or(blocks), embedding }
     }
 
     /// The model.
@@ -158,6 +188,49 @@ impl DenseTuning {
         Ok(Some(adapter))
     }
 
+    /// The draft heads as they are now, in half precision and without a card, if there are some.
+    ///
+    /// # Errors
+    /// [`Error::Tensors`] if they cannot be read from their device.
+    pub fn heads(&self) -> Result<Option<HeadsFile>, Error> {
+        let width = self.model.config().hidden_size;
+        self.heads.as_ref().map(|heads| heads.file(width)).transpose()
+    }
+
+    /// Whether draft heads score `token`.
+    pub fn drafts(&self, token: u32) -> bool {
+        self.heads.as_ref().is_some_and(|heads| heads.scores(token))
+    }
+
+    /// The `ranks` likeliest tokens of each draft head, fewer if fewer are scored, at the places of
+    /// `text` where these tokens are chosen: place after place, head after head, likeliest first.
+    ///
+    /// # Errors
+    /// [`Error::Step`] if there are no heads, or a place or token is none of the text's or model's;
+    /// [`Error::Tensors`] if there is no memory.
+    pub fn guesses(
+        &self,
+        text: &[u32],
+        places: &[(usize, u32)],
+        ranks: usize,
+    ) -> Result<Vec<HeadToken>, Error> {
+        let Some(heads) = &self.heads else {
+            return Err(Error::Step("the model has no draft heads".to_owned()));
+        };
+        let vocab_size = self.model.config().vocab_size;
+        let known =
+            |&(place, token): &(usize, u32)| place < text.len() && (token as usize) < vocab_size;
+        if places.is_empty() || !places.iter().all(known) {
+            return Err(Error::Step("places that are not of the text, or none".to_owned()));
+        }
+        let mut run = self.run(&[text], Mode::Plain, GradientOptions::default())?;
+        self.forward(&mut run)?;
+        let (rows, chosen): (Vec<u32>, Vec<u32>) =
+            places.iter().map(|&(place, token)| (place as u32, token)).unzip();
+        let h = run.normed_rows(&rows)?;
+        heads.guesses(&self.model, &h, &chosen, ranks)
+    }
+
     /// For each target the logarithm of its probability, and whether no other token has a greater one.
     /// Weights play no part.
     ///
@@ -171,10 +244,7 @@ impl DenseTuning {
     ) -> Result<Vec<(f64, bool)>, Error> {
         let mut run = self.run(texts, Mode::Plain, GradientOptions::default())?;
         let picked = Picked::of(texts, targets)?;
-        self.model.architecture.begin(&mut run)?;
-        (0..self.model.architecture.blocks())
-            .try_for_each(|block| self.model.architecture.block(block, &mut run))?;
-        self.model.architecture.end(&mut run)?;
+        self.forward(&mut run)?;
         let (x, head, cap) = run.head()?;
         let x = x.index_select(&Tensor::new(picked.rows.as_slice(), x.device())?, 0)?;
         let scores = log_probabilities(&x, &head, cap, &picked.targets)?;
@@ -184,33 +254,84 @@ impl DenseTuning {
     /// The loss over the targets and its gradients.
     ///
     /// # Errors
-    /// As [`DenseTuning::score`].
+    /// As [`DenseTuning::score`], also of a target of heads, of heads that there are none of, or of a
+    /// teacher where the weights themselves are trained.
     pub fn gradients(
         &self,
         texts: &[&[u32]],
         targets: &[TextTarget],
         options: GradientOptions<'_>,
     ) -> Result<Gradients, Error> {
-        let picked = Picked::of(texts, targets)?;
-        match options.checkpointing {
-            true => self.checkpointed(texts, &picked, options),
-            false => self.plain(texts, &picked, options),
+        let wanted = self.wanted(texts, targets, options)?;
+        match (options.drafts, options.checkpointing) {
+            (Some(Drafts { alone: true, .. }), _) => self.heads_alone(texts, &wanted, options),
+            (_, true) => self.checkpointed(texts, &wanted, options),
+            (_, false) => self.plain(texts, &wanted, options),
         }
+    }
+
+    fn wanted(
+        &self,
+        texts: &[&[u32]],
+        targets: &[TextTarget],
+        options: GradientOptions<'_>,
+    ) -> Result<Wanted, Error> {
+        let picked = Picked::of(texts, targets)?;
+        let drafts = match (&self.heads, options.drafts) {
+            (_, None) => None,
+            (None, Some(_)) => return Err(Error::Step("there are no draft heads".to_owned())),
+            (Some(heads), Some(Drafts { targets, weight, .. })) => {
+                Some((DraftPlaces::of(heads, texts, targets)?, weight))
+            }
+        };
+        let teacher = options.teacher.then(|| self.teacher(texts, &picked)).transpose()?;
+        Ok(Wanted { picked, drafts, teacher })
+    }
+
+    /// What the model without LoRA's matrices makes of the rows.
+    fn teacher(&self, texts: &[&[u32]], picked: &Picked) -> Result<Scoring, Error> {
+        if self.lora.is_none() {
+            return Err(Error::Step("there is no teacher where all weights are tuned".to_owned()));
+        }
+        let mut run = TrainRun::new(&self.model, None, texts, Mode::Plain, None)?;
+        self.forward(&mut run)?;
+        let (x, head, _) = run.head()?;
+        let x = x.index_select(&Tensor::new(picked.rows.as_slice(), x.device())?, 0)?;
+        Ok(Scoring { x, head })
+    }
+
+    /// All of the architecture but the product with the output head.
+    fn forward(&self, run: &mut TrainRun<'_>) -> Result<(), Error> {
+        let architecture = &self.model.architecture;
+        architecture.begin(run)?;
+        (0..architecture.blocks()).try_for_each(|block| architecture.block(block, run))?;
+        architecture.end(run)
+    }
+
+    /// As the others, where nothing but the draft heads has a gradient.
+    fn heads_alone(
+        &self,
+        texts: &[&[u32]],
+        wanted: &Wanted,
+        options: GradientOptions<'_>,
+    ) -> Result<Gradients, Error> {
+        let mut run = self.run(texts, Mode::Plain, options)?;
+        self.forward(&mut run)?;
+        let loss = self.loss(&mut run, wanted)?;
+        self.of_heads(loss).map(|(all, _)| all)
     }
 
     fn plain(
         &self,
         texts: &[&[u32]],
-        picked: &Picked,
+        wanted: &Wanted,
         options: GradientOptions<'_>,
     ) -> Result<Gradients, Error> {
-        let architecture = &self.model.architecture;
         let mut run = self.run(texts, Mode::Graph, options)?;
-        architecture.begin(&mut run)?;
-        (0..architecture.blocks()).try_for_each(|block| architecture.block(block, &mut run))?;
-        let (loss, exact) = self.loss(&mut run, picked)?;
+        self.forward(&mut run)?;
+        let loss = self.loss(&mut run, wanted)?;
         drop(run);
-        let mut all = self.none(exact);
+        let (mut all, loss) = self.of_heads(loss)?;
         self.collect(&mut all, loss.backward()?)?;
         Ok(all)
     }
@@ -218,7 +339,7 @@ impl DenseTuning {
     fn checkpointed(
         &self,
         texts: &[&[u32]],
-        picked: &Picked,
+        wanted: &Wanted,
         options: GradientOptions<'_>,
     ) -> Result<Gradients, Error> {
         let architecture = &self.model.architecture;
@@ -238,8 +359,8 @@ impl DenseTuning {
             Some(Ok(leaf)) => leaf.as_tensor().clone(),
             _ => last,
         });
-        let (loss, exact) = self.loss(&mut run, picked)?;
-        let mut all = self.none(exact);
+        architecture.end(&mut run)?;
+        let (mut all, loss) = self.of_heads(self.loss(&mut run, wanted)?)?;
         let mut store = loss.backward()?;
         drop(loss);
         let mut upstream = match leaf.take().transpose()? {
@@ -277,29 +398,83 @@ impl DenseTuning {
         TrainRun::new(&self.model, self.lora.as_ref(), texts, mode, options.dropout)
     }
 
-    /// Runs what comes behind the blocks, and the loss.
-    fn loss(&self, run: &mut TrainRun<'_>, picked: &Picked) -> Result<(Tensor, f64), Error> {
-        self.model.architecture.end(run)?;
+    /// The loss, where the architecture was run to its end.
+    fn loss(&self, run: &mut TrainRun<'_>, wanted: &Wanted) -> Result<Loss, Error> {
+        let states = match &wanted.drafts {
+            Some((places, _)) if !places.rows.is_empty() => Some(run.normed_rows(&places.rows)?),
+            _ => None,
+        };
         let (x, head, cap) = run.head()?;
+        let picked = &wanted.picked;
         let x = x.index_select(&Tensor::new(picked.rows.as_slice(), x.device())?, 0)?;
         let trained = matches!(&head, Frozen::Tensor(head) if head.track_op());
-        Ok(CrossEntropy { head, cap, targets: &picked.targets }.loss(&x, trained)?)
+        let (mut tensor, mut exact) = match &wanted.teacher {
+            None => CrossEntropy { head, cap, targets: &picked.targets }.loss(&x, trained)?,
+            Some(teacher) => {
+                let model = Scoring { x: x.clone(), head };
+                let found = divergence(&model, teacher, cap, &picked.weights(), trained)?;
+                let mut tensor = product(&x, &found.dx)?;
+                if let (Frozen::Tensor(head), Some(dw)) = (&model.head, &found.dw) {
+                    tensor = (tensor + product(head, dw)?)?;
+                }
+                (tensor, found.value)
+            }
+        };
+        let mut heads = None;
+        if let (Some(own), Some((places, weight)), Some(h)) = (&self.heads, &wanted.drafts, states)
+        {
+            let mut found = own.gradients(&self.model, &h, places)?;
+            exact += weight * found.losses.iter().sum::<f64>();
+            if let Some(slopes) = found.states.take().filter(|_| *weight != 0.0 && h.track_op()) {
+                tensor = (tensor + product(&h, &(slopes * *weight)?)?)?;
+            }
+            heads = Some(found);
+        }
+        Ok(Loss { tensor, exact, heads })
     }
 
-    fn none(&self, loss: f64) -> Gradients {
-        Gradients { loss, tensors: vec![None; self.variables.len()] }
+    /// The loss with the heads' gradients, and what goes back into the model.
+    fn of_heads(&self, loss: Loss) -> Result<(Gradients, Tensor), Error> {
+        let Loss { tensor, exact, heads } = loss;
+        let mut all = Gradients {
+            loss: exact,
+            drafts: Vec::new(),
+            tensors: vec![None; self.variables.len()],
+        };
+        if let Some(HeadGradients { losses, store, .. }) = heads {
+            all.drafts = losses;
+            self.collect(&mut all, store)?;
+        }
+        Ok((all, tensor))
     }
 
     fn collect(&self, all: &mut Gradients, mut store: GradStore) -> Result<(), Error> {
         let of = |(_, variable): &(String, Var)| store.remove(variable);
         let tensors = self.variables.iter().map(of).collect();
-        all.add(Gradients { loss: 0.0, tensors })
+        all.add(Gradients { loss: 0.0, drafts: Vec::new(), tensors })
     }
 }
 
 /// A number whose gradient at `x` is `gradient`.
 fn product(x: &Tensor, gradient: &Tensor) -> Result<Tensor, Error> {
     Ok((x * gradient)?.sum_all()?)
+}
+
+/// What a step is to learn.
+struct Wanted {
+    picked: Picked,
+    /// What heads are to guess, and how much the model hears of it.
+    drafts: Option<(DraftPlaces, f64)>,
+    /// What the model is held to instead of the targets' tokens.
+    teacher: Option<Scoring>,
+}
+
+/// A loss on its way back.
+struct Loss {
+    /// What has the loss's gradients in the model's variables; its value is another.
+    tensor: Tensor,
+    exact: f64,
+    heads: Option<HeadGradients>,
 }
 
 /// The rows that carry loss.
@@ -342,6 +517,13 @@ impl Picked {
             picked.order.push(number);
         }
         Ok(picked)
+    }
+
+    /// What each row weighs.
+    fn weights(&self) -> Vec<f64> {
+        let mut weights = vec![0.0; self.rows.len()];
+        self.targets.iter().for_each(|target| weights[target.row] += target.weight);
+        weights
     }
 
     fn in_order(&self, scores: &[(f64, bool)]) -> Vec<(f64, bool)> {

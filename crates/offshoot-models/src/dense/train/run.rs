@@ -112,6 +112,13 @@ impl<'a> TrainRun<'a> {
         self.outputs.insert(Output::Residual, rows);
     }
 
+    /// These rows of what the head multiplies, before LoRA's part of it: the final norm's result,
+    /// `[n, d]`.
+    pub(super) fn normed_rows(&self, rows: &[u32]) -> Result<Tensor, Error> {
+        let x = self.input(Input::Normed)?;
+        Ok(x.index_select(&Tensor::new(rows, x.device())?, 0)?)
+    }
+
     /// What the head multiplies, `[rows, d]`, the head, `[vocab_size, d]`, and the cap of logits. Where the
     /// head has LoRA matrices they stand beside the rest: `[x, s A x]` and `[W, B]`.
     pub(super) fn head(&mut self) -> Result<(Tensor, Frozen, Option<f32>), Error> {
