@@ -148,7 +148,7 @@ impl Model {
         let added = variant.as_ref().filter(|variant| !variant.is_whole());
         let adapter = added.map(Variant::folder).or(options.adapter.as_deref());
         let adapter = adapter.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
-        let adapter = adapter.transpose()?;
+        let adapter = adapter.transpose().map_err(|error| reason(error, &checkpoint, &variant))?;
         let available = match options.executor {
             // A device of its own memory says by itself when that is full.
             ExecutorKind::Dense { device, .. } if !device.shares_memory() => None,
@@ -410,6 +410,19 @@ impl Model {
         let rendered = talk.render(messages, true)?;
         talk.encode(&rendered).map(Some)
     }
+}
+
+/// Why an adapter cannot be applied: that its variant is of another base, if it is.
+fn reason(
+    error: offshoot_models::Error,
+    checkpoint: &Checkpoint,
+    variant: &Option<Variant>,
+) -> Error {
+    let other = |variant: &Variant| {
+        let tokenizer = TokenizerId::of(checkpoint.tokenizer().ok()?);
+        variant.check(tokenizer, || Ok(BaseId::of(checkpoint)?)).err()
+    };
+    variant.as_ref().and_then(other).unwrap_or_else(|| error.into())
 }
 
 /// The weights that are run: those of `variant`, if it is a whole model and was made of the one at
