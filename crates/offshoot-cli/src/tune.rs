@@ -30,6 +30,9 @@ pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
         return dry_run(args, &model, &config);
     }
     let folder = args.resume.clone().unwrap_or_else(|| config.folder());
+    if args.resume.is_none() {
+        Run::refuse_another(&folder)?;
+    }
     let signals = Signals::listen();
     let outcome = tune(args, &model, &config, &folder, &signals);
     // Whatever ended it, what was learned by the last checkpoint is not lost.
@@ -128,7 +131,7 @@ fn tune(
     let all = read(&config.data)?;
     let file;
     let (train, held_out) = match &config.eval_data[..] {
-        [] => Part::split(&all, config.eval_fraction, config.seed),
+        [] => Part::split(&all, config.eval_fraction, config.seed)?,
         files => {
             file = read(files)?;
             (Part::whole(&all), Part::whole(&file))
@@ -262,8 +265,9 @@ fn tell(args: &TuneArgs, folder: &Path, outcome: &Outcome) -> Result<(), Failure
     let best = outcome.best.map_or(String::new(), |(step, value)| {
         format!(", the best after step {step} with {value:.4}")
     });
+    let steps = if outcome.step == 1 { "step" } else { "steps" };
     note(format_args!(
-        "{}: {} steps in {:.0} s{best}",
+        "{}: {} {steps} in {:.0} s{best}",
         reason.told(),
         outcome.step,
         outcome.elapsed_s

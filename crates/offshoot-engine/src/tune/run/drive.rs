@@ -67,6 +67,17 @@ pub struct Run {
 }
 
 impl Run {
+    /// Refuses a folder in which there is a run already.
+    ///
+    /// # Errors
+    /// [`RunError::Exists`].
+    pub fn refuse_another(folder: &Path) -> Result<(), Error> {
+        match RunDescription::is_in(folder) {
+            true => Err(RunError::Exists { folder: folder.to_owned() }.into()),
+            false => Ok(()),
+        }
+    }
+
     /// Makes the folder of a new run. Its name in `description` is filled in.
     ///
     /// # Errors
@@ -74,9 +85,7 @@ impl Run {
     pub fn begin(folder: &Path, mut description: RunDescription) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(output(folder))?;
         let lock = RunLock::take(folder)?;
-        if RunDescription::is_in(folder) {
-            return Err(RunError::Exists { folder: folder.to_owned() }.into());
-        }
+        Self::refuse_another(folder)?;
         let unique = format!("{:?} {}", SystemTime::now(), std::process::id());
         description.id = blake3::hash(unique.as_bytes()).to_hex()[..32].to_owned();
         description.write(folder)?;
