@@ -84,6 +84,10 @@ fn opened(model: &ModelArgs, engine: &EngineArgs) -> Result<Checkpoint, Failure>
 }
 
 fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(), Failure> {
+    for file in config.data.iter().chain(&config.eval_data) {
+        let wrong = |source| Failure::File { path: file.clone(), source };
+        std::fs::metadata(file).map_err(wrong)?;
+    }
     let checkpoint = opened(model, &engine_args(args, config)?)?;
     let need = TuneNeed::of(&checkpoint, config);
     let available = available_memory();

@@ -36,11 +36,11 @@ impl Source {
         let written = &source.checkpoint;
         let differs = match () {
             () if file.chat_template.as_deref() != written.chat_template() => "chat template",
-            () if file.stop_tokens != written.stop_tokens() => "stop tokens",
+            () if file.stop_tokens != written.stop_tokens() => "list of stop tokens",
             () => return Ok(source),
         };
         let what = format!(
-            "variant {}: its {differs} are not those of {}, which would be written; take the model \
+            "variant {}: another {differs} than that of {}, which would be written; take the model \
              that it was tuned from",
             folder.display(),
             written.path().display()

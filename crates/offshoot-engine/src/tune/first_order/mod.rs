@@ -167,7 +167,7 @@ impl Trainer for FirstOrder {
                 optimizer.update(shape, size, weights, gradient, state, &LibraryProducts);
             })?;
         }
-        let numbers = vec![("grad_norm", norm), ("learning_rate", rate)];
+        let numbers = vec![("grad_norm", norm)];
         Ok(StepReport { loss, tokens, numbers })
     }
 
