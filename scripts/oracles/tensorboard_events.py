@@ -7,6 +7,8 @@ crates/offshoot-engine/tests/data/run, and what TensorBoard finds in the latter 
 events.json: for each tag a point a step, as step, time and value. The run that is there is
 
     offshoot tune smollm2 --data talks.jsonl --steps 6 --batch 2 --eval-fraction 0.25 --eval-every 3
+
+taken up once more with --resume.
 """
 
 import json

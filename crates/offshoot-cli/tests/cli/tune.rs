@@ -128,7 +128,8 @@ fn export(home: &Home, variant: &str, words: &[&str]) -> Left {
 #[test]
 fn an_exported_variant_needs_no_base_and_answers_as_it() {
     let home = home();
-    tune(&home, &["--lr", "0.02", "--steps", "12", "--output", "out"]).ended_with(0);
+    let words = ["--lr", "0.05", "--steps", "60", "--schedule", "constant", "--output", "out"];
+    tune(&home, &words).ended_with(0);
     let answer = |words: &[&str]| {
         let fixed = ["-n", "12", "--temperature", "0", "--ignore-eos", "--executor", "dense"];
         let words = ["run"].iter().chain(words).chain(&["ab", "--json"]).chain(&fixed);

@@ -208,9 +208,9 @@ impl<'w> Records<'w> {
         let log = RunLog::open(&path, run.progress.log_bytes)?;
         let lines = read_log(&path)?;
         let started_s = lines.iter().find_map(LogLine::start).map(|start| start.unix_s);
-        let events = EventFile::create(&run.folder.join("tensorboard"), &lines)?;
         let begun = started_s.is_some();
         let started_s = started_s.unwrap_or_else(unix_s);
+        let events = EventFile::create(&run.folder.join("tensorboard"), started_s, &lines)?;
         let mut records = Self { log, events, started_s, stop: false, watch };
         if !begun {
             records.add(&LogLine::Start(start_line(&run.description, plan, started_s)))?;
