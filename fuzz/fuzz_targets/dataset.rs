@@ -38,8 +38,9 @@ fn sound(example: &Example) {
         Example::Answer { gold, prompt, answers } => {
             assert!(*prompt < gold.tokens.len() && !answers.is_empty());
         }
-        Example::Preference { chosen, rejected } => {
+        Example::Preference { chosen, rejected, rewards } => {
             assert!(!chosen.trained[0] && !rejected.trained[0]);
+            assert!(rewards.iter().flatten().all(|reward| reward.is_finite()));
         }
     }
 }

@@ -136,15 +136,18 @@ pub(crate) enum Command {
         number of 256 take a format of 32, as in llama.cpp. The file is moved to its place\n\
         when it is complete, over one that is there.")]
     Quantize(QuantizeArgs),
-    /// Write a model's floats as a Hugging Face folder, or as a GGUF file.
+    /// Write a model, or a variant of it, as a Hugging Face folder or as a GGUF file.
     #[command(after_help = "Examples:\n  \
         offshoot export ./model.gguf --output model-folder\n  \
         offshoot export smollm2 --to bf16 --output smollm2 --shard-size 500M\n  \
-        offshoot export ./model-folder --output model.gguf\n\n\
+        offshoot export ./model-folder --output model.gguf\n  \
+        offshoot export smollm2 --variant poet=./poet --output poet-model\n  \
+        offshoot export smollm2 --variant poet=./poet --to q8_0 --output poet.gguf\n\n\
         A folder has config.json, safetensors with an index where they are several, the\n\
         tokenizer with the chat template, and generation_config.json. What is quantised is\n\
-        brought to floats, which gives back none of what it lost. What is there is not\n\
-        replaced without --overwrite. For files of fewer bits there is quantize.")]
+        brought to floats, which gives back none of what it lost. A variant is written with\n\
+        what it learned added to the weights, so that it needs no base. What is there is not\n\
+        replaced without --overwrite.")]
     Export(ExportArgs),
     /// Show how a text is cut into tokens.
     #[command(after_help = "Example:\n  offshoot tokenize smollm2 --prompt \"Hello, world\"")]

@@ -226,7 +226,7 @@ fn parts(example: &Example) -> Vec<(String, Sequence)> {
             let prompt = ("prompt".to_owned(), untrained);
             std::iter::once(prompt).chain(candidates.iter().enumerate().map(candidate)).collect()
         }
-        Example::Preference { chosen, rejected } => {
+        Example::Preference { chosen, rejected, .. } => {
             vec![("chosen".to_owned(), chosen.clone()), ("rejected".to_owned(), rejected.clone())]
         }
     }
@@ -294,5 +294,9 @@ fn example_json(tokenizer: &Tokenizer, example: &Example) -> Value {
         Example::Answer { answers, .. } => ("answer", json!(answers)),
         Example::Preference { .. } => ("preference", Value::Null),
     };
-    json!({ "kind": kind, "answers": answers, "sequences": sequences })
+    let mut shown = json!({ "kind": kind, "answers": answers, "sequences": sequences });
+    if let Example::Preference { rewards: Some(rewards), .. } = example {
+        shown["rewards"] = json!(rewards);
+    }
+    shown
 }

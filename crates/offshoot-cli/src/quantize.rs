@@ -48,7 +48,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<(), Failure> {
     let resolved = models::resolve(&args.model)?;
     let threads = args.threads.map_or_else(available_threads, usize::from);
     let cpu = Cpu::new(models::isa()?, threads);
-    let options = QuantizeOptions { recipe: args.to, requantize: args.requantize };
+    let options = QuantizeOptions { recipe: args.to, requantize: args.requantize, variant: None };
     let start = Instant::now();
     let listener = interrupt::listen();
     let bar = Share::new("quantising");

@@ -32,6 +32,9 @@ pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
         return dry_run(args, &model, &config);
     }
     let folder = args.resume.clone().unwrap_or_else(|| config.folder());
+    if args.resume.is_none() {
+        Run::refuse_another(&folder)?;
+    }
     let signals = Signals::listen();
     if args.advise {
         return advise(args, &model, &config, &signals);
@@ -86,6 +89,10 @@ fn opened(model: &ModelArgs, engine: &EngineArgs) -> Result<Checkpoint, Failure>
 }
 
 fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(), Failure> {
+    for file in config.data.iter().chain(&config.eval_data) {
+        let wrong = |source| Failure::File { path: file.clone(), source };
+        std::fs::metadata(file).map_err(wrong)?;
+    }
     let checkpoint = opened(model, &engine_args(args, config)?)?;
     let need = TuneNeed::of(&checkpoint, config);
     let available = available_memory();
@@ -153,7 +160,7 @@ fn tune(
     let all = read(&config.data)?;
     let file;
     let (train, held_out) = match &config.eval_data[..] {
-        [] => Part::split(&all, config.eval_fraction, config.seed),
+        [] => Part::split(&all, config.eval_fraction, config.seed)?,
         files => {
             file = read(files)?;
             (Part::whole(&all), Part::whole(&file))
@@ -289,8 +296,9 @@ fn tell(args: &TuneArgs, folder: &Path, outcome: &Outcome) -> Result<(), Failure
     let best = outcome.best.map_or(String::new(), |(step, value)| {
         format!(", the best after step {step} with {value:.4}")
     });
+    let steps = if outcome.step == 1 { "step" } else { "steps" };
     note(format_args!(
-        "{}: {} steps in {:.0} s{best}",
+        "{}: {} {steps} in {:.0} s{best}",
         reason.told(),
         outcome.step,
         outcome.elapsed_s

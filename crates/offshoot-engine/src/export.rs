@@ -13,6 +13,7 @@ use offshoot_models::{
 
 use crate::Error;
 use crate::beside::{Partial, place};
+use crate::merged::Source;
 
 /// How far a factor of Llama 3's rule may be from that of the file that it was found in.
 const CLOSE: f32 = 1e-6;
@@ -35,13 +36,16 @@ const FILES: [&str; 12] = [
 
 /// How a folder is written.
 #[derive(Debug, Clone, Copy)]
-pub struct ExportOptions {
+pub struct ExportOptions<'a> {
     /// The float of the weights; `None` for that of [`floats_of`].
     pub floats: Option<Recipe>,
     /// Bytes of weights in one file.
     pub shard_bytes: u64,
     /// Whether a model's folder that is there may be replaced.
     pub overwrite: bool,
+    /// The folder of a variant of the model, or of the run that made it, or of an adapter: it is written
+    /// instead, its differences added to the weights.
+    pub variant: Option<&'a Path>,
 }
 
 /// What was written.
@@ -87,7 +91,8 @@ pub fn floats_of(checkpoint: &Checkpoint) -> Recipe {
     floats.into_iter().max_by_key(|(n, _)| *n).map_or(Recipe::F16, |(_, recipe)| recipe)
 }
 
-/// Writes the model at `source`, a file or a folder, to the folder `output`, on the threads of `cpu`.
+/// Writes the model at `source`, a file or a folder, or a variant of it, to the folder `output`, on the
+/// threads of `cpu`.
 /// `progress` is told the weights done and all of them, and says whether to go on.
 ///
 /// The folder is made beside its place, read back, and moved there when it is complete. A folder that is
@@ -102,10 +107,10 @@ pub fn export_folder(
     cpu: &Cpu,
     source: &Path,
     output: &Path,
-    options: ExportOptions,
+    options: ExportOptions<'_>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Exported, Error> {
-    let checkpoint = Checkpoint::open(source)?;
+    let Source { checkpoint, adapter } = Source::open(source, options.variant)?;
     let wrong = |source| Error::Output { path: output.to_owned(), source };
     let place = place(output).map_err(wrong)?;
     let there = in_the_way(&place).map_err(wrong)?;
@@ -114,7 +119,8 @@ pub fn export_folder(
     }
     let floats = options.floats.unwrap_or_else(|| floats_of(&checkpoint));
     let folder = FolderOptions { floats, shard_bytes: options.shard_bytes };
-    let export = FolderExport::new(&checkpoint, &folder)?;
+    let mut export = FolderExport::new(&checkpoint, &folder)?;
+    adapter.as_ref().map_or(Ok(()), |adapter| export.merge(adapter))?;
     let partial = Partial::folder(&place).map_err(wrong)?;
     let weights = export.weights();
     let mut create = |name: &str| {

@@ -12,6 +12,7 @@ mod export;
 mod generate;
 pub mod medusa;
 mod memory;
+mod merged;
 mod model;
 mod perplexity;
 mod quantize;

@@ -152,7 +152,7 @@ impl Model {
         let added = variant.as_ref().filter(|variant| !variant.is_whole());
         let folder = added.map(Variant::folder).or(options.adapter.as_deref());
         let adapter = folder.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
-        let adapter = adapter.transpose()?;
+        let adapter = adapter.transpose().map_err(|error| reason(error, &checkpoint, &variant))?;
         let heads = folder.map(heads_beside).transpose()?.flatten();
         let available = match options.executor {
             // A device of its own memory says by itself when that is full.
@@ -432,6 +432,19 @@ fn heads_beside(folder: &Path) -> Result<Option<Arc<ReadyHeads>>, Error> {
     let file = HeadsFile::open(&path)?;
     let named = file.card.as_ref().is_some_and(|card| card.adapter.is_some());
     named.then(|| ReadyHeads::new(file).map(Arc::new)).transpose()
+}
+
+/// Why an adapter cannot be applied: that its variant is of another base, if it is.
+fn reason(
+    error: offshoot_models::Error,
+    checkpoint: &Checkpoint,
+    variant: &Option<Variant>,
+) -> Error {
+    let other = |variant: &Variant| {
+        let tokenizer = TokenizerId::of(checkpoint.tokenizer().ok()?);
+        variant.check(tokenizer, || Ok(BaseId::of(checkpoint)?)).err()
+    };
+    variant.as_ref().and_then(other).unwrap_or_else(|| error.into())
 }
 
 /// The weights that are run: those of `variant`, if it is a whole model and was made of the one at

@@ -11,14 +11,18 @@ use offshoot_models::{Checkpoint, Recipe, TemplateId, TokenizerId};
 use crate::Error;
 use crate::beside::{Partial, place};
 use crate::export::{from_export, same_model};
+use crate::merged::Source;
 
 /// How a model is quantised.
 #[derive(Debug, Clone, Copy)]
-pub struct QuantizeOptions {
+pub struct QuantizeOptions<'a> {
     /// Which format each matrix takes.
     pub recipe: Recipe,
     /// Whether a model that is quantised already may be quantised again.
     pub requantize: bool,
+    /// The folder of a variant of the model, or of the run that made it, or of an adapter: it is written
+    /// instead, its differences added to the weights.
+    pub variant: Option<&'a Path>,
 }
 
 /// What was written.
@@ -40,8 +44,8 @@ pub struct Quantized {
     pub template: Option<TemplateId>,
 }
 
-/// Writes the model at `source`, a file or a folder, to the GGUF file `output`, on the threads of
-/// `cpu`. `progress` is told the weights done and all of them, and says whether to go on.
+/// Writes the model at `source`, a file or a folder, or a variant of it, to the GGUF file `output`, on
+/// the threads of `cpu`. `progress` is told the weights done and all of them, and says whether to go on.
 ///
 /// The file is made beside its place, read back, and moved there when it is complete: whatever
 /// stood at `output` before is there, whole, until the new file is. If `output` is a link, what it leads
@@ -54,10 +58,10 @@ pub fn quantize(
     cpu: &Cpu,
     source: &Path,
     output: &Path,
-    options: QuantizeOptions,
+    options: QuantizeOptions<'_>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Quantized, Error> {
-    let checkpoint = Checkpoint::open(source)?;
+    let Source { checkpoint, adapter } = Source::open(source, options.variant)?;
     let wrong = |source| Error::Output { path: output.to_owned(), source };
     if output.to_string_lossy().ends_with(std::path::is_separator) {
         return Err(wrong(std::io::ErrorKind::IsADirectory.into()));
@@ -77,9 +81,15 @@ pub fn quantize(
     let export = ExportOptions {
         recipe: options.recipe,
         requantize: options.requantize,
-        name: source.file_name().and_then(|name| name.to_str()).filter(|name| !is_commit(name)),
+        name: options
+            .variant
+            .unwrap_or(source)
+            .file_name()
+            .and_then(|name| name.to_str())
+            .filter(|name| !is_commit(name)),
     };
-    let export = Export::new(&checkpoint, &export)?;
+    let mut export = Export::new(&checkpoint, &export)?;
+    adapter.as_ref().map_or(Ok(()), |adapter| export.merge(adapter))?;
     let (partial, file) = Partial::file(&place).map_err(wrong)?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     let weights = export.weights();

@@ -214,7 +214,7 @@ fn rejection_leaves_the_law_of_a_real_model_that_a_coarser_one_drafts_for() {
     let (model, cpu) = Model::load(&path, &LoadOptions::default()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let coarse = dir.path().join("coarse.gguf");
-    let recipe = QuantizeOptions { recipe: Recipe::Q4_0, requantize: true };
+    let recipe = QuantizeOptions { recipe: Recipe::Q4_0, requantize: true, variant: None };
     quantize(&cpu, &path, &coarse, recipe, &mut |_, _| true).unwrap();
     let draft = Model::load_on(&cpu, &coarse, &LoadOptions::default()).unwrap();
     let mut session = Session::new(&model, cpu, CONTEXT).unwrap();

@@ -12,8 +12,9 @@ use offshoot_kernels::{Cpu, Isa};
 use offshoot_models::{BaseId, Checkpoint, Recipe, RopeScaling};
 use support::tiny::Tiny;
 
-const OPTIONS: ExportOptions = ExportOptions { floats: None, shard_bytes: 4000, overwrite: false };
-const OVER: ExportOptions = ExportOptions { overwrite: true, ..OPTIONS };
+const OPTIONS: ExportOptions<'_> =
+    ExportOptions { floats: None, shard_bytes: 4000, overwrite: false, variant: None };
+const OVER: ExportOptions<'_> = ExportOptions { overwrite: true, ..OPTIONS };
 
 fn cpu() -> Cpu {
     Cpu::new(Isa::best(), 2)
@@ -99,7 +100,7 @@ fn a_slash_behind_a_folder_is_as_good_as_none() {
         let error = export(nameless, OVER).unwrap_err();
         assert!(error.to_string().contains("does not end in a name"), "{error}");
     }
-    let options = QuantizeOptions { recipe: Recipe::F16, requantize: true };
+    let options = QuantizeOptions { recipe: Recipe::F16, requantize: true, variant: None };
     let file = dir.path().join("file/");
     let error = quantize(&cpu(), &source, &file, options, &mut |_, _| true).unwrap_err();
     assert!(matches!(error, Error::Output { .. }), "{error}");
@@ -185,7 +186,7 @@ fn a_link_in_the_place_of_the_output_is_followed_and_stays() {
     symlink("far/new.gguf", path("dangling.gguf")).unwrap();
     symlink("far/folder", path("folder")).unwrap();
     symlink("tiny.gguf", path("itself.gguf")).unwrap();
-    let options = QuantizeOptions { recipe: Recipe::F16, requantize: true };
+    let options = QuantizeOptions { recipe: Recipe::F16, requantize: true, variant: None };
     let write =
         |name: &str| quantize(&cpu(), &path("tiny.gguf"), &path(name), options, &mut |_, _| true);
     write("link.gguf").unwrap();

@@ -22,8 +22,8 @@ fn smollm2() -> PathBuf {
     store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path
 }
 
-fn options(recipe: Recipe, requantize: bool) -> QuantizeOptions {
-    QuantizeOptions { recipe, requantize }
+fn options(recipe: Recipe, requantize: bool) -> QuantizeOptions<'static> {
+    QuantizeOptions { recipe, requantize, variant: None }
 }
 
 fn cpu() -> Cpu {

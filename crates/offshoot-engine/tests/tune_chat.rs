@@ -276,8 +276,10 @@ fn rows_of_other_kinds_end_with_the_end_token() {
     assert_eq!((talker.text(&prompt), texts), ("Q:".into(), vec![" x".into(), " yy".to_owned()]));
     assert_eq!(answers, [1]);
     let row = json!({"prompt": "Q?", "chosen": [{"role": "assistant", "content": "good"}],
-        "rejected": [{"role": "assistant", "content": "bad"}]});
-    let Example::Preference { chosen, rejected } = shown(row) else { panic!() };
+        "rejected": [{"role": "assistant", "content": "bad"}],
+        "chosen_reward": 0.5, "rejected_reward": -2});
+    let Example::Preference { chosen, rejected, rewards } = shown(row) else { panic!() };
+    assert_eq!(rewards, Some([0.5, -2.0]));
     let asked = talker.model.encode_chat(&[Message::new("user", "Q?")]).unwrap().unwrap();
     assert_eq!(chosen.tokens[..asked.len()], asked);
     assert_eq!(talker.text(&chosen.tokens[asked.len()..]), "good<|im_end|>");

@@ -161,6 +161,7 @@ fn examples() -> Vec<Example> {
         all.push(Example::Preference {
             chosen: Sequence::of(&tokens(6, i), &[5]),
             rejected: Sequence::of(&tokens(6, i), &[6, 7]),
+            rewards: None,
         });
     }
     all

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use offshoot_engine::tune::run::{
     EndReason, Examples, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription,
-    VariantFile, digest, read_log,
+    VariantFile, digest, event_file, read_log,
 };
 use offshoot_engine::tune::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
 use offshoot_engine::{Control, Error};
@@ -196,7 +196,7 @@ fn go(
     watch: &mut dyn FnMut(&Happening<'_>) -> Control,
 ) -> Result<Outcome, Error> {
     let all = texts(40);
-    let (train, held_out) = Part::split(&all, config.eval_fraction, config.seed);
+    let (train, held_out) = Part::split(&all, config.eval_fraction, config.seed).unwrap();
     let plan = config.plan(train.count(), held_out.count())?;
     let description = described(config, &train, &held_out);
     let run = match folder.join("run.json").exists() {
@@ -295,14 +295,14 @@ fn patience_ends_a_run_and_the_best_is_what_is_served() {
     let mut trainer = Bigrams::new();
     trainer.weights.copy_from_slice(&served[..TOKENS * TOKENS]);
     let all = texts(40);
-    let (_, held_out) = Part::split(&all, config.eval_fraction, config.seed);
+    let (_, held_out) = Part::split(&all, config.eval_fraction, config.seed).unwrap();
     assert_eq!(mean_loss(&mut trainer, &held_out).unwrap()["loss"], value, "of step {best}");
 }
 
 #[test]
 fn a_loss_that_grows_to_twice_the_least_and_stays_there_ends_a_run() {
     let all = texts(40);
-    let (train, held_out) = Part::split(&all, 0.25, 42);
+    let (train, held_out) = Part::split(&all, 0.25, 42).unwrap();
     let plan = config().plan(train.count(), held_out.count()).unwrap();
     let ends = |losses: [f64; 6]| {
         let dir = tempfile::tempdir().unwrap();
@@ -363,7 +363,7 @@ fn what_is_asked_otherwise_is_told_field_by_field() {
 fn a_folder_has_one_run_at_a_time_and_a_new_one_does_not_replace_it() {
     let dir = tempfile::tempdir().unwrap();
     let all = texts(40);
-    let (train, held_out) = Part::split(&all, 0.25, 42);
+    let (train, held_out) = Part::split(&all, 0.25, 42).unwrap();
     let described = || described(&config(), &train, &held_out);
     let held = Run::begin(dir.path(), described()).unwrap();
     let told = Run::resume(dir.path(), described()).unwrap_err().to_string();
@@ -484,4 +484,43 @@ fn a_full_disk_ends_a_run_and_leaves_what_was_whole() {
     let (_, expected) = finish(whole.path(), &slow());
     let (_, trainer) = finish(dir.path(), &slow());
     assert_eq!(trainer, expected);
+}
+
+/// `scripts/oracles/tensorboard_events.py` had TensorBoard itself read the events of a real run.
+#[test]
+fn tensorboard_reads_every_number_of_the_log_once() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/run");
+    let lines = read_log(&data.join("log.jsonl")).unwrap();
+    assert!(event_file(&lines) == fs::read(data.join("events.tfevents")).unwrap());
+    let read = fs::read(data.join("events.json")).unwrap();
+    let read: BTreeMap<String, Vec<(u64, f64, f64)>> = serde_json::from_slice(&read).unwrap();
+    let began = lines.iter().find_map(LogLine::start).unwrap().unix_s;
+    let mut logged: BTreeMap<String, Vec<(u64, f64, f64)>> = BTreeMap::new();
+    let mut add = |tag: &str, step, elapsed_s: f64, value: f64| {
+        let point = (step, began + elapsed_s, f64::from(value as f32));
+        logged.entry(tag.to_owned()).or_default().push(point);
+    };
+    for line in &lines {
+        match line {
+            LogLine::Step(line) => {
+                let mut step = |name: &str, value: f64| {
+                    add(&format!("train/{name}"), line.step, line.elapsed_s, value);
+                };
+                step("loss", line.loss.unwrap());
+                step("learning_rate", line.rate);
+                step("epoch", line.epoch);
+                step("tokens_per_s", line.tokens_per_s.unwrap());
+                step("peak_rss_bytes", line.peak_rss_bytes.unwrap() as f64);
+                line.numbers.iter().for_each(|(name, value)| step(name, value.unwrap()));
+            }
+            LogLine::Eval(line) => {
+                for (name, value) in &line.metrics {
+                    add(&format!("eval/{name}"), line.step, line.elapsed_s, value.unwrap());
+                }
+            }
+            _ => {}
+        }
+    }
+    assert!(logged["train/loss"].len() == 6 && logged["eval/loss"].len() == 2, "{logged:?}");
+    assert_eq!(read, logged);
 }

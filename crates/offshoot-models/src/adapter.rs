@@ -26,6 +26,19 @@ pub struct LowRank {
     pub b: Vec<f32>,
 }
 
+impl LowRank {
+    /// Adds `s B A` to `weights`, which are row `row` of `W`. `sum` has as many places, and is written
+    /// over.
+    pub(crate) fn add_row(&self, row: usize, sum: &mut [f32], weights: &mut [f32]) {
+        sum.fill(0.0);
+        let rows = self.a.chunks(weights.len());
+        for (b, a) in self.b[row * self.rank..(row + 1) * self.rank].iter().zip(rows) {
+            sum.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
+        }
+        weights.iter_mut().zip(&*sum).for_each(|(weight, sum)| *weight += self.scale * sum);
+    }
+}
+
 /// The differences of a variant, by the canonical names of the matrices, as in
 /// [`crate::LinearSpec::name`]. Their shapes are those that the model's architecture asks for.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -1,10 +1,11 @@
 //! A tensor on its way into a file: which rows, in which order and format.
 
 use std::io::{self, Write};
+use std::ops::Range;
 
 use offshoot_kernels::{BlockType, Conversion, Cpu};
 
-use crate::{Error, RowOrder, Tensor};
+use crate::{Error, LoraAdapter, LowRank, RowOrder, Tensor};
 
 /// Bytes of a tensor that are made at a time.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -23,11 +24,20 @@ pub enum ExportError {
     Stopped,
 }
 
+/// A tensor of a checkpoint within one of a file.
+#[derive(Debug)]
+struct Part<'c> {
+    tensor: Tensor<'c>,
+    rows: RowOrder,
+    /// What is added to it.
+    added: Option<&'c LowRank>,
+}
+
 /// One tensor of a file, made of one tensor of a checkpoint or of several whose rows stand behind each
 /// other.
 #[derive(Debug)]
 pub(crate) struct Written<'c> {
-    parts: Vec<(Tensor<'c>, RowOrder)>,
+    parts: Vec<Part<'c>>,
     /// The shape in the file, where that is not the rows of all parts behind each other.
     stored: Option<Vec<usize>>,
     block: BlockType,
@@ -38,7 +48,7 @@ pub(crate) struct Written<'c> {
 impl<'c> Written<'c> {
     /// All of `tensor` in the format `block`, its rows stored in the order `rows`.
     pub(crate) fn new(tensor: Tensor<'c>, rows: RowOrder, block: BlockType) -> Self {
-        Self { parts: vec![(tensor, rows)], stored: None, block, less: 0.0 }
+        Self { parts: vec![Part { tensor, rows, added: None }], stored: None, block, less: 0.0 }
     }
 
     /// The same as the first part of a tensor of shape `stored`.
@@ -85,7 +95,7 @@ impl<'c> Written<'c> {
             );
             return Err(Error::Export(what));
         }
-        self.parts.push((tensor, rows));
+        self.parts.push(Part { tensor, rows, added: None });
         Ok(())
     }
 
@@ -99,16 +109,16 @@ impl<'c> Written<'c> {
         if let Some(stored) = &self.stored {
             return stored.clone();
         }
-        let mut shape = self.parts[0].0.info.shape.clone();
-        for (part, _) in &self.parts[1..] {
-            shape[0] += part.info.shape[0];
+        let mut shape = self.parts[0].tensor.info.shape.clone();
+        for part in &self.parts[1..] {
+            shape[0] += part.tensor.info.shape[0];
         }
         shape
     }
 
     /// Number of weights.
     pub(crate) fn weights(&self) -> u64 {
-        self.parts.iter().map(|(tensor, _)| tensor.len() as u64).sum()
+        self.parts.iter().map(|part| part.tensor.len() as u64).sum()
     }
 
     /// Writes the bytes to `out`; `more` is told of each lot of weights, and says whether to go on.
@@ -118,17 +128,15 @@ impl<'c> Written<'c> {
         out: &mut dyn Write,
         more: &mut dyn FnMut(u64) -> bool,
     ) -> Result<(), ExportError> {
-        if self.parts[0].0.info.shape.len() == 1 {
+        if self.parts[0].tensor.info.shape.len() == 1 {
             return self.write_vector(out, more);
         }
-        self.parts
-            .iter()
-            .try_for_each(|(tensor, rows)| self.write_rows(tensor, *rows, cpu, out, more))
+        self.parts.iter().try_for_each(|part| self.write_rows(part, cpu, out, more))
     }
 
     /// The numbers of a vector in the file's order.
     fn values(&self) -> Result<Vec<f32>, Error> {
-        let (tensor, rows) = &self.parts[0];
+        let Part { tensor, rows, .. } = &self.parts[0];
         let mut values = vec![0.0; tensor.len()];
         tensor.read_row(0, &mut values)?;
         let finite = BlockType::F32.round(&mut values);
@@ -143,38 +151,117 @@ impl<'c> Written<'c> {
     ) -> Result<(), ExportError> {
         let mut bytes = Vec::new();
         let quantized = self.block.quantize(&self.values()?, &mut bytes);
-        quantized.map_err(|e| wrong(&self.parts[0].0, e.to_string()))?;
+        quantized.map_err(|e| wrong(&self.parts[0].tensor, e.to_string()))?;
         out.write_all(&bytes)?;
         if more(self.weights()) { Ok(()) } else { Err(ExportError::Stopped) }
     }
 
     fn write_rows(
         &self,
-        tensor: &Tensor<'_>,
-        order: RowOrder,
+        part: &Part<'_>,
         cpu: &Cpu,
         out: &mut dyn Write,
         more: &mut dyn FnMut(u64) -> bool,
     ) -> Result<(), ExportError> {
+        let Part { tensor, rows: order, added } = part;
         let (rows, cols) = (tensor.row_count(), tensor.cols());
-        let to = Conversion::new(tensor.info.block, self.block, cols);
+        let from = if added.is_some() { BlockType::F32 } else { tensor.info.block };
+        let to = Conversion::new(from, self.block, cols);
         let to = to.map_err(|e| wrong(tensor, e.to_string()))?;
         let chunk = (CHUNK_BYTES / to.row_bytes().max(1)).clamp(1, rows.max(1));
         let mut bytes = vec![0; chunk * to.row_bytes()];
         let row = |stored| tensor.row_bytes(order.canonical(stored));
         for start in (0..rows).step_by(chunk) {
-            let part = start..rows.min(start + chunk);
-            let bytes = &mut bytes[..part.len() * to.row_bytes()];
-            to.rows(cpu, part.clone(), row, bytes).map_err(|(stored, e)| {
+            let range = start..rows.min(start + chunk);
+            let bytes = &mut bytes[..range.len() * to.row_bytes()];
+            let converted = match added {
+                None => to.rows(cpu, range.clone(), row, bytes),
+                Some(low) => {
+                    let merged = part.merged(low, range.clone(), cpu.team().threads())?;
+                    let row = |stored| &merged[4 * cols * (stored - start)..][..4 * cols];
+                    to.rows(cpu, range.clone(), row, bytes)
+                }
+            };
+            converted.map_err(|(stored, e)| {
                 wrong(tensor, format!("row {}: {e}", order.canonical(stored)))
             })?;
             out.write_all(bytes)?;
-            if !more((part.len() * cols) as u64) {
+            if !more((range.len() * cols) as u64) {
                 return Err(ExportError::Stopped);
             }
         }
         tensor.release();
         Ok(())
+    }
+}
+
+impl Part<'_> {
+    /// The stored rows of `range` in single precision, little-endian, with `low` added to them. Each is
+    /// one thread's, so the bytes do not depend on how many there are.
+    fn merged(&self, low: &LowRank, range: Range<usize>, threads: usize) -> Result<Vec<u8>, Error> {
+        let cols = self.tensor.cols();
+        let mut bytes = vec![0; 4 * cols * range.len()];
+        let share = range.len().div_ceil(threads.max(1)).max(1);
+        let rows = |first: usize, bytes: &mut [u8]| {
+            let (mut row, mut sum) = (vec![0.0; cols], vec![0.0; cols]);
+            for (i, bytes) in bytes.chunks_mut(4 * cols).enumerate() {
+                let canonical = self.rows.canonical(first + i);
+                self.tensor.read_row(canonical, &mut row)?;
+                low.add_row(canonical, &mut sum, &mut row);
+                for (place, number) in bytes.chunks_mut(4).zip(&row) {
+                    place.copy_from_slice(&number.to_le_bytes());
+                }
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let shares = bytes.chunks_mut(4 * cols * share).enumerate();
+            let spawned: Vec<_> = shares
+                .map(|(i, bytes)| scope.spawn(move || rows(range.start + i * share, bytes)))
+                .collect();
+            let joined = spawned.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            joined.collect::<Result<Vec<()>, Error>>()
+        })?;
+        Ok(bytes)
+    }
+}
+
+/// Adds the differences of `adapter` to the matrices of `tensors`, which are all of a model's.
+///
+/// # Errors
+/// [`Error::Adapter`] if a matrix is not there or of another shape, or is the embedding as well, which an
+/// adapter of the output head leaves as it is.
+pub(crate) fn merge<'c, 't>(
+    tensors: impl Iterator<Item = &'t mut Written<'c>>,
+    adapter: &'c LoraAdapter,
+) -> Result<(), Error>
+where
+    'c: 't,
+{
+    let mut merged = 0;
+    for part in tensors.flat_map(|written| &mut written.parts) {
+        let name = part.tensor.name;
+        let Some(matrix) = name.strip_suffix(".weight") else { continue };
+        let Some(low) = adapter.matrices.get(matrix) else { continue };
+        let refused = |what: &str| Err(Error::Adapter(format!("matrix {matrix}: {what}")));
+        if matrix == "model.embed_tokens" {
+            return refused(
+                "is the embedding and the output head in one, and the adapter changes the head alone: \
+                 it cannot be merged",
+            );
+        }
+        let shape = [low.b.len() / low.rank.max(1), low.a.len() / low.rank.max(1)];
+        if part.tensor.info.shape != shape {
+            return refused("of another shape than the model's");
+        }
+        part.added = Some(low);
+        merged += 1;
+    }
+    match merged == adapter.matrices.len() {
+        true => Ok(()),
+        false => Err(Error::Adapter("the model does not have all of its matrices".to_owned())),
     }
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 use offshoot_models::Recipe;
 
-use super::{ModelArgs, bytes};
+use super::{AdapterArgs, ModelArgs, bytes};
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ExportArgs {
@@ -15,9 +15,11 @@ pub(crate) struct ExportArgs {
     /// Where it goes: a GGUF file if the name ends in .gguf, else a folder.
     #[arg(long, short = 'o', env = "OFFSHOOT_OUTPUT", value_name = "PATH")]
     pub(crate) output: PathBuf,
-    /// The float of the weights: f32, f16 or bf16 [default: the model's own, or f16 of what is
-    /// quantised]
-    #[arg(long, env = "OFFSHOOT_TO", value_name = "FORMAT", value_parser = float)]
+    #[command(flatten)]
+    pub(crate) variant: AdapterArgs,
+    /// The format of the weights: f32, f16 or bf16, of a GGUF file q8_0 and others too [default: the
+    /// model's own float, or f16 of what is quantised]
+    #[arg(long, env = "OFFSHOOT_TO", value_name = "FORMAT")]
     pub(crate) to: Option<Recipe>,
     /// Bytes of weights in one file of a folder, as in 500M or 5G.
     #[arg(long, env = "OFFSHOOT_SHARD_SIZE", value_name = "BYTES", default_value = "5G", value_parser = bytes)]
@@ -31,16 +33,6 @@ pub(crate) struct ExportArgs {
         value_parser = clap::value_parser!(u16).range(1..=1024)
     )]
     pub(crate) threads: Option<u16>,
-}
-
-fn float(text: &str) -> Result<Recipe, String> {
-    let recipe: Recipe = text.parse().map_err(|e: offshoot_models::Error| e.to_string())?;
-    match recipe.is_quantised() {
-        true => {
-            Err(format!("{recipe} is no float; `offshoot quantize` writes files of fewer bits"))
-        }
-        false => Ok(recipe),
-    }
 }
 
 #[derive(Debug, Clone, Args)]

@@ -132,7 +132,9 @@ fn an_exported_model_answers_as_the_one_it_was_made_from() {
     export("mine", "out/", &["--overwrite"]).ended_with(0);
     export("mine", "out.gguf", &["--overwrite"]).ended_with(0);
     let usage = export("mine", "other", &["--to", "q8"]).ended_with(2);
-    assert!(usage.stderr.contains("offshoot quantize"), "{}", usage.stderr);
+    assert!(usage.stderr.contains("--output that ends in .gguf"), "{}", usage.stderr);
+    let file = export("mine", "other.gguf", &["--to", "q8_0"]).ended_with(0).json();
+    assert_eq!((&file["recipe"], answer("other.gguf").is_array()), (&"q8_0".into(), true));
 }
 
 #[test]

@@ -98,16 +98,58 @@ fn a_whole_tuned_model_is_a_variant_too() {
     tune(&home, &words).ended_with(0);
     let variant = score(&home, &["--variant", "whole=out"]);
     assert_ne!(variant, score(&home, &[]));
+    export(&home, "out", &["--output", "merged"]).ended_with(0);
+    let merged = ["score", "merged", "--prompt", "abab", "--json"];
+    assert_eq!(run(home.offshoot(merged)).ended_with(0).json(), variant);
 }
 
 #[test]
 fn a_variant_of_another_base_is_refused_by_its_identity() {
     let home = home();
     tune(&home, &["--steps", "2", "--output", "out"]).ended_with(0);
-    home.file("other.gguf", Tiny::qwen2().bytes());
-    let words = ["run", "other.gguf", "ab", "-n", "2", "--variant", "poet=out"];
-    let left = run(home.offshoot(words)).ended_with(4);
-    assert!(left.stderr.starts_with("error: variant "), "{}", left.stderr);
+    // The second does not even have the matrices that were tuned.
+    for other in [Tiny::qwen2(), Tiny::qwen3moe()] {
+        home.file("other.gguf", other.bytes());
+        for command in [&["run", "other.gguf", "ab", "-n", "2"][..], &["export", "other.gguf"]] {
+            let words = ["--variant", "poet=out", "--output", "merged"];
+            let left = run(home.offshoot(command.iter().chain(&words))).ended_with(4);
+            assert!(left.stderr.starts_with("error: variant "), "{}", left.stderr);
+        }
+    }
+    assert!(!home.path().join("merged").exists());
+}
+
+fn export(home: &Home, variant: &str, words: &[&str]) -> Left {
+    let variant = format!("v={variant}");
+    let fixed = ["export", "long.gguf", "--variant", &variant];
+    run(home.offshoot(fixed.iter().chain(words)))
+}
+
+#[test]
+fn an_exported_variant_needs_no_base_and_answers_as_it() {
+    let home = home();
+    let words = ["--lr", "0.05", "--steps", "60", "--schedule", "constant", "--output", "out"];
+    tune(&home, &words).ended_with(0);
+    let answer = |words: &[&str]| {
+        let fixed = ["-n", "12", "--temperature", "0", "--ignore-eos", "--executor", "dense"];
+        let words = ["run"].iter().chain(words).chain(&["ab", "--json"]).chain(&fixed);
+        run(home.offshoot(words)).ended_with(0).json()["tokens"].clone()
+    };
+    let variant = answer(&["long.gguf", "--variant", "p=out"]);
+    assert_ne!(variant, answer(&["long.gguf"]));
+    for (to, output) in [("f32", "merged"), ("f32", "merged.gguf"), ("f16", "half.gguf")] {
+        export(&home, "out", &["--to", to, "--output", output]).ended_with(0);
+        assert_eq!(answer(&[output]), variant, "{output}");
+    }
+    let left = export(&home, "out", &["--to", "q8_0", "--output", "folder"]).ended_with(2);
+    assert!(left.stderr.contains("ends in .gguf"), "{}", left.stderr);
+    // A template that would be lost is told.
+    let path = home.path().join("out/variant/variant.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    file["chat_template"] = "{{ messages[0].content }}!".into();
+    std::fs::write(&path, file.to_string()).unwrap();
+    let left = export(&home, "out", &["--output", "other"]).ended_with(2);
+    left.complained(&["another chat template than that of", "long.gguf"]);
 }
 
 #[test]
@@ -165,6 +207,7 @@ fn what_cannot_be_is_told_before_anything_is_done() {
         (&["--data", "texts.jsonl", "--rank", "0"], 2, "rank is 0: must be from 1"),
         (&["--data", "texts.jsonl", "--patience", "2"], 2, "no held-out examples"),
         (&["--data", "absent.jsonl"], 1, "absent.jsonl"),
+        (&["--data", "absent.jsonl", "--dry-run"], 1, "absent.jsonl"),
         (&["--resume", "nowhere"], 2, "nowhere: there is no run here"),
     ] {
         let left = run(home.offshoot(tune.iter().chain(words))).ended_with(code);

@@ -27,7 +27,7 @@ impl Sequence {
 }
 
 /// What one row of a data file asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Example {
     /// A text to predict.
     Text(Sequence),
@@ -55,5 +55,7 @@ pub enum Example {
         chosen: Sequence,
         /// The worse.
         rejected: Sequence,
+        /// What each is worth, the better first, where the data say it.
+        rewards: Option<[f64; 2]>,
     },
 }

@@ -14,10 +14,10 @@ use super::rope::TENSORS;
 use super::tokenizer::BYTE_LEVEL;
 use super::value::Array;
 use super::{Gguf, MAGIC, Shown, Writer, canonical, join, keys, parse, pieces, sampling};
-use crate::written::{ExportError, Written};
+use crate::written::{ExportError, Written, merge};
 use crate::{
-    Checkpoint, Error, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerModel, TokenizerSpec,
-    stop_tokens,
+    Checkpoint, Error, LoraAdapter, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerModel,
+    TokenizerSpec, stop_tokens,
 };
 
 /// Keys that say how the tensors of one file are stored.
@@ -88,6 +88,15 @@ impl<'c> Export<'c> {
             writer.tensor(name, &[values.len()], BlockType::F32)?;
         }
         Ok(Self { writer, tensors, made, left_out: checkpoint.unused().to_vec() })
+    }
+
+    /// Writes the variant that `adapter` makes of the model: its differences are added to the matrices.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if it does not fit, or changes the output head of a model in which that is
+    /// the embedding.
+    pub fn merge(&mut self, adapter: &'c LoraAdapter) -> Result<(), Error> {
+        merge(self.tensors.iter_mut().map(|(_, tensor)| tensor), adapter)
     }
 
     /// How many tensors take each format, in the order of the formats.

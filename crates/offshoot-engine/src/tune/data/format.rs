@@ -124,8 +124,9 @@ impl Format {
                 }
                 None | Some(Format::Text) => {
                     return Err(
-                        "rows with a label are classified by a task: give --task with the \
-                                name of a built-in one or a TOML file"
+                        "rows with a label are classified by a task: give --task with a TOML \
+                                file, or the name of a built-in one, as sst2 (`offshoot data check \
+                                --help` lists them)"
                             .to_owned(),
                     );
                 }

@@ -68,7 +68,7 @@ impl Report {
                 self.answers[right] += 1;
                 (prompt.len() + behind, behind, prompt.len() + longest)
             }
-            Example::Preference { chosen, rejected } => {
+            Example::Preference { chosen, rejected, .. } => {
                 let (a, b) = (size(chosen), size(rejected));
                 (a.0 + b.0, a.1 + b.1, a.2.max(b.2))
             }

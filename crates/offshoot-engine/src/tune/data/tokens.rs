@@ -14,7 +14,7 @@
 //! text         0  sequence
 //! choice       1  tokens of the prompt, candidates' tokens each, numbers of the answers
 //! answer       2  tokens of the prompt, sequence, texts each
-//! preference   3  two sequences
+//! preference   3  two sequences, 0 or 1, and behind a 1 two rewards of eight bytes
 //! ```
 //! with its length before every list, and texts filled up to whole words.
 
@@ -28,7 +28,7 @@ use super::error::DataError;
 use super::report::Report;
 use crate::tune::{Example, Sequence};
 
-const MAGIC: &[u8; 8] = b"OFFTOKN1";
+const MAGIC: &[u8; 8] = b"OFFTOKN2";
 const HEADER: usize = 96;
 
 /// What the examples of a file are made of.
@@ -153,6 +153,11 @@ impl<'a> Words<'a> {
         self.take(4).and_then(|four| four.try_into().ok()).map(u32::from_le_bytes)
     }
 
+    fn reward(&mut self) -> Option<f64> {
+        let bytes: [u8; 8] = self.take(8)?.try_into().ok()?;
+        Some(f64::from_le_bytes(bytes)).filter(|reward| reward.is_finite())
+    }
+
     fn count(&mut self) -> Option<usize> {
         self.word().map(|n| n as usize)
     }
@@ -211,7 +216,12 @@ impl<'a> Words<'a> {
             }
             3 => {
                 let (chosen, rejected) = (self.sequence()?, self.sequence()?);
-                Some(Example::Preference { chosen, rejected })
+                let rewards = match self.word()? {
+                    0 => None,
+                    1 => Some([self.reward()?, self.reward()?]),
+                    _ => return None,
+                };
+                Some(Example::Preference { chosen, rejected, rewards })
             }
             _ => None,
         }
@@ -346,10 +356,13 @@ pub(super) fn put_example(words: &mut Vec<u8>, example: &Example) {
                 words.resize(words.len().next_multiple_of(4), 0);
             }
         }
-        Example::Preference { chosen, rejected } => {
+        Example::Preference { chosen, rejected, rewards } => {
             put(words, 3);
             put_sequence(words, chosen);
             put_sequence(words, rejected);
+            put(words, usize::from(rewards.is_some()));
+            let rewards = rewards.iter().flatten();
+            rewards.for_each(|reward| words.extend_from_slice(&reward.to_le_bytes()));
         }
     }
 }
@@ -378,8 +391,9 @@ mod tests {
             }),
             (sequence(), prop::collection::vec("[a-é]{0,9}", 1..4))
                 .prop_map(|(gold, answers)| Example::Answer { gold, prompt: 1, answers }),
-            (sequence(), sequence())
-                .prop_map(|(chosen, rejected)| Example::Preference { chosen, rejected }),
+            (sequence(), sequence(), prop::option::of([-9.0..9.0, -9.0..9.0])).prop_map(
+                |(chosen, rejected, rewards)| Example::Preference { chosen, rejected, rewards }
+            ),
         ]
     }
 

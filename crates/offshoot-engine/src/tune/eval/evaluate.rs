@@ -254,7 +254,7 @@ fn score(
                 sequences.push(sequence);
             }
             Example::Choice { .. } => sequences.extend(candidates),
-            Example::Preference { chosen, rejected } => sequences.extend([chosen, rejected]),
+            Example::Preference { chosen, rejected, .. } => sequences.extend([chosen, rejected]),
         }
     }
     let scored = scorer.score(&sequences)?;

@@ -252,7 +252,7 @@ impl Trainer for FirstOrder {
                 optimizer.update(shape, size, weights, gradient, state, &LibraryProducts);
             })?;
         }
-        let mut numbers = vec![("grad_norm", norms[0]), ("learning_rate", rate)];
+        let mut numbers = vec![("grad_norm", norms[0])];
         if let Some(heads) = &self.options.heads {
             numbers.push(("draft_grad_norm", norms[1]));
             numbers.push(("draft_weight", heads.weight_at(step)));

@@ -498,7 +498,8 @@ fn what_cannot_be_trained_is_told_by_its_name() {
     let mut step = |example: Example| tuner.step(0, 1e-2, &[&example]).unwrap_err().to_string();
     let untrained = Sequence { tokens: vec![1, 2], trained: vec![false, false] };
     assert!(step(Example::Text(untrained.clone())).contains("no token"));
-    let pair = Example::Preference { chosen: untrained.clone(), rejected: untrained };
+    let (chosen, rejected) = (untrained.clone(), untrained);
+    let pair = Example::Preference { chosen, rejected, rewards: None };
     assert!(step(pair).contains("pairs of texts"));
     assert!(step(Example::Text(Sequence::of(&[1, 99_999_999], &[2]))).contains("99999999"));
     assert_eq!(digest(&tuner), before);

@@ -71,6 +71,23 @@ pub struct Run {
 }
 
 impl Run {
+    /// Refuses a folder in which there is a run already, or what a new one would write over.
+    ///
+    /// # Errors
+    /// [`RunError::Exists`], [`RunError::Foreign`].
+    pub fn refuse_another(folder: &Path) -> Result<(), Error> {
+        if RunDescription::is_in(folder) {
+            return Err(RunError::Exists { folder: folder.to_owned() }.into());
+        }
+        match OWN.iter().find(|name| folder.join(name).exists()) {
+            None => Ok(()),
+            Some(name) => {
+                let (folder, name) = (folder.to_owned(), (*name).to_owned());
+                Err(RunError::Foreign { folder, name }.into())
+            }
+        }
+    }
+
     /// Makes the folder of a new run. Its name in `description` is filled in.
     ///
     /// # Errors
@@ -78,13 +95,7 @@ impl Run {
     pub fn begin(folder: &Path, mut description: RunDescription) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(output(folder))?;
         let lock = RunLock::take(folder)?;
-        if RunDescription::is_in(folder) {
-            return Err(RunError::Exists { folder: folder.to_owned() }.into());
-        }
-        if let Some(name) = OWN.iter().find(|name| folder.join(name).exists()) {
-            let (folder, name) = (folder.to_owned(), (*name).to_owned());
-            return Err(RunError::Foreign { folder, name }.into());
-        }
+        Self::refuse_another(folder)?;
         let unique = format!("{:?} {}", SystemTime::now(), std::process::id());
         description.id = blake3::hash(unique.as_bytes()).to_hex()[..32].to_owned();
         description.write(folder)?;
@@ -207,9 +218,9 @@ impl<'w> Records<'w> {
         let log = RunLog::open(&path, run.progress.log_bytes)?;
         let lines = read_log(&path)?;
         let started_s = lines.iter().find_map(LogLine::start).map(|start| start.unix_s);
-        let events = EventFile::create(&run.folder.join("tensorboard"), &lines)?;
         let begun = started_s.is_some();
         let started_s = started_s.unwrap_or_else(unix_s);
+        let events = EventFile::create(&run.folder.join("tensorboard"), started_s, &lines)?;
         let mut records = Self { log, events, started_s, stop: false, watch };
         if !begun {
             records.add(&LogLine::Start(start_line(&run.description, plan, started_s)))?;

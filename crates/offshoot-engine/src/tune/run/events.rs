@@ -31,15 +31,15 @@ pub(crate) struct EventFile {
 
 impl EventFile {
     /// Writes the events of `lines` to a file in `folder`, instead of one that is there, and opens
-    /// it for more.
+    /// it for more. `started_s` is when the run began, since 1970.
     ///
     /// # Errors
     /// [`Error::Output`].
-    pub(crate) fn create(folder: &Path, lines: &[LogLine]) -> Result<Self, Error> {
+    pub(crate) fn create(folder: &Path, started_s: f64, lines: &[LogLine]) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(output(folder))?;
         // The ten digits are where TensorBoard has the time; one run has one file.
         let path = folder.join("events.out.tfevents.0000000000.offshoot");
-        write_whole(&path, &event_file(lines))?;
+        write_whole(&path, &records(started_s, lines))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(output(&path))?;
         Ok(Self { path, file })
     }
@@ -56,7 +56,11 @@ impl EventFile {
 
 /// The whole event file of a log.
 pub fn event_file(lines: &[LogLine]) -> Vec<u8> {
-    let started_s = lines.iter().find_map(LogLine::start).map_or(0.0, |start| start.unix_s);
+    records(lines.iter().find_map(LogLine::start).map_or(0.0, |start| start.unix_s), lines)
+}
+
+/// The record of the version, and those of `lines`.
+fn records(started_s: f64, lines: &[LogLine]) -> Vec<u8> {
     let mut version = Vec::new();
     double(&mut version, 1, started_s);
     bytes(&mut version, 3, b"brain.Event:2");

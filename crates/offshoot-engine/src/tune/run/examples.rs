@@ -1,9 +1,11 @@
 //! Examples, wherever they are kept.
 
+use std::collections::BTreeMap;
+
 use super::order::permutation;
 use super::{RunConfig, RunError};
 use crate::Error;
-use crate::tune::data::{DataOptions, Format, Length, Rename, Task, TokenFile};
+use crate::tune::data::{DataOptions, Format, Length, Rename, Task, TokenFile, class_of};
 use crate::tune::{Example, Sequence};
 
 /// The rows of a data file as examples, by their numbers.
@@ -78,23 +80,49 @@ impl<'s> Part<'s> {
         Self { source, indices }
     }
 
-    /// Holds `fraction` of `source` out, at least one example of each side where there are two;
-    /// gives the rest and them. Which they are follows from `seed` and the count.
-    pub fn split(source: &'s dyn Examples, fraction: f64, seed: u64) -> (Self, Self) {
+    /// Holds `fraction` of `source` out, and gives the rest and them. Of a choice, each class (the
+    /// number of the right candidate) is held out equally often, as far as it gives no more than half
+    /// of its examples, or than `fraction` of them where that is more; one is left in any case. Which
+    /// they are follows from `seed`, the count and the classes.
+    ///
+    /// # Errors
+    /// If an example cannot be read.
+    pub fn split(
+        source: &'s dyn Examples,
+        fraction: f64,
+        seed: u64,
+    ) -> Result<(Self, Self), Error> {
         /// No epoch has this number, so that who is held out says nothing of any order.
         const EPOCH: u32 = u32::MAX;
+        if fraction <= 0.0 {
+            return Ok((Self::whole(source), Self { source, indices: Vec::new() }));
+        }
         let count = source.count().min(u32::MAX as usize) as u32;
-        let most = count.saturating_sub(1);
-        let held = (fraction * f64::from(count)).round() as u32;
-        let held = if fraction > 0.0 { held.clamp(1.min(most), most) } else { 0 };
-        let order = permutation(seed, EPOCH, count);
-        let (held, rest) = order.split_at(held as usize);
-        let part = |indices: &[u32]| {
-            let mut indices = indices.to_vec();
+        let class = |i| source.example(i as usize).map(|example| class_of(&example));
+        let classes = (0..count).map(class).collect::<Result<Vec<_>, _>>()?;
+        let mut sizes = BTreeMap::<usize, u32>::new();
+        classes.iter().for_each(|class| *sizes.entry(*class).or_default() += 1);
+        let share = (fraction * f64::from(count) / sizes.len() as f64).round() as u32;
+        let quota = |size: &u32| {
+            let most = (size / 2).max((fraction * f64::from(*size)) as u32);
+            share.max(1).min(most.max(1)).min(size - 1)
+        };
+        let mut left: BTreeMap<usize, u32> = sizes.iter().map(|(c, n)| (*c, quota(n))).collect();
+        let (mut held, mut rest) = (Vec::new(), Vec::new());
+        for index in permutation(seed, EPOCH, count) {
+            match left.get_mut(&classes[index as usize]).filter(|left| **left > 0) {
+                Some(left) => {
+                    *left -= 1;
+                    held.push(index);
+                }
+                None => rest.push(index),
+            }
+        }
+        let part = |mut indices: Vec<u32>| {
             indices.sort_unstable();
             Self { source, indices }
         };
-        (part(rest), part(held))
+        Ok((part(rest), part(held)))
     }
 }
 
@@ -149,10 +177,13 @@ impl Digest {
                 self.0.update(&(answers.len() as u64).to_le_bytes());
                 answers.iter().for_each(|text| self.bytes(text.as_bytes()));
             }
-            Example::Preference { chosen, rejected } => {
+            Example::Preference { chosen, rejected, rewards } => {
                 self.bytes(b"preference");
                 self.sequence(chosen);
                 self.sequence(rejected);
+                for reward in rewards.iter().flatten() {
+                    self.bytes(&reward.to_le_bytes());
+                }
             }
         }
     }
@@ -181,16 +212,45 @@ mod tests {
     #[test]
     fn the_split_halves_are_the_whole_and_follow_from_the_seed() {
         let all = texts(50);
-        let (rest, held) = Part::split(&all, 0.2, 9);
+        let (rest, held) = Part::split(&all, 0.2, 9).unwrap();
         assert_eq!((rest.count(), held.count()), (40, 10));
         let mut both: Vec<u32> = rest.indices.iter().chain(&held.indices).copied().collect();
         both.sort_unstable();
         assert_eq!(both, (0..50).collect::<Vec<_>>());
-        assert_eq!(Part::split(&all, 0.2, 9).1.indices, held.indices);
-        assert_ne!(Part::split(&all, 0.2, 10).1.indices, held.indices);
+        let held_by = |seed| Part::split(&all, 0.2, seed).unwrap().1.indices;
+        assert_eq!(held_by(9), held.indices);
+        assert_ne!(held_by(10), held.indices);
         for (n, fraction, expected) in [(50, 0.0, 0), (2, 0.001, 1), (2, 0.999, 1), (1, 0.5, 0)] {
-            assert_eq!(Part::split(&texts(n), fraction, 1).1.count(), expected, "{n} {fraction}");
+            let all = texts(n);
+            let held = Part::split(&all, fraction, 1).unwrap().1.count();
+            assert_eq!(held, expected, "{n} {fraction}");
         }
+    }
+
+    #[test]
+    fn classes_are_held_out_equally_and_a_rare_one_gives_half() {
+        let held = |sizes: &[usize], fraction: f64| {
+            let of = |class: usize| Example::Choice {
+                prompt: vec![1],
+                candidates: vec![vec![2]; sizes.len()],
+                answers: vec![class],
+            };
+            let classes = sizes.iter().enumerate();
+            let all: Vec<Example> =
+                classes.flat_map(|(class, n)| std::iter::repeat_n(of(class), *n)).collect();
+            let (rest, held) = Part::split(&all, fraction, 3).unwrap();
+            assert_eq!(rest.count() + held.count(), all.len());
+            let mut counts = vec![0; sizes.len()];
+            for i in 0..held.count() {
+                counts[class_of(&held.example(i).unwrap())] += 1;
+            }
+            counts
+        };
+        assert_eq!(held(&[40, 60], 0.2), [10, 10]);
+        assert_eq!(held(&[90, 10, 20], 0.2), [8, 5, 8]);
+        assert_eq!(held(&[90, 10], 0.8), [40, 8]);
+        assert_eq!(held(&[20, 1], 0.1), [1, 0]);
+        assert_eq!(held(&[3, 3], 0.01), [1, 1]);
     }
 
     #[test]

@@ -84,10 +84,8 @@ impl FromStr for Method {
         let names = || Self::all().map(Self::name);
         Self::all().find(|method| method.name() == text).ok_or_else(|| {
             let near = super::config_file::nearest(text, names());
-            format!(
-                "no method {text:?}{near}; there are {}",
-                names().collect::<Vec<_>>().join(", ")
-            )
+            let names = names().collect::<Vec<_>>().join(", ");
+            format!("no method {text:?}{near} (there are {names})")
         })
     }
 }

@@ -24,8 +24,8 @@ use serde_json::Value;
 
 use super::shards::FILES_MAX;
 use super::{CONFIG, canonical, folder, wrong};
-use crate::written::{ExportError, Written};
-use crate::{Checkpoint, Error, Family, Recipe, RowOrder, gguf};
+use crate::written::{ExportError, Written, merge};
+use crate::{Checkpoint, Error, Family, LoraAdapter, Recipe, RowOrder, gguf};
 use shards::Shard;
 
 /// How a folder is written.
@@ -95,6 +95,15 @@ impl<'c> FolderExport<'c> {
         files.extend(shards::index(&shards));
         let left_out = checkpoint.unused().to_vec();
         Ok(Self { files, shards, left_out, without_tokenizer })
+    }
+
+    /// Writes the variant that `adapter` makes of the model: its differences are added to the matrices.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if it does not fit, or changes the output head of a model in which that is
+    /// the embedding.
+    pub fn merge(&mut self, adapter: &'c LoraAdapter) -> Result<(), Error> {
+        merge(self.shards.iter_mut().flat_map(Shard::tensors_mut), adapter)
     }
 
     /// How many tensors take each format, in the order of the formats.

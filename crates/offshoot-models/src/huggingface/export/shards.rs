@@ -71,6 +71,10 @@ impl<'c> Shard<'c> {
         &self.tensors
     }
 
+    pub(super) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Written<'c>> {
+        self.tensors.iter_mut().map(|(_, tensor)| tensor)
+    }
+
     /// Everything before the tensors' bytes.
     fn head(&self) -> Vec<u8> {
         let mut header = Map::new();

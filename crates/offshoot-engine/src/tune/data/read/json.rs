@@ -1,11 +1,12 @@
 //! JSON: a list of objects, which is read element by element; an object of lists, as tables are
-//! dumped by columns, or of one list of objects, which is read whole; or lines under another name.
+//! dumped by columns, or of one list of objects, or SQuAD's nested one (`squad.rs`), which are read
+//! whole; or lines under another name.
 
 use std::io::{BufRead, Read};
 
 use serde_json::{Map, Value};
 
-use super::{ROW_BYTES, Rows, Source, fault, lines::Lines, object};
+use super::{ROW_BYTES, Rows, Source, fault, lines::Lines, object, squad};
 use crate::tune::data::{DataError, Row};
 
 /// Bytes of a file that is read whole.
@@ -75,6 +76,9 @@ fn whole(source: Source) -> Result<Rows, DataError> {
     }
     let Row { fields, place } = object(&source, 1, &bytes)?;
     drop(bytes);
+    if squad::is_one(&fields) {
+        return Ok(Box::new(squad::questions(source, fields)));
+    }
     // A single conversation is a row, not rows of turns.
     let is_row = fields.keys().any(|name| TURNS.contains(&name.as_str()));
     let lists: Option<Vec<_>> = match is_row {

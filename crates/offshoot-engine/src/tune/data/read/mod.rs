@@ -8,6 +8,7 @@ mod csv;
 mod json;
 mod lines;
 mod parquet;
+mod squad;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};

@@ -232,3 +232,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn squads_own_file_has_a_row_a_question() {
+    let text = json!({"version": "1.1", "data": [
+        {"title": "T", "paragraphs": [
+            {"context": "C", "qas": [
+                {"id": "a", "question": "Q?",
+                    "answers": [{"text": "x", "answer_start": 1}, {"text": "y", "answer_start": 2}]},
+                {"id": "b", "question": "R?", "answers": [], "is_impossible": true},
+                {"id": "c", "question": "S?"},
+            ]},
+            {"context": "D", "qas": [{"id": "d", "question": "?", "answers": [{"text": "z"}]}]},
+        ]},
+        {"title": "U"},
+    ]});
+    let row = |id: &str, context: &str, question: &str, texts: Value, starts: Value| {
+        json!({"id": id, "title": "T", "context": context, "question": question,
+            "answers": {"text": texts, "answer_start": starts}})
+    };
+    let rows = [
+        format!("x.json:row 1 {}", row("a", "C", "Q?", json!(["x", "y"]), json!([1, 2]))),
+        format!("x.json:row 2 {}", row("b", "C", "R?", json!([]), json!([]))),
+        "! x.json:row 3: expected a list \"answers\", as every part of a file of SQuAD's form has"
+            .to_owned(),
+        format!("x.json:row 4 {}", row("d", "D", "?", json!(["z"]), json!([null]))),
+        "! x.json:row 5: expected a list \"paragraphs\", as every part of a file of SQuAD's form has"
+            .to_owned(),
+    ];
+    assert_eq!(read("x.json", text.to_string()), rows);
+    let (_dir, path) = file("x.json", text.to_string());
+    let first = super::rows(&path).unwrap().next().unwrap().unwrap();
+    let task = crate::tune::data::Task::find("squad").unwrap();
+    let parsed = task.parse_row(&first).unwrap();
+    let crate::tune::data::Record::Answer { answers, .. } = parsed else { panic!("{parsed:?}") };
+    assert_eq!(answers, ["x", "y"]);
+}

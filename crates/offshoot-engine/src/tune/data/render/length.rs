@@ -82,8 +82,8 @@ impl Length {
     /// A pair, whose prompts lose the same tokens.
     pub(super) fn preference(
         self,
-        mut chosen: Sequence,
-        mut rejected: Sequence,
+        (mut chosen, mut rejected): (Sequence, Sequence),
+        rewards: Option<[f64; 2]>,
         begin: Option<u32>,
     ) -> Rendered {
         let longest = chosen.tokens.len().max(rejected.tokens.len());
@@ -95,7 +95,8 @@ impl Length {
                 return Rendered::default();
             }
         }
-        Rendered { examples: vec![Example::Preference { chosen, rejected }], cut: over > 0 }
+        let pair = Example::Preference { chosen, rejected, rewards };
+        Rendered { examples: vec![pair], cut: over > 0 }
     }
 
     /// The sequence in the length, if something of it can still be learned.
@@ -193,9 +194,10 @@ mod tests {
         assert_eq!(cut, Rendered { examples: vec![choice(&[1, 4, 5, 6])], cut: true });
         let (a, b) =
             (Sequence::of(&[1, 2, 3, 4, 5], &[6]), Sequence::of(&[1, 2, 3, 4, 5], &[7, 8]));
-        let cut = CUT.preference(a, b, None);
+        let cut = CUT.preference((a, b), Some([2.0, -1.0]), None);
         let (a, b) = (Sequence::of(&[2, 3, 4, 5], &[6]), Sequence::of(&[2, 3, 4, 5], &[7, 8]));
-        assert_eq!(cut.examples, [Example::Preference { chosen: a, rejected: b }]);
+        let rewards = Some([2.0, -1.0]);
+        assert_eq!(cut.examples, [Example::Preference { chosen: a, rejected: b, rewards }]);
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl fmt::Debug for Renderer {
 }
 
 /// What a row became.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rendered {
     /// The examples: none if the row was too long and is dropped, several where a conversation has
     /// to be learned answer by answer.
@@ -169,10 +169,10 @@ impl Renderer {
                 let answers = answers.clone();
                 Ok(length.answer(Example::Answer { gold, prompt: prompt.len(), answers }, begin))
             }
-            Record::Preference { prompt, chosen, rejected, .. } => {
+            Record::Preference { prompt, chosen, rejected, rewards } => {
                 let chosen = self.side(prompt, chosen)?;
                 let rejected = self.side(prompt, rejected)?;
-                Ok(length.preference(chosen, rejected, begin))
+                Ok(length.preference((chosen, rejected), *rewards, begin))
             }
         }
     }
