@@ -21,6 +21,7 @@ mod trajectory;
 mod tune;
 #[cfg(unix)]
 mod tune_interrupts;
+mod tune_spaces;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]
 mod models;

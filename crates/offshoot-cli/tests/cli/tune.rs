@@ -30,7 +30,7 @@ fn score(home: &Home, words: &[&str]) -> Value {
     run(home.offshoot(fixed.iter().chain(words))).ended_with(0).json()
 }
 
-fn log(folder: &Path) -> Vec<Value> {
+pub(crate) fn log(folder: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! for each micro-batch:  g = g + gradient of its share of the batch's loss        batch.rs
+//! g = mean over j of <g, z_j> z_j, if only that is to be followed                 forward gradients
 //! g = g min(1, C / ||g||)                                                         clip
 //! each tensor:  weights, state = optimiser(weights, g, state)                     step
 //! ```
@@ -13,6 +14,7 @@
 //! LoRA is that of Hu et al. 2021, <https://arxiv.org/abs/2106.09685>, begun as in PEFT: `A` uniform as by
 //! He et al. with a = sqrt(5), which is within 1 / sqrt(cols), and `B` zero.
 
+mod along;
 mod batch;
 mod dropout;
 mod options;
@@ -49,6 +51,8 @@ pub struct FirstOrder {
     tuning: DenseTuning,
     optimizer: Box<dyn Optimizer>,
     shapes: Vec<TensorShape>,
+    /// By variable, whether it goes along random directions while others follow their gradients.
+    shallow: Vec<bool>,
     /// By variable, what the optimiser keeps.
     state: Vec<Vec<Vec<f32>>>,
     /// Identity of the base's weights, once a state was written or read.
@@ -68,13 +72,20 @@ impl FirstOrder {
             false => DenseModel::load(&checkpoint, &Device::Cpu, candle_core::DType::F32)?,
         };
         let optimizer = options.optimizer.optimizer()?;
-        let tuning = space::tuning(model, &options)?;
+        let mut tuning = space::tuning(model, &options)?;
+        let mut shallow = vec![false; tuning.variables().len()];
+        if let Some(hybrid) = options.hybrid {
+            let blocks = checkpoint.config().num_hidden_layers;
+            let split = blocks.saturating_sub(hybrid.blocks as usize);
+            shallow = tuning.is_below(split);
+            tuning.stop_below(split);
+        }
         let shapes: Vec<TensorShape> =
             tuning.variables().iter().map(|(name, v)| space::shape(name, v)).collect();
         let state = |shape: &TensorShape| vec![vec![0.0; shape.len()]; optimizer.states(*shape)];
         let state = shapes.iter().map(state).collect();
         let base = OnceLock::new();
-        Ok(Self { checkpoint, options, tuning, optimizer, shapes, state, base })
+        Ok(Self { checkpoint, options, tuning, optimizer, shapes, shallow, state, base })
     }
 
     /// How it is tuned.
@@ -148,17 +159,37 @@ impl Trainer for FirstOrder {
     fn step(&mut self, step: u64, rate: f64, batch: &[&Example]) -> Result<StepReport, Error> {
         let (gradients, tokens) = self.gradients(step, batch)?;
         let loss = gradients.loss;
-        let (mut gradients, norm) = self.numbers(gradients)?;
+        let (mut gradients, mut norm) = self.numbers(gradients)?;
+        if self.shallow.contains(&true) {
+            // A head that is the embedding's matrix has half a gradient, and goes along directions.
+            let deep = gradients.iter().zip(&self.shallow).filter(|(_, shallow)| !**shallow);
+            norm = deep.map(|(g, _)| square_norm(g)).sum::<f64>().sqrt();
+        }
         if !loss.is_finite() || !norm.is_finite() {
             let what = "the loss or its gradient is no number: lower the learning rate";
             return Err(Error::Training(what.to_owned()));
         }
+        let slopes = self.projected(step, &mut gradients)?;
+        let norm = match slopes.is_empty() {
+            true => norm,
+            false => gradients.iter().map(|g| square_norm(g)).sum::<f64>().sqrt(),
+        };
         let factor = self.options.clip_norm.map_or(1.0, |most| clip_factor(norm, most));
+        let mut numbers = vec![("grad_norm", norm), ("learning_rate", rate)];
+        numbers.extend(slopes.first().map(|slope| ("projected_gradient", *slope)));
+        // Both halves are measured at the weights as they are.
+        if let Some(hybrid) = self.options.hybrid.filter(|_| self.shallow.contains(&true)) {
+            let slope = self.shallow_step((step, rate), hybrid, batch)?;
+            numbers.push(("projected_gradient", slope));
+        }
         let size = StepSize { step: step + 1, rate };
-        let variables = self.tuning.variables().iter().zip(&self.shapes);
-        for (((_, variable), &shape), (gradient, state)) in
+        let variables = self.tuning.variables().iter().zip(&self.shapes).zip(&self.shallow);
+        for ((((_, variable), &shape), shallow), (gradient, state)) in
             variables.zip(gradients.iter_mut().zip(&mut self.state))
         {
+            if *shallow {
+                continue;
+            }
             if factor != 1.0 {
                 gradient.iter_mut().for_each(|g| *g *= factor);
             }
@@ -167,7 +198,6 @@ impl Trainer for FirstOrder {
                 optimizer.update(shape, size, weights, gradient, state, &LibraryProducts);
             })?;
         }
-        let numbers = vec![("grad_norm", norm), ("learning_rate", rate)];
         Ok(StepReport { loss, tokens, numbers })
     }
 

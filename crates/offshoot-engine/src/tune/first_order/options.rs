@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use offshoot_methods::optim::OptimizerOptions;
+use offshoot_methods::tune::{FwdgradOptions, HybridOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -31,7 +32,12 @@ pub struct FirstOrderOptions {
     /// Whether matrices stay in their file as they are, quantised or not, and are brought to single
     /// precision in pieces whenever they are multiplied with. For LoRA.
     pub weights_in_file: bool,
-    /// Names LoRA's first matrices and what dropout drops.
+    /// Whether only what is known of a gradient along random directions is followed, and of how many.
+    pub forward: Option<FwdgradOptions>,
+    /// Whether only the last blocks have gradients, and the others go along random directions; for losses
+    /// of language, with checkpointing.
+    pub hybrid: Option<HybridOptions>,
+    /// Names LoRA's first matrices, what dropout drops, and those directions.
     pub seed: u64,
 }
 
@@ -45,6 +51,8 @@ impl Default for FirstOrderOptions {
             checkpointing: true,
             choice: ChoiceLoss::default(),
             weights_in_file: false,
+            forward: None,
+            hybrid: None,
             seed: 0,
         }
     }
@@ -151,6 +159,18 @@ impl FirstOrderOptions {
         let wrong = |what: String| Err(Error::Training(what));
         if let Some(most) = self.clip_norm.filter(|most| !(*most > 0.0 && most.is_finite())) {
             return wrong(format!("clip_norm is {most}, expected a number above 0"));
+        }
+        if let Some(forward) = &self.forward {
+            forward.validate()?;
+        }
+        if let Some(hybrid) = &self.hybrid {
+            hybrid.validate()?;
+            let language = self.choice == ChoiceLoss::Language;
+            if !language || !self.checkpointing || self.forward.is_some() {
+                let what =
+                    "hybrid: takes a loss of language, checkpointing, and no other directions";
+                return wrong(what.to_owned());
+            }
         }
         match &self.space {
             // Its slopes are those at scores that nothing was dropped of.

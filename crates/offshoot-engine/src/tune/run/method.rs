@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use offshoot_methods::tune::{METHODS, MethodCard, SpaceKind};
+use offshoot_methods::tune::{Curve, METHODS, MethodCard};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Shape, Space};
+use super::Space;
 
 /// How a model is tuned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,16 +16,19 @@ pub enum Method {
     Lora,
     /// All weights, by their gradients.
     Full,
+    /// What `space` says, along random directions by their exact slopes.
+    ForwardGradient,
+    /// What `space` says, the last blocks by their gradients and the first along random directions.
+    Hybrid,
     /// The method of this name among [`METHODS`], which asks for losses alone.
     ZerothOrder(&'static str),
 }
 
 impl Method {
-    /// All of them, but those for a space that a run cannot have.
+    /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
-        let had = METHODS.iter().filter(|card| card.space != Some(SpaceKind::Scales));
-        let zeroth = had.map(|card| Self::ZerothOrder(card.name));
-        [Self::Lora, Self::Full].into_iter().chain(zeroth)
+        let zeroth = METHODS.iter().map(|card| Self::ZerothOrder(card.name));
+        [Self::Lora, Self::Full, Self::Hybrid, Self::ForwardGradient].into_iter().chain(zeroth)
     }
 
     /// Its name.
@@ -33,6 +36,8 @@ impl Method {
         match self {
             Self::Lora => "lora",
             Self::Full => "full",
+            Self::Hybrid => "hybrid",
+            Self::ForwardGradient => "fwdgrad",
             Self::ZerothOrder(name) => name,
         }
     }
@@ -42,6 +47,12 @@ impl Method {
         match self {
             Self::Lora => "Low-rank differences of matrices, by their gradients.",
             Self::Full => "All weights, by their gradients.",
+            Self::Hybrid => {
+                "The last blocks by their gradients, the first along random directions."
+            }
+            Self::ForwardGradient => {
+                "Random directions, by exact slopes: in the memory of gradients, to compare with."
+            }
             Self::ZerothOrder(_) => self.card().map_or("", |card| card.summary),
         }
     }
@@ -54,27 +65,35 @@ impl Method {
     /// The learning rate where none is asked for.
     pub fn learning_rate(self, space: Space) -> f64 {
         // MeZO's grids (Malladi et al. 2023, appendix D) have 1e-6 for all weights, 5e-5 for LoRA
-        // and
-        // 1e-2 for prefixes; other methods' rates are of all weights and grow alike.
+        // and 1e-2 for prefixes, and SubZero's program 1e-3 for prompts; other methods' rates are
+        // of all weights and grow alike.
         let grown = match space {
             Space::Lora | Space::LoraFa => 50.0,
             Space::Prefix => 1e4,
+            Space::Prompt => 1e3,
+            // Ours: to change a weight by a share of itself, of weights of about 0.03.
+            Space::Scales => 1e3,
             Space::Full => 1.0,
         };
         match self {
             // TRL's advice for adapters, and its SFTConfig.
             Self::Lora => 1e-4,
             Self::Full => 2e-5,
+            Self::Hybrid if space == Space::Full => 2e-5,
+            Self::Hybrid => 1e-4,
+            // As MeZO's; the benchmark's best for full tuning is 5e-7.
+            Self::ForwardGradient => 1e-6 * grown,
             Self::ZerothOrder(_) => self.card().map_or(1e-6, |card| card.rate) * grown,
         }
     }
 
     /// The shape of the learning rate where none is asked for.
-    pub fn shape(self) -> Shape {
+    pub fn curve(self) -> Curve {
         match self {
-            Self::Lora | Self::Full => Shape::default(),
+            // transformers' get_scheduler.
+            Self::Lora | Self::Full | Self::Hybrid => Curve::Linear,
             // As in MeZO.
-            Self::ZerothOrder(_) => Shape::Constant,
+            Self::ZerothOrder(_) | Self::ForwardGradient => Curve::Constant,
         }
     }
 }
@@ -122,6 +141,9 @@ mod tests {
             assert_eq!(method.to_string().parse(), Ok(method));
         }
         let told = "lore".parse::<Method>().unwrap_err();
-        assert!(told.contains("did you mean `lora`?") && told.contains("full, mezo"), "{told}");
+        assert!(
+            told.contains("did you mean `lora`?") && told.contains("full, hybrid, fwdgrad"),
+            "{told}"
+        );
     }
 }

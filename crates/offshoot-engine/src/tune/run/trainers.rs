@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
 use offshoot_methods::optim::{AdamW, Muon, OptimizerOptions, Sgd};
-use offshoot_methods::tune::{Hash, RateOptions};
+use offshoot_methods::tune::{Hash, RateOptions, SpaceKind, common_rate};
 use offshoot_models::{BaseId, Checkpoint, TemplateId, Tokenizer, TokenizerId};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use super::config::{Objective as Aim, Space as Tuned};
 use super::{Method, Optimizer, RunConfig, RunDescription, RunError};
 use crate::tune::zeroth_order::{
     Classification, CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, Metric,
-    MetricKind, Objective, Origin, PrefixOptions, PrefixSpace, Space, ZerothOrderOptions,
-    ZerothOrderTrainer,
+    MetricCommand, MetricKind, Objective, Origin, PrefixOptions, PrefixSpace, PromptOptions,
+    PromptSpace, ScalesOptions, ScalesSpace, Space, ZerothOrderOptions, ZerothOrderTrainer,
 };
 use crate::tune::{FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices, TensorNames};
 use crate::tune::{LoraOptions as GradientLora, Trainer};
@@ -74,15 +75,15 @@ impl Base {
         let Method::ZerothOrder(name) = config.method else {
             return with_gradients(config, self.stored()?);
         };
+        let space = self.space(config, cpu)?;
         let options = ZerothOrderOptions {
             method: name.to_owned(),
-            options: Value::Object(config.options.clone()),
+            options: method_options(config, &*space),
             decay: config.weight_decay,
             auto_rate: config.auto_rate.then(RateOptions::default),
             origin: origin(description, self.checkpoint()),
             ..ZerothOrderOptions::default()
         };
-        let space = self.space(config, cpu)?;
         let trainer = ZerothOrderTrainer::new(cpu, space, objective(config, tokenizer), &options)?;
         Ok(Box::new(trainer))
     }
@@ -116,20 +117,49 @@ impl Base {
                 let options = PrefixOptions { tokens: config.prefix_tokens, seed, distribution };
                 Box::new(PrefixSpace::new(cpu, packed()?, &options)?)
             }
+            Tuned::Prompt => {
+                let options = PromptOptions { tokens: config.prompt_tokens, seed, distribution };
+                Box::new(PromptSpace::new(cpu, packed()?, &options)?)
+            }
+            Tuned::Scales => {
+                let targets = targets(config, self.checkpoint());
+                let options = ScalesOptions { targets, seed, distribution };
+                Box::new(ScalesSpace::new(cpu, packed()?, &options)?)
+            }
             Tuned::Lora | Tuned::LoraFa => {
                 let options = LoraOptions {
                     rank: config.rank,
                     alpha: config.alpha as f32,
                     targets: targets(config, self.checkpoint()),
                     fixed_a: config.space == Tuned::LoraFa,
+                    activations: config.activations,
                     seed,
                     distribution,
-                    ..LoraOptions::default()
                 };
                 Box::new(LoraSpace::new(cpu, packed()?, &options)?)
             }
         })
     }
+}
+
+/// The method's own options. What stands before texts is rounded to half precision or is of the size of
+/// embeddings, and factors are about 1, so there eps is the field's common one, unless one is given.
+fn method_options(config: &RunConfig, space: &dyn Space) -> Value {
+    let mut options = Value::Object(config.options.clone());
+    let card = config.method.card().map(|card| card.options(&Value::Null)).unwrap_or_default();
+    let given = &options["probe"]["eps"];
+    let of_card = card["probe"]["eps"].is_number() && given.is_null();
+    if matches!(space.kind(), SpaceKind::Prefix | SpaceKind::Prompt | SpaceKind::Scales) && of_card
+    {
+        let (_, eps) = common_rate(space.kind(), space.model().weights() as u64);
+        if options["probe"].is_null() {
+            options["probe"] = Value::Object(Map::new());
+        }
+        if let Some(probe) = options["probe"].as_object_mut() {
+            probe.insert("eps".to_owned(), Value::from(eps));
+        }
+    }
+    options
 }
 
 /// What a trajectory tells of where it comes from.
@@ -155,28 +185,48 @@ fn with_gradients(
     }
     let all = config.target_modules.iter().any(|name| name == ALL_LINEAR);
     let named = || config.target_modules.clone();
-    let space = match config.method {
-        Method::Full if all => FirstOrderSpace::Full(TensorNames::All),
-        Method::Full => FirstOrderSpace::Full(TensorNames::Named(named())),
-        _ => FirstOrderSpace::Lora(GradientLora {
+    let along = config.method == Method::ForwardGradient;
+    let hybrid = config.method == Method::Hybrid;
+    let space = match config.tunes_all_by_gradients() {
+        true if all => FirstOrderSpace::Full(TensorNames::All),
+        true => FirstOrderSpace::Full(TensorNames::Named(named())),
+        false => FirstOrderSpace::Lora(GradientLora {
             matrices: if all { LoraMatrices::AllLinear } else { LoraMatrices::Named(named()) },
             rank: config.rank,
             alpha: config.alpha,
             dropout: config.dropout,
             rslora: config.rslora,
+            freeze_a: (along || hybrid) && config.space == Tuned::LoraFa,
             ..GradientLora::default()
         }),
     };
     let options = FirstOrderOptions {
         space,
-        optimizer: optimizer(config),
-        clip_norm: Some(config.max_grad_norm),
+        // Along directions a step is plain descent, as MeZO's, whose length says nothing of the gradient's.
+        optimizer: if along { descent(config) } else { optimizer(config) },
+        clip_norm: (!along).then_some(config.max_grad_norm),
+        forward: along.then(|| own_options(config)).transpose()?,
+        hybrid: hybrid.then(|| own_options(config)).transpose()?,
         micro_batch: config.batch as usize,
-        checkpointing: config.gradient_checkpointing,
+        checkpointing: config.gradient_checkpointing || hybrid,
         seed: config.seed,
         ..FirstOrderOptions::default()
     };
     Ok(Box::new(FirstOrder::new(Arc::clone(checkpoint), options)?))
+}
+
+/// The options of a method that has gradients.
+fn own_options<O: DeserializeOwned>(config: &RunConfig) -> Result<O, Error> {
+    let options = serde_json::from_value(Value::Object(config.options.clone()));
+    options.map_err(|error| {
+        let what = format!("options: {}", error.to_string().escape_debug());
+        RunError::Config { place: String::new(), what }.into()
+    })
+}
+
+fn descent(config: &RunConfig) -> OptimizerOptions {
+    let weight_decay = config.weight_decay;
+    OptimizerOptions::Sgd(Sgd { momentum: 0.0, nesterov: false, weight_decay })
 }
 
 fn optimizer(config: &RunConfig) -> OptimizerOptions {
@@ -204,8 +254,12 @@ fn targets(config: &RunConfig, checkpoint: &Checkpoint) -> Vec<String> {
 
 fn objective(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Box<dyn Objective> {
     let metric = |kind| Box::new(Metric::new(kind, Arc::clone(tokenizer), ANSWER_TOKENS));
-    match config.objective {
+    match &config.objective {
         Aim::Loss => Box::new(CrossEntropy),
+        Aim::Command(command) => {
+            let command = command.clone();
+            Box::new(MetricCommand::new(command, Arc::clone(tokenizer), ANSWER_TOKENS))
+        }
         Aim::Classification => Box::new(Classification),
         Aim::Accuracy => metric(MetricKind::Accuracy),
         Aim::F1 => metric(MetricKind::TokenF1),
