@@ -44,10 +44,12 @@ fn what_stands_before_texts_is_served_with_the_loss_that_it_was_tuned_to() {
         let variant = format!("{space}={space}");
         let variant = ["--variant", &variant];
         let served = held_out(&home, &variant);
-        assert!((served - best).abs() < 1e-6 * best, "{space}: {served}, tuned to {best}");
+        // The base is quantised, and serves with inputs of products rounded to eight bits.
+        assert!((served - best).abs() < 1e-2 * best, "{space}: {served}, tuned to {best}");
         assert!((served - held_out(&home, &[])).abs() > 1e-4, "{space} changes nothing");
         let dense = held_out(&home, &[&variant[..], &["--executor", "dense"]].concat());
-        assert!((dense - served).abs() < 1e-2 * served, "{space}: {dense}, packed {served}");
+        // The dense executor rounds nothing.
+        assert!((dense - best).abs() < 1e-3 * best, "{space}: {dense}, tuned to {best}");
         // Python's PEFT reads the same folder.
         let folder = format!("{space}/variant");
         assert_eq!(held_out(&home, &["--adapter", &folder]), served);
@@ -98,7 +100,7 @@ fn first_step(folder: &Path) -> Value {
 #[test]
 fn a_command_says_what_is_made_less() {
     let home = home();
-    let data = ["--data", "answers.jsonl", "--steps", "2"];
+    let data = ["--data", "answers.jsonl", "--steps", "1"];
     let objective = "command:tee seen.jsonl | wc -l";
     let words = ["--objective", objective, "--output", "out"];
     tune(&home, &[&data[..], &words].concat()).ended_with(0);
@@ -114,7 +116,7 @@ fn a_command_says_what_is_made_less() {
     // It is a setting like any other, and a run goes on with it.
     let run_file = std::fs::read_to_string(out.join("run.json")).unwrap();
     assert!(run_file.contains(objective), "{run_file}");
-    let again = ["tune", "--resume", "out", "--steps", "3", "--no-cache"];
+    let again = ["tune", "--resume", "out", "--steps", "2", "--no-cache"];
     run(home.offshoot(again)).ended_with(0);
     for (objective, says) in [
         ("command:exit 3", "metric command \"exit 3\": ended with"),
@@ -132,7 +134,7 @@ fn a_command_says_what_is_made_less() {
 #[test]
 fn rounded_activations_are_measured_first_and_refused_where_noise_drowns_the_slope() {
     let home = home();
-    let words = ["--data", "texts.jsonl", "--quantize", "q8_0", "--activations", "stored"];
+    let words = ["--data", "texts.jsonl", "--activations", "stored"];
     let with = |eps: &str, out: &str| {
         let option = format!("probe={{\"eps\": {eps}}}");
         let more = ["--option", &option, "--steps", "2", "--output", out];
@@ -142,7 +144,7 @@ fn rounded_activations_are_measured_first_and_refused_where_noise_drowns_the_slo
     let floor = first_step(&home.path().join("out"))["numbers"]["noise_floor"].clone();
     let floor = floor.as_f64().unwrap();
     assert!(floor > 0.0 && floor <= 0.05, "{floor}");
-    let left = with("1e-6", "small").ended_with(1);
+    let left = with("1e-6", "small").ended_with(2);
     assert!(left.stderr.contains("is noise, more than 5 %"), "{}", left.stderr);
     // In single precision nothing is rounded and nothing measured.
     let float =
@@ -158,16 +160,16 @@ fn rounded_activations_are_measured_first_and_refused_where_noise_drowns_the_slo
 fn scales_of_a_quantised_base_are_tuned_and_served() {
     let home = home();
     let data = ["--data", "texts.jsonl", "--eval-data", "held_out.jsonl"];
-    let fixed = ["tune", "long.gguf", "--no-cache", "--method", "qzo", "--quantize", "q8_0"];
+    let fixed = ["tune", "long.gguf", "--no-cache", "--method", "qzo"];
     let words = ["--space", "scales", "--steps", "6", "--eval-every", "2", "--lr", "0.1"];
     let more = ["--batch", "2", "--output", "out", "--json"];
     let told = run(home.offshoot(fixed.iter().chain(&data).chain(&words).chain(&more)));
     let best = told.ended_with(0).json()["best"]["value"].as_f64().unwrap();
-    let variant = ["--variant", "s=out", "--quantize", "q8_0"];
+    let variant = ["--variant", "s=out"];
     let served = held_out(&home, &variant);
     // The output head rounds its inputs where the model serves.
     assert!((served - best).abs() < 1e-2 * best, "{served}, tuned to {best}");
-    assert_ne!(served, held_out(&home, &["--quantize", "q8_0"]));
+    assert_ne!(served, held_out(&home, &[]));
     let answer = ["run", "long.gguf", "ab", "-n", "4"];
     run(home.offshoot(answer.iter().chain(&variant))).ended_with(0);
     let left = run(home.offshoot(answer.iter().chain(&variant).chain(&["--executor", "dense"])));
