@@ -127,7 +127,8 @@ fn a_hybrid_has_the_gradients_of_the_last_blocks_and_moves_the_first_along_a_dir
     let texts = texts(4, 12);
     let hybrid = Some(HybridOptions { blocks: 1, eps: 1e-2, share: 0.1 });
     for base in [full(), FirstOrderOptions::default()] {
-        let options = FirstOrderOptions { hybrid, seed: 3, ..base.clone() };
+        let base = FirstOrderOptions { seed: 3, ..base };
+        let options = FirstOrderOptions { hybrid, ..base.clone() };
         let mut ours = tuner("llama_linear", &options);
         let names: Vec<String> =
             ours.tuning.variables().iter().map(|(name, _)| name.clone()).collect();
