@@ -17,8 +17,7 @@ pub(crate) fn tune_help() -> String {
         "Examples:\n  \
          offshoot tune smollm2 --data chats.jsonl --output poet\n  \
          offshoot tune smollm2 --data reviews.csv --task sst2 --method mezo --eval-fraction 0.1\n  \
-         offshoot tune smollm2 --data qa.jsonl --method mezo --space prompt \\\n    \
-         --objective 'command:python3 score.py'\n  \
+         offshoot tune smollm2 --data qa.jsonl --method mezo --objective \"command:./score.py\"\n  \
          offshoot tune --config run.toml --dry-run\n  \
          offshoot tune --resume poet\n  \
          offshoot run smollm2 --variant poet=./poet \"Write a line.\"\n\n\
