@@ -148,7 +148,7 @@ impl Session {
         if context == 0 || context > limit {
             return Err(Error::Context { asked: context, limit });
         }
-        let rope = model.config().rope_for(context);
+        let rope = model.config().rope_for(model.positions_before() + context);
         let runner = runner(model, &cpu, context + SLACK, rope)?;
         Ok(Self {
             guard: Guard::new(runner.noise()),

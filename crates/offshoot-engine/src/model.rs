@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use offshoot_kernels::{Cpu, Isa, available_threads};
 use offshoot_models::medusa::{HEADS_FILE, HeadsFile};
 use offshoot_models::{
-    BaseId, ChatTemplate, Checkpoint, DenseModel, LoraAdapter, Message, ModelConfig, PackedModel,
+    Adapter, BaseId, ChatTemplate, Checkpoint, DenseModel, Message, ModelConfig, PackedModel,
     Recipe, Tokenizer, TokenizerId, WeightCache,
 };
 
@@ -36,7 +36,7 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// What float matrices become while they are loaded; those that are quantised stay as they are.
     pub quantize: Option<Recipe>,
-    /// The folder of a LoRA adapter: sessions then run as the variant that it makes of the model. The
+    /// The folder of an adapter as PEFT saves it: sessions then run as the variant that it makes of the model. The
     /// weights, and so the identity, are still the base's.
     pub adapter: Option<PathBuf>,
     /// The folder of a variant of the model, or of the run that made it: as `adapter`, with the chat
@@ -121,7 +121,7 @@ pub struct Model {
     file_len: u64,
     cache: Option<PathBuf>,
     /// What sessions add to the weights.
-    adapter: Option<LoraAdapter>,
+    adapter: Option<Adapter>,
     /// The draft heads that lie beside that.
     heads: Option<Arc<ReadyHeads>>,
 }
@@ -151,7 +151,7 @@ impl Model {
         let checkpoint = Arc::new(opened(path, options.quantize, variant.as_ref())?);
         let added = variant.as_ref().filter(|variant| !variant.is_whole());
         let folder = added.map(Variant::folder).or(options.adapter.as_deref());
-        let adapter = folder.map(|folder| LoraAdapter::open(folder, checkpoint.config()));
+        let adapter = folder.map(|folder| Adapter::open(folder, checkpoint.config()));
         let adapter = adapter.transpose().map_err(|error| reason(error, &checkpoint, &variant))?;
         let heads = folder.map(heads_beside).transpose()?.flatten();
         let available = match options.executor {
@@ -234,7 +234,7 @@ impl Model {
     }
 
     /// The adapter that its sessions run with.
-    pub fn adapter(&self) -> Option<&LoraAdapter> {
+    pub fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
     }
 
@@ -374,9 +374,14 @@ impl Model {
         self.checkpoint.recipe()
     }
 
-    /// The longest context that the model was trained for.
+    /// The longest context that the model was trained for, less what its variant has before every text.
     pub fn trained_context(&self) -> usize {
-        self.config().max_position_embeddings
+        self.config().max_position_embeddings - self.positions_before()
+    }
+
+    /// How many positions stand before every text of its variant.
+    pub fn positions_before(&self) -> usize {
+        self.adapter.as_ref().map_or(0, Adapter::positions_before)
     }
 
     /// The ids of a raw text, with the begin-of-text token that the model expects before it.

@@ -170,7 +170,7 @@ impl Hooks for Trivial<'_> {
     fn forming(&self, id: LinearId) -> Option<Forming<'_>> {
         let here = id == linear("model.layers.1.self_attn.v_proj");
         let terms = self.perturb.as_ref().filter(|_| here)?;
-        Some(Forming { terms, compute: Compute::Single })
+        Some(Forming { terms, compute: Compute::Single, ..Forming::default() })
     }
 }
 

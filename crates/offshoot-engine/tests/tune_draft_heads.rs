@@ -17,7 +17,7 @@ use offshoot_engine::{Answer, Control, Error, GenerateOptions, LoadOptions, Mode
 use offshoot_methods::SamplingOptions;
 use offshoot_methods::draft::StepTimes;
 use offshoot_models::medusa::{HEADS_FILE, HeadsFile};
-use offshoot_models::{Checkpoint, LoraAdapter};
+use offshoot_models::{Checkpoint, Adapter};
 use tiny::Tiny;
 
 const CONTEXT: usize = 200;
@@ -150,7 +150,7 @@ fn heads_know_their_adapter_as_it_is_read_again() {
     let bench = Bench::of(&Tiny::phi3());
     let folder = bench.tuned("poet", 12);
     let checkpoint = Checkpoint::open(&bench.base).unwrap();
-    let adapter = LoraAdapter::open(&folder, checkpoint.config()).unwrap().digest();
+    let adapter = Adapter::open(&folder, checkpoint.config()).unwrap().digest();
     let heads = HeadsFile::open(&folder.join(HEADS_FILE)).unwrap();
     heads.check_adapter(Some(&adapter)).unwrap();
     assert_eq!(heads.card.unwrap().adapter, Some(adapter));

@@ -4,8 +4,8 @@
 
 use offshoot_kernels::{
     Activations, BlockType, Change, Compute, Cpu, Distribution, Entries, Forming, FormingScratch,
-    Forms, Isa, Mask, Moments, Noise, PackedMatrix, Product, Purpose, Term, add_terms, multiply,
-    multiply_formed, update_matrix, update_rows,
+    Forms, GroupFactors, Isa, Mask, Moments, Noise, PackedMatrix, Product, Purpose, Term,
+    add_terms, multiply, multiply_formed, update_matrix, update_rows,
 };
 
 /// Numbers of about one, other ones for another seed.
@@ -235,7 +235,7 @@ fn a_product_along_directions_is_that_of_weights_really_moved() {
                     Isa::available().into_iter().zip([1, 2, 7, 3]).chain([(Isa::best(), 2)])
                 {
                     let cpu = Cpu::new(isa, threads);
-                    let forming = Forming { terms: &terms, compute };
+                    let forming = Forming { terms: &terms, compute, ..Forming::default() };
                     let ours = formed(&cpu, &weights, &x, Some(&bias), forming);
                     assert!(bits(&ours) == bits(&expected), "{isa} {block} {shape:?} {compute:?}");
                     let alone = formed(&cpu, &weights, &x[..cols], Some(&bias), forming);
@@ -243,6 +243,36 @@ fn a_product_along_directions_is_that_of_weights_really_moved() {
                 }
             }
             assert!(bits(&unpacked(&weights)) == bits(&stored), "nothing stored changes");
+        }
+    }
+}
+
+#[test]
+fn a_product_with_factors_is_that_of_weights_really_multiplied() {
+    let plain = Cpu::new(Isa::PORTABLE, 1);
+    for (rows, cols) in SHAPES {
+        let (values, x) = (numbers(rows * cols, 3), numbers(5 * cols, 8));
+        for (block, group) in [(BlockType::Q4_0, 32), (BlockType::Q8_0, 64), (BlockType::F32, 32)] {
+            if !cols.is_multiple_of(block.block_len()) {
+                continue;
+            }
+            let weights = packed(&plain, block, (rows, cols), &values);
+            let columns = cols.div_ceil(group);
+            let factors: Vec<f32> =
+                numbers(rows * columns, 5).iter().map(|x| 1.0 + 0.25 * x).collect();
+            let really: Vec<f32> = unpacked(&weights)
+                .iter()
+                .enumerate()
+                .map(|(i, w)| w * factors[i / cols * columns + i % cols / group])
+                .collect();
+            let really = packed(&plain, BlockType::F32, (rows, cols), &really);
+            let expected = formed(&plain, &really, &x, None, Forming::default());
+            let factors = Some(GroupFactors { values: &factors, group });
+            let forming = Forming { factors, ..Forming::default() };
+            for isa in Isa::available() {
+                let ours = formed(&Cpu::new(isa, 2), &weights, &x, None, forming);
+                assert!(bits(&ours) == bits(&expected), "{isa} {block} {rows} {cols}");
+            }
         }
     }
 }
@@ -275,7 +305,13 @@ fn weights_that_are_no_numbers_reach_every_output_also_in_bfloat16() {
     }
     let weights = packed(&cpu, BlockType::F32, (16, 64), &values);
     for compute in [Compute::Single, Compute::Bfloat16] {
-        let out = formed(&cpu, &weights, &numbers(64, 8), None, Forming { terms: &[], compute });
+        let out = formed(
+            &cpu,
+            &weights,
+            &numbers(64, 8),
+            None,
+            Forming { terms: &[], compute, ..Forming::default() },
+        );
         assert!(out.iter().all(|y| y.is_nan()), "{compute:?} {out:?}");
     }
 }

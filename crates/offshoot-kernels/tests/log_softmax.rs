@@ -64,8 +64,8 @@ fn scores_without_logits_are_those_of_the_logits_on_any_instructions_and_threads
     let formings = [
         None,
         Some(Forming::default()),
-        Some(Forming { terms: &terms, compute: Compute::Single }),
-        Some(Forming { terms: &terms, compute: Compute::Bfloat16 }),
+        Some(Forming { terms: &terms, compute: Compute::Single, ..Forming::default() }),
+        Some(Forming { terms: &terms, compute: Compute::Bfloat16, ..Forming::default() }),
     ];
     let plain = Cpu::new(Isa::best(), 1);
     for block in [BlockType::F32, BlockType::Bf16, BlockType::Q8_0] {

@@ -102,7 +102,8 @@ fn tokens_of_a_part_have_the_bits_of_a_token_alone() {
                 let mut again = vec![0.0; tokens * ROWS];
                 multiply_parts(&cpu, &acts, &[*part], |_| weights, &mut again);
                 assert!(bits(&alone) == bits(&again[range.start * ROWS..range.end * ROWS]));
-                let forming = Forming { terms: &shift(), compute: Compute::Single };
+                let forming =
+                    Forming { terms: &shift(), compute: Compute::Single, ..Forming::default() };
                 let mut scratch = FormingScratch::default();
                 let how = Some((forming, &mut scratch));
                 multiply_part(&cpu, &acts, range.clone(), weights, how, &mut alone);

@@ -1,4 +1,5 @@
-//! A variant of a model as low-rank differences of its matrices.
+//! A variant of a model as what is added to it: positions before every text (`virtual_tokens.rs`),
+//! multiples of its scales (`scales.rs`), or low-rank differences of its matrices.
 //!
 //! Hu et al. 2021, "LoRA", section 4.1, <https://arxiv.org/abs/2106.09685>: a matrix `W` of the base
 //! becomes
@@ -11,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::{Blueprint, Error, LinearId};
+use crate::{Blueprint, Error, LinearId, ScaleFactors, VirtualTokens};
 
 /// The difference of one matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +48,73 @@ pub struct LoraAdapter {
     pub matrices: BTreeMap<String, LowRank>,
 }
 
+/// What a variant adds to its base, whose weights stay as they are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Adapter {
+    /// Differences of matrices.
+    Lora(LoraAdapter),
+    /// Positions before every text.
+    Virtual(VirtualTokens),
+    /// Multiples of the scales of quantised matrices.
+    Scales(ScaleFactors),
+}
+
+impl Adapter {
+    /// The differences of matrices, if it is those.
+    pub fn lora(&self) -> Option<&LoraAdapter> {
+        match self {
+            Self::Lora(adapter) => Some(adapter),
+            Self::Virtual(_) | Self::Scales(_) => None,
+        }
+    }
+
+    /// The positions before every text, if it is those.
+    pub fn virtual_tokens(&self) -> Option<&VirtualTokens> {
+        match self {
+            Self::Virtual(tokens) => Some(tokens),
+            Self::Lora(_) | Self::Scales(_) => None,
+        }
+    }
+
+    /// The multiples of scales, if it is those.
+    pub fn scales(&self) -> Option<&ScaleFactors> {
+        match self {
+            Self::Scales(factors) => Some(factors),
+            Self::Lora(_) | Self::Virtual(_) => None,
+        }
+    }
+
+    /// How many positions stand before every text.
+    pub fn positions_before(&self) -> usize {
+        self.virtual_tokens().map_or(0, VirtualTokens::tokens)
+    }
+
+    /// A short name of what it adds, by all its numbers.
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        match self {
+            Self::Lora(adapter) => adapter.hash(&mut hasher),
+            Self::Scales(factors) => factors.hash(&mut hasher),
+            Self::Virtual(tokens) => {
+                hasher.update(format!("{:?}", tokens.kind()).as_bytes());
+                for number in tokens.numbers() {
+                    hasher.update(&number.to_le_bytes());
+                }
+            }
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+
+    /// Bytes of its numbers in single precision.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Lora(adapter) => adapter.bytes(),
+            Self::Scales(factors) => 4 * factors.count(),
+            Self::Virtual(tokens) => 4 * tokens.numbers().len(),
+        }
+    }
+}
+
 impl LoraAdapter {
     /// The differences by the matrices of `blueprint`.
     ///
@@ -73,20 +141,17 @@ impl LoraAdapter {
         self.matrices.iter().map(one).collect()
     }
 
-    /// A short name of what it adds, by all its numbers.
-    pub fn digest(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
+    fn hash(&self, hasher: &mut blake3::Hasher) {
         for (name, low) in &self.matrices {
             hasher.update(name.as_bytes()).update(&(low.rank as u64).to_le_bytes());
             for number in low.a.iter().chain(&low.b).chain([&low.scale]) {
                 hasher.update(&number.to_le_bytes());
             }
         }
-        hasher.finalize().to_hex()[..32].to_owned()
     }
 
     /// Bytes of the differences in single precision.
-    pub fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.matrices.values().map(|m| 4 * (m.a.len() + m.b.len())).sum()
     }
 }

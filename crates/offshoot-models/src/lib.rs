@@ -17,16 +17,18 @@ pub mod medusa;
 mod packed;
 mod recipe;
 mod rope_rule;
+mod scales;
 mod shown;
 mod step;
 mod stop_tokens;
 mod template;
 mod tokenizer;
 mod tokenizer_spec;
+mod virtual_tokens;
 mod written;
 mod yarn;
 
-pub use adapter::{LoraAdapter, LowRank};
+pub use adapter::{Adapter, LoraAdapter, LowRank};
 pub use architecture::{
     Attention, Blueprint, Executor, ExpertLayer, Frequencies, HeadNorms, Input, LinearId,
     LinearSpec, Output, PostNorm, Site, VectorId, VectorSpec,
@@ -44,11 +46,12 @@ pub use generation_defaults::GenerationDefaults;
 pub use identity::{BaseId, TemplateId, TokenizerId};
 pub use offshoot_kernels::{Activation, RoutingRule};
 pub use packed::{
-    Hooks, NoHooks, PackedAdapters, PackedExecutor, PackedModel, Perturbed, SegmentRows,
-    TrainableModel, TrainableTensor, WeightCache,
+    Beginnings, Hooks, NoHooks, PackedAdapters, PackedExecutor, PackedModel, Perturbed,
+    SegmentRows, TrainableModel, TrainableTensor, WeightCache,
 };
 pub use recipe::Recipe;
 pub use rope_rule::{Llama3, RopeRule};
+pub use scales::{MatrixFactors, PackedScales, ScaleFactors};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use template::{ChatTemplate, Message, RenderOptions};
 pub use tokenizer::{Controls, Special, Tokenizer};
@@ -56,5 +59,6 @@ pub use tokenizer_spec::{
     Matching, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
     TokenizerSpec,
 };
+pub use virtual_tokens::{VirtualKind, VirtualTokens};
 pub use written::ExportError;
 pub use yarn::Yarn;

@@ -54,7 +54,7 @@ fn read_back(base: &Checkpoint, adapter: &LoraAdapter, options: &PeftOptions) ->
     let files = adapter_files(adapter, base.config(), options).unwrap();
     let file = |name: &str| &files.iter().find(|(own, _)| own == name).unwrap().1;
     let (config, weights) = (file("adapter_config.json"), file("adapter_model.safetensors"));
-    peft::parse(config, weights, base.config()).unwrap()
+    peft::parse(config, weights, base.config()).unwrap().lora().unwrap().clone()
 }
 
 const LAYER: [&str; 7] =

@@ -10,8 +10,8 @@ use crate::failure::Failure;
 /// Which variant of the model is run.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct AdapterArgs {
-    /// A LoRA adapter of this model, as Python's PEFT saves it: a folder with adapter_config.json
-    /// and adapter_model.safetensors.
+    /// A LoRA adapter, a prefix or a prompt of this model, as Python's PEFT saves it: a folder with
+    /// adapter_config.json and adapter_model.safetensors.
     #[arg(
         long, env = "OFFSHOOT_ADAPTER", value_name = "FOLDER", conflicts_with_all = ["variant", "used"]
     )]

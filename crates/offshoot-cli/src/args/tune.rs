@@ -19,6 +19,7 @@ pub(crate) fn tune_help() -> String {
          offshoot tune smollm2 --data chats.jsonl --output poet\n  \
          offshoot tune smollm2 --data reviews.csv --task sst2 --method mezo --eval-fraction 0.1\n  \
          offshoot tune smollm2 --data answers.jsonl --medusa-heads 3 --medusa-self-distillation\n  \
+         offshoot tune smollm2 --data qa.jsonl --method mezo --objective \"command:./score.py\"\n  \
          offshoot tune --config run.toml --dry-run\n  \
          offshoot tune smollm2 --data reviews.csv --task sst2 --advise\n  \
          offshoot tune --resume poet\n  \
@@ -109,11 +110,14 @@ pub(crate) struct TuneSettings {
     #[arg(long = "option", env = "OFFSHOOT_OPTION", value_name = "NAME=VALUE", value_parser = option)]
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_table")]
     pub(crate) options: Vec<(String, Value)>,
-    /// What a method without gradients tunes: lora, lora_fa, prefix or full [default: lora]
+    /// What a method without gradients tunes: lora, lora_fa, prefix, prompt, scales or full [default:
+    /// lora]
     #[arg(long, env = "OFFSHOOT_SPACE", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) space: Option<String>,
-    /// What it makes less: loss, classification, accuracy, f1 or exact_match [default: loss]
+    /// What it makes less: loss, classification, accuracy, f1, exact_match, or command:CMD, where CMD
+    /// reads a line of JSON for each answer and prints one number, the greater the better [default:
+    /// loss]
     #[arg(long, env = "OFFSHOOT_OBJECTIVE", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) objective: Option<String>,
@@ -121,6 +125,16 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_PREFIX_TOKENS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prefix_tokens: Option<u32>,
+    /// Tokens of a prompt [default: 10]
+    #[arg(long, env = "OFFSHOOT_PROMPT_TOKENS", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_tokens: Option<u32>,
+    /// What activations are where a method without gradients runs a quantised base: float, or stored,
+    /// as where it serves, which is faster and refused where noise drowns what is measured [default:
+    /// float]
+    #[arg(long, env = "OFFSHOOT_ACTIVATIONS", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) activations: Option<String>,
     /// Where all weights may be tuned, those whose names this regular expression finds something
     /// in.
     #[arg(long, env = "OFFSHOOT_TRAIN", value_name = "REGEX")]
@@ -412,6 +426,10 @@ mod tests {
             "--medusa-rate",
             "2",
             "--medusa-self-distillation",
+            "--prompt-tokens",
+            "9",
+            "--activations",
+            "stored",
         ];
         let json = serde_json::to_value(settings(&flags)).unwrap();
         let given: Given = json.as_object().unwrap().clone();

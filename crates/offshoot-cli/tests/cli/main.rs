@@ -21,6 +21,7 @@ mod trajectory;
 mod tune;
 #[cfg(unix)]
 mod tune_interrupts;
+mod tune_spaces;
 mod tune_style;
 
 #[path = "../../../offshoot-models/tests/support/mod.rs"]

@@ -30,7 +30,7 @@ fn score(home: &Home, words: &[&str]) -> Value {
     run(home.offshoot(fixed.iter().chain(words))).ended_with(0).json()
 }
 
-fn log(folder: &Path) -> Vec<Value> {
+pub(crate) fn log(folder: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(folder.join("log.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -44,11 +44,13 @@ fn losses(folder: &Path) -> Vec<f64> {
 
 #[test]
 fn a_tuned_model_answers_as_a_variant_at_once() {
-    for method in ["lora", "mezo"] {
+    let blocks = ["--option", "blocks=1"];
+    let methods = [("lora", &[][..]), ("mezo", &[]), ("hybrid", &blocks), ("fwdgrad", &[])];
+    for (method, own) in methods {
         let home = home();
         let words = ["--method", method, "--lr", "0.01", "--steps", "12", "--output", "out"];
         let more = ["--eval-fraction", "0.34", "--eval-every", "4", "--json"];
-        let left = tune(&home, &[&words[..], &more].concat()).ended_with(0);
+        let left = tune(&home, &[&words[..], &more, own].concat()).ended_with(0);
         assert!(left.stderr.contains("texts.jsonl: JSON lines as text"), "{}", left.stderr);
         let told = left.json();
         assert_eq!((&told["step"], &told["reason"]), (&12.into(), &"done".into()));

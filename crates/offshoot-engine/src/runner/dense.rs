@@ -3,8 +3,8 @@
 use candle_core::{DType, Tensor};
 use offshoot_kernels::Greatest;
 use offshoot_models::{
-    DenseAdapters, DenseCache, DenseHooks, LinearId, ModelConfig, Segment, SegmentRows, Site,
-    VariantId,
+    Adapter, DenseAdapters, DenseCache, DenseHooks, LinearId, ModelConfig, RopeId, Segment,
+    SegmentRows, Site, VariantId,
 };
 
 use super::{Rows, Runner, Want};
@@ -15,6 +15,8 @@ use crate::{Error, Model};
 #[derive(Debug)]
 pub(super) struct DenseRunner {
     cache: DenseCache,
+    /// Positions in the cache before the text.
+    before: usize,
     noise: f32,
     bytes_per_position: usize,
     vocab_size: usize,
@@ -54,15 +56,23 @@ impl DenseHooks for Reached {
 }
 
 impl DenseRunner {
-    pub(super) fn new(model: &Model, dtype: DenseType) -> Result<Self, Error> {
+    pub(super) fn new(model: &Model, dtype: DenseType, rope: RopeId) -> Result<Self, Error> {
         let config = model.config();
-        let adapter = model.adapter().map(std::slice::from_ref);
-        let adapters =
-            adapter.map(|all| DenseAdapters::new(model.dense()?, all).map_err(Error::from));
+        if model.adapter().and_then(Adapter::scales).is_some() {
+            // Factors belong to the blocks of packed weights.
+            return Err(Error::OnlyPacked);
+        }
+        let cache = match model.adapter().and_then(Adapter::virtual_tokens) {
+            Some(tokens) => model.dense()?.beginning(tokens, rope)?,
+            None => DenseCache::new(config),
+        };
+        let lora = model.adapter().and_then(Adapter::lora).map(std::slice::from_ref);
+        let adapters = lora.map(|all| DenseAdapters::new(model.dense()?, all).map_err(Error::from));
         let adapters = adapters.transpose()?;
         let width = config.num_key_value_heads * config.head_dim * dtype.bytes() as usize;
         Ok(Self {
-            cache: DenseCache::new(config),
+            before: cache.len(),
+            cache,
             noise: noise_of(config, dtype),
             bytes_per_position: 2 * config.num_hidden_layers * width,
             vocab_size: config.vocab_size,
@@ -82,11 +92,12 @@ fn tensors(error: candle_core::Error) -> Error {
 
 impl Runner for DenseRunner {
     fn step(&mut self, model: &Model, rows: Rows<'_>, want: Want) -> Result<(), Error> {
+        let positions: Vec<u32> = rows.positions.iter().map(|p| self.before as u32 + p).collect();
         let segment = Segment {
             cache: &mut self.cache,
             tokens: rows.tokens,
             parents: rows.parents,
-            positions: rows.positions,
+            positions: &positions,
             rope: rows.rope,
             variant: self.variant,
             logits: rows.logits,
@@ -137,7 +148,7 @@ impl Runner for DenseRunner {
     }
 
     fn truncate(&mut self, len: usize) {
-        self.cache.truncate(len);
+        self.cache.truncate(self.before + len);
     }
 
     fn bytes_per_position(&self) -> usize {

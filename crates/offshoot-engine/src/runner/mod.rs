@@ -36,7 +36,8 @@ pub(crate) enum Want {
     States,
 }
 
-/// An executor and the cache of one sequence.
+/// An executor and the cache of one sequence. Where a variant has positions before every text, a runner
+/// puts them there and nobody else counts them.
 pub(crate) trait Runner: fmt::Debug + Send {
     /// Runs rows of `model` behind what is decided. Nothing of them is kept yet.
     fn step(&mut self, model: &Model, rows: Rows<'_>, want: Want) -> Result<(), Error>;
@@ -82,6 +83,6 @@ pub(crate) fn runner(
 ) -> Result<Box<dyn Runner>, Error> {
     Ok(match model.executor() {
         ExecutorKind::Packed => Box::new(PackedRunner::new(model, cpu, capacity, rope)?),
-        ExecutorKind::Dense { dtype, .. } => Box::new(DenseRunner::new(model, dtype)?),
+        ExecutorKind::Dense { dtype, .. } => Box::new(DenseRunner::new(model, dtype, rope)?),
     })
 }

@@ -1,12 +1,13 @@
 //! Steps of packed weights, on the kernels.
 
-use offshoot_kernels::{Cpu, Greatest, KvCache};
+use offshoot_kernels::{Cpu, Forming, Greatest, KvCache};
 use offshoot_models::{
-    Hooks, LinearId, NoHooks, PackedAdapters, PackedExecutor, RopeId, Segment, SegmentRows, Site,
-    VariantId,
+    Adapter, Beginnings, Hooks, LinearId, NoHooks, PackedAdapters, PackedExecutor, PackedScales,
+    RopeId, Segment, SegmentRows, Site, VariantId,
 };
 
 use super::{Rows, Runner, Want};
+use crate::generate::PROMPT_CHUNK;
 use crate::{Error, Model};
 
 /// The packed executor's registers and a cache.
@@ -14,6 +15,10 @@ use crate::{Error, Model};
 pub(super) struct PackedRunner {
     executor: PackedExecutor,
     cache: KvCache,
+    /// Positions in the cache before the text.
+    before: usize,
+    /// Those of a step's rows.
+    positions: Vec<u32>,
     /// The base, or the one variant of it that there is.
     variant: VariantId,
     hooks: Reached,
@@ -23,6 +28,7 @@ pub(super) struct PackedRunner {
 #[derive(Debug, Default)]
 struct Reached {
     adapters: Option<PackedAdapters>,
+    scales: Option<PackedScales>,
     wanted: bool,
     states: Vec<f32>,
 }
@@ -35,6 +41,10 @@ impl Hooks for Reached {
     fn tap(&mut self, _: Site, rows: &[f32], _: usize) {
         self.states.clear();
         self.states.extend_from_slice(rows);
+    }
+
+    fn forming(&self, linear: LinearId) -> Option<Forming<'_>> {
+        self.scales.as_ref()?.forming(linear)
     }
 
     fn adds(&self, linear: LinearId, variant: VariantId) -> bool {
@@ -57,30 +67,50 @@ impl PackedRunner {
     ) -> Result<Self, Error> {
         let weights = model.packed()?;
         let mut executor = PackedExecutor::new(cpu.clone(), weights.config());
-        executor.reserve_positions(rope, capacity);
-        let adapter = model.adapter().map(std::slice::from_ref);
-        let adapters = adapter.map(|all| PackedAdapters::new(cpu, weights.blueprint(), all));
+        let before = model.positions_before();
+        executor.reserve_positions(rope, before + capacity);
+        let mut cache = weights.new_cache(before + capacity);
+        let adapter = model.adapter();
+        if let Some(tokens) = adapter.and_then(Adapter::virtual_tokens) {
+            let tokens = std::slice::from_ref(tokens);
+            let own = Beginnings::new(&mut executor, weights, tokens, rope, false)?;
+            own.begin(0, &mut cache)?;
+        }
+        let lora = adapter.and_then(Adapter::lora).map(std::slice::from_ref);
+        let adapters = lora.map(|all| PackedAdapters::new(cpu, weights.blueprint(), all));
         let adapters = adapters.transpose()?;
         let variant = VariantId(u32::from(adapters.is_some()));
-        let hooks = Reached { adapters, ..Reached::default() };
-        Ok(Self { executor, cache: weights.new_cache(capacity), variant, hooks })
+        let scales = adapter.and_then(Adapter::scales).cloned();
+        let scales = scales.map(|factors| PackedScales::new(weights.blueprint(), factors));
+        let hooks = Reached { adapters, scales: scales.transpose()?, ..Reached::default() };
+        Ok(Self {
+            executor,
+            cache,
+            before,
+            positions: Vec::with_capacity(PROMPT_CHUNK),
+            variant,
+            hooks,
+        })
     }
 }
 
 impl Runner for PackedRunner {
     fn step(&mut self, model: &Model, rows: Rows<'_>, want: Want) -> Result<(), Error> {
+        self.positions.clear();
+        self.positions.extend(rows.positions.iter().map(|p| self.before as u32 + p));
         let segment = Segment {
             cache: &mut self.cache,
             tokens: rows.tokens,
             parents: rows.parents,
-            positions: rows.positions,
+            positions: &self.positions,
             rope: rows.rope,
             variant: self.variant,
             logits: rows.logits,
         };
         let model = model.packed()?;
         self.hooks.wanted = want == Want::States;
-        let hooks: &mut dyn Hooks = match self.hooks.wanted || self.hooks.adapters.is_some() {
+        let Reached { adapters, scales, wanted, .. } = &self.hooks;
+        let hooks: &mut dyn Hooks = match *wanted || adapters.is_some() || scales.is_some() {
             true => &mut self.hooks,
             false => &mut NoHooks,
         };
@@ -122,7 +152,7 @@ impl Runner for PackedRunner {
     }
 
     fn truncate(&mut self, len: usize) {
-        self.cache.truncate(len);
+        self.cache.truncate(self.before + len);
     }
 
     fn bytes_per_position(&self) -> usize {

@@ -53,7 +53,7 @@ pub use sampling_class::SamplingClass;
 pub use stats::{DrafterStats, GuardStats, SpecStats};
 pub use suffix::SuffixDrafter;
 
-use offshoot_models::LoraAdapter;
+use offshoot_models::Adapter;
 use offshoot_models::medusa::MedusaHeads;
 
 use crate::datastore::Datastore;
@@ -419,7 +419,7 @@ impl SpecOptions {
                 let own = match self.heads.as_ref().or(model.heads()) {
                     Some(heads) => {
                         if heads.file.card.is_some() {
-                            let adapter = model.adapter().map(LoraAdapter::digest);
+                            let adapter = model.adapter().map(Adapter::digest);
                             heads.file.check_adapter(adapter.as_deref())?;
                             heads.file.check_base(model.base_id()?)?;
                         }

@@ -7,6 +7,7 @@ mod learning;
 mod metrics;
 mod quantised;
 mod replays;
+mod served;
 mod setting;
 mod smollm2;
 #[path = "../../../offshoot-models/tests/support/tiny.rs"]

@@ -151,10 +151,7 @@ fn a_program_is_shown_what_was_written_and_its_number_counts() {
     let (model, cpu) = load();
     let dir = tempfile::tempdir().unwrap();
     let seen = dir.path().join("seen.jsonl");
-    let shell = |script: String| {
-        let arguments = vec!["-c".to_owned(), script];
-        MetricCommand::new("sh".to_owned(), arguments, Arc::clone(model.tokenizer()), 5)
-    };
+    let shell = |script: String| MetricCommand::new(script, Arc::clone(model.tokenizer()), 5);
     let batch = answers(&model, &cpu, [true; 3]);
     let command = shell(format!("cat > '{}'; echo ' 0.25 '", seen.display()));
     assert_eq!(loss(&mut trainer(&model, &cpu, command, 1e-3), &batch), -0.25);

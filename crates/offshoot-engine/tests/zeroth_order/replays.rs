@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use offshoot_engine::tune::zeroth_order::{
-    CrossEntropy, FullOptions, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
-    TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer, carry_out, promised_end, space_of,
-    weights_hash,
+    CrossEntropy, FullOptions, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, PromptOptions,
+    PromptSpace, Space, TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer, carry_out,
+    promised_end, space_of, weights_hash,
 };
 use offshoot_engine::tune::{Example, Trainer};
 use offshoot_kernels::Cpu;
 use offshoot_methods::tune::{METHODS, RateOptions, Trajectory};
-use offshoot_models::LoraAdapter;
+use offshoot_models::{Adapter, LoraAdapter, VirtualKind};
 use serde_json::{Value, json};
 
 use crate::setting::{checkpoint, cpu, full, model, texts, values};
@@ -26,6 +26,11 @@ fn lora(cpu: &Cpu) -> LoraSpace {
 fn prefix(cpu: &Cpu) -> PrefixSpace {
     let options = PrefixOptions { tokens: 3, seed: 11, ..PrefixOptions::default() };
     PrefixSpace::new(cpu, model(NAME, cpu), &options).unwrap()
+}
+
+fn prompt(cpu: &Cpu) -> PromptSpace {
+    let options = PromptOptions { tokens: 4, seed: 11, ..PromptOptions::default() };
+    PromptSpace::new(cpu, model(NAME, cpu), &options).unwrap()
 }
 
 fn trainer(cpu: &Cpu, space: Box<dyn Space>, method: &str, options: Value) -> ZerothOrderTrainer {
@@ -62,13 +67,17 @@ fn made_again(trainer: &ZerothOrderTrainer, threads: usize) -> Vec<Vec<u32>> {
 #[test]
 fn every_method_is_made_again_from_its_trajectory_in_every_space() {
     let cpu = cpu(2);
-    for card in METHODS.iter().filter(|card| card.name != "qzo") {
-        let spaces: [(&str, Box<dyn Space>); 3] = [
+    for card in METHODS.iter().filter(|card| card.space.is_none()) {
+        let spaces: [(&str, Box<dyn Space>); 4] = [
             ("lora", Box::new(lora(&cpu))),
             ("prefix", Box::new(prefix(&cpu))),
+            ("prompt", Box::new(prompt(&cpu))),
             ("full", Box::new(full(NAME, &cpu, &FullOptions::default()))),
         ];
         for (name, space) in spaces {
+            if name == "prompt" && card.name == "lezo" {
+                continue; // A prompt has no layers to choose from.
+            }
             let first = values(&*space);
             let mut options = json!({"eps": 1e-3, "directions": 2, "clip_g": 30.0});
             // Short enough that what is kept for some steps is drawn anew within the run.
@@ -86,6 +95,16 @@ fn every_method_is_made_again_from_its_trajectory_in_every_space() {
             }
         }
     }
+}
+
+#[test]
+fn a_method_that_leaves_layers_out_refuses_a_prompt_which_has_none() {
+    let cpu = cpu(1);
+    let options = ZerothOrderOptions { method: "lezo".to_owned(), ..ZerothOrderOptions::default() };
+    let space = Box::new(prompt(&cpu));
+    let told = ZerothOrderTrainer::new(&cpu, space, Box::new(CrossEntropy), &options);
+    let told = told.unwrap_err().to_string();
+    assert!(told.contains("must be of a space that has layers"), "{told}");
 }
 
 #[test]
@@ -191,6 +210,40 @@ fn what_is_served_is_what_was_tuned() {
     let bytes = std::fs::read(folder.path().join(TRAJECTORY_FILE)).unwrap();
     let trajectory = Trajectory::from_bytes(&bytes).unwrap();
     assert_eq!(promised_end(&trajectory), Some(weights_hash(trainer.space()).unwrap()));
+}
+
+#[test]
+fn what_stands_before_texts_is_written_as_it_was_tuned() {
+    let cpu = cpu(2);
+    let spaces: [Box<dyn Space>; 2] = [Box::new(prefix(&cpu)), Box::new(prompt(&cpu))];
+    for space in spaces {
+        let folder = tempfile::tempdir().unwrap();
+        let mut trainer = trainer(&cpu, space, "mezo", json!({"probe": {"eps": 1e-2}}));
+        run(&mut trainer, 0..4);
+        trainer.write_variant(folder.path()).unwrap();
+        let read = Adapter::open(folder.path(), checkpoint(NAME).config()).unwrap();
+        let read = read.virtual_tokens().unwrap().clone();
+        let tuned = values(trainer.space());
+        let specs = &trainer.space().layout().tensors;
+        let tensor = |name: &str| {
+            let at = specs.iter().position(|spec| spec.name == name).unwrap();
+            (specs[at].cols, &tuned[at])
+        };
+        let names: Vec<String> = match read.kind() {
+            VirtualKind::Prompt => vec!["prompt".to_owned()],
+            VirtualKind::Prefix => (0..specs.len() / 2)
+                .flat_map(|l| ["keys", "values"].map(|half| format!("prefix.layers.{l}.{half}")))
+                .collect(),
+        };
+        let expected = (0..read.tokens()).flat_map(|position| {
+            names.iter().flat_map(move |name| {
+                let (cols, tuned) = tensor(name);
+                tuned[position * cols..(position + 1) * cols].to_vec()
+            })
+        });
+        let written = read.numbers().iter().map(|x| x.to_bits());
+        assert!(written.eq(expected), "{:?}", read.kind());
+    }
 }
 
 #[test]

@@ -6,8 +6,9 @@
 //! that holds the formed weights, to the bit.
 //!
 //! ```text
-//! w(i) = stored(i) + u(i)        u as in `terms.rs`; stored(i) alone where there are no terms
+//! w(i) = stored(i) f(g) + u(i)        u as in `terms.rs`; f: the factor of the group g that has i
 //! ```
+//! without what there is not: neither a sum where there are no terms nor a product without factors.
 //! In bfloat16, `w` is then rounded to nearest even and goes with bfloat16 inputs through the rule of
 //! the BF16 dot instruction.
 
@@ -46,9 +47,45 @@ impl Compute {
     }
 }
 
+/// What the stored weights of a matrix are multiplied by, group by group of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GroupFactors<'a> {
+    /// One of each group, `[rows, ceil(cols / group)]`.
+    pub values: &'a [f32],
+    /// Columns of a group: a multiple of 32.
+    pub group: usize,
+}
+
+impl GroupFactors<'_> {
+    /// Groups of a row of `cols`.
+    fn columns(&self, cols: usize) -> usize {
+        cols.div_ceil(self.group)
+    }
+
+    /// Checks that they are of a matrix `[rows, cols]`.
+    ///
+    /// # Panics
+    /// If they are not.
+    fn check(&self, rows: usize, cols: usize) {
+        assert!(self.group > 0 && self.group.is_multiple_of(BLOCK_COLS), "groups of whole blocks");
+        assert_eq!(self.values.len(), rows * self.columns(cols), "a factor for each group");
+    }
+
+    /// The factors of 16 rows from `row` on at column `col`; 0 beyond the last row.
+    fn lanes(&self, row: usize, col: usize, (rows, cols): (usize, usize)) -> [f32; TILE_ROWS] {
+        let (columns, at) = (self.columns(cols), col / self.group);
+        std::array::from_fn(|lane| match row + lane < rows {
+            true => self.values[(row + lane) * columns + at],
+            false => 0.0,
+        })
+    }
+}
+
 /// How the weights of a product are formed.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Forming<'a> {
+    /// What the stored weights are multiplied by, if by anything.
+    pub factors: Option<GroupFactors<'a>>,
     /// What is added to the stored weights; nothing if there are none, and even then the inputs are
     /// taken as floats.
     pub terms: &'a [Term<'a>],
@@ -63,7 +100,7 @@ impl Forming<'_> {
             Compute::Single => BlockType::F32,
             Compute::Bfloat16 => BlockType::Bf16,
         };
-        !self.terms.is_empty() || block != same
+        self.factors.is_some() || !self.terms.is_empty() || block != same
     }
 }
 
@@ -123,6 +160,9 @@ pub(crate) fn check_formed(
 ) {
     check(acts, weights, bias, forming.compute.forms());
     check_terms(forming.terms, (weights.rows(), weights.cols()));
+    if let Some(factors) = forming.factors {
+        factors.check(weights.rows(), weights.cols());
+    }
 }
 
 /// As [`crate::multiply`] of one product, whose weights are formed as `forming` says. No stored weight
@@ -192,8 +232,8 @@ pub(crate) fn form(
     tiles: Range<usize>,
 ) {
     match forming.compute {
-        Compute::Single => form_single(isa, weights, forming.terms, room, tiles),
-        Compute::Bfloat16 => form_bfloat16(isa, weights, forming.terms, room, tiles),
+        Compute::Single => form_single(isa, weights, forming, room, tiles),
+        Compute::Bfloat16 => form_bfloat16(isa, weights, forming, room, tiles),
     }
 }
 
@@ -217,11 +257,11 @@ pub(crate) fn multiply_room(
 }
 
 by_isa! {
-    fn form_single(w: &PackedMatrix, terms: &[Term<'_>], room: &mut [f32], tiles: Range<usize>)
+    fn form_single(w: &PackedMatrix, forming: Forming<'_>, room: &mut [f32], tiles: Range<usize>)
         = single
 }
 by_isa! {
-    fn form_bfloat16(w: &PackedMatrix, terms: &[Term<'_>], room: &mut [f32], tiles: Range<usize>)
+    fn form_bfloat16(w: &PackedMatrix, forming: Forming<'_>, room: &mut [f32], tiles: Range<usize>)
         = bfloat16
 }
 by_isa! { fn run_single(t: &Task<'_>, run: TileRun) = multiply_run [Single] }
@@ -236,7 +276,7 @@ unsafe fn multiply_pairs<L: Lanes>(t: &Task<'_>, run: TileRun) {
 #[inline(always)]
 unsafe fn single<L: Lanes>(
     weights: &PackedMatrix,
-    terms: &[Term<'_>],
+    forming: Forming<'_>,
     room: &mut [f32],
     tiles: Range<usize>,
 ) {
@@ -248,14 +288,14 @@ unsafe fn single<L: Lanes>(
             }
         };
         // SAFETY: the caller runs where the instructions of `L` exist.
-        unsafe { form_tile::<L>(weights, terms, tile, each) };
+        unsafe { form_tile::<L>(weights, forming, tile, each) };
     }
 }
 
 #[inline(always)]
 unsafe fn bfloat16<L: Lanes>(
     weights: &PackedMatrix,
-    terms: &[Term<'_>],
+    forming: Forming<'_>,
     room: &mut [f32],
     tiles: Range<usize>,
 ) {
@@ -269,7 +309,7 @@ unsafe fn bfloat16<L: Lanes>(
             }
         };
         // SAFETY: the caller runs where the instructions of `L` exist.
-        unsafe { form_tile::<L>(weights, terms, tile, each) };
+        unsafe { form_tile::<L>(weights, forming, tile, each) };
     }
 }
 
@@ -278,7 +318,7 @@ unsafe fn bfloat16<L: Lanes>(
 #[inline(always)]
 unsafe fn form_tile<L: Lanes>(
     weights: &PackedMatrix,
-    terms: &[Term<'_>],
+    Forming { factors, terms, .. }: Forming<'_>,
     tile: usize,
     mut each: impl FnMut(&Block, usize, usize),
 ) {
@@ -299,6 +339,14 @@ unsafe fn form_tile<L: Lanes>(
                     }
                 }
                 None => weights.dequantize_tile(tile, col, &mut w[..count]),
+            }
+            if let Some(factors) = factors {
+                // A block lies within one group.
+                let lanes = factors.lanes(tile * TILE_ROWS, col, shape);
+                let lanes = L::load(lanes.as_ptr());
+                for w in w.iter_mut().take(count) {
+                    L::store(w.as_mut_ptr(), L::mul(L::load(w.as_ptr()), lanes));
+                }
             }
             if !terms.is_empty() {
                 let place = BlockPlace { row: tile * TILE_ROWS, col, count, shape };

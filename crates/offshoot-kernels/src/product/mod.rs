@@ -31,7 +31,7 @@ use crate::tile::format::{self, Format};
 use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix};
 
 use float::{Half, Single, stored, stored_pairs};
-pub use formed::{Compute, Forming, FormingScratch, multiply_formed};
+pub use formed::{Compute, Forming, FormingScratch, GroupFactors, multiply_formed};
 pub(crate) use formed::{check_formed, form, multiply_room, run_formed};
 
 /// One matrix to multiply and where its product goes.

@@ -25,8 +25,8 @@ use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};
 
 use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
-use super::probing::{ProbeOptions, within};
-use super::stepper::{Rule, Stepper, dense_directions};
+use super::probing::{ProbeOptions, within_low_rank};
+use super::stepper::{Rule, Stepper, formed_directions};
 use super::{Direction, Form, Setting, ZerothOrder};
 use crate::Error;
 
@@ -65,8 +65,7 @@ impl Default for LozoOptions {
 impl MethodOptions for LozoOptions {
     fn validate(&self) -> Result<(), Error> {
         self.probe.validate()?;
-        within("rank", f64::from(self.rank), 1.0..=1024.0, "between 1 and 1024")?;
-        within("interval", f64::from(self.interval), 1.0..=1e9, "between 1 and a billion")
+        within_low_rank(self.rank, self.interval)
     }
 
     fn start(self, setting: &Setting) -> Result<Box<dyn ZerothOrder>, Error> {
@@ -83,8 +82,6 @@ struct Lozo {
 impl Rule for Lozo {
     fn directions(&self, step: u32) -> Vec<Direction> {
         let LozoOptions { probe, rank, interval } = self.options;
-        let form = Form::LowRank { rank, epoch: step / interval };
-        let directions = dense_directions(step, probe.directions).into_iter();
-        directions.map(|direction| Direction { form, ..direction }).collect()
+        formed_directions(step, probe.directions, Form::LowRank { rank, epoch: step / interval })
     }
 }

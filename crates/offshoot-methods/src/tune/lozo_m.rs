@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
 use super::history::{History, power};
 use super::lozo::LozoOptions;
-use super::probing::{ProbeOptions, within};
-use super::stepper::{Rule, Stepper, dense_directions};
+use super::probing::{ProbeOptions, within, within_low_rank};
+use super::stepper::{Rule, Stepper, formed_directions};
 use super::{Direction, Form, Setting, Update, ZerothOrder};
 use crate::Error;
 
@@ -67,8 +67,8 @@ impl Default for LozoMOptions {
 
 impl MethodOptions for LozoMOptions {
     fn validate(&self) -> Result<(), Error> {
-        let Self { probe, rank, interval, .. } = *self;
-        LozoOptions { probe, rank, interval }.validate()?;
+        self.probe.validate()?;
+        within_low_rank(self.rank, self.interval)?;
         within("beta", self.beta, 0.0..=0.9999, "between 0 and 0.9999")?;
         let history = f64::from(self.history);
         within("history", history, 1.0..=65_536.0, "between 1 and 65536")
@@ -89,8 +89,7 @@ struct LozoM {
 
 impl LozoM {
     fn of_form(&self, step: u32, form: Form) -> Vec<Direction> {
-        let directions = dense_directions(step, self.options.probe.directions).into_iter();
-        directions.map(|direction| Direction { form, ..direction }).collect()
+        formed_directions(step, self.options.probe.directions, form)
     }
 }
 

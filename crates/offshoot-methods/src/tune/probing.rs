@@ -95,6 +95,12 @@ pub(crate) fn within(
     Err(Error::Option { field, bound, got: got.to_string() })
 }
 
+/// Checks the rank of directions, and the steps that a factor of them is kept for.
+pub(crate) fn within_low_rank(rank: u32, interval: u32) -> Result<(), Error> {
+    within("rank", f64::from(rank), 1.0..=1024.0, "between 1 and 1024")?;
+    within("interval", f64::from(interval), 1.0..=1e9, "between 1 and a billion")
+}
+
 /// How many magnitudes the running median looks back on.
 const MEDIAN_WINDOW: usize = 101;
 /// How many it must have seen before it throws anything away.

@@ -10,9 +10,8 @@
 //! Recorded: the n slopes, before clipping.
 //!
 //! What is tuned is the space of scales, which keeps the bound at zero by itself: a sum is all that
-//! a method says. In it a scale is best tuned as a multiple of its first value, `D = D0 m` with m =
-//! 1 at first, since the scales of one model differ by orders of magnitude; eps and eta then are
-//! shares.
+//! a method says. In it a scale is a multiple of its first value, `D = D0 m` with m = 1 at first,
+//! since the scales of one model differ by orders of magnitude; eps and eta are of m.
 //! Cost: 2 n forward passes a step, and a number a block of weights.
 //! Published: over 18 times less memory than full tuning in 16 bits; Llama-2-13B within 24 GB
 //! (abstract).

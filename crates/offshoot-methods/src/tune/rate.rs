@@ -177,7 +177,8 @@ pub enum SpaceKind {
 /// MeZO's authors give 1e-6, 1e-4 and 1e-2 for full tuning, LoRA and prefixes with eps 1e-3, 1e-2
 /// and 1e-1 (<https://github.com/princeton-nlp/MeZO/issues/7>); below a billion weights LoRA is
 /// reported to move only near 4e-2 with eps 5e-3
-/// (<https://github.com/princeton-nlp/MeZO/issues/6>); prompts are SubZero's, scales QZO's.
+/// (<https://github.com/princeton-nlp/MeZO/issues/6>); prompts are SubZero's. Scales are tuned as multiples
+/// of themselves, with QZO's rate in units of the square of a weight; ours.
 pub fn common_rate(space: SpaceKind, weights: u64) -> (f64, f64) {
     match space {
         SpaceKind::Full => (1e-6, 1e-3),
@@ -185,6 +186,6 @@ pub fn common_rate(space: SpaceKind, weights: u64) -> (f64, f64) {
         SpaceKind::Lora => (1e-4, 1e-2),
         SpaceKind::Prefix => (1e-2, 1e-1),
         SpaceKind::Prompt => (1e-3, 1e-2),
-        SpaceKind::Scales => (1e-7, 1e-3),
+        SpaceKind::Scales => (1e-4, 1e-2),
     }
 }

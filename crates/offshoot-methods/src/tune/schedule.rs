@@ -1,4 +1,9 @@
 //! Learning rates over a run.
+//!
+//! The curves are those of transformers' `get_scheduler`
+//! (<https://huggingface.co/docs/transformers/main_classes/optimizer_schedules>); of them we depart in
+//! the warm-up, whose first step there has a rate of zero and so does nothing. The cosine is Loshchilov
+//! and Hutter's, 2017, <https://arxiv.org/abs/1608.03983>, equation 5, without restarts.
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +64,7 @@ impl Schedule {
         let curve = match self.curve {
             Curve::Constant => return 1.0,
             Curve::Linear => 1.0 - p,
+            // Not the system's: a run's bits do not depend on the C library.
             Curve::Cosine => 0.5 * (1.0 + libm::cos(std::f64::consts::PI * p)),
         };
         self.floor + (1.0 - self.floor) * curve
@@ -86,6 +92,23 @@ mod tests {
             assert!((rates[4] - 0.55).abs() < 1e-12, "half way: {}", rates[4]);
             assert!(rates[..9].windows(2).all(|pair| pair[0] > pair[1]));
             assert!(rates[8..].iter().all(|rate| (rate - 0.1).abs() < 1e-12));
+        }
+    }
+
+    #[test]
+    fn curves_are_those_of_the_formulas() {
+        let rates = |curve, warmup, steps| -> Vec<f64> {
+            let schedule = Schedule { curve, warmup, steps, floor: 0.0 };
+            (0..steps).map(|step| schedule.rate(8.0, step)).collect()
+        };
+        assert_eq!(rates(Curve::Constant, 0, 3), [8.0; 3]);
+        assert_eq!(rates(Curve::Linear, 0, 4), [8.0, 6.0, 4.0, 2.0]);
+        assert_eq!(rates(Curve::Linear, 4, 6), [2.0, 4.0, 6.0, 8.0, 8.0, 4.0]);
+        assert_eq!(rates(Curve::Linear, 2, 2), [4.0, 8.0]);
+        let cosine = rates(Curve::Cosine, 0, 4);
+        let half = 4.0 * (1.0 + std::f64::consts::FRAC_1_SQRT_2);
+        for (got, expected) in cosine.iter().zip([8.0, half, 4.0, 8.0 - half]) {
+            assert!((got - expected).abs() < 1e-12, "{cosine:?}");
         }
     }
 

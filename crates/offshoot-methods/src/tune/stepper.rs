@@ -2,7 +2,7 @@
 //! and the two ways, by losses and by records, to the same update.
 
 use super::probing::{Guards, ProbeOptions};
-use super::{Direction, Guarded, Plan, Probe, Record, Setting, Term, Update, ZerothOrder};
+use super::{Direction, Form, Guarded, Plan, Probe, Record, Setting, Term, Update, ZerothOrder};
 use crate::Error;
 
 /// What a rule wants to know next, or what it now knows.
@@ -75,6 +75,12 @@ pub(crate) fn mean_terms(directions: &[Direction], rate: f64, numbers: &[f32]) -
 /// The independent directions `0..n` of a step.
 pub(crate) fn dense_directions(step: u32, n: u32) -> Vec<Direction> {
     (0..n).map(|index| Direction::dense(step, index)).collect()
+}
+
+/// The same of another form than dense.
+pub(crate) fn formed_directions(step: u32, n: u32, form: Form) -> Vec<Direction> {
+    let dense = dense_directions(step, n).into_iter();
+    dense.map(|direction| Direction { form, ..direction }).collect()
 }
 
 /// A rule in its run.

@@ -23,8 +23,8 @@ use offshoot_kernels::Distribution;
 use serde::{Deserialize, Serialize};
 
 use super::card::{MethodCard, MethodOptions, RateUnit, build, defaults};
-use super::probing::{ProbeOptions, within};
-use super::stepper::{Rule, Stepper, dense_directions};
+use super::probing::{ProbeOptions, within_low_rank};
+use super::stepper::{Rule, Stepper, formed_directions};
 use super::{Direction, Form, Setting, ZerothOrder};
 use crate::Error;
 
@@ -63,8 +63,7 @@ impl Default for SubzeroOptions {
 impl MethodOptions for SubzeroOptions {
     fn validate(&self) -> Result<(), Error> {
         self.probe.validate()?;
-        within("rank", f64::from(self.rank), 1.0..=1024.0, "between 1 and 1024")?;
-        within("interval", f64::from(self.interval), 1.0..=1e9, "between 1 and a billion")
+        within_low_rank(self.rank, self.interval)
     }
 
     fn start(self, setting: &Setting) -> Result<Box<dyn ZerothOrder>, Error> {
@@ -81,8 +80,6 @@ struct Subzero {
 impl Rule for Subzero {
     fn directions(&self, step: u32) -> Vec<Direction> {
         let SubzeroOptions { probe, rank, interval } = self.options;
-        let form = Form::Subspace { rank, epoch: step / interval };
-        let directions = dense_directions(step, probe.directions).into_iter();
-        directions.map(|direction| Direction { form, ..direction }).collect()
+        formed_directions(step, probe.directions, Form::Subspace { rank, epoch: step / interval })
     }
 }

@@ -216,8 +216,20 @@ impl Executor for Run<'_, '_> {
 
     fn embed(&mut self, scale: f32) -> Result<(), Error> {
         let rows = self.model.embedded(&self.rows.tokens)?;
-        let rows = if scale == 1.0 { rows } else { (rows * f64::from(scale))? };
-        self.outputs.insert(Output::Residual, rows);
+        let mut all = if scale == 1.0 { rows } else { (rows * f64::from(scale))? };
+        let mut first = 0;
+        for (segment, s) in self.segments.iter().enumerate() {
+            let rows = s.tokens.len();
+            let which = SegmentRows { segment, variant: s.variant, rows };
+            if let Some(own) = self.hooks.embedding(which)? {
+                let behind = all.dim(0)? - first - rows;
+                let (before, behind) =
+                    (all.narrow(0, 0, first)?, all.narrow(0, first + rows, behind)?);
+                all = Tensor::cat(&[&before, &own, &behind], 0)?;
+            }
+            first += rows;
+        }
+        self.outputs.insert(Output::Residual, all);
         Ok(())
     }
 

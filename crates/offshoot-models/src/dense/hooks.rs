@@ -15,6 +15,15 @@ pub trait DenseHooks {
         Ok(())
     }
 
+    /// What the first block takes of one segment in place of its tokens' embeddings, if anything:
+    /// `[rows, hidden_size]`, scaled where the model scales them.
+    ///
+    /// # Errors
+    /// Its own, which end the step.
+    fn embedding(&mut self, _rows: SegmentRows) -> Result<Option<Tensor>, Error> {
+        Ok(None)
+    }
+
     /// What to add to a matrix's product for one segment, if anything: `x` is the input
     /// `[rows, cols]`, the answer is `[rows, width]`. Asked of every matrix; of the
     /// output head for the rows whose logits are asked for.

@@ -11,6 +11,7 @@
 //! in f32 at least.
 
 mod adapters;
+mod beginning;
 mod cache;
 mod executor;
 mod experts;

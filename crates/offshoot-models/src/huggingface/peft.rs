@@ -1,6 +1,7 @@
 //! Adapters that Python's PEFT saves: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! The format is <https://huggingface.co/docs/peft/developer_guides/checkpoint>. Tensors are named
+//! The format is <https://huggingface.co/docs/peft/developer_guides/checkpoint>; positions before texts
+//! are read in `peft_virtual.rs`. Tensors of LoRA are named
 //! `base_model.model.{matrix}.lora_A.weight [r, cols]` and `...lora_B.weight [rows, r]`. The matrices of
 //! the base are named as in its folder, so one adapter fits a base in whatever format it has.
 //!
@@ -17,14 +18,16 @@ use onig::{MatchParam, Regex, SearchOptions};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::peft_scales;
+use super::peft_virtual::{self, PeftKind};
 use super::safetensors::{self, Place};
 use super::{canonical, not_json, wrong};
-use crate::adapter::{LoraAdapter, LowRank};
+use crate::adapter::{Adapter, LoraAdapter, LowRank};
 use crate::shown::Shown;
 use crate::{Architecture, Error, LinearSpec, ModelConfig};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// The weights as pickles, which execute what they like.
 const PICKLED: &str = "adapter_model.bin";
 /// Longest configuration that is read: one with a rank for each matrix takes a tenth.
@@ -74,7 +77,7 @@ const HARMLESS: [&str; 28] = [
 /// Initialisations that change the base as well, unless PEFT converted the adapter when saving it.
 const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
-impl LoraAdapter {
+impl Adapter {
     /// Reads the adapter in `folder` for a base of `model`.
     ///
     /// # Errors
@@ -92,10 +95,7 @@ impl LoraAdapter {
             let weights = FileMap::open(&path).map_err(io)?;
             parse(&config, &weights, model)
         };
-        read().map_err(|error| match error {
-            Error::File { path, what } => Error::File { path: folder.join(path), what },
-            other => other,
-        })
+        read().map_err(|error| error.within(folder))
     }
 }
 
@@ -110,13 +110,40 @@ fn bounded(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
+impl LoraAdapter {
+    /// As [`Adapter::open`], of differences of matrices alone.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`], and if it is an adapter of another kind.
+    pub fn open(folder: &Path, model: &ModelConfig) -> Result<Self, Error> {
+        match Adapter::open(folder, model)? {
+            Adapter::Lora(adapter) => Ok(adapter),
+            Adapter::Virtual(_) | Adapter::Scales(_) => {
+                Err(wrong(CONFIG, "peft_type: no LORA").within(folder))
+            }
+        }
+    }
+}
+
 /// The adapter of the bytes of its two files, for a base of `model`.
 ///
 /// # Errors
-/// [`Error::File`], whose path is the file's name, as [`LoraAdapter::open`].
-pub fn parse(config: &[u8], weights: &[u8], model: &ModelConfig) -> Result<LoraAdapter, Error> {
+/// [`Error::File`], whose path is the file's name, as [`Adapter::open`].
+pub fn parse(config: &[u8], weights: &[u8], model: &ModelConfig) -> Result<Adapter, Error> {
     let value: Value = serde_json::from_slice(config).map_err(|e| not_json(CONFIG, &e))?;
-    let scaling = Scaling::read(Fields::whole(CONFIG, &value)?)?;
+    let fields = Fields::whole(CONFIG, &value)?;
+    Ok(match PeftKind::of(fields)? {
+        PeftKind::Lora => Adapter::Lora(lora(fields, weights, model)?),
+        PeftKind::Virtual(kind) => {
+            Adapter::Virtual(peft_virtual::parse(kind, fields, weights, model)?)
+        }
+        PeftKind::Scales => Adapter::Scales(peft_scales::parse(fields, weights, model)?),
+    })
+}
+
+/// Differences of matrices.
+fn lora(fields: Fields<'_>, weights: &[u8], model: &ModelConfig) -> Result<LoraAdapter, Error> {
+    let scaling = Scaling::read(fields)?;
     let blueprint = Architecture::new(model).1;
     let linears = blueprint.linears.iter().map(|linear| (linear.name.as_str(), linear));
     let linears: HashMap<&str, &LinearSpec> = linears.collect();
@@ -265,27 +292,7 @@ struct Scaling {
 
 impl Scaling {
     fn read(fields: Fields<'_>) -> Result<Self, Error> {
-        match fields.text("peft_type")? {
-            Some("LORA") => {}
-            Some(other) => {
-                return Err(
-                    fields.error("peft_type", format_args!("{}, expected LORA", Shown(other)))
-                );
-            }
-            None => return Err(fields.missing("peft_type")),
-        }
-        for name in fields.names().filter(|name| !HARMLESS.contains(name)) {
-            let nothing = match fields.get(name) {
-                None | Some(Value::Bool(false)) => true,
-                Some(Value::Array(list)) => list.is_empty(),
-                Some(Value::Object(map)) => map.is_empty(),
-                Some(_) => false,
-            };
-            if !nothing {
-                let what = "changes the model in a way that offshoot does not";
-                return Err(fields.error(&Shown(name).to_string(), what));
-            }
-        }
+        peft_virtual::refuse_others(fields, &HARMLESS)?;
         if let Some(bias) = fields.text("bias")?
             && bias != "none"
         {

@@ -190,18 +190,28 @@ fn targets(matrices: &BTreeMap<String, LowRank>, all: &[String]) -> Vec<String> 
 }
 
 fn weights(matrices: &BTreeMap<String, LowRank>) -> Vec<u8> {
-    let mut header = Map::from_iter([("__metadata__".to_owned(), json!({ "format": "pt" }))]);
-    let mut bytes = Vec::new();
-    for (name, low) in matrices {
-        for (half, numbers) in [("A", &low.a), ("B", &low.b)] {
-            let first = bytes.len();
-            bytes.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+    let halves = matrices.iter().flat_map(|(name, low)| {
+        [("A", &low.a), ("B", &low.b)].map(|(half, numbers)| {
             let other = numbers.len() / low.rank;
             let shape = if half == "A" { [low.rank, other] } else { [other, low.rank] };
-            let place =
-                json!({ "dtype": "F32", "shape": shape, "data_offsets": [first, bytes.len()] });
-            header.insert(format!("base_model.model.{name}.lora_{half}.weight"), place);
-        }
+            let name = format!("base_model.model.{name}.lora_{half}.weight");
+            (name, shape.to_vec(), &numbers[..])
+        })
+    });
+    safetensors(halves)
+}
+
+/// Tensors of single precision, with their names and shapes, as the bytes of a file.
+pub(super) fn safetensors<'t>(
+    tensors: impl IntoIterator<Item = (String, Vec<usize>, &'t [f32])>,
+) -> Vec<u8> {
+    let mut header = Map::from_iter([("__metadata__".to_owned(), json!({ "format": "pt" }))]);
+    let mut bytes = Vec::new();
+    for (name, shape, numbers) in tensors {
+        let first = bytes.len();
+        bytes.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+        let place = json!({ "dtype": "F32", "shape": shape, "data_offsets": [first, bytes.len()] });
+        header.insert(name, place);
     }
     let mut text = Value::from(header).to_string().into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');

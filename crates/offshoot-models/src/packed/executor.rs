@@ -454,6 +454,15 @@ impl Executor for Run<'_, '_> {
                 out.iter_mut().for_each(|x| *x *= scale);
             }
         }
+        let mut rest = r.residual.get_mut(self.rows);
+        for (segment, s) in self.segments.iter().enumerate() {
+            let rows = s.tokens.len();
+            let (own, behind) = rest.split_at_mut(rows * width);
+            if self.hooks.embeds(s.variant) {
+                self.hooks.embedded(SegmentRows { segment, variant: s.variant, rows }, own);
+            }
+            rest = behind;
+        }
         Ok(())
     }
 

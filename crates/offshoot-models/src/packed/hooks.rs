@@ -26,6 +26,15 @@ pub trait Hooks {
     /// Sees the activations of `site`, `[rows, width]`, all rows of the step in order.
     fn tap(&mut self, _site: Site, _rows: &[f32], _width: usize) {}
 
+    /// Whether [`Hooks::embedded`] is to be called for the variant's segments.
+    fn embeds(&self, _variant: VariantId) -> bool {
+        false
+    }
+
+    /// Changes what the first block takes of one segment, `[rows, hidden_size]`: its tokens' embeddings,
+    /// scaled where the model scales them.
+    fn embedded(&mut self, _rows: SegmentRows, _x: &mut [f32]) {}
+
     /// Whether [`Hooks::addend`] is to be called for `linear` and the variant's segments.
     fn adds(&self, _linear: LinearId, _variant: VariantId) -> bool {
         false

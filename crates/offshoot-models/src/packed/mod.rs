@@ -2,6 +2,7 @@
 //! everything on the CPU that needs no gradient.
 
 mod adapters;
+mod beginnings;
 mod executor;
 mod experts;
 mod head;
@@ -10,6 +11,7 @@ mod trainable;
 mod weights;
 
 pub use adapters::PackedAdapters;
+pub use beginnings::Beginnings;
 pub use executor::PackedExecutor;
 pub use hooks::{Hooks, NoHooks, SegmentRows};
 pub use trainable::{Perturbed, TrainableModel, TrainableTensor};

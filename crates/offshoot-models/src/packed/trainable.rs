@@ -262,7 +262,11 @@ pub struct Perturbed<'a> {
 
 impl Hooks for Perturbed<'_> {
     fn forming(&self, linear: LinearId) -> Option<Forming<'_>> {
-        Some(Forming { terms: self.matrices[linear.index()], compute: self.compute })
+        Some(Forming {
+            terms: self.matrices[linear.index()],
+            compute: self.compute,
+            ..Forming::default()
+        })
     }
 
     fn bias_terms(&self, linear: LinearId) -> &[Term<'_>] {

@@ -15,10 +15,11 @@
 
 use std::collections::BTreeMap;
 
-use offshoot_kernels::{Cpu, Greatest, KvCache};
+use offshoot_kernels::{Cpu, Forming, Greatest, KvCache};
 use offshoot_methods::LogProbabilities;
 use offshoot_models::{
-    Hooks, LogitRows, NoHooks, PackedAdapters, PackedExecutor, RopeId, Segment, VariantId, chain,
+    Adapter, Beginnings, Hooks, LinearId, LogitRows, NoHooks, PackedAdapters, PackedExecutor,
+    PackedScales, RopeId, Segment, SegmentRows, VariantId, chain,
 };
 
 use crate::tune::{Scored, Scorer, Sequence};
@@ -34,13 +35,44 @@ const LOGIT_BYTES: usize = 32 << 20;
 pub struct PackedScorer<'m> {
     model: &'m Model,
     executor: PackedExecutor,
-    adapters: Option<PackedAdapters>,
+    added: Added,
+    /// What stands before every text.
+    beginning: Beginnings,
     rope: RopeId,
     context: usize,
     /// Rows of a step, and how many of them may have logits.
     rows: usize,
     logit_rows: usize,
     caches: Vec<KvCache>,
+}
+
+/// What a variant adds to products.
+#[derive(Debug)]
+struct Added {
+    adapters: Option<PackedAdapters>,
+    scales: Option<PackedScales>,
+}
+
+impl Added {
+    fn is_something(&self) -> bool {
+        self.adapters.is_some() || self.scales.is_some()
+    }
+}
+
+impl Hooks for Added {
+    fn forming(&self, linear: LinearId) -> Option<Forming<'_>> {
+        self.scales.as_ref()?.forming(linear)
+    }
+
+    fn adds(&self, linear: LinearId, variant: VariantId) -> bool {
+        self.adapters.as_ref().is_some_and(|adapters| adapters.adds(linear, variant))
+    }
+
+    fn addend(&mut self, linear: LinearId, rows: SegmentRows, x: &[f32], y: &mut [f32]) {
+        if let Some(adapters) = &mut self.adapters {
+            adapters.addend(linear, rows, x, y);
+        }
+    }
 }
 
 /// A tree of sequences as rows of a step.
@@ -123,14 +155,22 @@ impl<'m> PackedScorer<'m> {
         if context == 0 || context > limit {
             return Err(Error::Context { asked: context, limit });
         }
-        let adapter = model.adapter().map(std::slice::from_ref);
-        let adapters = adapter.map(|all| PackedAdapters::new(cpu, weights.blueprint(), all));
+        let lora = model.adapter().and_then(Adapter::lora).map(std::slice::from_ref);
+        let adapters = lora.map(|all| PackedAdapters::new(cpu, weights.blueprint(), all));
+        let scales = model.adapter().and_then(Adapter::scales).cloned();
+        let scales = scales.map(|factors| PackedScales::new(weights.blueprint(), factors));
+        let rope = model.config().rope_for(model.positions_before() + context);
+        let mut executor = PackedExecutor::new(cpu.clone(), weights.config());
+        let tokens = model.adapter().and_then(Adapter::virtual_tokens);
+        let tokens = tokens.map(std::slice::from_ref).unwrap_or_default();
+        let beginning = Beginnings::new(&mut executor, weights, tokens, rope, false)?;
         let logit_rows = LOGIT_BYTES / (4 * weights.config().vocab_size.max(1));
         Ok(Self {
             model,
-            executor: PackedExecutor::new(cpu.clone(), weights.config()),
-            adapters: adapters.transpose()?,
-            rope: model.config().rope_for(context),
+            executor,
+            beginning,
+            added: Added { adapters: adapters.transpose()?, scales: scales.transpose()? },
+            rope,
             context,
             rows: ROWS,
             logit_rows: logit_rows.clamp(1, ROWS),
@@ -147,18 +187,31 @@ impl<'m> PackedScorer<'m> {
     }
 
     fn variant(&self) -> VariantId {
-        VariantId(u32::from(self.adapters.is_some()))
+        VariantId(u32::from(self.added.adapters.is_some()))
     }
 
-    /// Empty caches, the `i`-th with room for `rooms[i]` positions.
+    /// Positions in caches before a text.
+    fn before(&self) -> usize {
+        self.beginning.positions(0)
+    }
+
+    /// Caches without a text, the `i`-th with room for `rooms[i]` of its positions.
     fn make_room(&mut self, rooms: &[usize]) -> Result<(), Error> {
-        let weights = self.model.packed()?;
+        let (weights, before) = (self.model.packed()?, self.before());
         for (i, &room) in rooms.iter().enumerate() {
+            let room = before + room;
+            if let Some(cache) = self.caches.get_mut(i).filter(|cache| cache.capacity() >= room) {
+                cache.truncate(before);
+                continue;
+            }
+            // Rounded up, so that a slot is seldom made anew.
+            let mut cache = weights.new_cache(room.next_power_of_two());
+            if before > 0 {
+                self.beginning.begin(0, &mut cache)?;
+            }
             match self.caches.get_mut(i) {
-                Some(cache) if cache.capacity() >= room => cache.truncate(0),
-                // Rounded up, so that a slot is seldom made anew.
-                Some(cache) => *cache = weights.new_cache(room.next_power_of_two()),
-                None => self.caches.push(weights.new_cache(room.next_power_of_two())),
+                Some(old) => *old = cache,
+                None => self.caches.push(cache),
             }
         }
         Ok(())
@@ -169,26 +222,27 @@ impl<'m> PackedScorer<'m> {
         let rooms: Vec<usize> = trees.iter().map(|tree| tree.tokens.len()).collect();
         self.make_room(&rooms)?;
         let rows: Vec<Vec<u32>> = trees.iter().map(|tree| tree.targets.rows()).collect();
+        let before = self.before() as u32;
+        let behind = |tree: &Tree| tree.positions.iter().map(|p| before + p).collect();
+        let positions: Vec<Vec<u32>> = trees.iter().map(behind).collect();
         let (rope, variant) = (self.rope, self.variant());
         let mut segments: Vec<Segment<'_, KvCache>> = trees
             .iter()
-            .zip(&rows)
+            .zip(rows.iter().zip(&positions))
             .zip(&mut self.caches)
-            .map(|((tree, rows), cache)| Segment {
+            .map(|((tree, (rows, positions)), cache)| Segment {
                 cache,
                 tokens: &tree.tokens,
                 parents: &tree.parents,
-                positions: &tree.positions,
+                positions,
                 rope,
                 variant,
                 logits: LogitRows::These(rows),
             })
             .collect();
         let mut none = NoHooks;
-        let hooks: &mut dyn Hooks = match &mut self.adapters {
-            Some(adapters) => adapters,
-            None => &mut none,
-        };
+        let hooks: &mut dyn Hooks =
+            if self.added.is_something() { &mut self.added } else { &mut none };
         self.executor.step(self.model.packed()?, &mut segments, hooks)?;
         let threads = self.executor.cpu().team().threads();
         let targets = trees.iter().flat_map(|tree| tree.targets.of_row.values());
@@ -228,7 +282,8 @@ impl<'m> PackedScorer<'m> {
                 self.chain(&sequence.tokens[begin..end], &targets, scored)?;
                 begin = end;
             }
-            self.caches[0].truncate(shared);
+            let before = self.before();
+            self.caches[0].truncate(before + shared);
         }
         Ok(())
     }
@@ -249,10 +304,8 @@ impl<'m> PackedScorer<'m> {
         let (parents, positions) = (&parents, &positions);
         let segment = Segment { cache, tokens, parents, positions, rope, variant, logits };
         let mut none = NoHooks;
-        let hooks: &mut dyn Hooks = match &mut self.adapters {
-            Some(adapters) => adapters,
-            None => &mut none,
-        };
+        let hooks: &mut dyn Hooks =
+            if self.added.is_something() { &mut self.added } else { &mut none };
         self.executor.step(self.model.packed()?, &mut [segment], hooks)?;
         self.caches[0].commit_chain(tokens.len());
         if rows.is_empty() {
@@ -442,10 +495,8 @@ impl PackedScorer<'_> {
             }
         }
         let mut none = NoHooks;
-        let hooks: &mut dyn Hooks = match &mut self.adapters {
-            Some(adapters) => adapters,
-            None => &mut none,
-        };
+        let hooks: &mut dyn Hooks =
+            if self.added.is_something() { &mut self.added } else { &mut none };
         let found = self.executor.step_greatest(self.model.packed()?, &mut segments, hooks)?;
         let mut found = found.iter();
         for (i, answer) in writing.iter_mut().enumerate().filter(|(_, answer)| !answer.done) {

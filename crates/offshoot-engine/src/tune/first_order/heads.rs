@@ -30,7 +30,7 @@ use offshoot_models::DraftTarget;
 use offshoot_models::medusa::{
     HEADS_FILE, Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock,
 };
-use offshoot_models::{LoraAdapter, TokenizerId};
+use offshoot_models::{Adapter, TokenizerId};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -262,7 +262,7 @@ impl FirstOrder {
     /// Writes the heads into `folder`, where the adapter that they belong to lies already.
     pub(super) fn write_heads(&self, folder: &Path) -> Result<(), Error> {
         let Some(mut file) = self.tuning.heads()? else { return Ok(()) };
-        let adapter = LoraAdapter::open(folder, self.checkpoint.config())?;
+        let adapter = Adapter::open(folder, self.checkpoint.config())?;
         let tokenizer = TokenizerId::of(self.checkpoint.tokenizer()?);
         let mut card = HeadsCard::new(self.base_id()?, tokenizer);
         card.adapter = Some(adapter.digest());

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! for each micro-batch:  g = g + gradient of its share of the batch's loss        batch.rs
+//! g = mean over j of <g, z_j> z_j, if only that is to be followed                 forward gradients
 //! g = g min(1, C / ||g||)                                                         clip
 //! each tensor:  weights, state = optimiser(weights, g, state)                     step
 //! ```
@@ -13,6 +14,7 @@
 //! LoRA is that of Hu et al. 2021, <https://arxiv.org/abs/2106.09685>, begun as in PEFT: `A` uniform as by
 //! He et al. with a = sqrt(5), which is within 1 / sqrt(cols), and `B` zero.
 
+mod along;
 mod batch;
 mod dropout;
 mod heads;
@@ -54,6 +56,8 @@ pub struct FirstOrder {
     tuning: DenseTuning,
     optimizer: Box<dyn Optimizer>,
     shapes: Vec<TensorShape>,
+    /// By variable, whether it goes along random directions while others follow their gradients.
+    shallow: Vec<bool>,
     /// By variable, what the optimiser keeps.
     state: Vec<Vec<Vec<f32>>>,
     /// Identity of the base's weights, once a state was written or read.
@@ -91,7 +95,7 @@ impl FirstOrder {
         let optimizer = options.optimizer.optimizer()?;
         let base = OnceLock::new();
         let tuning = space::tuning(model, &options)?;
-        let tuning = match (&options.heads, heads) {
+        let mut tuning = match (&options.heads, heads) {
             (None, None) => tuning,
             (Some(own), None) => {
                 let width = checkpoint.config().hidden_size;
@@ -109,12 +113,29 @@ impl FirstOrder {
                 return Err(Error::Training(what.to_owned()));
             }
         };
+        let mut shallow = vec![false; tuning.variables().len()];
+        if let Some(hybrid) = options.hybrid {
+            let blocks = checkpoint.config().num_hidden_layers;
+            let split = blocks.saturating_sub(hybrid.blocks as usize);
+            shallow = tuning.is_below(split);
+            tuning.stop_below(split);
+        }
         let shapes: Vec<TensorShape> =
             tuning.variables().iter().map(|(name, v)| space::shape(name, v)).collect();
         let state = |shape: &TensorShape| vec![vec![0.0; shape.len()]; optimizer.states(*shape)];
         let state = shapes.iter().map(state).collect();
         let calibration = None;
-        Ok(Self { checkpoint, options, tuning, optimizer, shapes, state, base, calibration })
+        Ok(Self {
+            checkpoint,
+            options,
+            tuning,
+            optimizer,
+            shapes,
+            shallow,
+            state,
+            base,
+            calibration,
+        })
     }
 
     /// Identity of the base's weights.
@@ -230,20 +251,41 @@ impl Trainer for FirstOrder {
         let loss = gradients.loss;
         let heads = self.options.heads.as_ref();
         let drafts = heads.map_or(Vec::new(), |heads| heads::told(heads, &gradients.drafts));
-        let (mut gradients, norms) = self.numbers(gradients)?;
+        let (mut gradients, mut norms) = self.numbers(gradients)?;
+        if self.shallow.contains(&true) {
+            // A head that is the embedding's matrix has half a gradient, and goes along directions.
+            let deep = gradients.iter().zip(&self.shallow).filter(|(_, shallow)| !**shallow);
+            norms[0] = deep.map(|(g, _)| square_norm(g)).sum::<f64>().sqrt();
+        }
         if !loss.is_finite() || norms.iter().any(|norm| !norm.is_finite()) {
             let what = "the loss or its gradient is no number: lower the learning rate";
             return Err(Error::Training(what.to_owned()));
         }
         self.calibration = None;
+        let slopes = self.projected(step, &mut gradients)?;
+        if !slopes.is_empty() {
+            norms[0] = gradients.iter().map(|g| square_norm(g)).sum::<f64>().sqrt();
+        }
         let clip = |norm: f64| self.options.clip_norm.map_or(1.0, |most| clip_factor(norm, most));
         let (factors, sizes) = (norms.map(clip), self.sizes(step, rate));
-        let variables = self.tuning.variables().iter().zip(&self.shapes);
-        for (((name, variable), &shape), (gradient, state)) in
+        let mut numbers = vec![("grad_norm", norms[0])];
+        numbers.extend(slopes.first().map(|slope| ("projected_gradient", *slope)));
+        if let Some(heads) = &self.options.heads {
+            numbers.push(("draft_grad_norm", norms[1]));
+            numbers.push(("draft_weight", heads.weight_at(step)));
+            numbers.extend(drafts);
+        }
+        // Both halves are measured at the weights as they are.
+        if let Some(hybrid) = self.options.hybrid.filter(|_| self.shallow.contains(&true)) {
+            let slope = self.shallow_step((step, rate), hybrid, batch)?;
+            numbers.push(("projected_gradient", slope));
+        }
+        let variables = self.tuning.variables().iter().zip(&self.shapes).zip(&self.shallow);
+        for ((((name, variable), &shape), shallow), (gradient, state)) in
             variables.zip(gradients.iter_mut().zip(&mut self.state))
         {
             let part = usize::from(is_of_heads(name));
-            let Some(size) = sizes[part] else { continue };
+            let Some(size) = sizes[part].filter(|_| !shallow) else { continue };
             if factors[part] != 1.0 {
                 gradient.iter_mut().for_each(|g| *g *= factors[part]);
             }
@@ -251,12 +293,6 @@ impl Trainer for FirstOrder {
             change(variable, |weights| {
                 optimizer.update(shape, size, weights, gradient, state, &LibraryProducts);
             })?;
-        }
-        let mut numbers = vec![("grad_norm", norms[0])];
-        if let Some(heads) = &self.options.heads {
-            numbers.push(("draft_grad_norm", norms[1]));
-            numbers.push(("draft_weight", heads.weight_at(step)));
-            numbers.extend(drafts);
         }
         Ok(StepReport { loss, tokens, numbers })
     }

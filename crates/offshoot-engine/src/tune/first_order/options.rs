@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use offshoot_methods::optim::OptimizerOptions;
+use offshoot_methods::tune::{FwdgradOptions, HybridOptions};
 use serde::{Deserialize, Serialize};
 
 use super::heads::DraftHeads;
@@ -35,7 +36,12 @@ pub struct FirstOrderOptions {
     /// Draft heads that learn beside LoRA's matrices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<DraftHeads>,
-    /// Names LoRA's first matrices and what dropout drops.
+    /// Whether only what is known of a gradient along random directions is followed, and of how many.
+    pub forward: Option<FwdgradOptions>,
+    /// Whether only the last blocks have gradients, and the others go along random directions; for losses
+    /// of language, with checkpointing.
+    pub hybrid: Option<HybridOptions>,
+    /// Names LoRA's first matrices, what dropout drops, and those directions.
     pub seed: u64,
 }
 
@@ -50,6 +56,8 @@ impl Default for FirstOrderOptions {
             choice: ChoiceLoss::default(),
             weights_in_file: false,
             heads: None,
+            forward: None,
+            hybrid: None,
             seed: 0,
         }
     }
@@ -161,6 +169,21 @@ impl FirstOrderOptions {
             heads.validate()?;
             if self.choice == ChoiceLoss::Candidates {
                 return wrong("heads: a loss over candidates is had without them".to_owned());
+            }
+            if self.forward.is_some() || self.hybrid.is_some() {
+                return wrong("heads: learn by whole gradients alone".to_owned());
+            }
+        }
+        if let Some(forward) = &self.forward {
+            forward.validate()?;
+        }
+        if let Some(hybrid) = &self.hybrid {
+            hybrid.validate()?;
+            let language = self.choice == ChoiceLoss::Language;
+            if !language || !self.checkpointing || self.forward.is_some() {
+                let what =
+                    "hybrid: takes a loss of language, checkpointing, and no other directions";
+                return wrong(what.to_owned());
             }
         }
         match &self.space {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use offshoot_kernels::{Cpu, Isa};
 use offshoot_methods::optim::{AdamW, Muon, OPTIMIZERS, OptimizerOptions, Sgd};
+use offshoot_methods::tune::{FwdgradOptions, HybridOptions};
 use offshoot_models::{
     Checkpoint, LogitRows, LoraAdapter, PackedAdapters, PackedExecutor, PackedModel, Segment,
     VariantId, chain,
@@ -90,6 +91,92 @@ fn four_texts_are_learned_by_heart_and_said() {
             assert_eq!(answer[0], sequence.tokens[1..]);
         }
     }
+}
+
+#[test]
+fn a_forward_gradient_is_the_slope_along_its_direction_and_makes_the_loss_less() {
+    let texts = texts(4, 12);
+    let options = FirstOrderOptions {
+        optimizer: OptimizerOptions::Sgd(Sgd { momentum: 0.0, ..Sgd::default() }),
+        clip_norm: None,
+        forward: Some(FwdgradOptions { directions: 4 }),
+        seed: 5,
+        ..full()
+    };
+    let run =
+        |tuner: &mut FirstOrder, steps: std::ops::Range<u64>| train(tuner, &texts, steps, 2e-3);
+    let mut ours = tuner("llama_linear", &options);
+    let (gradients, _) = ours.gradients(0, &refs(&texts)).unwrap();
+    let (mut gradients, _) = ours.numbers(gradients).unwrap();
+    let exact = gradients.concat();
+    let slopes = ours.projected(0, &mut gradients).unwrap();
+    // A slope along an estimate of the gradient is never up: <g, ghat> = mean of s_j^2.
+    let along: f64 =
+        exact.iter().zip(gradients.concat()).map(|(a, b)| f64::from(*a) * f64::from(b)).sum();
+    let squares = slopes.iter().map(|s| s * s).sum::<f64>() / 4.0;
+    assert!((along / squares - 1.0).abs() < 1e-4, "{along} {squares}");
+    let first = run(&mut ours, 0..1);
+    let last = run(&mut ours, 1..120);
+    assert!(last < 0.95 * first, "{first} to {last}");
+    let mut again = tuner("llama_linear", &options);
+    assert_eq!(run(&mut again, 0..120).to_bits(), last.to_bits());
+}
+
+#[test]
+fn a_hybrid_has_the_gradients_of_the_last_blocks_and_moves_the_first_along_a_direction() {
+    let texts = texts(4, 12);
+    let hybrid = Some(HybridOptions { blocks: 1, eps: 1e-2, share: 0.1 });
+    for base in [full(), FirstOrderOptions::default()] {
+        let base = FirstOrderOptions { seed: 3, ..base };
+        let options = FirstOrderOptions { hybrid, ..base.clone() };
+        let mut ours = tuner("llama_linear", &options);
+        let names: Vec<String> =
+            ours.tuning.variables().iter().map(|(name, _)| name.clone()).collect();
+        let deep = |name: &str| !name.contains("layers.0") && !name.contains("embed_tokens");
+        let exact = tuner("llama_linear", &base).gradients(0, &refs(&texts)).unwrap().0;
+        let (found, _) = ours.gradients(0, &refs(&texts)).unwrap();
+        assert_eq!(found.loss.to_bits(), exact.loss.to_bits());
+        for ((name, exact), found) in names.iter().zip(&exact.tensors).zip(&found.tensors) {
+            match (exact, found) {
+                (Some(exact), Some(found)) if deep(name) => {
+                    assert!(read(exact).unwrap() == read(found).unwrap(), "{name}");
+                }
+                (_, found) => assert!(found.is_none() || !name.contains("layers"), "{name}"),
+            }
+        }
+        let before = |ours: &FirstOrder| -> Vec<Vec<f32>> {
+            let variables = ours.tuning.variables().iter();
+            variables.map(|(_, variable)| read(variable.as_tensor()).unwrap()).collect()
+        };
+        let first = before(&ours);
+        let report = ours.step(0, 1e-2, &refs(&texts)).unwrap();
+        let slope =
+            report.numbers.iter().find(|(name, _)| *name == "projected_gradient").unwrap().1;
+        for ((name, old), new) in names.iter().zip(&first).zip(before(&ours)) {
+            let moved = |old: &f32, new: &f32, z: f32| new - (old - (1e-3 * slope) as f32 * z);
+            if deep(name) {
+                assert!(*old != new || name.contains("lora_A"), "{name}");
+                continue;
+            }
+            let mut z = vec![0.0; old.len()];
+            let noise = offshoot_kernels::Noise {
+                seed: 3,
+                tensor: offshoot_kernels::tensor_id(name),
+                step: 0,
+                index: 0,
+                purpose: offshoot_kernels::Purpose::Direction,
+                distribution: offshoot_kernels::Distribution::GaussQ8,
+            };
+            noise.fill(Isa::best(), 0, &mut z);
+            let off = old.iter().zip(&new).zip(z).map(|((old, new), z)| moved(old, new, z).abs());
+            assert!(off.fold(0.0, f32::max) < 1e-6, "{name}");
+        }
+        let last = train(&mut ours, &texts, 1..80, 1e-2);
+        assert!(last < 0.8 * report.loss, "{} to {last}", report.loss);
+    }
+    let wrong = FirstOrderOptions { hybrid, checkpointing: false, ..full() };
+    let told = wrong.validate().unwrap_err().to_string();
+    assert!(told.contains("hybrid: takes"), "{told}");
 }
 
 #[test]

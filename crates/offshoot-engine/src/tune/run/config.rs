@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use offshoot_methods::tune::SpaceKind;
+use offshoot_methods::tune::{Curve, Schedule, SpaceKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::schedule::{Schedule, Shape};
 use super::{Method, RunError};
 use crate::tune::data::Overlong;
+use crate::tune::zeroth_order::Activations;
 
 /// The settings of a run. A file of them is TOML or YAML with these names, see
 /// [`super::read_config`]; what it leaves out is as in [`RunConfig::default`].
@@ -48,6 +48,10 @@ pub struct RunConfig {
     pub objective: Objective,
     /// Tokens of a prefix.
     pub prefix_tokens: usize,
+    /// Tokens of a prompt.
+    pub prompt_tokens: usize,
+    /// What activations are in the products of a base that is left as it is.
+    pub activations: Activations,
     /// Where all weights may be tuned, a regular expression that finds something in the names of
     /// those that are.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +116,7 @@ pub struct RunConfig {
     pub learning_rate: Option<f64>,
     /// The shape of the learning rate; the method's own if it is not said.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<Shape>,
+    pub schedule: Option<Curve>,
     /// Steps until the rate is reached.
     pub warmup_steps: u64,
     /// The same as a share of all steps; counts where no steps are given.
@@ -153,7 +157,9 @@ impl Default for RunConfig {
             options: Map::new(),
             space: Space::default(),
             objective: Objective::default(),
-            prefix_tokens: 5, // MeZO's
+            prefix_tokens: 5,  // MeZO's
+            prompt_tokens: 10, // Zhang et al. 2024, <https://arxiv.org/abs/2402.11592>
+            activations: Activations::default(),
             train: None,
             freeze: None,
             bfloat16: false,
@@ -205,6 +211,10 @@ pub enum Space {
     LoraFa,
     /// Keys and values before every text.
     Prefix,
+    /// Embeddings before every text.
+    Prompt,
+    /// Multiples of the scales of quantised matrices.
+    Scales,
     /// The model's own weights.
     Full,
 }
@@ -215,14 +225,16 @@ impl Space {
         match self {
             Self::Lora | Self::LoraFa => SpaceKind::Lora,
             Self::Prefix => SpaceKind::Prefix,
+            Self::Prompt => SpaceKind::Prompt,
+            Self::Scales => SpaceKind::Scales,
             Self::Full => SpaceKind::Full,
         }
     }
 }
 
 /// What a method without gradients makes less.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Objective {
     /// The cross-entropy of the tokens that count.
     #[default]
@@ -235,6 +247,47 @@ pub enum Objective {
     F1,
     /// The share of answers that are wrong.
     ExactMatch,
+    /// The negative of the number that this command prints of answers, see
+    /// [`MetricCommand`](crate::tune::zeroth_order::MetricCommand).
+    Command(String),
+}
+
+/// Objectives that are a name, as they are written.
+const OBJECTIVES: [(&str, Objective); 5] = [
+    ("loss", Objective::Loss),
+    ("classification", Objective::Classification),
+    ("accuracy", Objective::Accuracy),
+    ("f1", Objective::F1),
+    ("exact_match", Objective::ExactMatch),
+];
+/// What stands before a command.
+const COMMAND: &str = "command:";
+
+impl TryFrom<String> for Objective {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.strip_prefix(COMMAND).map(str::trim) {
+            Some("") => Err(format!("{COMMAND} is followed by no command")),
+            Some(command) => Ok(Self::Command(command.to_owned())),
+            None => {
+                let found = OBJECTIVES.into_iter().find(|(name, _)| *name == text);
+                let names = OBJECTIVES.map(|(name, _)| name).join(", ");
+                let told = || format!("no objective {text:?}: there are {names} and {COMMAND}CMD");
+                found.map(|(_, objective)| objective).ok_or_else(told)
+            }
+        }
+    }
+}
+
+impl From<Objective> for String {
+    fn from(objective: Objective) -> Self {
+        if let Objective::Command(command) = objective {
+            return format!("{COMMAND}{command}");
+        }
+        let found = OBJECTIVES.into_iter().find(|(_, other)| *other == objective);
+        found.map_or("", |(name, _)| name).to_owned()
+    }
 }
 
 /// What turns gradients into steps.
@@ -299,7 +352,9 @@ pub struct RunPlan {
     pub steps: u64,
     /// Examples of a step.
     pub batch: u32,
-    /// The learning rates.
+    /// The greatest learning rate.
+    pub rate: f64,
+    /// How the learning rate goes through the run.
     pub schedule: Schedule,
     /// Steps between evaluations; without held-out examples there are none.
     pub eval_every: u64,
@@ -314,6 +369,12 @@ pub struct RunPlan {
 }
 
 impl RunConfig {
+    /// Whether all weights are tuned by their gradients.
+    pub(crate) fn tunes_all_by_gradients(&self) -> bool {
+        let of_space = matches!(self.method, Method::ForwardGradient | Method::Hybrid);
+        self.method == Method::Full || (of_space && self.space == Space::Full)
+    }
+
     /// Refuses what cannot be.
     ///
     /// # Errors
@@ -336,6 +397,32 @@ impl RunConfig {
                 (1..=1 << 12).contains(&self.prefix_tokens),
                 "prefix_tokens",
                 "must be from 1 to 4096",
+            ),
+            (
+                (1..=1 << 12).contains(&self.prompt_tokens),
+                "prompt_tokens",
+                "must be from 1 to 4096",
+            ),
+            (
+                self.activations == Activations::Float
+                    || matches!(self.space, Space::Lora | Space::LoraFa)
+                        && matches!(self.method, Method::ZerothOrder(_)),
+                "activations",
+                "only a method without gradients in space lora or lora_fa takes others than float",
+            ),
+            (
+                self.method.card().is_none_or(|card| match card.space {
+                    Some(SpaceKind::Scales) => self.space == Space::Scales,
+                    _ => true,
+                }),
+                "space",
+                "the method tunes scales alone: give --space scales",
+            ),
+            (
+                !matches!(self.method, Method::ForwardGradient | Method::Hybrid)
+                    || matches!(self.space, Space::Lora | Space::LoraFa | Space::Full),
+                "space",
+                "fwdgrad and hybrid tune lora, lora_fa or full",
             ),
             (positive(self.alpha), "alpha", "must be above 0"),
             (share(self.dropout), "dropout", "must be at least 0 and below 1"),
@@ -396,10 +483,11 @@ impl RunConfig {
     /// The first setting that was changed and that this run has no use for, and what has.
     fn idle(&self) -> Option<(&'static str, &'static str)> {
         let zeroth = matches!(self.method, Method::ZerothOrder(_));
-        let space = |space| zeroth && self.space == space;
+        let has_space = zeroth || matches!(self.method, Method::Hybrid | Method::ForwardGradient);
+        let space = |space| has_space && self.space == space;
         let low_rank = space(Space::Lora) || space(Space::LoraFa);
-        let rules: [(bool, &[&str], &str); 7] = [
-            (zeroth, &["options", "space"], "methods without gradients"),
+        let rules: [(bool, &[&str], &str); 9] = [
+            (has_space, &["options", "space"], "methods that follow random directions"),
             (
                 !zeroth,
                 &["dropout", "rslora", "optimizer", "max_grad_norm", "gradient_checkpointing"],
@@ -408,7 +496,13 @@ impl RunConfig {
             (low_rank || self.method == Method::Lora, &["rank", "alpha", "dropout"], "LoRA"),
             (low_rank || !zeroth, &["target_modules"], "LoRA and method full"),
             (space(Space::Prefix), &["prefix_tokens"], "space = \"prefix\""),
-            (space(Space::Full), &["train", "freeze", "bfloat16"], "space = \"full\""),
+            (space(Space::Prompt), &["prompt_tokens"], "space = \"prompt\""),
+            (zeroth, &["activations"], "methods without gradients"),
+            (
+                zeroth && self.space == Space::Full,
+                &["train", "freeze", "bfloat16"],
+                "methods without gradients and space = \"full\"",
+            ),
             (self.eval_data.is_empty(), &["eval_fraction"], "runs without eval_data"),
         ];
         let tree = |config: &Self| serde_json::to_value(config).ok();
@@ -439,17 +533,17 @@ impl RunConfig {
     /// The learning rate that is asked for, or the method's own; none where it is found from losses
     /// about the weights.
     pub fn rate(&self) -> Option<f64> {
-        self.learning_rate.or_else(|| self.method.learning_rate())
+        self.learning_rate.or_else(|| self.method.learning_rate(self.space))
     }
 
     /// Whether the learning rate is the same in all steps.
     fn is_level(&self) -> bool {
-        self.shape() == Shape::Constant && self.warmup_steps == 0 && self.warmup_ratio == 0.0
+        self.curve() == Curve::Constant && self.warmup_steps == 0 && self.warmup_ratio == 0.0
     }
 
     /// The shape of the learning rate that is asked for, or the method's own.
-    pub fn shape(&self) -> Shape {
-        self.schedule.unwrap_or_else(|| self.method.shape())
+    pub fn curve(&self) -> Curve {
+        self.schedule.unwrap_or_else(|| self.method.curve())
     }
 
     /// The run's folder: the one asked for, or one named for the model and the method.
@@ -481,13 +575,15 @@ impl RunConfig {
             0 => (self.warmup_ratio * steps as f64).ceil() as u64,
             n => n,
         };
-        // A rate that is found is the trainer's business, which then takes none from the schedule.
-        let rate = self.rate().unwrap_or(0.0);
-        let schedule = Schedule { rate, shape: self.shape(), warmup, steps };
+        let short = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let (warmup, length) = (short(warmup), short(steps));
+        let schedule = Schedule { curve: self.curve(), warmup, steps: length, floor: 0.0 };
         Ok(RunPlan {
             seed: self.seed,
             steps,
             batch,
+            // One that is found is the trainer's business, which then takes none from here.
+            rate: self.rate().unwrap_or(0.0),
             schedule,
             eval_every: self.eval_every.unwrap_or(steps.div_ceil(10)),
             metric: self.metric,
@@ -514,13 +610,16 @@ mod tests {
     fn a_setting_that_would_do_nothing_is_refused() {
         let mezo = |space| RunConfig { method: "mezo".parse().unwrap(), space, ..config() };
         for (config, says) in [
-            (RunConfig { space: Space::Full, ..config() }, "space: is for methods without"),
+            (RunConfig { space: Space::Full, ..config() }, "space: is for methods that"),
             (
                 RunConfig { dropout: 0.1, ..mezo(Space::Lora) },
                 "dropout is 0.1: is for methods with",
             ),
             (RunConfig { rank: 4, ..mezo(Space::Full) }, "rank is 4: is for LoRA"),
-            (RunConfig { train: Some("x".into()), ..mezo(Space::Lora) }, "train: is for space"),
+            (
+                RunConfig { train: Some("x".into()), ..mezo(Space::Lora) },
+                "train: is for methods without gradients and space",
+            ),
             (RunConfig { prefix_tokens: 9, ..mezo(Space::Lora) }, "prefix_tokens is 9: is for"),
             (RunConfig { warmup_steps: 3, ..mezo(Space::Lora) }, "learning_rate: a method without"),
         ] {
@@ -563,6 +662,18 @@ mod tests {
         }
         let none = config().plan(0, 0).unwrap_err().to_string();
         assert!(none.contains("give --data with at least 1 example"), "{none}");
+    }
+
+    #[test]
+    fn an_objective_is_a_name_or_a_command() {
+        for text in ["loss", "classification", "accuracy", "f1", "exact_match", "command:wc -l"] {
+            let objective = Objective::try_from(text.to_owned()).unwrap();
+            assert_eq!(String::from(objective), text);
+        }
+        for (text, says) in [("rouge", "no objective \"rouge\""), ("command: ", "no command")] {
+            let told = Objective::try_from(text.to_owned()).unwrap_err();
+            assert!(told.contains(says), "{told}");
+        }
     }
 
     #[test]

@@ -188,7 +188,8 @@ impl RunConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Shape;
+    use offshoot_methods::tune::Curve;
+
     use super::*;
 
     fn read(name: &str, text: &str) -> Result<RunConfig, String> {
@@ -207,7 +208,7 @@ mod tests {
                     map:\n  prompt: question\n";
         let config = read("c.toml", toml).unwrap();
         assert_eq!(read("c.yaml", yaml).unwrap(), config);
-        assert_eq!((config.learning_rate, config.schedule), (Some(2e-4), Some(Shape::Cosine)));
+        assert_eq!((config.learning_rate, config.schedule), (Some(2e-4), Some(Curve::Cosine)));
         assert_eq!(config.map["prompt"], "question");
         assert_eq!(read("empty.yaml", "# nothing\n").unwrap(), RunConfig::default());
     }

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
+use offshoot_methods::tune::Curve;
 use offshoot_models::BaseId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checkpoint::{json, read_json};
 use super::files::write_whole;
-use super::schedule::Shape;
 use super::{RunConfig, RunError, VariantFile};
 use crate::Error;
 
@@ -95,7 +95,7 @@ impl RunDescription {
         names.dedup();
         // Draft heads learn alone for a share of the steps.
         let whole = self.config.warmup_ratio != 0.0 || self.config.has_heads();
-        let constant = self.config.shape() == Shape::Constant && !whole;
+        let constant = self.config.curve() == Curve::Constant && !whole;
         for name in names {
             let free = FREE.contains(&name.as_str());
             if !(free || constant && LENGTH.contains(&name.as_str())) {
@@ -164,7 +164,7 @@ pub(crate) mod tests {
     fn a_run_of_a_constant_rate_may_become_longer() {
         let config =
             |shape, steps| RunConfig { schedule: Some(shape), steps, ..RunConfig::default() };
-        for (shape, expected) in [(Shape::Constant, 0), (Shape::Linear, 1)] {
+        for (shape, expected) in [(Curve::Constant, 0), (Curve::Linear, 1)] {
             let was = description(config(shape, Some(5)));
             let longer = description(config(shape, Some(9)));
             assert_eq!(was.differences(&longer).len(), expected, "{shape:?}");

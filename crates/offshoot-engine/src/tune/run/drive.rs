@@ -320,7 +320,7 @@ impl Driven<'_> {
         let batch = indices.iter().map(|&i| self.train.example(i as usize));
         let batch = batch.collect::<Result<Vec<Example>, Error>>()?;
         let batch: Vec<&Example> = batch.iter().collect();
-        let rate = self.plan.schedule.rate(step);
+        let rate = self.plan.schedule.rate(self.plan.rate, u32::try_from(step).unwrap_or(u32::MAX));
         let began = Instant::now();
         let report = self.trainer.step(step, rate, &batch)?;
         let seconds = began.elapsed().as_secs_f64();

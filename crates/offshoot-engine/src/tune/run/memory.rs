@@ -10,7 +10,7 @@
 //! and products, queries, keys, values, and twice the attention's weights of one head group at a
 //! time.
 
-use offshoot_models::{Architecture, Checkpoint, ModelConfig};
+use offshoot_models::{Architecture, Checkpoint, ModelConfig, VirtualKind};
 use serde::Serialize;
 
 use super::{Method, Optimizer, RunConfig, RunError, Space};
@@ -44,12 +44,13 @@ impl TuneNeed {
         }
         let need = MemoryNeed::on(checkpoint, dense);
         let numbers = trained(checkpoint, config);
-        let states = match config.optimizer {
-            Optimizer::Adamw => 4,
-            Optimizer::Sgd | Optimizer::Muon => 3,
+        let states = match (config.method, config.optimizer) {
+            (Method::ForwardGradient, _) => 2,
+            (_, Optimizer::Adamw) => 4,
+            (_, Optimizer::Sgd | Optimizer::Muon) => 3,
         };
         // Full tuning trains the weights themselves, which are counted already.
-        let copies = if config.method == Method::Full { states - 1 } else { states };
+        let copies = if config.tunes_all_by_gradients() { states - 1 } else { states };
         let trained = FLOAT * numbers * copies;
         let batch = activations(checkpoint.config(), config);
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
@@ -121,12 +122,26 @@ fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
 
 /// Numbers that are trained.
 fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
-    if let (Method::ZerothOrder(_), Space::Prefix) = (config.method, config.space) {
-        let model = checkpoint.config();
-        let row = model.num_key_value_heads * model.head_dim;
-        return (2 * model.num_hidden_layers * row * config.prefix_tokens) as u64;
+    let before = match (config.method, config.space) {
+        (Method::ZerothOrder(_), Space::Prefix) => {
+            Some((VirtualKind::Prefix, config.prefix_tokens))
+        }
+        (Method::ZerothOrder(_), Space::Prompt) => {
+            Some((VirtualKind::Prompt, config.prompt_tokens))
+        }
+        _ => None,
+    };
+    if let (Method::ZerothOrder(_), Space::Scales) = (config.method, config.space) {
+        let blocks = |t: offshoot_models::Tensor<'_>| match t.block.block_len() {
+            1 => 0,
+            weights => (t.len() / weights) as u64,
+        };
+        return checkpoint.tensors().map(blocks).sum();
     }
-    if config.method == Method::Full {
+    if let Some((kind, tokens)) = before {
+        return (kind.width(checkpoint.config()) * tokens) as u64;
+    }
+    if config.tunes_all_by_gradients() {
         return checkpoint.tensors().map(|t| t.len() as u64).sum();
     }
     let blueprint = Architecture::new(checkpoint.config()).1;

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use offshoot_methods::tune::{METHODS, MethodCard, SpaceKind};
+use offshoot_methods::tune::{Curve, METHODS, MethodCard};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Shape;
+use super::Space;
 
 /// How a model is tuned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,16 +16,19 @@ pub enum Method {
     Lora,
     /// All weights, by their gradients.
     Full,
+    /// What `space` says, along random directions by their exact slopes.
+    ForwardGradient,
+    /// What `space` says, the last blocks by their gradients and the first along random directions.
+    Hybrid,
     /// The method of this name among [`METHODS`], which asks for losses alone.
     ZerothOrder(&'static str),
 }
 
 impl Method {
-    /// All of them, but those for a space that a run cannot have.
+    /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
-        let had = METHODS.iter().filter(|card| card.space != Some(SpaceKind::Scales));
-        let zeroth = had.map(|card| Self::ZerothOrder(card.name));
-        [Self::Lora, Self::Full].into_iter().chain(zeroth)
+        let zeroth = METHODS.iter().map(|card| Self::ZerothOrder(card.name));
+        [Self::Lora, Self::Full, Self::Hybrid, Self::ForwardGradient].into_iter().chain(zeroth)
     }
 
     /// Its name.
@@ -33,6 +36,8 @@ impl Method {
         match self {
             Self::Lora => "lora",
             Self::Full => "full",
+            Self::Hybrid => "hybrid",
+            Self::ForwardGradient => "fwdgrad",
             Self::ZerothOrder(name) => name,
         }
     }
@@ -42,6 +47,12 @@ impl Method {
         match self {
             Self::Lora => "Low-rank differences of matrices, by their gradients.",
             Self::Full => "All weights, by their gradients.",
+            Self::Hybrid => {
+                "The last blocks by their gradients, the first along random directions."
+            }
+            Self::ForwardGradient => {
+                "Random directions, by exact slopes: in the memory of gradients, to compare with."
+            }
             Self::ZerothOrder(_) => self.card().map_or("", |card| card.summary),
         }
     }
@@ -52,21 +63,28 @@ impl Method {
     }
 
     /// The learning rate where none is asked for; none where losses about the weights say it.
-    pub fn learning_rate(self) -> Option<f64> {
+    pub fn learning_rate(self, space: Space) -> Option<f64> {
         match self {
             // TRL's advice for adapters, and its SFTConfig.
             Self::Lora => Some(1e-4),
             Self::Full => Some(2e-5),
+            Self::Hybrid if space == Space::Full => Some(2e-5),
+            Self::Hybrid => Some(1e-4),
+            // As MeZO's of all weights and, in its appendix D, of LoRA; the benchmark's best for full
+            // tuning is 5e-7.
+            Self::ForwardGradient if space == Space::Full => Some(1e-6),
+            Self::ForwardGradient => Some(5e-5),
             Self::ZerothOrder(_) => None,
         }
     }
 
     /// The shape of the learning rate where none is asked for.
-    pub fn shape(self) -> Shape {
+    pub fn curve(self) -> Curve {
         match self {
-            Self::Lora | Self::Full => Shape::default(),
+            // transformers' get_scheduler.
+            Self::Lora | Self::Full | Self::Hybrid => Curve::Linear,
             // As in MeZO.
-            Self::ZerothOrder(_) => Shape::Constant,
+            Self::ZerothOrder(_) | Self::ForwardGradient => Curve::Constant,
         }
     }
 }
@@ -112,6 +130,9 @@ mod tests {
             assert_eq!(method.to_string().parse(), Ok(method));
         }
         let told = "lore".parse::<Method>().unwrap_err();
-        assert!(told.contains("did you mean `lora`?") && told.contains("full, mezo"), "{told}");
+        assert!(
+            told.contains("did you mean `lora`?") && told.contains("full, hybrid, fwdgrad"),
+            "{told}"
+        );
     }
 }

@@ -28,7 +28,6 @@ mod log;
 mod memory;
 mod method;
 mod order;
-mod schedule;
 mod trainers;
 mod variant;
 
@@ -45,6 +44,5 @@ pub use log::{EndReason, EvalLine, LogLine, StartLine, StepLine, read_log};
 pub use memory::TuneNeed;
 pub use method::Method;
 pub use order::BatchOrder;
-pub use schedule::{Schedule, Shape};
 pub use trainers::Base;
 pub use variant::{Variant, VariantFile};

@@ -7,6 +7,7 @@ use offshoot_methods::optim::{AdamW, Muon, OptimizerOptions, Sgd};
 use offshoot_methods::tune::{Hash, RateOptions, SpaceKind, common_rate};
 use offshoot_models::medusa::HeadsFile;
 use offshoot_models::{BaseId, Checkpoint, TemplateId, Tokenizer, TokenizerId};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::config::{Objective as Aim, Space as Tuned};
@@ -16,8 +17,8 @@ use crate::medusa::most_counted;
 use crate::tune::eval::EvalOptions;
 use crate::tune::zeroth_order::{
     Classification, CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, Metric,
-    MetricKind, Objective, Origin, PrefixOptions, PrefixSpace, Space, ZerothOrderOptions,
-    ZerothOrderTrainer,
+    MetricCommand, MetricKind, Objective, Origin, PrefixOptions, PrefixSpace, PromptOptions,
+    PromptSpace, ScalesOptions, ScalesSpace, Space, ZerothOrderOptions, ZerothOrderTrainer,
 };
 use crate::tune::{
     ChoiceLoss, DraftHeads, Example, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices,
@@ -79,6 +80,7 @@ impl Base {
         let Method::ZerothOrder(name) = config.method else {
             return with_gradients(description, train, self.stored()?);
         };
+        let space = self.space(config, cpu)?;
         let options = ZerothOrderOptions {
             method: name.to_owned(),
             options: Value::Object(self.options(config)),
@@ -87,7 +89,6 @@ impl Base {
             origin: origin(description, self.checkpoint()),
             ..ZerothOrderOptions::default()
         };
-        let space = self.space(config, cpu)?;
         let trainer = ZerothOrderTrainer::new(cpu, space, objective(config, tokenizer)?, &options)?;
         Ok(Box::new(trainer))
     }
@@ -138,15 +139,24 @@ impl Base {
                 let options = PrefixOptions { tokens: config.prefix_tokens, seed, distribution };
                 Box::new(PrefixSpace::new(cpu, packed()?, &options)?)
             }
+            Tuned::Prompt => {
+                let options = PromptOptions { tokens: config.prompt_tokens, seed, distribution };
+                Box::new(PromptSpace::new(cpu, packed()?, &options)?)
+            }
+            Tuned::Scales => {
+                let targets = targets(config, self.checkpoint());
+                let options = ScalesOptions { targets, seed, distribution };
+                Box::new(ScalesSpace::new(cpu, packed()?, &options)?)
+            }
             Tuned::Lora | Tuned::LoraFa => {
                 let options = LoraOptions {
                     rank: config.rank,
                     alpha: config.alpha as f32,
                     targets: targets(config, self.checkpoint()),
                     fixed_a: config.space == Tuned::LoraFa,
+                    activations: config.activations,
                     seed,
                     distribution,
-                    ..LoraOptions::default()
                 };
                 Box::new(LoraSpace::new(cpu, packed()?, &options)?)
             }
@@ -186,7 +196,7 @@ fn with_gradients(
     let choice = match config.objective {
         Aim::Loss => ChoiceLoss::Language,
         Aim::Classification => ChoiceLoss::Candidates,
-        Aim::Accuracy | Aim::F1 | Aim::ExactMatch => {
+        Aim::Accuracy | Aim::F1 | Aim::ExactMatch | Aim::Command(_) => {
             let what = format!(
                 "objective: it has no gradient, and method {} goes by gradients: take loss or \
                  classification, or a method without",
@@ -197,25 +207,31 @@ fn with_gradients(
     };
     let all = config.target_modules.iter().any(|name| name == ALL_LINEAR);
     let named = || config.target_modules.clone();
-    let space = match config.method {
-        Method::Full if all => FirstOrderSpace::Full(TensorNames::All),
-        Method::Full => FirstOrderSpace::Full(TensorNames::Named(named())),
-        _ => FirstOrderSpace::Lora(GradientLora {
+    let along = config.method == Method::ForwardGradient;
+    let hybrid = config.method == Method::Hybrid;
+    let space = match config.tunes_all_by_gradients() {
+        true if all => FirstOrderSpace::Full(TensorNames::All),
+        true => FirstOrderSpace::Full(TensorNames::Named(named())),
+        false => FirstOrderSpace::Lora(GradientLora {
             matrices: if all { LoraMatrices::AllLinear } else { LoraMatrices::Named(named()) },
             rank: config.rank,
             alpha: config.alpha,
             dropout: config.dropout,
             rslora: config.rslora,
+            freeze_a: (along || hybrid) && config.space == Tuned::LoraFa,
             ..GradientLora::default()
         }),
     };
     let options = FirstOrderOptions {
         space,
-        optimizer: optimizer(config),
-        clip_norm: Some(config.max_grad_norm),
         choice,
+        // Along directions a step is plain descent, as MeZO's, whose length says nothing of the gradient's.
+        optimizer: if along { descent(config) } else { optimizer(config) },
+        clip_norm: (!along).then_some(config.max_grad_norm),
+        forward: along.then(|| own_options(config)).transpose()?,
+        hybrid: hybrid.then(|| own_options(config)).transpose()?,
         micro_batch: config.batch as usize,
-        checkpointing: config.gradient_checkpointing,
+        checkpointing: config.gradient_checkpointing || hybrid,
         seed: config.seed,
         ..FirstOrderOptions::default()
     };
@@ -285,6 +301,20 @@ fn frequent_tokens(train: &dyn Examples, vocab_size: usize, n: usize) -> Result<
     Ok(most_counted(&counts, n))
 }
 
+/// The options of a method that has gradients.
+fn own_options<O: DeserializeOwned>(config: &RunConfig) -> Result<O, Error> {
+    let options = serde_json::from_value(Value::Object(config.options.clone()));
+    options.map_err(|error| {
+        let what = format!("options: {}", error.to_string().escape_debug());
+        RunError::Config { place: String::new(), what }.into()
+    })
+}
+
+fn descent(config: &RunConfig) -> OptimizerOptions {
+    let weight_decay = config.weight_decay;
+    OptimizerOptions::Sgd(Sgd { momentum: 0.0, nesterov: false, weight_decay })
+}
+
 fn optimizer(config: &RunConfig) -> OptimizerOptions {
     let weight_decay = config.weight_decay;
     match config.optimizer {
@@ -311,8 +341,12 @@ fn targets(config: &RunConfig, checkpoint: &Checkpoint) -> Vec<String> {
 fn objective(config: &RunConfig, tokenizer: &Arc<Tokenizer>) -> Result<Box<dyn Objective>, Error> {
     let EvalOptions { max_new_tokens, end, .. } = answers(config)?;
     let metric = |kind| Box::new(Metric::new(kind, Arc::clone(tokenizer), max_new_tokens, end));
-    Ok(match config.objective {
+    Ok(match &config.objective {
         Aim::Loss => Box::new(CrossEntropy),
+        Aim::Command(command) => {
+            let command = command.clone();
+            Box::new(MetricCommand::new(command, Arc::clone(tokenizer), max_new_tokens))
+        }
         Aim::Classification => Box::new(Classification),
         Aim::Accuracy => metric(MetricKind::Accuracy),
         Aim::F1 => metric(MetricKind::TokenF1),

@@ -27,6 +27,7 @@ pub use replay::{
 };
 pub use snapshot::write as write_tensors;
 pub use space::{
-    Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
+    Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace,
+    PromptOptions, PromptSpace, ScalesOptions, ScalesSpace, Space,
 };
 pub use trainer::{TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer};

@@ -9,7 +9,8 @@ use offshoot_models::{BaseId, Checkpoint, PackedModel};
 use serde::de::DeserializeOwned;
 
 use super::space::{
-    FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
+    FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, PromptOptions,
+    PromptSpace, ScalesOptions, ScalesSpace, Space,
 };
 use super::variant::write_file;
 use crate::Error;
@@ -36,6 +37,16 @@ pub fn space_of(
             (options.seed, options.distribution) = (seed, header.distribution);
             Box::new(PrefixSpace::new(cpu, packed()?, &options)?)
         }
+        "prompt" => {
+            let mut options: PromptOptions = options(header)?;
+            (options.seed, options.distribution) = (seed, header.distribution);
+            Box::new(PromptSpace::new(cpu, packed()?, &options)?)
+        }
+        "scales" => {
+            let mut options: ScalesOptions = options(header)?;
+            (options.seed, options.distribution) = (seed, header.distribution);
+            Box::new(ScalesSpace::new(cpu, packed()?, &options)?)
+        }
         "full" => {
             let mut options: FullOptions = options(header)?;
             (options.seed, options.distribution) = (seed, header.distribution);
@@ -43,8 +54,9 @@ pub fn space_of(
         }
         _ => {
             let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
-            let what =
-                format!("the trajectory is of space \"{shown}\": lora, prefix, full are known");
+            let what = format!(
+                "the trajectory is of space \"{shown}\": lora, prefix, prompt, scales, full are known"
+            );
             return Err(Error::Training(what));
         }
     })

@@ -151,13 +151,27 @@ impl DenseTuning {
 
     fn of(model: DenseModel, lora: Option<DenseLora>, variables: Vec<(String, Var)>) -> Self {
         let blocks = model.architecture.blocks();
-        let block = |name: &str| {
-            let number = name.strip_prefix("model.layers.")?.split('.').next()?;
-            number.parse::<usize>().ok()
-        };
-        let lowest = variables.iter().filter_map(|(name, _)| block(name)).min();
+        let lowest = variables.iter().filter_map(|(name, _)| block_of(name)).min();
         let embedding = variables.iter().any(|(name, _)| *name == model.blueprint.embedding);
         Self { model, lora, heads: None, variables, lowest: lowest.unwrap_or(blocks), embedding }
+    }
+
+    /// Takes what goes into block `block` as a constant: what is trained in the blocks below, and in the
+    /// embedding, has no gradients from then on. The blocks below keep nothing for the way back if they
+    /// run with [`GradientOptions::checkpointing`].
+    pub fn stop_below(&mut self, block: usize) {
+        self.lowest = self.lowest.max(block).min(self.model.architecture.blocks());
+        self.embedding = false;
+    }
+
+    /// Whether what is trained under each of the variables' names is in a block below `block`, or the
+    /// embedding.
+    pub fn is_below(&self, block: usize) -> Vec<bool> {
+        let below = |name: &str| match block_of(name) {
+            Some(number) => number < block,
+            None => *name == self.model.blueprint.embedding,
+        };
+        self.variables.iter().map(|(name, _)| below(name)).collect()
     }
 
     /// The model.
@@ -453,6 +467,11 @@ impl DenseTuning {
         let tensors = self.variables.iter().map(of).collect();
         all.add(Gradients { loss: 0.0, drafts: Vec::new(), tensors })
     }
+}
+
+/// The block that a tensor of this name is in.
+fn block_of(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 /// A number whose gradient at `x` is `gradient`.

@@ -24,31 +24,28 @@ const QUOTED: usize = 100;
 /// A program that prints a metric.
 #[derive(Debug, Clone)]
 pub struct MetricCommand {
-    program: String,
-    arguments: Vec<String>,
+    command: String,
     tokenizer: Arc<Tokenizer>,
     max_tokens: usize,
 }
 
 impl MetricCommand {
-    /// The metric that `program` with `arguments` prints of answers of at most `max_tokens` tokens.
-    pub fn new(
-        program: String,
-        arguments: Vec<String>,
-        tokenizer: Arc<Tokenizer>,
-        max_tokens: usize,
-    ) -> Self {
-        Self { program, arguments, tokenizer, max_tokens }
+    /// The metric that `command` prints of answers of at most `max_tokens` tokens. The system's shell
+    /// reads it.
+    pub fn new(command: String, tokenizer: Arc<Tokenizer>, max_tokens: usize) -> Self {
+        Self { command, tokenizer, max_tokens }
     }
 
     fn failed(&self, what: impl std::fmt::Display) -> Error {
-        Error::Training(format!("metric command {:?}: {what}", self.program))
+        let shown: String = self.command.chars().take(QUOTED).collect();
+        Error::Training(format!("metric command {shown:?}: {what}"))
     }
 
     /// What the program prints for these lines.
     fn run(&self, lines: Vec<u8>) -> Result<f64, Error> {
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let (shell, option) = if cfg!(windows) { ("cmd", "/C") } else { ("sh", "-c") };
+        let mut command = Command::new(shell);
+        command.args([option, &self.command]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|e| self.failed(e))?;
         let input = child.stdin.take();
         // Written beside the reading, so that neither waits for the other with a full pipe.

@@ -17,19 +17,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::{Cpu, Distribution, Forming, Forms, Philox, Purpose, form_for, tensor_id};
-use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
+use offshoot_methods::tune::{Layout, SpaceChoice, SpaceKind, TensorSpec};
 use offshoot_models::{
     Blueprint, Hooks, LinearId, LinearSpec, LoraAdapter, LowRank, PackedAdapters, PackedModel,
     SegmentRows, VariantId,
 };
 use serde::{Deserialize, Serialize};
 
-use super::Space;
+use super::around::Around;
 use super::parameters::Parameters;
 use crate::Error;
-
-/// Points that stand beside the weights at once.
-const LANES: usize = 32;
 
 /// What is added to which matrices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,7 +127,13 @@ impl LoraSpace {
     /// [`Error::Training`] if the options are out of bounds or no matrix has one of the names.
     pub fn new(cpu: &Cpu, model: Arc<PackedModel>, options: &LoraOptions) -> Result<Self, Error> {
         let rank = options.rank;
-        let chosen = chosen(model.blueprint(), options)?;
+        if !(1..=1 << 14).contains(&rank) || !options.alpha.is_finite() {
+            let alpha = options.alpha;
+            let what =
+                format!("lora: rank {rank} and alpha {alpha}: expected 1 to 16384, and a number");
+            return Err(Error::Training(what));
+        }
+        let chosen = chosen(model.blueprint(), &options.targets)?;
         let mut tensors = BTreeMap::new();
         let mut fixed = Vec::new();
         for linear in &chosen {
@@ -206,18 +209,12 @@ fn insert(tensors: &mut Named, spec: TensorSpec, values: Vec<f32>) -> Option<()>
     tensors.insert(spec.name.clone(), (spec, values)).map(drop)
 }
 
-/// The matrices that the options name: none of experts, whose rows are too few, and not the head, whose
+/// The matrices that `targets` name: none of experts, whose rows are too few, and not the head, whose
 /// matrix may be the embedding's.
-fn chosen<'b>(
+pub(super) fn chosen<'b>(
     blueprint: &'b Blueprint,
-    options: &LoraOptions,
+    targets: &[String],
 ) -> Result<Vec<&'b LinearSpec>, Error> {
-    let LoraOptions { rank, alpha, targets, .. } = options;
-    if !(1..=1 << 14).contains(rank) || !alpha.is_finite() {
-        let what =
-            format!("lora: rank {rank} and alpha {alpha}: expected 1 to 16384, and a number");
-        return Err(Error::Training(what));
-    }
     let body = blueprint.linears.len().saturating_sub(1);
     let last = |linear: &LinearSpec| linear.name.rsplit('.').next().unwrap_or("").to_owned();
     let linears = blueprint.linears[..body].iter().filter(|linear| !linear.routed);
@@ -228,7 +225,7 @@ fn chosen<'b>(
         names.sort_unstable();
         names.dedup();
         return Err(Error::Training(format!(
-            "lora: no matrix of the model is called {:?}: there are {}",
+            "no matrix of the model is called {:?}: there are {}",
             missing.map_or("", String::as_str),
             names.join(", ")
         )));
@@ -252,26 +249,22 @@ fn initial_a(linear: &LinearSpec, options: &LoraOptions) -> Vec<f32> {
 }
 
 /// The layer that a name of a tensor speaks of.
-fn layer_of(name: &str) -> Option<usize> {
+pub(super) fn layer_of(name: &str) -> Option<usize> {
     let (_, rest) = name.split_once("layers.")?;
     rest.split('.').next()?.parse().ok()
 }
 
-impl Space for LoraSpace {
-    fn layout(&self) -> &Layout {
-        self.parameters.layout()
+impl Around for LoraSpace {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
     }
 
-    fn seed(&self) -> u64 {
-        self.parameters.entries.seed()
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.parameters
     }
 
-    fn distribution(&self) -> Distribution {
-        self.parameters.entries.distribution()
-    }
-
-    fn draw_from(&mut self, seed: u64, distribution: Distribution) {
-        self.parameters.entries.draw_from(seed, distribution);
+    fn cpu(&self) -> &Cpu {
+        &self.cpu
     }
 
     fn kind(&self) -> SpaceKind {
@@ -287,32 +280,8 @@ impl Space for LoraSpace {
         &self.model
     }
 
-    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
-        self.parameters.read(tensor, out)
-    }
-
-    fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error> {
-        self.parameters.write(tensor, values)
-    }
-
-    fn apply(&mut self, update: &Update) -> Result<(), Error> {
-        self.parameters.apply(&self.cpu, update)
-    }
-
-    fn lanes(&self) -> usize {
-        LANES
-    }
-
-    fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error> {
-        if probes.len() > LANES {
-            let n = probes.len();
-            return Err(Error::Training(format!("{n} points at once, where {LANES} can stand")));
-        }
-        let mut adapters = Vec::with_capacity(probes.len());
-        for probe in probes {
-            let values = self.parameters.at(&self.cpu, probe)?;
-            adapters.push(self.of(&values));
-        }
+    fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error> {
+        let adapters: Vec<LoraAdapter> = points.iter().map(|values| self.of(values)).collect();
         self.hooks.adapters = PackedAdapters::new(&self.cpu, self.model.blueprint(), &adapters)?;
         Ok(())
     }

@@ -1,9 +1,13 @@
 //! What is tuned: tensors, and how a model is run with others in their place.
 
+mod around;
+mod before;
 mod full;
 mod lora;
 mod parameters;
 mod prefix;
+mod prompt;
+mod scales;
 
 use std::path::Path;
 
@@ -18,6 +22,8 @@ pub(super) use parameters::tensor_ids;
 pub use full::{FullOptions, FullSpace};
 pub use lora::{Activations, LoraOptions, LoraSpace};
 pub use prefix::{PrefixOptions, PrefixSpace};
+pub use prompt::{PromptOptions, PromptSpace};
+pub use scales::{ScalesOptions, ScalesSpace};
 
 /// Tensors that are tuned, of a model whose other weights stay as they are.
 ///

@@ -65,7 +65,13 @@ impl Parameters {
         Ok(moved)
     }
 
-    pub(super) fn apply(&mut self, cpu: &Cpu, update: &Update) -> Result<(), Error> {
+    /// Carries `update` out, and brings the values of each tensor to where `bound` wants them.
+    pub(super) fn apply(
+        &mut self,
+        cpu: &Cpu,
+        update: &Update,
+        bound: fn(&mut [f32]),
+    ) -> Result<(), Error> {
         self.entries.check(update.terms())?;
         for (tensor, (values, spec)) in self.values.iter_mut().zip(&self.layout.tensors).enumerate()
         {
@@ -74,6 +80,7 @@ impl Parameters {
                 update_rows(cpu, (spec.rows, spec.cols), values, change);
                 Ok(())
             })?;
+            bound(values);
         }
         Ok(())
     }
@@ -169,7 +176,7 @@ mod tests {
                 history: terms(),
             };
             for update in [linear, moments] {
-                ours.apply(&cpu, &update).unwrap();
+                ours.apply(&cpu, &update, |_| {}).unwrap();
                 apply_update(&update, &mut theirs);
                 assert!(bits(ours.values()) == bits(&theirs.tensors), "{distribution:?}");
                 let probe = Probe { terms: terms() };
@@ -187,7 +194,7 @@ mod tests {
         let direction = Direction { tensors: Some(Arc::from([true])), ..Direction::dense(0, 0) };
         let terms = vec![terms()[0].clone(), Term { scale: 1.0, direction }];
         let update = Update::Linear { decay: 0.5, terms: terms.clone() };
-        let told = ours.apply(&cpu, &update).unwrap_err().to_string();
+        let told = ours.apply(&cpu, &update, |_| {}).unwrap_err().to_string();
         assert!(told.contains("over 1 tensors, where 3 are tuned"), "{told}");
         assert!(ours.at(&cpu, &Probe { terms }).is_err());
         assert!(bits(ours.values()) == bits(&values()));

@@ -1,0 +1,156 @@
+//! Spaces of a few tensors around a model that stays as it is.
+
+use std::path::Path;
+
+use offshoot_kernels::{Cpu, Distribution, KvCache};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
+use offshoot_models::{Hooks, PackedModel};
+
+use super::Space;
+use super::parameters::Parameters;
+use crate::Error;
+
+/// Points that stand beside the weights at once.
+const LANES: usize = 32;
+
+/// What a space of [`Parameters`] has of its own; it is a [`Space`] by that.
+pub(super) trait Around: std::fmt::Debug + Send {
+    fn parameters(&self) -> &Parameters;
+
+    fn parameters_mut(&mut self) -> &mut Parameters;
+
+    fn cpu(&self) -> &Cpu;
+
+    /// As [`Space::kind`].
+    fn kind(&self) -> SpaceKind;
+
+    /// As [`Space::choice`].
+    fn choice(&self) -> SpaceChoice;
+
+    /// As [`Space::model`].
+    fn model(&self) -> &PackedModel;
+
+    /// As [`Space::lanes`].
+    fn lanes(&self) -> usize {
+        LANES
+    }
+
+    /// Makes variant `i + 1` of the steps that follow the model with the parameters `points[i]`.
+    fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error>;
+
+    /// What the values are brought to after a step.
+    fn bound(_values: &mut [f32]) {}
+
+    /// As [`Space::with_hooks`].
+    fn with_hooks(
+        &mut self,
+        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+    ) -> Result<(), Error>;
+
+    /// As [`Space::rounds`].
+    fn rounds(&self) -> bool {
+        false
+    }
+
+    /// As [`Space::set_rounding`].
+    fn set_rounding(&mut self, _rounds: bool) {}
+
+    /// As [`Space::positions_before`].
+    fn positions_before(&self) -> usize {
+        0
+    }
+
+    /// As [`Space::begin_cache`].
+    fn begin_cache(&self, _probe: usize, _cache: &mut KvCache) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// As [`Space::write_variant`].
+    fn write_variant(&self, folder: &Path) -> Result<(), Error>;
+}
+
+impl<A: Around> Space for A {
+    fn layout(&self) -> &Layout {
+        self.parameters().layout()
+    }
+
+    fn seed(&self) -> u64 {
+        self.parameters().entries.seed()
+    }
+
+    fn distribution(&self) -> Distribution {
+        self.parameters().entries.distribution()
+    }
+
+    fn draw_from(&mut self, seed: u64, distribution: Distribution) {
+        self.parameters_mut().entries.draw_from(seed, distribution);
+    }
+
+    fn kind(&self) -> SpaceKind {
+        Around::kind(self)
+    }
+
+    fn choice(&self) -> SpaceChoice {
+        Around::choice(self)
+    }
+
+    fn model(&self) -> &PackedModel {
+        Around::model(self)
+    }
+
+    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
+        self.parameters().read(tensor, out)
+    }
+
+    fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error> {
+        self.parameters_mut().write(tensor, values)
+    }
+
+    fn apply(&mut self, update: &Update) -> Result<(), Error> {
+        let cpu = self.cpu().clone();
+        self.parameters_mut().apply(&cpu, update, A::bound)
+    }
+
+    fn lanes(&self) -> usize {
+        Around::lanes(self)
+    }
+
+    fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error> {
+        let (n, lanes) = (probes.len(), Around::lanes(self));
+        if n > lanes {
+            return Err(Error::Training(format!("{n} points at once, where {lanes} can stand")));
+        }
+        let cpu = self.cpu().clone();
+        let parameters = self.parameters_mut();
+        let points =
+            probes.iter().map(|probe| parameters.at(&cpu, probe)).collect::<Result<_, _>>();
+        self.stand(points?)
+    }
+
+    fn with_hooks(
+        &mut self,
+        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        Around::with_hooks(self, run)
+    }
+
+    fn rounds(&self) -> bool {
+        Around::rounds(self)
+    }
+
+    fn set_rounding(&mut self, rounds: bool) {
+        Around::set_rounding(self, rounds);
+    }
+
+    fn positions_before(&self) -> usize {
+        Around::positions_before(self)
+    }
+
+    fn begin_cache(&self, probe: usize, cache: &mut KvCache) -> Result<(), Error> {
+        Around::begin_cache(self, probe, cache)
+    }
+
+    fn write_variant(&self, folder: &Path) -> Result<(), Error> {
+        Around::write_variant(self, folder)
+    }
+}

@@ -1,0 +1,85 @@
+//! Hybrid: random directions for the first blocks, gradients for the last.
+//!
+//! Zhang et al. 2024, "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning",
+//! section 6, <https://arxiv.org/abs/2402.11592>.
+//! ```text
+//! deep     g = grad of L(u, v) by v, with what goes into the first deep block as a constant
+//!          v = optimiser(v, g)
+//! shallow  s = (L(u + eps z, v) - L(u - eps z, v)) / (2 eps)
+//!          u = u (1 - eta' lambda) - eta' s z,  eta' = share eta
+//! ```
+//! v: what is tuned in the last `blocks` blocks and behind them; u: all else; eta: learning rate; both
+//! halves are measured at the same weights, on the same batch.
+//!
+//! Departs from the paper: the deep half takes any optimiser, as tuning by gradients does; the shallow
+//! one is plain descent at a rate of its own, since what a direction says of a gradient is far longer
+//! than the gradient.
+//! Cost: a forward and a backward pass of the last blocks, run twice where they are not kept, and three
+//! forward passes of all; activations of the last blocks alone; the shallow half's weights once more
+//! while they are moved.
+//! Published: no accuracy for this split alone that could be set beside ours.
+//!
+//! When not to use it: with activations that are made again block by block, gradients of all blocks
+//! take hardly more memory than those of the last, and get further.
+
+use serde::{Deserialize, Serialize};
+
+use super::probing::within;
+use crate::Error;
+
+/// Options of the hybrid.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HybridOptions {
+    /// How many of the last blocks have gradients. Default 4; ours.
+    pub blocks: u32,
+    /// How far the points of the shallow half are from its weights. Default 1e-3 (MeZO's).
+    pub eps: f64,
+    /// The shallow half's rate as a share of the learning rate. Default 0.5: of 1e-4, the usual one of
+    /// LoRA by gradients, MeZO's 5e-5; ours.
+    pub share: f64,
+}
+
+impl Default for HybridOptions {
+    fn default() -> Self {
+        Self { blocks: 4, eps: 1e-3, share: 0.5 }
+    }
+}
+
+impl HybridOptions {
+    /// Checks the fields against their bounds.
+    ///
+    /// # Errors
+    /// [`Error::Option`] names the first field outside its bounds, and the bounds.
+    pub fn validate(&self) -> Result<(), Error> {
+        within("blocks", f64::from(self.blocks), 1.0..=4096.0, "between 1 and 4096")?;
+        within("eps", self.eps, 1e-7..=10.0, "between 1e-7 and 10")?;
+        within("share", self.share, 0.0..=1e3, "between 0 and 1000")
+    }
+
+    /// The slope along the direction whose ends have these losses; none if one is no number.
+    pub fn slope(&self, ahead: f64, behind: f64) -> Option<f64> {
+        let slope = (ahead - behind) / (2.0 * f64::from(self.eps as f32));
+        slope.is_finite().then_some(slope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slope_is_the_difference_over_the_distance_and_options_are_bounded() {
+        let options = HybridOptions { eps: 0.25, ..HybridOptions::default() };
+        assert_eq!(options.slope(3.0, 1.0), Some(4.0));
+        assert_eq!(options.slope(f64::NAN, 1.0), None);
+        options.validate().unwrap();
+        for wrong in [
+            HybridOptions { blocks: 0, ..options },
+            HybridOptions { eps: 0.0, ..options },
+            HybridOptions { share: f64::NAN, ..options },
+        ] {
+            assert!(wrong.validate().is_err(), "{wrong:?}");
+        }
+    }
+}
