@@ -34,6 +34,7 @@ mod card;
 mod cons;
 mod direction;
 mod factors;
+mod fedkseed;
 mod fzoo;
 mod hash;
 mod history;
@@ -66,6 +67,7 @@ pub use card::{MethodCard, MethodOptions, RateUnit};
 pub use cons::ConsOptions;
 pub use direction::{Direction, Distribution, Form, Layout, TensorSpec};
 pub use factors::{Basis, Draw, Factors};
+pub use fedkseed::FedkseedOptions;
 pub use fzoo::FzooOptions;
 pub use hash::Hash;
 pub use lezo::LezoOptions;
@@ -108,6 +110,7 @@ pub static METHODS: &[MethodCard] = &[
     subzero::CARD,
     adazeta::CARD,
     qzo::CARD,
+    fedkseed::CARD,
 ];
 
 #[cfg(test)]
