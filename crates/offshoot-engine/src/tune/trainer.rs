@@ -24,6 +24,15 @@ pub trait Trainer: Scorer {
     /// If the model cannot run the batch; the state is then as before.
     fn step(&mut self, step: u64, rate: f64, batch: &[&Example]) -> Result<StepReport, Error>;
 
+    /// Makes sure that all processes that make the run together hold the same weights, to the bit. One
+    /// that works alone does.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Disagree`](super::ExchangeError::Disagree) with the first tensor that differs.
+    fn agree(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Writes all that [`Trainer::restore`] needs as files into `folder`, which is empty.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 
 mod batch;
 mod dropout;
+mod gathered;
 mod options;
 mod score;
 mod space;
@@ -26,6 +27,7 @@ pub use options::{
 };
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, Var};
@@ -36,7 +38,8 @@ use offshoot_models::{
     Checkpoint, DenseModel, DenseTuning, DropoutMasks, GradientOptions, Gradients,
 };
 
-use super::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
+use super::exchange::{Fingerprint, agree, digest};
+use super::{Alone, Example, Exchange, Scored, Scorer, Sequence, StepReport, Trainer};
 use crate::Error;
 use batch::MicroBatch;
 use dropout::KeyedDropout;
@@ -53,7 +56,12 @@ pub struct FirstOrder {
     state: Vec<Vec<Vec<f32>>>,
     /// Identity of the base's weights, once a state was written or read.
     base: OnceLock<String>,
+    /// The processes that make the gradients.
+    exchange: Rc<dyn Exchange>,
 }
+
+/// The gradients of a micro-batch and its tokens; nothing if none of them counts.
+type Micro = Option<(Gradients, usize)>;
 
 impl FirstOrder {
     /// The model of `checkpoint` on the processor, in single precision, with nothing learned yet.
@@ -74,7 +82,15 @@ impl FirstOrder {
         let state = |shape: &TensorShape| vec![vec![0.0; shape.len()]; optimizer.states(*shape)];
         let state = shapes.iter().map(state).collect();
         let base = OnceLock::new();
-        Ok(Self { checkpoint, options, tuning, optimizer, shapes, state, base })
+        let exchange = Rc::new(Alone);
+        Ok(Self { checkpoint, options, tuning, optimizer, shapes, state, base, exchange })
+    }
+
+    /// Shares the micro-batches of every step with the other processes of `exchange`. Their gradients
+    /// are added up in the order of micro-batches, so how many processes there are changes no bit.
+    #[must_use]
+    pub fn among(self, exchange: Rc<dyn Exchange>) -> Self {
+        Self { exchange, ..self }
     }
 
     /// How it is tuned.
@@ -105,27 +121,45 @@ impl FirstOrder {
         let share = batch::Shares::of(batch, self.options.choice)?;
         let mut sum: Option<Gradients> = None;
         let mut tokens = 0;
-        for (number, examples) in batch.chunks(size).enumerate() {
-            let micro = MicroBatch::new(&self.tuning, examples, &share, self.options.choice)?;
-            if micro.targets.is_empty() {
-                continue;
-            }
-            tokens += micro.tokens();
-            let dropout = KeyedDropout::new(&self.options, step, number * size, &micro.texts);
-            let options = GradientOptions {
-                checkpointing: self.options.checkpointing,
-                dropout: dropout.as_ref().map(|dropout| dropout as &dyn DropoutMasks),
-            };
-            let texts: Vec<&[u32]> = micro.texts.iter().map(|text| text.tokens.as_ref()).collect();
-            let mut found = self.tuning.gradients(&texts, &micro.targets, options)?;
-            found.loss = micro.loss.unwrap_or(found.loss);
-            match &mut sum {
-                Some(sum) => sum.add(found)?,
-                None => sum = Some(found),
+        let micros: Vec<(usize, &[&Example])> = batch.chunks(size).enumerate().collect();
+        for each_its_own in micros.chunks(self.exchange.size()) {
+            let own = each_its_own.get(self.exchange.rank());
+            let own =
+                own.map(|(number, examples)| self.micro(step, number * size, examples, &share));
+            let own = own.transpose()?.flatten();
+            for (found, run) in self.gathered(own)?.into_iter().flatten() {
+                tokens += run;
+                match &mut sum {
+                    Some(sum) => sum.add(found)?,
+                    None => sum = Some(found),
+                }
             }
         }
         let none = || Error::Training("no token of the batch is trained on".to_owned());
         Ok((sum.ok_or_else(none)?, tokens))
+    }
+
+    /// Those of `examples`, the ones from `first` on of their batch.
+    fn micro(
+        &self,
+        step: u64,
+        first: usize,
+        examples: &[&Example],
+        share: &batch::Shares,
+    ) -> Result<Micro, Error> {
+        let micro = MicroBatch::new(&self.tuning, examples, share, self.options.choice)?;
+        if micro.targets.is_empty() {
+            return Ok(None);
+        }
+        let dropout = KeyedDropout::new(&self.options, step, first, &micro.texts);
+        let options = GradientOptions {
+            checkpointing: self.options.checkpointing,
+            dropout: dropout.as_ref().map(|dropout| dropout as &dyn DropoutMasks),
+        };
+        let texts: Vec<&[u32]> = micro.texts.iter().map(|text| text.tokens.as_ref()).collect();
+        let mut found = self.tuning.gradients(&texts, &micro.targets, options)?;
+        found.loss = micro.loss.unwrap_or(found.loss);
+        Ok(Some((found, micro.tokens())))
     }
 
     /// The gradients as numbers, zeros where there are none, and their norm.
@@ -169,6 +203,17 @@ impl Trainer for FirstOrder {
         }
         let numbers = vec![("grad_norm", norm), ("learning_rate", rate)];
         Ok(StepReport { loss, tokens, numbers })
+    }
+
+    fn agree(&self) -> Result<(), Error> {
+        if self.exchange.size() == 1 {
+            return Ok(());
+        }
+        let own = self.tuning.variables().iter().map(|(name, variable)| {
+            let digest = digest(&read(variable.as_tensor())?);
+            Ok(Fingerprint { tensor: name.clone(), digest })
+        });
+        agree(&*self.exchange, &own.collect::<Result<Vec<_>, Error>>()?)
     }
 
     fn save(&self, folder: &Path) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::schedule::{Schedule, Shape};
-use super::{Method, RunError};
+use super::{Method, RunError, Share};
 
 /// The settings of a run. A file of them is TOML or YAML with these names, see
 /// [`super::read_config`]; what it leaves out is as in [`RunConfig::default`].
@@ -84,8 +84,10 @@ pub struct RunConfig {
     pub steps: Option<u64>,
     /// Examples that are run at once.
     pub batch: u32,
-    /// Batches that make a step.
+    /// Batches that make a step: with gradients their sum, of a method of rounds its local steps.
     pub accumulation: u32,
+    /// How processes that make a run together share a step of a method without gradients.
+    pub share: Share,
     /// The greatest learning rate; the method's own if it is not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
@@ -150,6 +152,7 @@ impl Default for RunConfig {
             steps: None,
             batch: 8,
             accumulation: 1,
+            share: Share::default(),
             learning_rate: None,
             schedule: None,
             warmup_steps: 0,
@@ -331,6 +334,12 @@ impl RunConfig {
         self.batch.checked_mul(self.accumulation)
     }
 
+    /// Whether a step is a round of local steps, which every process of several makes of examples of its
+    /// own.
+    pub fn has_local_steps(&self) -> bool {
+        self.method.card().is_some_and(|card| card.defaults().get(LOCAL_STEPS).is_some())
+    }
+
     /// The learning rate that is asked for, or the method's own.
     pub fn rate(&self) -> f64 {
         self.learning_rate.unwrap_or_else(|| self.method.learning_rate(self.space))
@@ -385,6 +394,8 @@ impl RunConfig {
     }
 }
 
+/// The option of a method of rounds that says how many local steps one has.
+pub(super) const LOCAL_STEPS: &str = "local_steps";
 const NOT_LESS: &str = "must be at least 0";
 
 #[cfg(test)]

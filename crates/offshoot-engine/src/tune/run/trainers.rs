@@ -1,5 +1,6 @@
 //! From settings to what a run drives.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
@@ -8,13 +9,14 @@ use offshoot_methods::tune::{Hash, RateOptions};
 use offshoot_models::{BaseId, Checkpoint, TemplateId, Tokenizer, TokenizerId};
 use serde_json::Value;
 
-use super::config::{Objective as Aim, Space as Tuned};
+use super::config::{LOCAL_STEPS, Objective as Aim, Space as Tuned};
 use super::{Method, Optimizer, RunConfig, RunDescription, RunError};
 use crate::tune::zeroth_order::{
     Classification, CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, Metric,
     MetricKind, Objective, Origin, PrefixOptions, PrefixSpace, Space, ZerothOrderOptions,
     ZerothOrderTrainer,
 };
+use crate::tune::{Exchange, ExchangeError};
 use crate::tune::{FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices, TensorNames};
 use crate::tune::{LoraOptions as GradientLora, Trainer};
 use crate::{Error, Model};
@@ -60,7 +62,8 @@ impl Base {
         }
     }
 
-    /// Makes the trainer of the run that `description` is of, on `cpu`.
+    /// Makes the trainer of the run that `description` is of, on `cpu`, as one of the processes of
+    /// `exchange`, which has `examples` examples.
     ///
     /// # Errors
     /// If a setting is not one that the method takes, or the weights cannot be read.
@@ -69,14 +72,23 @@ impl Base {
         description: &RunDescription,
         tokenizer: &Arc<Tokenizer>,
         cpu: &Cpu,
+        (exchange, examples): (&Rc<dyn Exchange>, usize),
     ) -> Result<Box<dyn Trainer>, Error> {
         let config = &description.config;
         let Method::ZerothOrder(name) = config.method else {
-            return with_gradients(config, self.stored()?);
+            return with_gradients(config, self.stored()?, exchange);
         };
+        let mut options = config.options.clone();
+        if config.has_local_steps() {
+            if options.contains_key(LOCAL_STEPS) {
+                let what = format!("options: {LOCAL_STEPS}: give accumulation instead");
+                return Err(RunError::Config { place: String::new(), what }.into());
+            }
+            options.insert(LOCAL_STEPS.to_owned(), config.accumulation.into());
+        }
         let options = ZerothOrderOptions {
             method: name.to_owned(),
-            options: Value::Object(config.options.clone()),
+            options: Value::Object(options),
             decay: config.weight_decay,
             auto_rate: config.auto_rate.then(RateOptions::default),
             origin: origin(description, self.checkpoint()),
@@ -84,7 +96,7 @@ impl Base {
         };
         let space = self.space(config, cpu)?;
         let trainer = ZerothOrderTrainer::new(cpu, space, objective(config, tokenizer), &options)?;
-        Ok(Box::new(trainer))
+        Ok(Box::new(trainer.among(Rc::clone(exchange), config.share, examples as u64)?))
     }
 
     fn stored(&self) -> Result<&Arc<Checkpoint>, Error> {
@@ -148,7 +160,13 @@ fn origin(description: &RunDescription, checkpoint: &Checkpoint) -> Origin {
 fn with_gradients(
     config: &RunConfig,
     checkpoint: &Arc<Checkpoint>,
+    exchange: &Rc<dyn Exchange>,
 ) -> Result<Box<dyn Trainer>, Error> {
+    if exchange.size() > config.accumulation as usize {
+        let what = "with gradients they share the batches that make a step: give --accumulation as \
+                    many, or more";
+        return Err(ExchangeError::Unshared { size: exchange.size(), what }.into());
+    }
     if config.objective != Aim::Loss {
         let what = format!("objective: method {} knows none but loss", config.method);
         return Err(RunError::Config { place: String::new(), what }.into());
@@ -176,7 +194,8 @@ fn with_gradients(
         seed: config.seed,
         ..FirstOrderOptions::default()
     };
-    Ok(Box::new(FirstOrder::new(Arc::clone(checkpoint), options)?))
+    let trainer = FirstOrder::new(Arc::clone(checkpoint), options)?;
+    Ok(Box::new(trainer.among(Rc::clone(exchange))))
 }
 
 fn optimizer(config: &RunConfig) -> OptimizerOptions {

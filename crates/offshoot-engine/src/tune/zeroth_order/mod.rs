@@ -13,6 +13,7 @@ mod record;
 mod replay;
 mod snapshot;
 mod space;
+mod together;
 mod trainer;
 mod tree;
 mod variant;
@@ -29,4 +30,5 @@ pub use snapshot::write as write_tensors;
 pub use space::{
     Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
 };
+pub use together::Share;
 pub use trainer::{TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer};
