@@ -200,6 +200,10 @@ def history_terms(method: str, rate: float, past, place: int, first, now: int):
 def step_in(method: str, place: int, first, step: int, rate: float, numbers, past, s):
     """What a step takes from a tensor."""
     size = len(first[place])
+    if method == "fedkseed":
+        pool = [(single(rate * a), draw(TENSORS[place][0], 0, DIRECTION, j, size, False))
+                for j, a in enumerate(numbers)]
+        return total(pool, size)
     if method in ("mmt", "lozo-m", "adam", "adamezo"):
         window = past[-16:] if method == "adamezo" else past[-64:]
         terms = history_terms(method, rate, window, place, first, step)
@@ -222,7 +226,7 @@ def run(method: str) -> str:
     weights, past, state = [list(w) for w in first], [], {}
     for step in range(0, 120, 10):
         rate = 0.01 / (step + 1)
-        count = 6 if method == "block" else 2
+        count = {"block": 6, "fedkseed": 4096}.get(method, 2)
         numbers = [((step + 7 * i) * 13 % 31 - 15) / 8 for i in range(count)]
         past.append((step, numbers))
         s = scales(method, rate, numbers[:2], state)
@@ -236,7 +240,7 @@ def run(method: str) -> str:
 
 def main() -> None:
     names = "mezo sign cons mmt adam adamezo fzoo meazo lozo lozo-m lezo block sparse subzero"
-    for name in [*names.split(), "adazeta", "qzo"]:
+    for name in [*names.split(), "adazeta", "qzo", "fedkseed"]:
         print(f'    ("{name}", "{run(name)}"),')
 
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use offshoot_engine::datastore::DatastoreError;
 use offshoot_engine::store::{StoreError, StoreErrorKind};
-use offshoot_engine::tune::DataError;
 use offshoot_engine::tune::run::RunError;
+use offshoot_engine::tune::{DataError, ExchangeError};
 
 use crate::interrupt;
 
@@ -90,11 +90,19 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Data(error) => data_code(error),
         Error::PromptTooLong { .. } | Error::EmptyPrompt | Error::Prompts(_) => 3,
         Error::Training(_) => USAGE,
+        Error::Exchange(error) => exchange_code(error),
         Error::Run(error) => run_code(error),
         Error::Trajectory(_) => 4,
         Error::OtherBase { .. } => USAGE,
         Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,
+        _ => 1,
+    }
+}
+
+fn exchange_code(error: &ExchangeError) -> u8 {
+    match error {
+        ExchangeError::Differs { .. } | ExchangeError::Unshared { .. } => USAGE,
         _ => 1,
     }
 }

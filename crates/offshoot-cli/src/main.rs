@@ -20,7 +20,10 @@ mod interrupt;
 mod man;
 mod medusa;
 mod models;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod plot;
+mod processes;
 mod quantize;
 mod report;
 mod score;

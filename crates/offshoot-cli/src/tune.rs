@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +13,8 @@ use offshoot_engine::tune::data::{
 };
 use offshoot_engine::tune::run::{
     Advice, Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig,
-    RunDescription, TuneNeed, VariantFile, check_examples, digest, evaluate_held_out, read_config,
+    RunDescription, TuneNeed, VariantFile, check_examples, digest, evaluate_held_out, follow,
+    read_config,
 };
 use offshoot_engine::{Control, available_memory, peak_rss_bytes};
 use offshoot_kernels::{Cpu, available_threads};
@@ -21,6 +23,7 @@ use serde_json::{Value, json};
 
 use crate::args::{EngineArgs, ModelArgs, TuneArgs};
 use crate::failure::{Failure, note, say, say_json};
+use crate::processes::Processes;
 use crate::{advice, interrupt, models, report};
 
 pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
@@ -35,16 +38,24 @@ pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
     if args.resume.is_none() {
         Run::refuse_another(&folder)?;
     }
-    let signals = Signals::listen();
     if args.advise {
-        return advise(args, &model, &config, &signals);
+        return advise(args, &model, &config, &Signals::listen());
     }
-    let outcome = tune(args, &model, &config, &folder, &signals);
+    let processes = Processes::join()?;
+    let signals = Signals::listen();
+    let outcome = tune(args, &model, &config, &folder, (&processes, &signals));
     // Whatever ended it, what was learned by the last checkpoint is not lost.
-    if outcome.is_err() && folder.join("checkpoints").exists() {
+    let leads = processes.exchange().rank() == 0;
+    if leads && outcome.is_err() && folder.join("checkpoints").exists() {
         note(format_args!("the run can go on: {}", resume_command(&folder)));
     }
-    tell(args, &folder, &outcome?)
+    match outcome {
+        // The others would wait for this one.
+        Err(failure) if processes.exchange().size() > 1 => processes.end_all(&failure),
+        Err(failure) => Err(failure),
+        Ok(Some(outcome)) => tell(args, &folder, &outcome),
+        Ok(None) => Ok(()),
+    }
 }
 
 /// The settings of the run that goes on, or of a file, with those of the flags over them.
@@ -142,32 +153,42 @@ fn advise(
     advice::tell(&advice)
 }
 
+/// Makes a run, as one of the processes that do; process 0 tells how it ended.
 fn tune(
     args: &TuneArgs,
     model: &ModelArgs,
     config: &RunConfig,
-    run: &Path,
-    signals: &Signals,
-) -> Result<Outcome, Failure> {
+    folder: &Path,
+    (processes, signals): (&Processes, &Signals),
+) -> Result<Option<Outcome>, Failure> {
     let engine = engine_args(args, config)?;
     if let Some(available) = available_memory() {
         TuneNeed::check(&opened(model, &engine)?, config, available)?;
     }
     // Faults of the data are told before the weights are read.
     let renderer = Renderer::new(&opened(model, &engine)?)?;
-    let folder = examples_folder(args, run);
-    let read = |files: &[PathBuf]| examples(config, files, &renderer, &folder, signals);
-    let all = read(&config.data)?;
-    let file;
-    let (train, held_out) = match &config.eval_data[..] {
-        [] => Part::split(&all, config.eval_fraction, config.seed)?,
-        files => {
-            file = read(files)?;
-            (Part::whole(&all), Part::whole(&file))
+    let examples_folder = examples_folder(args, folder);
+    let leads = processes.exchange().rank() == 0;
+    let tell = |line: &dyn std::fmt::Display| {
+        if leads {
+            note(line)
         }
     };
+    let read = |files: &[PathBuf]| {
+        let places = (files, &*examples_folder);
+        examples(config, places, &renderer, signals, &tell)
+    };
+    let all = processes.first(|| read(&config.data))?;
+    let file = processes.first(|| match &config.eval_data[..] {
+        [] => Ok(None),
+        files => read(files).map(Some),
+    })?;
+    let (train, held_out) = match &file {
+        None => Part::split(&all, config.eval_fraction, config.seed)?,
+        Some(file) => (Part::whole(&all), Part::whole(file)),
+    };
     check_examples(config, &train, &held_out)?;
-    let (base, cpu) = load(model, &engine, config)?;
+    let (base, cpu) = processes.first(|| load(model, &engine, config))?;
     let plan = config.plan(train.count(), held_out.count())?;
     let description = RunDescription {
         id: String::new(),
@@ -179,27 +200,35 @@ fn tune(
         command: command(),
         variant: VariantFile::of(base.checkpoint(), base.id()?, config.method.name())?,
     };
+    let exchange = processes.exchange();
+    let description = description.join(&**exchange)?;
     // Before the folder is the run's: an option that is wrong leaves nothing behind.
-    let mut trainer = base.trainer(&description, &train, (renderer.tokenizer(), &cpu))?;
-    let run = match &args.resume {
-        Some(folder) => Run::resume(folder, description)?,
-        None => Run::begin(run, description)?,
-    };
-    if args.resume.is_some() {
-        note(format_args!("going on after step {} of {}", run.step(), plan.steps));
-    }
+    let tools = (renderer.tokenizer(), &cpu);
+    let mut trainer = base.trainer(&description, &train, tools, exchange)?;
     let mut evaluate = |scorer: &mut dyn Scorer, held_out: &dyn Examples| {
         evaluate_held_out(config, renderer.tokenizer(), scorer, held_out)
     };
+    let examples = (&train as &dyn Examples, &held_out as &dyn Examples);
+    if exchange.rank() > 0 {
+        follow(folder, exchange, &mut *trainer, examples, &plan, &mut evaluate)?;
+        return Ok(None);
+    }
+    let run = match &args.resume {
+        Some(folder) => Run::resume(folder, description)?,
+        None => Run::begin(folder, description)?,
+    };
+    let run = run.leading(Rc::clone(exchange));
+    if args.resume.is_some() {
+        note(format_args!("going on after step {} of {}", run.step(), plan.steps));
+    }
     let mut shown = Shown::new(plan.steps, run.step());
     let mut watch = |happening: &Happening<'_>| {
         shown.show(happening);
         signals.control()
     };
-    let examples = (&train as &dyn Examples, &held_out as &dyn Examples);
     let outcome = run.drive(&mut *trainer, examples, &plan, &mut evaluate, &mut watch);
     shown.finish();
-    Ok(outcome?)
+    Ok(Some(outcome?))
 }
 
 /// The base in the form in which the method takes it.
@@ -225,26 +254,26 @@ fn examples_folder(args: &TuneArgs, run: &Path) -> PathBuf {
     }
 }
 
-/// The examples of `files`, as tokens.
+/// The examples of `files`, as tokens that are kept in `folder`.
 fn examples(
     config: &RunConfig,
-    files: &[PathBuf],
+    (files, folder): (&[PathBuf], &Path),
     renderer: &Renderer,
-    folder: &Path,
     signals: &Signals,
+    tell: &dyn Fn(&dyn std::fmt::Display),
 ) -> Result<TokenFile, Failure> {
     let wrong = |source| Failure::File { path: folder.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(wrong)?;
     let options = config.data_options()?;
     let prepared = prepare(files, renderer, &options, folder, &mut |event| {
         if let DataEvent::Detected(file) = event {
-            note(format_args!("{}: {} as {}", file.path, file.container, file.format));
+            tell(&format_args!("{}: {} as {}", file.path, file.container, file.format));
         }
         signals.control()
     })?;
     let report = prepared.file.report();
     if report.cut + report.dropped > 0 {
-        note(format_args!(
+        tell(&format_args!(
             "of {} rows {} were cut and {} left out, longer than {} tokens",
             report.rows, report.cut, report.dropped, config.max_length
         ));

@@ -25,6 +25,9 @@ pub enum Error {
     /// A run of tuning, or a variant that one made.
     #[error(transparent)]
     Run(#[from] crate::tune::run::RunError),
+    /// Processes that tune together.
+    #[error(transparent)]
+    Exchange(#[from] crate::tune::ExchangeError),
     /// Training data.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -17,7 +17,7 @@ use offshoot_engine::{Answer, Control, Error, GenerateOptions, LoadOptions, Mode
 use offshoot_methods::SamplingOptions;
 use offshoot_methods::draft::StepTimes;
 use offshoot_models::medusa::{HEADS_FILE, HeadsFile};
-use offshoot_models::{Checkpoint, Adapter};
+use offshoot_models::{Adapter, Checkpoint};
 use tiny::Tiny;
 
 const CONTEXT: usize = 200;

@@ -23,6 +23,7 @@ pub(crate) fn tune_help() -> String {
          offshoot tune --config run.toml --dry-run\n  \
          offshoot tune smollm2 --data reviews.csv --task sst2 --advise\n  \
          offshoot tune --resume poet\n  \
+         mpirun -n 2 offshoot tune smollm2 --data chats.jsonl --method mezo --output poet\n  \
          offshoot run smollm2 --variant poet=./poet \"Write a line.\"\n\n\
          The run's folder has log.jsonl, report.html, TensorBoard's events, checkpoints, and the\n\
          variant, which is used at once. Ctrl-C ends it after the step that is under way; it goes\n\
@@ -200,6 +201,11 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_ACCUMULATION", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) accumulation: Option<u32>,
+    /// How processes that `mpirun` starts share a step without gradients: examples or points; no bit
+    /// depends on it [default: examples]
+    #[arg(long, env = "OFFSHOOT_SHARE", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) share: Option<String>,
     /// The greatest learning rate [default: the method's own; without gradients, one found from
     /// losses about the weights]
     #[arg(long, visible_alias = "lr", env = "OFFSHOOT_LEARNING_RATE", value_name = "RATE")]

@@ -221,6 +221,22 @@ fn what_cannot_be_is_told_before_anything_is_done() {
 }
 
 #[test]
+fn a_program_that_cannot_speak_to_other_processes_does_not_run_beside_them() {
+    let home = home();
+    for name in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"] {
+        let mut command = home.offshoot(["tune", "long.gguf", "--data", "texts.jsonl"]);
+        command.env(name, "2");
+        let left = run(command).ended_with(2);
+        assert!(left.stderr.contains("mpirun started 2 processes"), "{}", left.stderr);
+        assert!(!home.path().join("long-lora").exists());
+    }
+    let words = ["tune", "long.gguf", "--data", "texts.jsonl", "--steps", "1", "--no-cache"];
+    let mut command = home.offshoot(words);
+    command.env("OMPI_COMM_WORLD_SIZE", "1");
+    run(command).ended_with(0);
+}
+
+#[test]
 fn a_run_does_not_replace_another_and_goes_on_only_as_it_was() {
     let home = home();
     tune(&home, &["--steps", "2", "--output", "out"]).ended_with(0);

@@ -3,6 +3,7 @@
 pub mod data;
 pub mod eval;
 mod example;
+mod exchange;
 mod first_order;
 pub mod run;
 mod scorer;
@@ -11,6 +12,7 @@ pub mod zeroth_order;
 
 pub use data::DataError;
 pub use example::{Example, Sequence};
+pub use exchange::{Alone, Exchange, ExchangeError, Threads, Traffic};
 pub use first_order::{
     ChoiceLoss, DraftHeads, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices,
     LoraOptions, TensorNames,

@@ -37,6 +37,15 @@ pub trait Trainer: Scorer {
         Ok(Vec::new())
     }
 
+    /// Makes sure that all processes that make the run together hold the same weights, to the bit. One
+    /// that works alone does.
+    ///
+    /// # Errors
+    /// [`ExchangeError::Disagree`](super::ExchangeError::Disagree) with the first tensor that differs.
+    fn agree(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Writes all that [`Trainer::restore`] needs as files into `folder`, which is empty.
     ///
     /// # Errors

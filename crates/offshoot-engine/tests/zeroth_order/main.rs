@@ -13,3 +13,4 @@ mod smollm2;
 #[path = "../../../offshoot-models/tests/support/tiny.rs"]
 #[allow(dead_code)] // that crate's own tests use the rest
 mod tiny;
+mod together;

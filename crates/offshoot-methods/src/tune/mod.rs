@@ -34,6 +34,7 @@ mod card;
 mod cons;
 mod direction;
 mod factors;
+mod fedkseed;
 mod fwdgrad;
 mod fzoo;
 mod hash;
@@ -68,6 +69,7 @@ pub use card::{MethodCard, MethodOptions, RateUnit};
 pub use cons::ConsOptions;
 pub use direction::{Direction, Distribution, Form, Layout, TensorSpec};
 pub use factors::{Basis, Draw, Factors};
+pub use fedkseed::FedkseedOptions;
 pub use fwdgrad::{FillDirection, FwdgradOptions};
 pub use fzoo::FzooOptions;
 pub use hash::Hash;
@@ -112,6 +114,7 @@ pub static METHODS: &[MethodCard] = &[
     subzero::CARD,
     adazeta::CARD,
     qzo::CARD,
+    fedkseed::CARD,
 ];
 
 #[cfg(test)]

@@ -158,4 +158,10 @@ pub trait ZerothOrder: std::fmt::Debug + Send {
 
     /// What a slope that lasts is multiplied by in the long run: 1, or with momentum more.
     fn gain(&self) -> f64;
+
+    /// Of a method whose step is a round of local steps, how many they are: each plan of a step has a
+    /// batch of its own, and processes go through them apart before what they measured is averaged.
+    fn local_steps(&self) -> Option<u32> {
+        None
+    }
 }

@@ -60,6 +60,11 @@ pub(crate) trait Rule: std::fmt::Debug + Send {
     fn gain(&self) -> f64 {
         1.0
     }
+
+    /// Batches that a step goes through by itself.
+    fn local_steps(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// `rate / n * number` of each of `n` directions; those of scale zero are left out, which changes
@@ -202,5 +207,9 @@ impl<R: Rule + 'static> ZerothOrder for Stepper<R> {
 
     fn gain(&self) -> f64 {
         self.rule.gain()
+    }
+
+    fn local_steps(&self) -> Option<u32> {
+        self.rule.local_steps()
     }
 }

@@ -17,6 +17,7 @@
 mod along;
 mod batch;
 mod dropout;
+mod gathered;
 mod heads;
 mod options;
 mod score;
@@ -30,6 +31,7 @@ pub use options::{
 };
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, Var};
@@ -42,7 +44,8 @@ use offshoot_models::{
     BaseId, Checkpoint, DenseModel, DenseTuning, Drafts, DropoutMasks, GradientOptions, Gradients,
 };
 
-use super::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
+use super::exchange::{Fingerprint, agree, digest};
+use super::{Alone, Example, Exchange, Scored, Scorer, Sequence, StepReport, Trainer};
 use crate::Error;
 use batch::{MicroBatch, Shares};
 use dropout::KeyedDropout;
@@ -64,7 +67,12 @@ pub struct FirstOrder {
     base: OnceLock<BaseId>,
     /// How the draft heads fared, as they are now.
     calibration: Option<Calibration>,
+    /// The processes that make the gradients.
+    exchange: Rc<dyn Exchange>,
 }
+
+/// The gradients of a micro-batch and its tokens; nothing if none of them counts.
+type Micro = Option<(Gradients, usize)>;
 
 impl FirstOrder {
     /// The model of `checkpoint` on the processor, in single precision, with nothing learned yet.
@@ -124,7 +132,6 @@ impl FirstOrder {
             tuning.variables().iter().map(|(name, v)| space::shape(name, v)).collect();
         let state = |shape: &TensorShape| vec![vec![0.0; shape.len()]; optimizer.states(*shape)];
         let state = shapes.iter().map(state).collect();
-        let calibration = None;
         Ok(Self {
             checkpoint,
             options,
@@ -134,8 +141,16 @@ impl FirstOrder {
             shallow,
             state,
             base,
-            calibration,
+            calibration: None,
+            exchange: Rc::new(Alone),
         })
+    }
+
+    /// Shares the micro-batches of every step with the other processes of `exchange`. Their gradients
+    /// are added up in the order of micro-batches, so how many processes there are changes no bit.
+    #[must_use]
+    pub fn among(self, exchange: Rc<dyn Exchange>) -> Self {
+        Self { exchange, ..self }
     }
 
     /// Identity of the base's weights.
@@ -184,36 +199,50 @@ impl FirstOrder {
         });
         let mut sum: Option<Gradients> = None;
         let mut tokens = 0;
-        for (number, examples) in batch.chunks(size).enumerate() {
-            let mut micro = MicroBatch::new(&self.tuning, examples, &share, self.options.choice)?;
-            if let Some(drafting) = &drafting {
-                micro.draft(drafting, &sequences[number * size..]);
-            }
-            if micro.targets.is_empty() {
-                continue;
-            }
-            tokens += micro.tokens();
-            let dropout = KeyedDropout::new(&self.options, step, number * size, &micro.texts);
-            let options = GradientOptions {
-                checkpointing: self.options.checkpointing,
-                dropout: dropout.as_ref().map(|dropout| dropout as &dyn DropoutMasks),
-                drafts: heads.map(|heads| Drafts {
-                    targets: &micro.drafts,
-                    weight: heads.weight_at(step),
-                    alone: step < heads.alone,
-                }),
-                teacher: heads.is_some_and(|heads| heads.self_distillation),
-            };
-            let texts: Vec<&[u32]> = micro.texts.iter().map(|text| text.tokens.as_ref()).collect();
-            let mut found = self.tuning.gradients(&texts, &micro.targets, options)?;
-            found.loss = micro.loss.unwrap_or(found.loss);
-            match &mut sum {
-                Some(sum) => sum.add(found)?,
-                None => sum = Some(found),
+        let micros: Vec<(usize, &[&Example])> = batch.chunks(size).enumerate().collect();
+        for each_its_own in micros.chunks(self.exchange.size()) {
+            let own = each_its_own.get(self.exchange.rank()).map(|(number, examples)| {
+                let first = number * size;
+                let mut micro =
+                    MicroBatch::new(&self.tuning, examples, &share, self.options.choice)?;
+                if let Some(drafting) = &drafting {
+                    micro.draft(drafting, &sequences[first..]);
+                }
+                self.micro(step, first, micro)
+            });
+            for (found, run) in self.gathered(own.transpose()?.flatten())?.into_iter().flatten() {
+                tokens += run;
+                match &mut sum {
+                    Some(sum) => sum.add(found)?,
+                    None => sum = Some(found),
+                }
             }
         }
         let none = || Error::Training("no token of the batch is trained on".to_owned());
         Ok((sum.ok_or_else(none)?, tokens))
+    }
+
+    /// Those of a micro-batch whose first example is the `first` of its batch.
+    fn micro(&self, step: u64, first: usize, micro: MicroBatch<'_>) -> Result<Micro, Error> {
+        if micro.targets.is_empty() {
+            return Ok(None);
+        }
+        let heads = self.options.heads.as_ref();
+        let dropout = KeyedDropout::new(&self.options, step, first, &micro.texts);
+        let options = GradientOptions {
+            checkpointing: self.options.checkpointing,
+            dropout: dropout.as_ref().map(|dropout| dropout as &dyn DropoutMasks),
+            drafts: heads.map(|heads| Drafts {
+                targets: &micro.drafts,
+                weight: heads.weight_at(step),
+                alone: step < heads.alone,
+            }),
+            teacher: heads.is_some_and(|heads| heads.self_distillation),
+        };
+        let texts: Vec<&[u32]> = micro.texts.iter().map(|text| text.tokens.as_ref()).collect();
+        let mut found = self.tuning.gradients(&texts, &micro.targets, options)?;
+        found.loss = micro.loss.unwrap_or(found.loss);
+        Ok(Some((found, micro.tokens())))
     }
 
     /// The gradients as numbers, zeros where there are none, and their norms: of the model's and of
@@ -303,6 +332,17 @@ impl Trainer for FirstOrder {
     ) -> Result<Vec<(String, f64)>, Error> {
         self.calibration = self.count_guesses(examples)?;
         Ok(self.calibration.as_ref().map_or(Vec::new(), heads::shares))
+    }
+
+    fn agree(&self) -> Result<(), Error> {
+        if self.exchange.size() == 1 {
+            return Ok(());
+        }
+        let own = self.tuning.variables().iter().map(|(name, variable)| {
+            let digest = digest(&read(variable.as_tensor())?);
+            Ok(Fingerprint { tensor: name.clone(), digest })
+        });
+        agree(&*self.exchange, &own.collect::<Result<Vec<_>, Error>>()?)
     }
 
     fn save(&self, folder: &Path) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use offshoot_methods::tune::{Curve, Schedule, SpaceKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Method, RunError};
+use super::{Method, RunError, Share};
 use crate::tune::data::Overlong;
 use crate::tune::zeroth_order::Activations;
 
@@ -108,8 +108,10 @@ pub struct RunConfig {
     pub steps: Option<u64>,
     /// Examples that are run at once.
     pub batch: u32,
-    /// Batches that make a step.
+    /// Batches that make a step: with gradients their sum, of a method of rounds its local steps.
     pub accumulation: u32,
+    /// How processes that make a run together share a step of a method without gradients.
+    pub share: Share,
     /// The greatest learning rate. If it is not said, a method without gradients finds one from
     /// losses about the weights, and another has one of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -185,6 +187,7 @@ impl Default for RunConfig {
             steps: None,
             batch: 8,
             accumulation: 1,
+            share: Share::default(),
             learning_rate: None,
             schedule: None,
             warmup_steps: 0,
@@ -530,6 +533,12 @@ impl RunConfig {
         self.batch.checked_mul(self.accumulation)
     }
 
+    /// Whether a step is a round of local steps, which every process of several makes of examples of its
+    /// own.
+    pub fn has_local_steps(&self) -> bool {
+        self.method.card().is_some_and(|card| card.defaults().get(LOCAL_STEPS).is_some())
+    }
+
     /// The learning rate that is asked for, or the method's own; none where it is found from losses
     /// about the weights.
     pub fn rate(&self) -> Option<f64> {
@@ -594,6 +603,8 @@ impl RunConfig {
     }
 }
 
+/// The option of a method of rounds that says how many local steps one has.
+pub(super) const LOCAL_STEPS: &str = "local_steps";
 const NOT_LESS: &str = "must be at least 0";
 const OF_LORA: &str = "draft heads learn beside an adapter: take method lora, or 0";
 const HEADLESS: &str = "an adapter is held to the base where draft heads learn: give medusa_heads";

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::checkpoint::{Best, Checkpoints, Progress};
@@ -9,11 +10,13 @@ use super::events::EventFile;
 use super::files::{output, write_whole};
 use super::lock::RunLock;
 use super::log::{RunLog, finite};
+use super::ranks::{self, AGREE_EVERY, Command};
 use super::{
     BatchOrder, EndReason, EvalLine, Evaluate, Examples, LogLine, RunDescription, RunError,
     RunPlan, StartLine, StepLine, card, read_log, variant,
 };
-use crate::tune::{Example, StepReport, Trainer};
+use crate::tune::exchange::SharedScorer;
+use crate::tune::{Alone, Example, Exchange, StepReport, Trainer};
 use crate::{Control, Error, peak_rss_bytes};
 
 /// Losses in a row that are no numbers, after which a run gives up.
@@ -67,6 +70,8 @@ pub struct Run {
     /// Where it goes on, if it does.
     resumed: bool,
     progress: Progress,
+    /// The processes that make it.
+    pub(super) exchange: Rc<dyn Exchange>,
     _lock: RunLock,
 }
 
@@ -137,6 +142,7 @@ impl Run {
             passed_over: Vec::new(),
             resumed: false,
             progress: Progress::default(),
+            exchange: Rc::new(Alone),
             _lock: lock,
         }
     }
@@ -168,14 +174,17 @@ impl Run {
     ) -> Result<Outcome, Error> {
         if self.progress.step > 0 {
             let state = self.checkpoints.path(self.progress.step).join(TRAINER);
+            Command::Restore(self.progress.step).tell(&*self.exchange)?;
             trainer.restore(&state)?;
+            Command::Agree.tell(&*self.exchange)?;
+            trainer.agree()?;
         }
         let mut records = Records::open(&self, plan, watch)?;
         for why in &self.passed_over {
             records.tell(&Happening::PassedOver { why });
         }
         let order = BatchOrder::new(plan.seed, train.count() as u32, plan.batch);
-        let Self { folder, description, checkpoints, progress, _lock, .. } = self;
+        let Self { folder, description, checkpoints, progress, exchange, _lock, .. } = self;
         let before_s = progress.elapsed_s;
         Driven {
             folder,
@@ -188,6 +197,7 @@ impl Run {
             train,
             held_out,
             evaluate,
+            exchange,
             records,
             since: Instant::now(),
             before_s,
@@ -197,7 +207,7 @@ impl Run {
 }
 
 /// The trainer's part of a checkpoint.
-const TRAINER: &str = "trainer";
+pub(super) const TRAINER: &str = "trainer";
 
 /// Log, event file and whoever watches.
 struct Records<'w> {
@@ -272,6 +282,7 @@ struct Driven<'r> {
     train: &'r dyn Examples,
     held_out: &'r dyn Examples,
     evaluate: Evaluate<'r>,
+    exchange: Rc<dyn Exchange>,
     records: Records<'r>,
     since: Instant,
     /// Seconds before it went on.
@@ -291,10 +302,16 @@ impl Driven<'_> {
             }
             reason = self.reason();
             let due = step.is_multiple_of(self.plan.save_every);
-            if best || due || reason.is_some() || self.records.stop {
+            let saves = best || due || reason.is_some() || self.records.stop;
+            if saves || step.is_multiple_of(AGREE_EVERY) {
+                self.tell(Command::Agree)?;
+                self.trainer.agree()?;
+            }
+            if saves {
                 self.checkpoint(best)?;
             }
         }
+        self.tell(Command::End)?;
         self.finish(reason)
     }
 
@@ -314,14 +331,18 @@ impl Driven<'_> {
         self.before_s + self.since.elapsed().as_secs_f64()
     }
 
+    /// Tells the other processes what comes next.
+    fn tell(&self, command: Command) -> Result<(), Error> {
+        Ok(command.tell(&*self.exchange)?)
+    }
+
     fn step(&mut self) -> Result<(), Error> {
         let step = self.progress.step;
-        let indices = self.order.batch(step);
-        let batch = indices.iter().map(|&i| self.train.example(i as usize));
-        let batch = batch.collect::<Result<Vec<Example>, Error>>()?;
+        let batch = ranks::batch(&mut self.order, self.train, step)?;
         let batch: Vec<&Example> = batch.iter().collect();
         let rate = self.plan.schedule.rate(self.plan.rate, u32::try_from(step).unwrap_or(u32::MAX));
         let began = Instant::now();
+        self.tell(Command::Step(step, rate))?;
         let report = self.trainer.step(step, rate, &batch)?;
         let seconds = began.elapsed().as_secs_f64();
         self.progress.step += 1;
@@ -367,7 +388,16 @@ impl Driven<'_> {
     /// Scores the held-out examples; gives whether they never fared better.
     fn evaluate(&mut self) -> Result<bool, Error> {
         let began = Instant::now();
-        let mut metrics = (self.evaluate)(self.trainer, self.held_out)?;
+        let mut metrics = match self.description.config.has_local_steps() {
+            // Each has examples of its own.
+            true => (self.evaluate)(self.trainer, self.held_out)?,
+            false => {
+                self.tell(Command::Evaluate)?;
+                let exchange = &*self.exchange;
+                let mut shared = SharedScorer { inner: self.trainer, exchange };
+                (self.evaluate)(&mut shared, self.held_out)?
+            }
+        };
         let mut all = (0..self.held_out.count()).map(|index| self.held_out.example(index));
         metrics.extend(self.trainer.measure(&mut all)?);
         let best = self.judge(&metrics)?;

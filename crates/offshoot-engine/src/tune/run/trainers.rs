@@ -1,5 +1,6 @@
 //! From settings to what a run drives.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
@@ -10,7 +11,7 @@ use offshoot_models::{BaseId, Checkpoint, TemplateId, Tokenizer, TokenizerId};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::config::{Objective as Aim, Space as Tuned};
+use super::config::{LOCAL_STEPS, Objective as Aim, Space as Tuned};
 use super::evaluation::answers;
 use super::{Examples, Method, Optimizer, RunConfig, RunDescription, RunError};
 use crate::medusa::most_counted;
@@ -24,6 +25,7 @@ use crate::tune::{
     ChoiceLoss, DraftHeads, Example, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices,
     LoraOptions as GradientLora, TensorNames, Trainer,
 };
+use crate::tune::{Exchange, ExchangeError};
 use crate::{Error, Model};
 
 /// What stands for all matrices of the blocks.
@@ -65,8 +67,8 @@ impl Base {
         }
     }
 
-    /// Makes the trainer of the run that `description` is of, on `cpu`. The tokens of `train` say which
-    /// ones draft heads score.
+    /// Makes the trainer of the run that `description` is of, on `cpu`, as one of the processes of
+    /// `exchange`, which has the examples `train`. Their tokens say which ones draft heads score.
     ///
     /// # Errors
     /// If a setting is not one that the method takes, or the weights cannot be read.
@@ -75,30 +77,39 @@ impl Base {
         description: &RunDescription,
         train: &dyn Examples,
         (tokenizer, cpu): (&Arc<Tokenizer>, &Cpu),
+        exchange: &Rc<dyn Exchange>,
     ) -> Result<Box<dyn Trainer>, Error> {
         let config = &description.config;
         let Method::ZerothOrder(name) = config.method else {
-            return with_gradients(description, train, self.stored()?);
+            return with_gradients(description, train, self.stored()?, exchange);
         };
         let space = self.space(config, cpu)?;
         let options = ZerothOrderOptions {
             method: name.to_owned(),
-            options: Value::Object(self.options(config)),
+            options: Value::Object(self.options(config)?),
             decay: config.weight_decay,
             auto_rate: auto_rate(description)?,
             origin: origin(description, self.checkpoint()),
             ..ZerothOrderOptions::default()
         };
         let trainer = ZerothOrderTrainer::new(cpu, space, objective(config, tokenizer)?, &options)?;
-        Ok(Box::new(trainer))
+        let examples = train.count() as u64;
+        Ok(Box::new(trainer.among(Rc::clone(exchange), config.share, examples)?))
     }
 
     /// The method's options: those of `config`, and how far a probe goes in its space.
-    fn options(&self, config: &RunConfig) -> Map<String, Value> {
+    fn options(&self, config: &RunConfig) -> Result<Map<String, Value>, RunError> {
         let mut options = config.options.clone();
+        if config.has_local_steps() {
+            if options.contains_key(LOCAL_STEPS) {
+                let what = format!("options: {LOCAL_STEPS}: give accumulation instead");
+                return Err(RunError::Config { place: String::new(), what });
+            }
+            options.insert(LOCAL_STEPS.to_owned(), config.accumulation.into());
+        }
         let said = |of: &Map<String, Value>| of.contains_key("eps");
         if said(&options) || options.get("probe").and_then(Value::as_object).is_some_and(said) {
-            return options;
+            return Ok(options);
         }
         let own = config.method.card().and_then(|card| card.defaults()["probe"]["eps"].as_f64());
         let weights = self.checkpoint().tensors().map(|t| t.len() as u64).sum();
@@ -107,7 +118,7 @@ impl Base {
         if let Some(own) = own.filter(|_| share != 1.0) {
             options.insert("eps".to_owned(), Value::from(own * share));
         }
-        options
+        Ok(options)
     }
 
     fn stored(&self) -> Result<&Arc<Checkpoint>, Error> {
@@ -191,8 +202,18 @@ fn with_gradients(
     description: &RunDescription,
     train: &dyn Examples,
     checkpoint: &Arc<Checkpoint>,
+    exchange: &Rc<dyn Exchange>,
 ) -> Result<Box<dyn Trainer>, Error> {
     let config = &description.config;
+    if exchange.size() > config.accumulation as usize {
+        let what = "with gradients they share the batches that make a step: give --accumulation as \
+                    many, or more";
+        return Err(ExchangeError::Unshared { size: exchange.size(), what }.into());
+    }
+    if exchange.size() > 1 && config.has_heads() {
+        let what = "draft heads learn in one process alone";
+        return Err(ExchangeError::Unshared { size: exchange.size(), what }.into());
+    }
     let choice = match config.objective {
         Aim::Loss => ChoiceLoss::Language,
         Aim::Classification => ChoiceLoss::Candidates,
@@ -236,7 +257,8 @@ fn with_gradients(
         ..FirstOrderOptions::default()
     };
     if !config.has_heads() {
-        return Ok(Box::new(FirstOrder::new(Arc::clone(checkpoint), options)?));
+        let trainer = FirstOrder::new(Arc::clone(checkpoint), options)?;
+        return Ok(Box::new(trainer.among(Rc::clone(exchange))));
     }
     let from = config.medusa_from.as_deref().map(HeadsFile::open).transpose()?;
     let heads = draft_heads(description, from.as_ref(), train, checkpoint.config().vocab_size)?;

@@ -13,6 +13,7 @@ mod record;
 mod replay;
 mod snapshot;
 mod space;
+mod together;
 mod trainer;
 mod tree;
 mod variant;
@@ -30,4 +31,5 @@ pub use space::{
     Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace,
     PromptOptions, PromptSpace, ScalesOptions, ScalesSpace, Space,
 };
+pub use together::Share;
 pub use trainer::{TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer};

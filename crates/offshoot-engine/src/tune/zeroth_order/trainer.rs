@@ -1,6 +1,7 @@
 //! Carries a method's plans out.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
@@ -13,14 +14,16 @@ use serde_json::Value;
 
 use super::forward::{Forward, StepLimits, TokenScore};
 use super::noise;
-use super::objective::{Objective, Points, mean};
+use super::objective::Objective;
 use super::record::{Origin, Recorder, header, weights_hash};
 use super::snapshot;
 use super::space::Space;
+use super::together::Share;
 use super::tree::TextTree;
 use super::variant::write_file;
 use crate::Error;
-use crate::tune::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
+use crate::tune::exchange::{Fingerprint, Pieces, agree, digest};
+use crate::tune::{Alone, Example, Exchange, Scored, Scorer, Sequence, StepReport, Trainer};
 
 /// Steps in a row whose losses were no numbers, after which a run ends.
 const LOST_MAX: u32 = 20;
@@ -66,18 +69,25 @@ impl Default for ZerothOrderOptions {
 /// A space, an objective and a method, and the executor that they share.
 #[derive(Debug)]
 pub struct ZerothOrderTrainer {
-    space: Box<dyn Space>,
-    objective: Box<dyn Objective>,
-    method: Box<dyn ZerothOrder>,
-    card: &'static MethodCard,
-    options: ZerothOrderOptions,
-    layout: Arc<Layout>,
-    forward: Forward,
+    pub(super) space: Box<dyn Space>,
+    pub(super) objective: Box<dyn Objective>,
+    pub(super) method: Box<dyn ZerothOrder>,
+    pub(super) card: &'static MethodCard,
+    pub(super) options: ZerothOrderOptions,
+    pub(super) layout: Arc<Layout>,
+    pub(super) forward: Forward,
     recorder: Recorder,
     /// Steps in a row that did nothing, as a loss was no number.
     lost: u32,
     /// What probes for a rate saw in this step.
     seen: Option<RateEstimate>,
+    /// The processes that make the run, and how they share a step.
+    pub(super) exchange: Rc<dyn Exchange>,
+    pub(super) share: Share,
+    /// How many examples this process has, where each has its own.
+    pub(super) examples: u64,
+    /// Tokens that the other processes ran.
+    pub(super) rows_elsewhere: usize,
 }
 
 impl ZerothOrderTrainer {
@@ -117,7 +127,31 @@ impl ZerothOrderTrainer {
             recorder: Recorder::start(header)?,
             lost: 0,
             seen: None,
+            exchange: Rc::new(Alone),
+            share: Share::default(),
+            examples: 1,
+            rows_elsewhere: 0,
         })
+    }
+
+    /// Makes every step together with the other processes of `exchange`. How they `share` it, and how
+    /// many they are, changes no bit of the run, unless its method's steps are rounds that each makes of
+    /// `examples` of its own.
+    ///
+    /// # Errors
+    /// If the run's header cannot be written.
+    pub fn among(
+        mut self,
+        exchange: Rc<dyn Exchange>,
+        share: Share,
+        examples: u64,
+    ) -> Result<Self, Error> {
+        if self.method.local_steps().is_some() {
+            self.recorder.header.processes = exchange.size() as u32;
+            self.recorder = Recorder::start(self.recorder.header)?;
+        }
+        (self.exchange, self.share, self.examples) = (exchange, share, examples);
+        Ok(self)
     }
 
     /// What is tuned.
@@ -127,7 +161,7 @@ impl ZerothOrderTrainer {
 
     /// Tokens that were run through the model so far, once for each point.
     pub fn rows(&self) -> usize {
-        self.forward.rows
+        self.forward.rows + self.rows_elsewhere
     }
 
     /// The run's trajectory as of now, as the bytes of its file.
@@ -135,23 +169,16 @@ impl ZerothOrderTrainer {
         self.recorder.bytes(None)
     }
 
-    /// The losses of `batch` at `probes`.
-    ///
-    /// # Errors
-    /// If an example is not what the objective takes, or the model cannot run it.
-    pub fn losses(&mut self, probes: &[Probe], batch: &[&Example]) -> Result<Vec<f64>, Error> {
-        let Self { space, forward, objective, .. } = self;
-        let mut points = Points { forward, space: &mut **space, probes };
-        let parts = objective.parts(&mut points, batch)?;
-        Ok(parts.iter().map(|parts| mean(parts)).collect())
-    }
-
     /// The base of the schedule at `step`, whose rate is given as `rate` or found on `batch`.
     fn base_rate(&mut self, step: u32, rate: f64, batch: &[&Example]) -> Result<f64, Error> {
         let base = self.recorder.base_rate;
         if let Some(auto) = self.options.auto_rate {
             return match step.is_multiple_of(auto.interval) {
-                true => self.find_rate(step, auto, batch),
+                true => {
+                    let found = self.find_rate(step, auto, batch)?;
+                    let told = self.exchange.broadcast(&found.to_le_bytes())?;
+                    Ok(Pieces::of(0, &told).f64()?)
+                }
                 false => Ok(base),
             };
         }
@@ -223,13 +250,16 @@ impl ZerothOrderTrainer {
 
     /// Runs a step's plans to their end; the losses that were asked for.
     fn carry_out(&mut self, step: u32, rate: f64, batch: &[&Example]) -> Result<Vec<f64>, Error> {
+        if let Some(local_steps) = self.method.local_steps() {
+            return self.round(step, rate, batch, local_steps);
+        }
         let mut plan = self.method.begin(step, rate);
         let mut all = Vec::new();
         loop {
             match plan {
                 Plan::Evaluate(probes) => {
                     let losses = self.losses(&probes, batch)?;
-                    plan = self.method.answer(&losses);
+                    plan = self.answer(step, rate, &losses)?;
                     all.extend(losses);
                 }
                 Plan::Update(update) => {
@@ -285,10 +315,11 @@ impl Trainer for ZerothOrderTrainer {
         let noise = if next == 0 { self.measure_noise(batch)? } else { None };
         let base = self.base_rate(next, rate, batch)?;
         let rate = self.options.schedule.rate(base, next);
-        let rows = self.forward.rows;
+        let rows = self.rows();
         let losses = self.carry_out(next, rate, batch)?;
-        // Every point runs the same tokens.
-        let tokens = (self.forward.rows - rows) / losses.len().max(1);
+        // Every point runs the same tokens; a round's local steps run them at two points and more.
+        let points = self.method.local_steps().map_or(losses.len(), |n| losses.len() / n as usize);
+        let tokens = (self.rows() - rows) / points.max(1);
         let record = self.method.record().clone();
         let guarded = self.method.guarded();
         self.lost = if record.skipped { self.lost + 1 } else { 0 };
@@ -315,6 +346,20 @@ impl Trainer for ZerothOrderTrainer {
         }
         let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
         Ok(StepReport { loss, tokens, numbers })
+    }
+
+    fn agree(&self) -> Result<(), Error> {
+        if self.exchange.size() == 1 {
+            return Ok(());
+        }
+        let mut values = Vec::new();
+        let own = self.layout.tensors.iter().enumerate().map(|(tensor, spec)| {
+            values.resize(spec.rows * spec.cols, 0.0);
+            self.space.read(tensor, &mut values)?;
+            Ok(Fingerprint { tensor: spec.name.clone(), digest: digest(&values) })
+        });
+        let own = own.collect::<Result<Vec<_>, Error>>()?;
+        agree(&*self.exchange, &own)
     }
 
     fn save(&self, folder: &Path) -> Result<(), Error> {

@@ -82,7 +82,7 @@ pub struct Header {
     pub store: String,
     /// Seeds of what was drawn before the first step, by what it is.
     pub initial_seeds: BTreeMap<String, u64>,
-    /// How many processes made the run together.
+    /// How many processes made the run together, if it depends on that; else 1.
     pub processes: u32,
     /// The number of the first step here: other than 0 in a later slice.
     pub first_step: u32,

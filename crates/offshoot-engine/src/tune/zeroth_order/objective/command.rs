@@ -72,6 +72,10 @@ impl Objective for MetricCommand {
         "command"
     }
 
+    fn is_of_whole_batches(&self) -> bool {
+        true
+    }
+
     fn parts(&mut self, at: &mut Points<'_>, batch: &[&Example]) -> Result<Vec<Vec<Part>>, Error> {
         let (prompts, answers) = prompts(batch, self.name())?;
         let made = at.generate(&prompts, self.max_tokens)?;

@@ -85,6 +85,11 @@ pub trait Objective: std::fmt::Debug + Send {
     /// Its name in logs.
     fn name(&self) -> &'static str;
 
+    /// Whether a batch's loss is no mean over its examples, so that it takes all of them to tell it.
+    fn is_of_whole_batches(&self) -> bool {
+        false
+    }
+
     /// The parts of the batch's loss at each of the points, in the order of the examples.
     ///
     /// # Errors
