@@ -58,7 +58,10 @@ pub use log_softmax::{
 pub use noise::{Distribution, Noise, Purpose, tensor_id};
 pub use parts::{Part, multiply_part, multiply_parts};
 pub use philox::Philox;
-pub use product::{Compute, Forming, FormingScratch, Product, form_for, multiply, multiply_formed};
+pub use product::{
+    Compute, FloatMatrix, FloatOutput, Forming, FormingScratch, Product, form_for, multiply,
+    multiply_floats, multiply_formed,
+};
 pub use ranked::{Ranked, rank_rows};
 pub use rope::RopeTable;
 pub use routing::{Choice, Routes, Rule as RoutingRule};
