@@ -169,11 +169,11 @@ impl<'c> Written<'c> {
                 wrong(tensor, format!("row {}: {e}", order.canonical(stored)))
             })?;
             out.write_all(bytes)?;
+            tensor.release();
             if !more((part.len() * cols) as u64) {
                 return Err(ExportError::Stopped);
             }
         }
-        tensor.release();
         Ok(())
     }
 }
