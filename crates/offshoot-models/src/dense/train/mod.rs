@@ -10,18 +10,21 @@
 //! reads one tensor, for a forward pass more.
 
 mod lora;
+mod operations;
 mod run;
+mod tape;
+mod weights;
 
 pub use lora::DropoutMasks;
 
-use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
 use super::DenseModel;
 use super::ops::{CrossEntropy, Frozen, Target, log_probabilities};
 use crate::{Error, LoraAdapter, LowRank};
 use lora::DenseLora;
-use run::{Mode, TrainRun};
+use run::TrainRun;
+use tape::{Flow, Traced};
 
 /// A token that is to be predicted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -169,16 +172,23 @@ impl DenseTuning {
         texts: &[&[u32]],
         targets: &[TextTarget],
     ) -> Result<Vec<(f64, bool)>, Error> {
-        let mut run = self.run(texts, Mode::Plain, GradientOptions::default())?;
+        let mut run = self.run(texts, GradientOptions::default())?;
         let picked = Picked::of(texts, targets)?;
-        self.model.architecture.begin(&mut run)?;
-        (0..self.model.architecture.blocks())
-            .try_for_each(|block| self.model.architecture.block(block, &mut run))?;
-        self.model.architecture.end(&mut run)?;
-        let (x, head, cap) = run.head()?;
-        let x = x.index_select(&Tensor::new(picked.rows.as_slice(), x.device())?, 0)?;
-        let scores = log_probabilities(&x, &head, cap, &picked.targets)?;
+        self.forward(&mut run)?;
+        let mut scores = Vec::new();
+        run.behind_head(|x, head, cap| {
+            let x = picked.rows_of(&x)?;
+            scores = log_probabilities(&x, &head, cap, &picked.targets)?;
+            Ok(x)
+        })?;
         Ok(picked.in_order(&scores))
+    }
+
+    fn forward(&self, run: &mut TrainRun<'_>) -> Result<(), Error> {
+        let architecture = &self.model.architecture;
+        architecture.begin(run)?;
+        (0..architecture.blocks()).try_for_each(|block| architecture.block(block, run))?;
+        architecture.end(run)
     }
 
     /// The loss over the targets and its gradients.
@@ -204,14 +214,13 @@ impl DenseTuning {
         picked: &Picked,
         options: GradientOptions<'_>,
     ) -> Result<Gradients, Error> {
-        let architecture = &self.model.architecture;
-        let mut run = self.run(texts, Mode::Graph, options)?;
-        architecture.begin(&mut run)?;
-        (0..architecture.blocks()).try_for_each(|block| architecture.block(block, &mut run))?;
-        let (loss, exact) = self.loss(&mut run, picked)?;
-        drop(run);
+        let mut run = self.run(texts, options)?;
+        run.trace(false);
+        self.forward(&mut run)?;
+        let (loss, exact) = loss(&mut run, picked)?;
         let mut all = self.none(exact);
-        self.collect(&mut all, loss.backward()?)?;
+        let gradient = loss.tensor.ones_like()?;
+        collect(&mut all, run.back(loss, gradient, &self.variables)?)?;
         Ok(all)
     }
 
@@ -222,48 +231,39 @@ impl DenseTuning {
         options: GradientOptions<'_>,
     ) -> Result<Gradients, Error> {
         let architecture = &self.model.architecture;
-        let mut run = self.run(texts, Mode::Plain, options)?;
+        let mut run = self.run(texts, options)?;
         architecture.begin(&mut run)?;
         let mut inputs = Vec::with_capacity(architecture.blocks());
         for block in 0..architecture.blocks() {
-            inputs.push(run.residual()?);
+            inputs.push(run.residual()?.tensor);
             architecture.block(block, &mut run)?;
         }
         let lowest = if self.embedding { 0 } else { self.lowest };
-        run.set_mode(Mode::Graph);
-        let last = run.residual()?;
+        run.trace(false);
+        let last = run.residual()?.tensor;
         // Without anything trained below it, the last state is a constant.
-        let mut leaf = (lowest < inputs.len() || self.embedding).then(|| Var::from_tensor(&last));
-        run.set_residual(match &leaf {
-            Some(Ok(leaf)) => leaf.as_tensor().clone(),
-            _ => last,
-        });
-        let (loss, exact) = self.loss(&mut run, picked)?;
+        let leaf = run.set_residual(last, lowest < inputs.len() || self.embedding);
+        architecture.end(&mut run)?;
+        let (loss, exact) = loss(&mut run, picked)?;
         let mut all = self.none(exact);
-        let mut store = loss.backward()?;
-        drop(loss);
-        let mut upstream = match leaf.take().transpose()? {
-            Some(leaf) => store.remove(&leaf),
-            None => None,
-        };
-        self.collect(&mut all, store)?;
-        run.set_mode(Mode::Again);
+        let gradient = loss.tensor.ones_like()?;
+        let mut flow = run.back(loss, gradient, &self.variables)?;
+        let mut upstream = flow.take(&leaf);
+        collect(&mut all, flow)?;
+        run.trace(true);
         for (block, input) in inputs.into_iter().enumerate().skip(lowest).rev() {
             let Some(gradient) = upstream.take() else { break };
-            let leaf = match block > lowest || self.embedding {
-                true => Some(Var::from_tensor(&input)?),
-                false => None,
-            };
-            run.set_residual(leaf.as_ref().map_or(input, |leaf| leaf.as_tensor().clone()));
+            let leaf = run.set_residual(input, block > lowest || self.embedding);
             architecture.block(block, &mut run)?;
-            let mut store = product(&run.take_residual()?, &gradient)?.backward()?;
-            upstream = leaf.and_then(|leaf| store.remove(&leaf));
-            self.collect(&mut all, store)?;
+            let result = run.residual()?;
+            let mut flow = run.back(result, gradient, &self.variables)?;
+            upstream = flow.take(&leaf);
+            collect(&mut all, flow)?;
         }
         if let Some(gradient) = upstream.filter(|_| self.embedding) {
             architecture.begin(&mut run)?;
-            let store = product(&run.take_residual()?, &gradient)?.backward()?;
-            self.collect(&mut all, store)?;
+            let rows = run.residual()?;
+            collect(&mut all, run.back(rows, gradient, &self.variables)?)?;
         }
         Ok(all)
     }
@@ -271,35 +271,32 @@ impl DenseTuning {
     fn run<'a>(
         &'a self,
         texts: &[&[u32]],
-        mode: Mode,
         options: GradientOptions<'a>,
     ) -> Result<TrainRun<'a>, Error> {
-        TrainRun::new(&self.model, self.lora.as_ref(), texts, mode, options.dropout)
-    }
-
-    /// Runs what comes behind the blocks, and the loss.
-    fn loss(&self, run: &mut TrainRun<'_>, picked: &Picked) -> Result<(Tensor, f64), Error> {
-        self.model.architecture.end(run)?;
-        let (x, head, cap) = run.head()?;
-        let x = x.index_select(&Tensor::new(picked.rows.as_slice(), x.device())?, 0)?;
-        let trained = matches!(&head, Frozen::Tensor(head) if head.track_op());
-        Ok(CrossEntropy { head, cap, targets: &picked.targets }.loss(&x, trained)?)
+        TrainRun::new(&self.model, self.lora.as_ref(), texts, options.dropout)
     }
 
     fn none(&self, loss: f64) -> Gradients {
         Gradients { loss, tensors: vec![None; self.variables.len()] }
     }
-
-    fn collect(&self, all: &mut Gradients, mut store: GradStore) -> Result<(), Error> {
-        let of = |(_, variable): &(String, Var)| store.remove(variable);
-        let tensors = self.variables.iter().map(of).collect();
-        all.add(Gradients { loss: 0.0, tensors })
-    }
 }
 
-/// A number whose gradient at `x` is `gradient`.
-fn product(x: &Tensor, gradient: &Tensor) -> Result<Tensor, Error> {
-    Ok((x * gradient)?.sum_all()?)
+/// The loss, which stands behind the output head, also in double precision.
+fn loss<'a>(run: &mut TrainRun<'a>, picked: &Picked) -> Result<(Traced<'a>, f64), Error> {
+    let mut exact = 0.0;
+    let loss = run.behind_head(|x, head, cap| {
+        let x = picked.rows_of(&x)?;
+        let trained = matches!(&head, Frozen::Tensor(head) if head.track_op());
+        let of = CrossEntropy { head, cap, targets: &picked.targets };
+        let loss;
+        (loss, exact) = of.loss(&x, trained)?;
+        Ok(loss)
+    })?;
+    Ok((loss, exact))
+}
+
+fn collect(all: &mut Gradients, flow: Flow<'_>) -> Result<(), Error> {
+    all.add(Gradients { loss: 0.0, tensors: flow.gradients() })
 }
 
 /// The rows that carry loss.
@@ -342,6 +339,11 @@ impl Picked {
             picked.order.push(number);
         }
         Ok(picked)
+    }
+
+    /// Those rows of `x`.
+    fn rows_of(&self, x: &Tensor) -> Result<Tensor, Error> {
+        Ok(x.index_select(&Tensor::new(self.rows.as_slice(), x.device())?, 0)?)
     }
 
     fn in_order(&self, scores: &[(f64, bool)]) -> Vec<(f64, bool)> {
