@@ -4,6 +4,7 @@ pub mod data;
 pub mod eval;
 mod example;
 mod first_order;
+mod numbers;
 pub mod run;
 mod scorer;
 mod trainer;

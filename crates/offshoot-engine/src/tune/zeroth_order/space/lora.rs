@@ -287,8 +287,8 @@ impl Space for LoraSpace {
         &self.model
     }
 
-    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
-        self.parameters.read(tensor, out)
+    fn read_rows(&self, tensor: usize, first: usize, out: &mut [f32]) -> Result<(), Error> {
+        self.parameters.read_rows(tensor, first, out)
     }
 
     fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error> {
