@@ -166,7 +166,8 @@ fn copy(weights: FloatMatrix<'_>, tiles: Range<usize>, room: &mut [f32]) {
 
 by_isa! { fn run_piece(t: &Task<'_>, piece: &Piece, room: &[f32]) = piece_lanes }
 
-/// Multiplies the tile rows in `room` with a piece's tokens. Callers never let two workers run one piece.
+/// Multiplies the tile rows in `room` with a piece's tokens. Callers never let two workers run one
+/// piece.
 #[inline(always)]
 unsafe fn piece_lanes<L: Lanes>(t: &Task<'_>, piece: &Piece, room: &[f32]) {
     let mut token = piece.tokens.start;
