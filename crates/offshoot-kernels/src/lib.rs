@@ -59,7 +59,8 @@ pub use noise::{Distribution, Noise, Purpose, tensor_id};
 pub use parts::{Part, multiply_part, multiply_parts};
 pub use philox::Philox;
 pub use product::{
-    Compute, Forming, FormingScratch, GroupFactors, Product, form_for, multiply, multiply_formed,
+    Compute, FloatMatrix, FloatOutput, Forming, FormingScratch, GroupFactors, Product, form_for,
+    multiply, multiply_floats, multiply_formed,
 };
 pub use ranked::{Ranked, rank_rows};
 pub use rope::RopeTable;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::{BlockType, FileMap};
 
@@ -157,6 +158,11 @@ impl<'a> Tensor<'a> {
         self.file.release(start + rows.start * row_bytes..start + rows.end * row_bytes);
     }
 
+    /// The tensor for a single pass over its rows, by any number of threads.
+    pub(crate) fn passing(self) -> Passing<'a> {
+        Passing { tensor: self, read: AtomicUsize::new(0) }
+    }
+
     fn error(&self, what: String) -> Error {
         Error::Tensor { name: self.name.to_owned(), what }
     }
@@ -164,6 +170,44 @@ impl<'a> Tensor<'a> {
     /// Tells the system that the stored bytes are not needed soon.
     pub fn release(&self) {
         self.file.release(self.info.range.clone());
+    }
+}
+
+/// Bytes of a tensor that are read before the file's pages are let go.
+const PASSED_BYTES: usize = 4 << 20;
+
+/// A tensor whose rows are read once: the file's pages go as that proceeds, so that memory holds a few
+/// megabytes of them.
+#[derive(Debug)]
+pub(crate) struct Passing<'a> {
+    tensor: Tensor<'a>,
+    read: AtomicUsize,
+}
+
+impl<'a> Passing<'a> {
+    /// As [`Tensor::row_bytes`].
+    pub(crate) fn row_bytes(&self, row: usize) -> &'a [u8] {
+        let bytes = self.tensor.row_bytes(row);
+        let before = self.read.fetch_add(bytes.len(), Ordering::Relaxed);
+        if before / PASSED_BYTES != (before + bytes.len()) / PASSED_BYTES {
+            // What another thread is at is read in once more.
+            self.tensor.release();
+        }
+        bytes
+    }
+
+    /// As [`Tensor::read_row`].
+    pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) -> Result<(), Error> {
+        if row < self.tensor.row_count() {
+            self.row_bytes(row);
+        }
+        self.tensor.read_row(row, out)
+    }
+}
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        self.tensor.release();
     }
 }
 

@@ -186,11 +186,11 @@ impl<'c> Written<'c> {
                 wrong(tensor, format!("row {}: {e}", order.canonical(stored)))
             })?;
             out.write_all(bytes)?;
+            tensor.release();
             if !more((range.len() * cols) as u64) {
                 return Err(ExportError::Stopped);
             }
         }
-        tensor.release();
         Ok(())
     }
 }

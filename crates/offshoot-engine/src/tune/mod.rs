@@ -5,6 +5,7 @@ pub mod eval;
 mod example;
 mod exchange;
 mod first_order;
+mod numbers;
 pub mod run;
 mod scorer;
 mod trainer;

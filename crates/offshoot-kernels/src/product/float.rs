@@ -218,7 +218,7 @@ unsafe fn tokens<L: Lanes, W: FloatTile, const T: usize>(t: &Task<'_>, run: Tile
 
 /// The products of `R` tile rows with `T` tokens, block for block.
 #[inline(always)]
-unsafe fn rows<L: Lanes, W: FloatTile, const R: usize, const T: usize>(
+pub(super) unsafe fn rows<L: Lanes, W: FloatTile, const R: usize, const T: usize>(
     w: [*const u8; R],
     x: [*const u8; T],
     width: usize,

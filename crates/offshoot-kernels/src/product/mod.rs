@@ -17,6 +17,7 @@
 
 mod float;
 mod formed;
+mod plain;
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -33,6 +34,7 @@ use crate::{Activations, BlockType, Cpu, Forms, Isa, PackedMatrix};
 use float::{Half, Single, stored, stored_pairs};
 pub use formed::{Compute, Forming, FormingScratch, GroupFactors, multiply_formed};
 pub(crate) use formed::{check_formed, form, multiply_room, run_formed};
+pub use plain::{FloatMatrix, FloatOutput, multiply_floats};
 
 /// One matrix to multiply and where its product goes.
 #[derive(Debug)]

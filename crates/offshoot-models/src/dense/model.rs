@@ -298,10 +298,12 @@ fn check(
 /// Dequantised rows in canonical order, f32.
 fn read(checkpoint: &Checkpoint, name: &str, device: &Device) -> Result<Tensor, Error> {
     let stored = checkpoint.require(name)?;
+    let shape = stored.info.shape.as_slice();
     let mut weights = vec![0.0; stored.len()];
-    for (row, out) in weights.chunks_exact_mut(stored.cols().max(1)).enumerate() {
+    let cols = stored.cols().max(1);
+    let stored = stored.passing();
+    for (row, out) in weights.chunks_exact_mut(cols).enumerate() {
         stored.read_row(row, out)?;
     }
-    stored.release();
-    Ok(Tensor::from_vec(weights, stored.info.shape.as_slice(), device)?)
+    Ok(Tensor::from_vec(weights, shape, device)?)
 }

@@ -3,6 +3,7 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::{
     BlockType, Buffer, Conversion, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, SharedBytes,
@@ -48,7 +49,13 @@ pub struct PackedModel {
     from_cache: bool,
     /// The embedding where it is neither read from the file nor the output head.
     embedding: Embedding,
+    /// Rows of it that were read from the file.
+    looked_up: AtomicUsize,
 }
+
+/// Rows of the embedding after which the file's pages are let go: with each row Linux maps what lies
+/// about it, 64 KiB in all, and a batch of texts would soon have the whole embedding in memory.
+const LOOKED_UP: usize = 256;
 
 /// Where rows of the embedding are looked up.
 #[derive(Debug)]
@@ -151,6 +158,7 @@ impl PackedModel {
             forms,
             from_cache,
             embedding,
+            looked_up: AtomicUsize::new(0),
         };
         Ok(model)
     }
@@ -196,6 +204,7 @@ impl PackedModel {
             forms,
             from_cache,
             embedding,
+            looked_up: AtomicUsize::new(0),
         };
         Ok(model)
     }
@@ -318,7 +327,11 @@ impl PackedModel {
             head.matrix.dequantize_row(token as usize, out);
             return Ok(());
         }
-        embedding.read_row(token as usize, out)
+        embedding.read_row(token as usize, out)?;
+        if self.looked_up.fetch_add(1, Ordering::Relaxed) % LOOKED_UP == LOOKED_UP - 1 {
+            embedding.release();
+        }
+        Ok(())
     }
 }
 
@@ -334,9 +347,6 @@ fn check_config(config: &ModelConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// Rows that are read of a matrix before its pages are released.
-const RELEASED_ROWS: usize = 2048;
-
 /// A matrix of the checkpoint in single precision.
 fn single_matrix(
     checkpoint: &Checkpoint,
@@ -350,18 +360,15 @@ fn single_matrix(
     }
     let error = |e: TileError| Error::Tensor { name: name.to_owned(), what: e.to_string() };
     let mut matrix = PackedMatrix::zeroed(shape[0], shape[1]).map_err(error)?;
+    let tensor = tensor.passing();
     let failed = std::sync::Mutex::new(None);
     let read = |row: usize, out: &mut [f32]| {
         if let Err(e) = tensor.read_row(row, out) {
             let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             failed.get_or_insert(e);
         }
-        if row % RELEASED_ROWS == RELEASED_ROWS - 1 {
-            tensor.release();
-        }
     };
     matrix.fill_rows(cpu, read).map_err(error)?;
-    tensor.release();
     match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         Some(e) => Err(e),
         None => Ok(matrix),
@@ -401,17 +408,18 @@ fn pack_all(
     let mut tiles = Buffer::zeroed(layout.total);
     for (spec, &(block, start, len)) in blueprint.linears.iter().zip(&layout.places) {
         let tensor = checkpoint.require(&format!("{}.weight", spec.name))?;
+        let stored = tensor.info.block;
+        let tensor = tensor.passing();
         let row = |row| tensor.row_bytes(row);
         let out = &mut tiles[start..start + len];
-        let packed = if tensor.info.block == block {
+        let packed = if stored == block {
             PackedMatrix::pack_into(cpu, block, (spec.rows, spec.cols), row, out)
         } else {
-            Conversion::new(tensor.info.block, block, spec.cols)
+            Conversion::new(stored, block, spec.cols)
                 .map_err(TileError::from)
                 .and_then(|to| PackedMatrix::pack_converted(cpu, &to, spec.rows, row, out))
         };
         packed.map_err(|e| wrong(spec, e))?;
-        tensor.release();
         progress((start + len) as u64, layout.total as u64);
     }
     Ok(tiles)

@@ -5,18 +5,18 @@
 //! first_order.safetensors weights/{name}, state/{number}/{name}; in single precision
 //! ```
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor, safetensors};
+use candle_core::{DType, Device, safetensors};
 use serde::{Deserialize, Serialize};
 
 use super::options::FirstOrderOptions;
 use super::{FirstOrder, change, tensors};
 use crate::Error;
 use crate::beside::Partial;
+use crate::tune::numbers::{PART, header, to_bytes};
 
 const HEAD: &str = "first_order.json";
 const NUMBERS: &str = "first_order.safetensors";
@@ -61,19 +61,28 @@ impl FirstOrder {
     }
 
     pub(super) fn write_state(&self, folder: &Path) -> Result<(), Error> {
-        let mut numbers = HashMap::new();
-        for ((name, variable), state) in self.tuning.variables().iter().zip(&self.state) {
-            numbers.insert(format!("weights/{name}"), variable.as_detached_tensor());
-            for (number, kept) in state.iter().enumerate() {
-                let kept = Tensor::from_slice(kept, variable.dims(), &Device::Cpu);
-                numbers.insert(format!("state/{number}/{name}"), kept.map_err(tensors)?);
+        let output = |source: io::Error| Error::Output { path: folder.join(NUMBERS), source };
+        let all = || self.tuning.variables().iter().zip(&self.state);
+        let entries = all().flat_map(|((name, variable), state)| {
+            let kept = (0..state.len()).map(move |number| format!("state/{number}/{name}"));
+            let names = std::iter::once(format!("weights/{name}")).chain(kept);
+            names.map(|name| (name, variable.dims().to_vec()))
+        });
+        written(folder, NUMBERS, |file, _| {
+            file.write_all(&header(entries, false)).map_err(output)?;
+            let mut bytes = Vec::new();
+            let mut add = |values: &[f32]| {
+                to_bytes(values, &mut bytes);
+                file.write_all(&bytes).map_err(output)
+            };
+            for ((_, variable), state) in all() {
+                let weights = variable.as_detached_tensor().flatten_all().map_err(tensors)?;
+                for first in (0..weights.elem_count()).step_by(PART) {
+                    let count = PART.min(weights.elem_count() - first);
+                    add(&super::read(&weights.narrow(0, first, count).map_err(tensors)?)?)?;
+                }
+                state.iter().flat_map(|kept| kept.chunks(PART)).try_for_each(&mut add)?;
             }
-        }
-        written(folder, NUMBERS, |file, path| {
-            safetensors::save(&numbers, path).map_err(tensors)?;
-            // The library opened the file by its name.
-            let output = |source| Error::Output { path: folder.join(NUMBERS), source };
-            *file = File::options().write(true).open(path).map_err(output)?;
             Ok(())
         })?;
         let head = serde_json::to_vec_pretty(&self.head()?);

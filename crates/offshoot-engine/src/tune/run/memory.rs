@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! first order    weights 4 P    what is trained 4 n s    activations of b l tokens
-//! zeroth order   packed weights, keys and values of b l tokens, what is trained 4 n
+//! zeroth order   packed weights, registers, keys and values of a step, what is trained 4 n
 //! ```
 //! P: weights of the model, n: numbers that are trained, s: how often each is there, with its
 //! gradient and the optimiser's state, b: examples at once, l: tokens of one. An activation is
-//! counted at four bytes; of a block those that its backward pass needs: the inputs of its norms
-//! and products, queries, keys, values, and twice the attention's weights of one head group at a
-//! time.
+//! counted at four bytes. Of a block those are kept that its backward pass does not make again: what
+//! both norms read, queries and keys as they are rotated, values, what attention gives, both factors of
+//! the feed-forward gate. Where the tensor library keeps its graph, of full tuning and of dropout, each
+//! product's operand and result come to that. One block's gradients stand beside.
 
 use offshoot_models::{Architecture, Checkpoint, ModelConfig, VirtualKind};
 use serde::Serialize;
@@ -19,8 +20,11 @@ use crate::tune::zeroth_order::StepLimits;
 use crate::{DenseDevice, DenseType, ExecutorKind, MemoryNeed};
 
 const FLOAT: u64 = 4;
-/// Rows of logits that are held at once, where a loss is computed.
-const LOSS_ROWS: u64 = 256;
+/// Logits that are held at once, where a loss is computed.
+const LOGITS: u64 = 1 << 23;
+/// Copies of what a method without gradients trains: as it is, as it was at first, at both points of a
+/// step, and as products take these.
+const POINT_COPIES: u64 = 6;
 
 /// Bytes that a run takes, by what for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -68,8 +72,10 @@ impl TuneNeed {
         let limits = StepLimits::default();
         // A step runs so many rows at most, however large the batch; one example is never cut.
         let rows = (limits.rows as u64).max(config.max_length as u64);
-        let batch = need.per_token.saturating_mul(rows);
-        let total = need.total(0).saturating_add(2 * trained).saturating_add(batch);
+        let row = need.per_token.saturating_add(registers(checkpoint.config()));
+        let batch = row.saturating_mul(rows);
+        trained *= POINT_COPIES;
+        let total = need.total(0).saturating_add(trained).saturating_add(batch);
         Self { weights: need.weights, trained, batch, total }
     }
 
@@ -167,23 +173,44 @@ fn draft_heads(model: &ModelConfig, config: &RunConfig) -> u64 {
     heads as u64 * (d * d + config.medusa_layers as u64 * (d * d + d))
 }
 
+/// Widths of a row: of the residual stream, of queries, of keys or values, of the gate of a feed-forward
+/// layer or of those of the experts that a row goes through.
+fn widths(model: &ModelConfig) -> [u64; 4] {
+    let inner = match &model.experts {
+        Some(experts) => experts.moe_intermediate_size * experts.num_experts_per_tok,
+        None => model.intermediate_size,
+    };
+    let (queries, keys) = (model.num_attention_heads, model.num_key_value_heads);
+    [model.hidden_size, queries * model.head_dim, keys * model.head_dim, inner].map(|n| n as u64)
+}
+
+/// Bytes of the registers of the packed executor that a row of a step takes.
+fn registers(model: &ModelConfig) -> u64 {
+    let [hidden, queries, keys, inner] = widths(model);
+    FLOAT * (4 * hidden + 2 * (queries + keys) + 3 * inner + model.head_dim as u64)
+}
+
 /// Bytes of what a batch of the longest examples leaves.
 fn activations(model: &ModelConfig, config: &RunConfig) -> u64 {
     let tokens = u64::from(config.batch) * config.max_length as u64;
-    let hidden = model.hidden_size as u64;
-    let (queries, keys) = (model.num_attention_heads, model.num_key_value_heads);
-    let projected = (model.head_dim * (queries + 2 * keys)) as u64;
-    // Inputs of two norms and their results, of the output projection and both sums; of the
-    // feed-forward gate, its argument, the other factor and the product.
-    let block = 6 * hidden + 2 * projected + 4 * model.intermediate_size as u64;
+    let [hidden, queries, keys, inner] = widths(model);
+    let inputs = 5 * hidden + queries + inner;
+    let results = 2 * hidden + queries + 2 * keys + 2 * inner;
+    let mut block = 2 * (hidden + queries + keys + inner);
+    if config.method == Method::Full {
+        block += inputs + results;
+    } else if config.dropout > 0.0 {
+        block += 3 * inputs + results;
+    }
     let layers = model.num_hidden_layers as u64;
+    // On the way back stand a block's own results once more, and the gradients of some of them.
+    let passing = 4 * hidden + 2 * (queries + keys) + 4 * inner;
     let kept = match config.gradient_checkpointing {
-        true => layers * hidden + 2 * block,
-        false => layers * block,
+        true => layers * hidden + block + passing,
+        false => layers * block + passing,
     };
-    let scores = 2 * queries as u64 * config.max_length as u64;
-    let logits = 2 * LOSS_ROWS.min(tokens) * model.vocab_size as u64;
-    FLOAT * (tokens.saturating_mul(kept + scores)).saturating_add(logits)
+    let logits = LOGITS.min(tokens.saturating_mul(model.vocab_size as u64));
+    FLOAT * tokens.saturating_mul(kept).saturating_add(logits)
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use offshoot_kernels as kernels;
 use offshoot_kernels::{Change, Distribution, Moments, Noise};
-use offshoot_methods::tune::{Draw, Factors, Layout, Mask, TensorSpec, Term, Update};
+use offshoot_methods::tune::{
+    Basis, Direction, Draw, Factors, Form, Layout, Mask, TensorSpec, Term, Update,
+};
 
 use super::space::tensor_ids;
 use crate::Error;
@@ -18,6 +20,8 @@ pub(super) struct Entries {
     draws: Vec<Draw>,
     /// The mask that was asked for last of each tensor: most methods have one for many steps.
     masks: HashMap<usize, (Mask, Arc<Vec<u64>>)>,
+    /// The same of what directions of one form share: an epoch's are drawn once.
+    bases: HashMap<usize, (Form, Arc<Basis>)>,
 }
 
 /// A term within one tensor.
@@ -64,7 +68,8 @@ impl Entries {
             cols: spec.cols,
         };
         let draws = ids.into_iter().zip(&layout.tensors).map(draw).collect();
-        Ok(Self { distribution, draws, masks: HashMap::new() })
+        let (masks, bases) = (HashMap::new(), HashMap::new());
+        Ok(Self { distribution, draws, masks, bases })
     }
 
     pub(super) fn seed(&self) -> u64 {
@@ -82,6 +87,7 @@ impl Entries {
             .iter_mut()
             .for_each(|draw| (draw.seed, draw.distribution) = (seed, distribution));
         self.masks.clear();
+        self.bases.clear();
     }
 
     /// Checks that directions are of this layout.
@@ -119,9 +125,23 @@ impl Entries {
         Ok(Drawn {
             scale: term.scale,
             noise: draw.entries(&term.direction),
-            factors: draw.factors(&term.direction),
+            factors: self.factors(tensor, &term.direction),
             mask: self.mask(tensor, term.direction.mask, first)?,
         })
+    }
+
+    fn factors(&mut self, tensor: usize, direction: &Direction) -> Option<Factors> {
+        let draw = self.draws[tensor];
+        let known = self.bases.get(&tensor).filter(|(form, _)| *form == direction.form);
+        let basis = match known {
+            Some((_, basis)) => Arc::clone(basis),
+            None => {
+                let basis = Arc::new(draw.basis(direction.form)?);
+                self.bases.insert(tensor, (direction.form, Arc::clone(&basis)));
+                basis
+            }
+        };
+        Some(draw.factors_on(direction, &basis))
     }
 
     fn mask(

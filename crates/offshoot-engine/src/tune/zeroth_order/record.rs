@@ -7,8 +7,9 @@ use offshoot_methods::tune::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::space::Space;
+use super::space::{Space, read_in_parts};
 use crate::Error;
+use crate::tune::numbers::to_bytes;
 
 /// What a run was made of, as far as a trajectory tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,15 +113,13 @@ fn place(bytes: &mut Vec<u8>, chunk: Chunk) {
 /// # Errors
 /// If a tensor cannot be read.
 pub fn weights_hash(space: &dyn Space) -> Result<Hash, Error> {
-    let mut sha = Sha256::new();
-    let mut values = Vec::new();
-    for (tensor, spec) in space.layout().tensors.iter().enumerate() {
-        values.resize(spec.rows * spec.cols, 0.0f32);
-        space.read(tensor, &mut values)?;
-        for chunk in values.chunks(4096) {
-            let bytes: Vec<u8> = chunk.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let (mut sha, mut bytes) = (Sha256::new(), Vec::new());
+    for tensor in 0..space.layout().tensors.len() {
+        read_in_parts(space, tensor, &mut |values| {
+            to_bytes(values, &mut bytes);
             sha.update(&bytes);
-        }
+            Ok(())
+        })?;
     }
     Ok(Hash(sha.finalize().into()))
 }

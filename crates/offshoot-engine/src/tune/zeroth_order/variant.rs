@@ -11,8 +11,9 @@ use offshoot_models::huggingface::{FolderExport, FolderOptions, PeftOptions, ada
 use offshoot_models::{ExportError, Family, LoraAdapter, PackedModel, Recipe};
 use serde_json::{Map, Value};
 
-use super::space::{FullSpace, Space};
+use super::space::{FullSpace, Space, read_in_parts};
 use crate::Error;
+use crate::tune::numbers::to_bytes;
 
 /// Bytes of weights in one file of a folder.
 const SHARD_BYTES: u64 = 5_000_000_000;
@@ -67,42 +68,41 @@ pub(super) fn write_model(folder: &Path, cpu: &Cpu, space: &FullSpace) -> Result
         ExportError::Output(source) => output(source),
         ExportError::Stopped => Error::Stopped,
     })?;
-    let places = weights.iter().map(|path| places(path).map_err(output));
-    let places: Vec<_> = places.collect::<Result<_, _>>()?;
+    let mut files = Vec::with_capacity(weights.len());
+    for path in &weights {
+        let file = File::options().read(true).write(true).open(path).map_err(output)?;
+        files.push((places(&file).map_err(output)?, file));
+    }
+    let mut bytes = Vec::new();
     // Gemma's norms are stored less the 1 that they are used with.
     let less = if checkpoint.config().family == Family::Gemma3 { 1.0 } else { 0.0 };
     for (tensor, spec) in space.layout().tensors.iter().enumerate() {
         let elements = spec.rows * spec.cols;
-        let place = places.iter().zip(&weights).find_map(|(places, path)| {
+        let place = files.iter_mut().find_map(|(places, file)| {
             let (start, end) = *places.get(&spec.name)?;
-            (end - start == 4 * elements as u64).then_some((path, start))
+            (end - start == 4 * elements as u64).then_some((file, start))
         });
-        let Some((path, start)) = place else {
+        let Some((file, start)) = place else {
             return Err(Error::Training(format!(
                 "tensor {} is kept with others in a folder of this family, which tuned weights \
                  are not written to",
                 spec.name
             )));
         };
-        let mut values = vec![0.0; elements];
-        space.read(tensor, &mut values)?;
         let is_norm = spec.rows == 1 && spec.name.ends_with("norm.weight");
         let less = if is_norm { less } else { 0.0 };
-        let bytes: Vec<u8> = values.iter().flat_map(|x| (x - less).to_le_bytes()).collect();
-        let overwrite = || {
-            let mut file = File::options().write(true).open(path)?;
-            file.seek(SeekFrom::Start(start))?;
-            file.write_all(&bytes)?;
-            file.sync_all()
-        };
-        overwrite().map_err(output)?;
+        file.seek(SeekFrom::Start(start)).map_err(output)?;
+        read_in_parts(space, tensor, &mut |values| {
+            values.iter_mut().for_each(|x| *x -= less);
+            to_bytes(values, &mut bytes);
+            file.write_all(&bytes).map_err(output)
+        })?;
     }
-    Ok(())
+    files.iter().try_for_each(|(_, file)| file.sync_all().map_err(output))
 }
 
 /// Where the bytes of each tensor of a safetensors file of ours begin and end in the file.
-fn places(path: &Path) -> std::io::Result<BTreeMap<String, (u64, u64)>> {
-    let mut file = File::open(path)?;
+fn places(mut file: &File) -> std::io::Result<BTreeMap<String, (u64, u64)>> {
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);

@@ -46,18 +46,9 @@ pub(crate) struct AttentionShape {
     pub(crate) window: usize,
 }
 
-/// The attention of `q`, `[n, h d]`, to `k` and `v`, `[n, c d]`: `[n, h d]`.
-pub(crate) fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    shape: AttentionShape,
-) -> Result<Tensor> {
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape })
-}
-
-struct Attention {
-    shape: AttentionShape,
+/// Attention without what it reads.
+pub(crate) struct Attention {
+    pub(crate) shape: AttentionShape,
 }
 
 /// Numbers with the place where they begin.
@@ -256,6 +247,39 @@ fn add_heads<T: Real>(acc: &mut [T], parts: &[T], size: usize) {
     }
 }
 
+impl Attention {
+    /// The attention of `q`, `[n, h d]`, to `k` and `v`, `[n, c d]`: `[n, h d]`, which remembers nothing.
+    pub(crate) fn of(&self, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+        q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, self)
+    }
+
+    /// What the gradient `g` of the result says of queries, keys and values, all contiguous.
+    pub(crate) fn gradients(&self, [q, k, v]: [&Tensor; 3], g: &Tensor) -> Result<[Tensor; 3]> {
+        let shape = &self.shape;
+        let g = g.contiguous()?;
+        let guards = [q, k, v, &g].map(|x| x.storage_and_layout());
+        let mut operands = Vec::with_capacity(4);
+        for (storage, layout) in &guards {
+            let Storage::Cpu(storage) = &**storage else { bail!("a tensor on another device") };
+            operands.push(Operand { storage, start: layout.start_offset() });
+        }
+        let operands = [operands[0], operands[1], operands[2], operands[3]];
+        by_type!(q.dtype(), T => {
+            let tasks = shape.tasks();
+            let parts = tasks.par_iter().map(|&task| shape.backward::<T>(operands, task));
+            let parts = parts.collect::<Result<Vec<Gradients<T>>>>()?;
+            let gathered = |which: usize, width: usize, like: &Tensor| {
+                let parts = parts.iter().map(|part| part[which].as_slice());
+                let parts: Vec<_> = tasks.iter().copied().zip(parts).collect();
+                let numbers = shape.gather(&parts, width);
+                Tensor::from_vec(numbers, like.shape(), &Device::Cpu)
+            };
+            let (d, wide) = (shape.head_dim, shape.group() * shape.head_dim);
+            Ok([gathered(0, wide, q)?, gathered(1, d, k)?, gathered(2, d, v)?])
+        })
+    }
+}
+
 impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
         "attention"
@@ -292,31 +316,7 @@ impl CustomOp3 for Attention {
         _o: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let shape = &self.shape;
-        let g = g.contiguous()?;
-        let guards = [q, k, v, &g].map(|x| x.storage_and_layout());
-        let mut operands = Vec::with_capacity(4);
-        for (storage, layout) in &guards {
-            let Storage::Cpu(storage) = &**storage else { bail!("a tensor on another device") };
-            operands.push(Operand { storage, start: layout.start_offset() });
-        }
-        let operands = [operands[0], operands[1], operands[2], operands[3]];
-        by_type!(q.dtype(), T => {
-            let tasks = shape.tasks();
-            let parts = tasks.par_iter().map(|&task| shape.backward::<T>(operands, task));
-            let parts = parts.collect::<Result<Vec<Gradients<T>>>>()?;
-            let gathered = |which: usize, width: usize, like: &Tensor| {
-                let parts = parts.iter().map(|part| part[which].as_slice());
-                let parts: Vec<_> = tasks.iter().copied().zip(parts).collect();
-                let numbers = shape.gather(&parts, width);
-                Tensor::from_vec(numbers, like.shape(), &Device::Cpu)
-            };
-            let (d, wide) = (shape.head_dim, shape.group() * shape.head_dim);
-            Ok((
-                Some(gathered(0, wide, q)?),
-                Some(gathered(1, d, k)?),
-                Some(gathered(2, d, v)?),
-            ))
-        })
+        let [dq, dk, dv] = self.gradients([q, k, v], g)?;
+        Ok((Some(dq), Some(dk), Some(dv)))
     }
 }

@@ -17,17 +17,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Storage, Tensor, bail,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::by_type;
-use super::frozen::{Frozen, add_to};
-use super::real::Real;
+use super::frozen::Frozen;
+use super::real::{Matrix, Output, Real, turned};
+use super::{by_type, numbers, with};
 
 /// Logits that are held at a time.
-pub(super) const LOGITS: usize = 1 << 22;
+pub(super) const LOGITS: usize = 1 << 23;
 
 /// A token that a row is to predict.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -83,15 +81,14 @@ pub(crate) fn log_probabilities(
     cap: Option<f32>,
     targets: &[Target],
 ) -> Result<Vec<(f64, bool)>> {
-    let x = x.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else { bail!("a tensor on another device") };
     by_type!(x.dtype(), T => {
         let mut all = Vec::with_capacity(targets.len());
-        for_chunks::<T>((storage, layout), head, cap, targets, &mut |chunk| {
-            all.extend(chunk.scored.iter().flatten());
-            Ok(())
-        })?;
+        with::<T, _, 1>([x], |[x]| {
+            for_chunks(x, head, cap, targets, &mut |chunk| {
+                all.extend(chunk.scored.iter().flatten());
+                Ok(())
+            })
+        })??;
         Ok(all)
     })
 }
@@ -112,27 +109,26 @@ struct Chunk<'t, T> {
 
 /// Computes the probabilities of some rows at a time and shows them to `f`.
 fn for_chunks<T: Real>(
-    (x, layout): (&CpuStorage, &Layout),
+    x: &[T],
     head: &Frozen,
     cap: Option<f32>,
     targets: &[Target],
     f: &mut dyn FnMut(Chunk<'_, T>) -> Result<()>,
 ) -> Result<()> {
-    let (m, d) = layout.shape().dims2()?;
-    let vocab = head.shape()?.0;
+    let (vocab, d) = head.shape()?;
+    let m = x.len() / d.max(1);
     if targets.iter().any(|t| t.row >= m || t.token as usize >= vocab)
         || !targets.is_sorted_by_key(|t| t.row)
     {
         bail!("targets of other rows or tokens than there are, or out of order");
     }
-    let height = (LOGITS / vocab.max(1)).clamp(1, 128);
+    let height = (LOGITS / vocab.max(1)).clamp(1, 256);
     let mut left = targets;
     for first in (0..m).step_by(height) {
         let rows = height.min(m - first);
         let (here, later) = left.split_at(left.partition_point(|t| t.row < first + rows));
         left = later;
-        let part = Layout::contiguous_with_offset((rows, d), layout.start_offset() + first * d);
-        let mut shares: Vec<T> = T::cpu_storage_data(head.forward(x, &part)?)?;
+        let mut shares = head.forward(&x[first * d..][..rows * d])?;
         let mut slopes = match cap {
             Some(_) => vec![T::one(); shares.len()],
             None => Vec::new(),
@@ -205,29 +201,26 @@ struct Op {
 impl Op {
     fn forward<T: Real>(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let ((m, d), vocab) = (layout.shape().dims2()?, self.head.shape()?.0);
+        let x: &[T] = numbers(x, layout)?;
         let mut dx: Vec<T> = Vec::new();
         let mut dw = vec![T::zero(); if self.wanted.1 { vocab * d } else { 0 }];
         let mut loss = 0.0;
-        for_chunks::<T>((x, layout), &self.head, self.cap, &self.targets, &mut |mut chunk| {
+        for_chunks(x, &self.head, self.cap, &self.targets, &mut |mut chunk| {
             if self.wanted == (false, false) {
                 loss += chunk.loss();
                 return Ok(());
             }
             loss += chunk.differentiate();
             let rows = chunk.rows;
-            let dz = T::to_cpu_storage_owned(chunk.shares);
-            let dz_layout = Layout::contiguous((rows, vocab));
             if self.wanted.0 {
-                dx.extend_from_slice(T::cpu_storage_as_slice(
-                    &self.head.backward(&dz, &dz_layout)?,
-                )?);
+                dx.extend(self.head.backward(&chunk.shares)?);
             }
             if self.wanted.1 {
-                let start = layout.start_offset() + chunk.first * d;
-                let x_layout = Layout::contiguous_with_offset((rows, d), start);
-                let dz_layout = dz_layout.transpose(0, 1)?;
-                let part = dz.matmul(x, (1, vocab, d, rows), &dz_layout, &x_layout)?;
-                add_to(&mut dw, T::cpu_storage_as_slice(&part)?);
+                // dW = dz^T x: the rows of dz^T are its tokens.
+                let numbers = &x[chunk.first * d..][..rows * d];
+                let of_rows = Matrix { numbers, rows: d, cols: rows, turned: true };
+                let out = Output { numbers: &mut dw, stride: d, accumulate: true };
+                T::multiply(&turned(&chunk.shares, vocab), of_rows, out);
             }
             Ok(())
         })?;

@@ -12,14 +12,13 @@
 //!
 //! Sums over tokens and rows are in double precision, in ascending order.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::by_type;
 use super::cross_entropy::{LOGITS, soft_cap};
-use super::frozen::{Frozen, add_to};
-use super::real::Real;
+use super::frozen::Frozen;
+use super::real::{Matrix, Output, Real, turned};
+use super::{by_type, with};
 
 /// States and the head that scores them.
 #[derive(Debug, Clone)]
@@ -50,53 +49,32 @@ pub(crate) fn divergence(
     weights: &[f64],
     trained: bool,
 ) -> Result<Divergence> {
-    let (x, y) = (model.x.contiguous()?, teacher.x.contiguous()?);
-    let ((m, d), vocab) = (x.dims2()?, model.head.shape()?.0);
-    if y.dim(0)? != m || weights.len() != m || teacher.head.shape()?.0 != vocab {
+    let ((m, d), vocab) = (model.x.dims2()?, model.head.shape()?.0);
+    let (taught, e) = teacher.x.dims2()?;
+    if taught != m || weights.len() != m || teacher.head.shape()?.0 != vocab {
         bail!("a teacher of other rows or tokens than the model");
     }
-    let (x_storage, x_layout) = x.storage_and_layout();
-    let (y_storage, y_layout) = y.storage_and_layout();
-    let (Storage::Cpu(x), Storage::Cpu(y)) = (&*x_storage, &*y_storage) else {
-        bail!("a tensor on another device")
-    };
     let height = (LOGITS / vocab.max(1)).clamp(1, 128);
-    by_type!(x.dtype(), T => {
+    by_type!(model.x.dtype(), T => with::<T, _, 2>([&model.x, &teacher.x], |[x, y]| {
         let (mut value, mut dx) = (0.0, Vec::<T>::with_capacity(m * d));
-        let mut dw = vec![0.0; if trained { vocab * d } else { 0 }];
+        let mut dw = vec![T::near(0.0); if trained { vocab * d } else { 0 }];
         for first in (0..m).step_by(height) {
             let rows = height.min(m - first);
-            let mut own: Vec<T> = logits(&model.head, (x, x_layout), first, rows)?;
-            let mut taught: Vec<T> = logits(&teacher.head, (y, y_layout), first, rows)?;
+            let numbers = &x[first * d..][..rows * d];
+            let mut own: Vec<T> = model.head.forward(numbers)?;
+            let mut taught: Vec<T> = teacher.head.forward(&y[first * e..][..rows * e])?;
             value += differentiate(&mut own, &mut taught, cap, &weights[first..first + rows]);
-            let dz = T::to_cpu_storage_owned(own);
-            let layout = Layout::contiguous((rows, vocab));
-            dx.extend_from_slice(T::cpu_storage_as_slice(&model.head.backward(&dz, &layout)?)?);
+            dx.extend(model.head.backward(&own)?);
             if trained {
-                let part = part(x_layout, first, rows)?;
-                let product = dz.matmul(x, (1, vocab, d, rows), &layout.transpose(0, 1)?, &part)?;
-                add_to(&mut dw, T::cpu_storage_as_slice(&product)?);
+                // dW = dz^T x: the rows of dz^T are its tokens.
+                let of_rows = Matrix { numbers, rows: d, cols: rows, turned: true };
+                let out = Output { numbers: &mut dw, stride: d, accumulate: true };
+                T::multiply(&turned(&own, vocab), of_rows, out);
             }
         }
         let dw = trained.then(|| Tensor::from_vec(dw, (vocab, d), &Device::Cpu)).transpose()?;
         Ok(Divergence { value, dx: Tensor::from_vec(dx, (m, d), &Device::Cpu)?, dw })
-    })
-}
-
-/// The layout of some rows.
-fn part(layout: &Layout, first: usize, rows: usize) -> Result<Layout> {
-    let d = layout.shape().dims2()?.1;
-    Ok(Layout::contiguous_with_offset((rows, d), layout.start_offset() + first * d))
-}
-
-/// The products of some rows with a head.
-fn logits<T: Real>(
-    head: &Frozen,
-    (x, layout): (&CpuStorage, &Layout),
-    first: usize,
-    rows: usize,
-) -> Result<Vec<T>> {
-    T::cpu_storage_data(head.forward(x, &part(layout, first, rows)?)?)
+    })?)
 }
 
 /// The divergence of some rows, after making `dz` of the model's products.

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::real::Real;
-use super::{by_type, suits};
+use super::real::{Matrix, Output, Real};
+use super::{suits, with};
 use crate::Checkpoint;
 
 /// Numbers of a matrix that are brought to the type of the activations at a time.
@@ -74,85 +73,45 @@ impl Frozen {
     }
 
     /// `x W^T`, `[n, rows]`, of `x` `[n, cols]`.
-    pub(super) fn forward(&self, x: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
-        let (n, cols) = layout.shape().dims2()?;
-        let rows = self.shape()?.0;
-        by_type!(x.dtype(), T => {
-            let mut whole: Vec<T> = Vec::new();
-            self.for_pieces(x.dtype(), |first, piece| {
-                let part = product(x, layout, &piece.t()?, (1, n, piece.dim(0)?, cols))?;
-                let part = T::cpu_storage_data(part)?;
-                if part.len() == n * rows {
-                    whole = part;
-                    return Ok(());
-                }
-                whole.resize(n * rows, 0.0);
-                let width = part.len() / n.max(1);
-                for (out, part) in whole.chunks_exact_mut(rows).zip(part.chunks_exact(width)) {
-                    out[first..first + width].copy_from_slice(part);
-                }
-                Ok(())
-            })?;
-            Ok(T::to_cpu_storage_owned(whole))
-        })
+    pub(super) fn forward<T: Real>(&self, x: &[T]) -> Result<Vec<T>> {
+        let (stride, cols) = self.shape()?;
+        let mut out = vec![T::zero(); x.len() / cols.max(1) * stride];
+        self.for_pieces(T::DTYPE, |first, piece| {
+            let rows = piece.dim(0)?;
+            with::<T, _, 1>([piece], |[numbers]| {
+                let numbers = Matrix { numbers, rows, cols, turned: false };
+                let out = out.get_mut(first..).unwrap_or_default();
+                T::multiply(x, numbers, Output { numbers: out, stride, accumulate: false });
+            })
+        })?;
+        Ok(out)
     }
 
     /// `g W`, `[n, cols]`, of `g` `[n, rows]`.
-    pub(super) fn backward(&self, g: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
-        let (n, rows) = layout.shape().dims2()?;
-        let cols = self.shape()?.1;
-        by_type!(g.dtype(), T => {
-            let mut whole: Vec<T> = Vec::new();
-            self.for_pieces(g.dtype(), |first, piece| {
-                let height = piece.dim(0)?;
-                let start = layout.start_offset() + first * layout.stride()[1];
-                let part = Layout::new((n, height).into(), layout.stride().to_vec(), start);
-                let part = product(g, &part, piece, (1, n, cols, height))?;
-                let part = T::cpu_storage_data(part)?;
-                if height == rows || whole.is_empty() {
-                    whole = part;
-                } else {
-                    add_to(&mut whole, &part);
+    pub(super) fn backward<T: Real>(&self, g: &[T]) -> Result<Vec<T>> {
+        let (rows, cols) = self.shape()?;
+        let mut out = vec![T::zero(); g.len() / rows.max(1) * cols];
+        self.for_pieces(T::DTYPE, |first, piece| {
+            let height = piece.dim(0)?;
+            // A piece of the matrix multiplies a part of each row of `g`.
+            let part: Vec<T> = match height == rows {
+                true => Vec::new(),
+                false => {
+                    g.chunks_exact(rows).flat_map(|g| &g[first..][..height]).copied().collect()
                 }
-                Ok(())
-            })?;
-            Ok(T::to_cpu_storage_owned(whole))
-        })
-    }
-
-    /// As [`Frozen::backward`], of a tensor.
-    pub(super) fn backward_of(&self, g: &Tensor) -> Result<Tensor> {
-        let g = g.contiguous()?;
-        let (storage, layout) = g.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { bail!("a tensor on another device") };
-        let shape = (layout.shape().dims2()?.0, self.shape()?.1);
-        by_type!(g.dtype(), T => {
-            let numbers: Vec<T> = T::cpu_storage_data(self.backward(storage, layout)?)?;
-            Tensor::from_vec(numbers, shape, &Device::Cpu)
-        })
+            };
+            let g = if height == rows { g } else { &part };
+            with::<T, _, 1>([piece], |[numbers]| {
+                let numbers = Matrix { numbers, rows: cols, cols: height, turned: true };
+                let accumulate = first > 0;
+                T::multiply(g, numbers, Output { numbers: &mut out, stride: cols, accumulate });
+            })
+        })?;
+        Ok(out)
     }
 
     /// Whether activations like `x` can be multiplied with it here.
-    pub(super) fn suits(&self, x: &Tensor) -> bool {
+    pub(crate) fn suits(&self, x: &Tensor) -> bool {
         suits(&[x]) && !matches!(self, Self::Tensor(tensor) if !tensor.device().is_cpu())
     }
-}
-
-/// The product of a storage with a tensor of the processor.
-fn product(
-    x: &CpuStorage,
-    layout: &Layout,
-    y: &Tensor,
-    bmnk: (usize, usize, usize, usize),
-) -> Result<CpuStorage> {
-    let (storage, y_layout) = y.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else { bail!("a tensor on another device") };
-    x.matmul(storage, bmnk, layout, y_layout)
-}
-
-/// `acc += x`.
-pub(super) fn add_to<T: Real>(acc: &mut [T], x: &[T]) {
-    const PIECE: usize = 1 << 14;
-    let pieces = acc.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE));
-    pieces.for_each(|(acc, x)| acc.iter_mut().zip(x).for_each(|(acc, &x)| *acc += x));
 }

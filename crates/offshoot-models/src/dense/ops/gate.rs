@@ -27,8 +27,27 @@ pub(crate) fn gate(gate: &Tensor, up: &Tensor, activation: Activation) -> Result
     gate.contiguous()?.apply_op2(&up.contiguous()?, Gate { activation })
 }
 
-struct Gate {
-    activation: Activation,
+/// The layer without its two factors.
+pub(crate) struct Gate {
+    pub(crate) activation: Activation,
+}
+
+impl Gate {
+    /// The product, which remembers nothing.
+    pub(crate) fn of(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        gate.contiguous()?.apply_op2_no_bwd(&up.contiguous()?, self)
+    }
+
+    /// What the gradient `g` of the product says of both factors.
+    pub(crate) fn gradients(&self, x: &Tensor, u: &Tensor, g: &Tensor) -> Result<[Tensor; 2]> {
+        by_type!(x.dtype(), T => {
+            let (dx, du) = with::<T, _, 3>([x, u, g], |slices| match self.activation {
+                Activation::Silu => backward(slices, silu),
+                Activation::GeluTanh => backward(slices, gelu),
+            })?;
+            Ok([shaped(dx, x)?, shaped(du, u)?])
+        })
+    }
 }
 
 /// `a(x)` and `a'(x)`.
@@ -99,12 +118,7 @@ impl CustomOp2 for Gate {
         _y: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_type!(x.dtype(), T => {
-            let (dx, du) = with::<T, _, 3>([x, u, g], |slices| match self.activation {
-                Activation::Silu => backward(slices, silu),
-                Activation::GeluTanh => backward(slices, gelu),
-            })?;
-            Ok((Some(shaped(dx, x)?), Some(shaped(du, u)?)))
-        })
+        let [dx, du] = self.gradients(x, u, g)?;
+        Ok((Some(dx), Some(du)))
     }
 }

@@ -13,13 +13,13 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+    CpuStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Tensor, WithDType, bail,
 };
 use rayon::prelude::*;
 
 use super::frozen::Frozen;
-use super::real::Real;
-use super::{by_type, suits, with};
+use super::real::{Matrix, Output, Real, product, turned};
+use super::{by_type, numbers, shaped, suits, with};
 
 /// Numbers that a thread takes at a time.
 const PIECE: usize = 1 << 14;
@@ -52,26 +52,7 @@ pub(crate) fn linear(
     }
     let bias = bias.map(|bias| bias.detach().contiguous()).transpose()?;
     let (x, scale) = (x.contiguous()?, pair.map_or(0.0, |pair| pair.scale));
-    let op = Linear { weight, bias, scale, read: true };
-    match pair {
-        None => x.apply_op1(op),
-        Some(pair) => x.apply_op3(&pair.a.contiguous()?, &pair.b.contiguous()?, op),
-    }
-}
-
-/// As [`linear`], where nobody reads the product: zeros in its place, with the gradients of the product.
-pub(crate) fn unread_linear(
-    x: &Tensor,
-    weight: Frozen,
-    pair: Option<&LowRankPair>,
-) -> Result<Tensor> {
-    let operands: Vec<&Tensor> =
-        [x].into_iter().chain(pair.iter().flat_map(|pair| [&pair.a, &pair.b])).collect();
-    if !suits(&operands) || !weight.suits(x) {
-        return composed(x, &weight, None, pair);
-    }
-    let (x, scale) = (x.contiguous()?, pair.map_or(0.0, |pair| pair.scale));
-    let op = Linear { weight, bias: None, scale, read: false };
+    let op = Linear { weight, bias, scale };
     match pair {
         None => x.apply_op1(op),
         Some(pair) => x.apply_op3(&pair.a.contiguous()?, &pair.b.contiguous()?, op),
@@ -95,53 +76,129 @@ fn composed(
     y + (x.matmul(&a.t()?)?.matmul(&b.t()?)? * *scale)?
 }
 
-struct Linear {
-    weight: Frozen,
-    bias: Option<Tensor>,
-    scale: f64,
-    /// Whether anybody reads the product.
-    read: bool,
+/// The gradients of `x`, `A` and `B`, where they are wanted.
+pub(crate) type LinearGradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
+
+/// The product, with all that it is made of but `x`, `A` and `B`.
+pub(crate) struct Linear {
+    pub(crate) weight: Frozen,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) scale: f64,
 }
 
 impl Linear {
-    /// Zeros in place of a product that nobody reads.
-    fn unread(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let shape = self.shape_of(layout)?;
-        let zeros =
-            by_type!(x.dtype(), T => T::to_cpu_storage_owned(vec![0.0; shape.elem_count()]));
-        Ok((zeros, shape))
+    /// The product, which remembers nothing.
+    pub(crate) fn of(&self, x: &Tensor, pair: Option<&LowRankPair>) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        match pair {
+            None => x.apply_op1_no_bwd(self),
+            Some(pair) => x.apply_op3_no_bwd(&pair.a.contiguous()?, &pair.b.contiguous()?, self),
+        }
     }
 
-    /// `y += bias + scale v`, where there are these.
-    fn finish<T: Real>(&self, y: &mut [T], v: Option<&[T]>) -> Result<()> {
-        let width = self.weight.shape()?.0.max(1);
-        let height = (PIECE / width).max(1);
+    /// What the gradient `g` of a product without LoRA says of `x`.
+    pub(crate) fn input_gradient(&self, g: &Tensor) -> Result<Tensor> {
+        let shape = (g.dims2()?.0, self.weight.shape()?.1);
+        by_type!(g.dtype(), T => {
+            let dx = with::<T, _, 1>([g], |[g]| self.weight.backward(g))??;
+            Tensor::from_vec(dx, shape, &Device::Cpu)
+        })
+    }
+
+    /// What the gradient `g` of the product says of `x` and of `pair`'s `A` and `B`; `wanted` says which
+    /// of them.
+    pub(crate) fn gradients(
+        &self,
+        x: &Tensor,
+        pair: &LowRankPair,
+        g: &Tensor,
+        wanted: (bool, bool, bool),
+    ) -> Result<LinearGradients> {
+        let LowRankPair { a, b, .. } = pair;
+        by_type!(x.dtype(), T => {
+            let of = [x, a, b, g];
+            let found = with::<T, _, 4>(of, |of| self.low_rank_gradients(of, wanted))??;
+            let [dx, da, db] = found;
+            let made = |numbers: Option<Vec<T>>, like: &Tensor| {
+                numbers.map(|numbers| shaped(numbers, like)).transpose()
+            };
+            Ok((made(dx, x)?, made(da, a)?, made(db, b)?))
+        })
+    }
+
+    fn low_rank_gradients<T: Real>(
+        &self,
+        [x, a, b, g]: [&[T]; 4],
+        wanted: (bool, bool, bool),
+    ) -> Result<[Option<Vec<T>>; 3]> {
+        let (rows, cols) = self.weight.shape()?;
+        let rank = a.len() / cols.max(1);
         let scale = T::near(self.scale);
-        let mut add = |bias: Option<&[T]>| {
-            y.par_chunks_mut(width * height).enumerate().for_each(|(piece, y)| {
-                if let Some(v) = v {
-                    let v = &v[piece * width * height..][..y.len()];
-                    y.iter_mut().zip(v).for_each(|(y, &v)| *y += scale * v);
-                }
-                if let Some(bias) = bias {
+        let scaled = |mut x: Vec<T>| {
+            x.iter_mut().for_each(|x| *x *= scale);
+            x
+        };
+        let tokens = x.len() / cols.max(1);
+        let matrix = |numbers, rows, cols, turned| Matrix { numbers, rows, cols, turned };
+        let t = scaled(product(g, matrix(b, rank, rows, true)));
+        let dx = match wanted.0 {
+            true => {
+                let mut dx = self.weight.backward(g)?;
+                let out = Output { numbers: &mut dx, stride: cols, accumulate: true };
+                T::multiply(&t, matrix(a, cols, rank, true), out);
+                Some(dx)
+            }
+            false => None,
+        };
+        // The few rows of t^T and u^T are what is multiplied, so that `x` and `g` are read once each.
+        let da = wanted.1.then(|| product(&turned(&t, rank), matrix(x, cols, tokens, true)));
+        let db = wanted.2.then(|| {
+            let u = scaled(product(x, matrix(a, rank, cols, false)));
+            turned(&product(&turned(&u, rank), matrix(g, rows, tokens, true)), rows)
+        });
+        Ok([dx, da, db])
+    }
+
+    /// `x W^T + bias`.
+    fn forward<T: Real>(&self, x: &[T]) -> Result<Vec<T>> {
+        let mut y = self.weight.forward(x)?;
+        if let Some(bias) = &self.bias {
+            let width = self.weight.shape()?.0.max(1);
+            let height = (PIECE / width).max(1);
+            with::<T, _, 1>([bias], |[bias]| {
+                y.par_chunks_mut(width * height).for_each(|y| {
                     for y in y.chunks_exact_mut(width) {
                         y.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
                     }
-                }
-            });
-        };
-        match &self.bias {
-            Some(bias) => with::<T, _, 1>([bias], |[bias]| add(Some(bias))),
-            None if v.is_some() => {
-                add(None);
-                Ok(())
-            }
-            None => Ok(()),
+                });
+            })?;
         }
+        Ok(y)
+    }
+
+    /// The same and `scale (x A^T) B^T`.
+    fn forward_low_rank<T: Real>(&self, x: &[T], a: &[T], b: &[T]) -> Result<Vec<T>> {
+        let (rows, cols) = self.weight.shape()?;
+        let rank = a.len() / cols.max(1);
+        let mut y = self.forward(x)?;
+        let mut u = product(x, Matrix { numbers: a, rows: rank, cols, turned: false });
+        let scale = T::near(self.scale);
+        u.iter_mut().for_each(|u| *u *= scale);
+        let b = Matrix { numbers: b, rows, cols: rank, turned: false };
+        T::multiply(&u, b, Output { numbers: &mut y, stride: rows, accumulate: true });
+        Ok(y)
     }
 
     fn shape_of(&self, x: &Layout) -> Result<Shape> {
         Ok((x.shape().dims2()?.0, self.weight.shape()?.0).into())
+    }
+
+    fn check(&self, x: &Layout) -> Result<()> {
+        let (width, cols) = (x.shape().dims2()?.1, self.weight.shape()?.1);
+        if width != cols {
+            bail!("rows of {width} for a matrix of {cols} columns");
+        }
+        Ok(())
     }
 }
 
@@ -151,20 +208,15 @@ impl CustomOp1 for Linear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        if !self.read {
-            return self.unread(x, layout);
-        }
-        let y = self.weight.forward(x, layout)?;
+        self.check(layout)?;
         let y = by_type!(x.dtype(), T => {
-            let mut y: Vec<T> = T::cpu_storage_data(y)?;
-            self.finish(&mut y, None)?;
-            T::to_cpu_storage_owned(y)
+            T::to_cpu_storage_owned(self.forward::<T>(numbers(x, layout)?)?)
         });
         Ok((y, self.shape_of(layout)?))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        x.track_op().then(|| self.weight.backward_of(g)).transpose()
+        x.track_op().then(|| self.input_gradient(g)).transpose()
     }
 }
 
@@ -182,22 +234,15 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (n, cols) = x_layout.shape().dims2()?;
+        self.check(x_layout)?;
+        let cols = x_layout.shape().dims2()?.1;
         let (rows, rank) = b_layout.shape().dims2()?;
         if a_layout.shape().dims2()? != (rank, cols) || self.weight.shape()? != (rows, cols) {
             bail!("A {:?} and B {:?} of a matrix [{rows}, {cols}]", a_layout, b_layout);
         }
-        if !self.read {
-            return self.unread(x, x_layout);
-        }
-        let y = self.weight.forward(x, x_layout)?;
-        let u = x.matmul(a, (1, n, rank, cols), x_layout, &a_layout.transpose(0, 1)?)?;
-        let u_layout = Layout::contiguous((n, rank));
-        let v = u.matmul(b, (1, n, rows, rank), &u_layout, &b_layout.transpose(0, 1)?)?;
         let y = by_type!(x.dtype(), T => {
-            let mut y: Vec<T> = T::cpu_storage_data(y)?;
-            self.finish(&mut y, Some(T::cpu_storage_as_slice(&v)?))?;
-            T::to_cpu_storage_owned(y)
+            let (a, b) = (numbers(a, a_layout)?, numbers(b, b_layout)?);
+            T::to_cpu_storage_owned(self.forward_low_rank::<T>(numbers(x, x_layout)?, a, b)?)
         });
         Ok((y, self.shape_of(x_layout)?))
     }
@@ -211,23 +256,18 @@ impl CustomOp3 for Linear {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let wanted = (x.track_op(), a.track_op(), b.track_op());
-        let (x, a, b, g) = (x.detach(), a.detach(), b.detach(), g.contiguous()?.detach());
-        let t = (g.matmul(&b)? * self.scale)?;
-        let dx = match wanted.0 {
-            true => Some(added(self.weight.backward_of(&g)?, &t.matmul(&a)?)?),
-            false => None,
-        };
-        let da = wanted.1.then(|| t.t()?.matmul(&x)).transpose()?;
-        let u = || x.matmul(&a.t()?)? * self.scale;
-        let db = wanted.2.then(|| g.t()?.matmul(&u()?)).transpose()?;
-        Ok((dx, da, db))
+        let pair = LowRankPair { a: a.clone(), b: b.clone(), scale: self.scale };
+        self.gradients(x, &pair, g, wanted)
     }
 }
 
 /// `x + y`, made by all threads.
-fn added(x: Tensor, y: &Tensor) -> Result<Tensor> {
+pub(crate) fn added(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if !suits(&[x, y]) || x.dims() != y.dims() {
+        return x + y;
+    }
     by_type!(x.dtype(), T => {
-        let sum = with::<T, _, 2>([&x, y], |[x, y]| {
+        let sum = with::<T, _, 2>([x, y], |[x, y]| {
             let mut sum = vec![0.0; x.len()];
             let of = x.par_chunks(PIECE).zip(y.par_chunks(PIECE));
             sum.par_chunks_mut(PIECE).zip(of).for_each(|(sum, (x, y))| {
@@ -235,10 +275,6 @@ fn added(x: Tensor, y: &Tensor) -> Result<Tensor> {
             });
             sum
         })?;
-        let (storage, _) = x.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(_) => Tensor::from_vec(sum, x.shape(), x.device()),
-            _ => bail!("a tensor on another device"),
-        }
+        Tensor::from_vec(sum, x.shape(), &Device::Cpu)
     })
 }

@@ -18,14 +18,14 @@ mod real;
 mod rms_norm;
 mod rope;
 
-pub(super) use attention::{AttentionShape, attention};
+pub(super) use attention::{Attention, AttentionShape};
 pub(super) use cross_entropy::{CrossEntropy, Target, log_probabilities};
 pub(super) use divergence::{Scoring, divergence};
 pub(super) use frozen::Frozen;
-pub(super) use gate::gate;
-pub(super) use linear::{LowRankPair, linear, unread_linear};
-pub(super) use rms_norm::rms_norm;
-pub(super) use rope::rope;
+pub(super) use gate::{Gate, gate};
+pub(super) use linear::{Linear, LowRankPair, added, linear};
+pub(super) use rms_norm::{RmsNorm, rms_norm};
+pub(super) use rope::{Rope, rope};
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 use real::Real;

@@ -1,10 +1,29 @@
 //! The two types of numbers that the operations work on.
 
 use candle_core::WithDType;
-use offshoot_kernels::{Isa, softmax};
+use offshoot_kernels::{FloatMatrix, FloatOutput, Isa, multiply_floats, softmax};
+use rayon::prelude::*;
 
 /// Numbers that are summed in lanes, so that compilers can use vectors.
 const LANES: usize = 16;
+
+/// A matrix in memory: `numbers` are `[rows, cols]`, or, turned, `[cols, rows]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matrix<'a, T> {
+    pub(super) numbers: &'a [T],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) turned: bool,
+}
+
+/// Where a product goes: that of token `t` and row `r` to `numbers[t * stride + r]`.
+#[derive(Debug)]
+pub(super) struct Output<'a, T> {
+    pub(super) numbers: &'a mut [T],
+    pub(super) stride: usize,
+    /// Whether it is added to what stands there.
+    pub(super) accumulate: bool,
+}
 
 /// A type of numbers.
 pub(super) trait Real: WithDType {
@@ -22,6 +41,27 @@ pub(super) trait Real: WithDType {
 
     /// Replaces `x` by `exp(x) / sum(exp(x))`, and gives the logarithm of the sum.
     fn softmax(x: &mut [Self]) -> Self;
+
+    /// `x W^T` of rows `x`, `[tokens, cols]`, by all threads; results do not depend on how many there are.
+    fn multiply(x: &[Self], weights: Matrix<'_, Self>, out: Output<'_, Self>);
+}
+
+/// `x W^T` as numbers of its own, `[tokens, rows]`.
+pub(super) fn product<T: Real>(x: &[T], weights: Matrix<'_, T>) -> Vec<T> {
+    let stride = weights.rows;
+    let mut out = vec![T::zero(); x.len() / weights.cols.max(1) * stride];
+    T::multiply(x, weights, Output { numbers: &mut out, stride, accumulate: false });
+    out
+}
+
+/// `[cols, rows]` of `[rows, cols]`.
+pub(super) fn turned<T: Real>(x: &[T], cols: usize) -> Vec<T> {
+    let rows = x.len() / cols.max(1);
+    let mut out = vec![T::zero(); x.len()];
+    out.par_chunks_mut(rows.max(1)).enumerate().for_each(|(col, out)| {
+        out.iter_mut().zip(x.chunks_exact(cols)).for_each(|(out, x)| *out = x[col]);
+    });
+    out
 }
 
 impl Real for f32 {
@@ -57,6 +97,16 @@ impl Real for f32 {
     fn softmax(x: &mut [Self]) -> Self {
         softmax(Isa::best(), x)
     }
+
+    fn multiply(x: &[Self], weights: Matrix<'_, Self>, out: Output<'_, Self>) {
+        let Matrix { numbers, rows, cols, turned } = weights;
+        let weights = FloatMatrix { numbers, rows, cols, turned };
+        let Output { numbers, stride, accumulate } = out;
+        let out = FloatOutput { numbers, stride, accumulate };
+        multiply_floats(Isa::best(), x, weights, out, &|work| {
+            rayon::broadcast(|_| work());
+        });
+    }
 }
 
 impl Real for f64 {
@@ -82,6 +132,22 @@ impl Real for f64 {
         let log = greatest + sum.ln();
         x.iter_mut().for_each(|x| *x = (*x - log).exp());
         log
+    }
+
+    fn multiply(x: &[Self], weights: Matrix<'_, Self>, out: Output<'_, Self>) {
+        let Matrix { numbers, rows, cols, turned } = weights;
+        let Output { numbers: out, stride, accumulate } = out;
+        let of_token = |(out, x): (&mut [f64], &[f64])| {
+            for (row, out) in out.iter_mut().enumerate().take(rows) {
+                let y = match turned {
+                    true => sum(cols, |col| numbers[col * rows + row] * x[col]),
+                    false => sum(cols, |col| numbers[row * cols + col] * x[col]),
+                };
+                *out = if accumulate { *out + y } else { y };
+            }
+        };
+        let tokens = out.par_chunks_mut(stride.max(1)).zip(x.par_chunks(cols.max(1)));
+        tokens.for_each(of_token);
     }
 }
 

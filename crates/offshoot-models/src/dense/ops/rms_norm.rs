@@ -20,14 +20,42 @@ const ROWS: usize = 32;
 
 /// `x / sqrt(mean(x^2) + eps) * weight` of each row as long as `weight`.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: f64::from(eps) })
+    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm::new(eps))
 }
 
-struct RmsNorm {
+/// The norm without what it norms.
+pub(crate) struct RmsNorm {
     eps: f64,
 }
 
 impl RmsNorm {
+    pub(crate) fn new(eps: f32) -> Self {
+        Self { eps: f64::from(eps) }
+    }
+
+    /// The norm of `x`, which remembers nothing.
+    pub(crate) fn of(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op2_no_bwd(&weight.contiguous()?, self)
+    }
+
+    /// What the gradient `g` of the result says of `x` and the weight; `wanted` says which of them.
+    pub(crate) fn gradients(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        g: &Tensor,
+        wanted: (bool, bool),
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        by_type!(x.dtype(), T => {
+            let of = [x, w, g];
+            let dx = wanted.0.then(|| with::<T, _, 3>(of, |s| self.backward(s)));
+            let dw = wanted.1.then(|| with::<T, _, 3>(of, |s| self.backward_weight(s)));
+            let dx = dx.transpose()?.map(|dx| shaped(dx, x)).transpose()?;
+            let dw = dw.transpose()?.map(|dw| shaped(dw, w)).transpose()?;
+            Ok((dx, dw))
+        })
+    }
+
     /// One over the root of the mean square of a row.
     fn scale<T: Real>(&self, x: &[T]) -> T {
         let mean = sum(x.len(), |i| x[i] * x[i]) / T::near(x.len() as f64);
@@ -108,13 +136,6 @@ impl CustomOp2 for RmsNorm {
         _y: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        by_type!(x.dtype(), T => {
-            let of = [x, w, g];
-            let dx = x.track_op().then(|| with::<T, _, 3>(of, |s| self.backward(s)));
-            let dw = w.track_op().then(|| with::<T, _, 3>(of, |s| self.backward_weight(s)));
-            let dx = dx.transpose()?.map(|dx| shaped(dx, x)).transpose()?;
-            let dw = dw.transpose()?.map(|dw| shaped(dw, w)).transpose()?;
-            Ok((dx, dw))
-        })
+        self.gradients(x, w, g, (x.track_op(), w.track_op()))
     }
 }

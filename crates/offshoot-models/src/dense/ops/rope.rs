@@ -20,11 +20,11 @@ const ROWS: usize = 16;
 /// Rotates every head of `x`, whose first axis are the rows and whose heads stand one behind the other
 /// in a row, by the angles with these cosines and sines, `[rows, head_dim / 2]`.
 pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let op = Rope { cos: cos.detach().contiguous()?, sin: sin.detach().contiguous()? };
-    x.contiguous()?.apply_op1(op)
+    x.contiguous()?.apply_op1(Rope::new(cos, sin)?)
 }
 
-struct Rope {
+/// The rotation without what it turns.
+pub(crate) struct Rope {
     cos: Tensor,
     sin: Tensor,
 }
@@ -59,6 +59,26 @@ fn turn<T: Real>(x: &[T], [cos, sin]: [&[T]; 2], half: usize, back: bool) -> Vec
 }
 
 impl Rope {
+    pub(crate) fn new(cos: &Tensor, sin: &Tensor) -> Result<Self> {
+        Ok(Self { cos: cos.detach().contiguous()?, sin: sin.detach().contiguous()? })
+    }
+
+    /// `x` turned, which remembers nothing.
+    pub(crate) fn of(&self, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op1_no_bwd(self)
+    }
+
+    /// What the gradient `g` of the result says of what was turned: `g` turned back.
+    pub(crate) fn gradient(&self, g: &Tensor) -> Result<Tensor> {
+        let half = self.half()?;
+        by_type!(g.dtype(), T => {
+            let dx = with::<T, _, 3>([g, &self.cos, &self.sin], |[g, cos, sin]| {
+                turn(g, [cos, sin], half, true)
+            })?;
+            shaped(dx, g)
+        })
+    }
+
     fn half(&self) -> Result<usize> {
         self.cos.dim(candle_core::D::Minus1)
     }
@@ -79,13 +99,7 @@ impl CustomOp1 for Rope {
         Ok((y, layout.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let half = self.half()?;
-        by_type!(x.dtype(), T => {
-            let dx = with::<T, _, 3>([g, &self.cos, &self.sin], |[g, cos, sin]| {
-                turn(g, [cos, sin], half, true)
-            })?;
-            shaped(dx, x).map(Some)
-        })
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        self.gradient(g).map(Some)
     }
 }

@@ -30,6 +30,11 @@ fn dot(x: &Tensor, y: &Tensor) -> f64 {
     number(&(of(x) * of(y)).unwrap().sum_all().unwrap())
 }
 
+/// Attention that remembers how it was made.
+fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: AttentionShape) -> Result<Tensor> {
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape })
+}
+
 type Operation<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
 
 /// The value of `f` and the gradients of its product with fixed numbers.

@@ -11,12 +11,14 @@
 
 mod heads;
 mod lora;
+mod operations;
 mod run;
+mod tape;
+mod weights;
 
 pub use heads::{DraftTarget, Drafts};
 pub use lora::DropoutMasks;
 
-use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
 use super::DenseModel;
@@ -25,7 +27,8 @@ use crate::medusa::{HeadToken, HeadsFile};
 use crate::{Error, LoraAdapter, LowRank};
 use heads::{DenseHeads, DraftPlaces, HeadGradients};
 use lora::DenseLora;
-use run::{Mode, TrainRun};
+use run::TrainRun;
+use tape::{Flow, Traced};
 
 /// A token that is to be predicted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -237,11 +240,12 @@ impl DenseTuning {
         if places.is_empty() || !places.iter().all(known) {
             return Err(Error::Step("places that are not of the text, or none".to_owned()));
         }
-        let mut run = self.run(&[text], Mode::Plain, GradientOptions::default())?;
+        let mut run = self.run(&[text], GradientOptions::default())?;
         self.forward(&mut run)?;
         let (rows, chosen): (Vec<u32>, Vec<u32>) =
             places.iter().map(|&(place, token)| (place as u32, token)).unzip();
-        let h = run.normed_rows(&rows)?;
+        let h = run.states()?;
+        let h = h.index_select(&Tensor::new(rows, h.device())?, 0)?;
         heads.guesses(&self.model, &h, &chosen, ranks)
     }
 
@@ -256,12 +260,15 @@ impl DenseTuning {
         texts: &[&[u32]],
         targets: &[TextTarget],
     ) -> Result<Vec<(f64, bool)>, Error> {
-        let mut run = self.run(texts, Mode::Plain, GradientOptions::default())?;
+        let mut run = self.run(texts, GradientOptions::default())?;
         let picked = Picked::of(texts, targets)?;
         self.forward(&mut run)?;
-        let (x, head, cap) = run.head()?;
-        let x = x.index_select(&Tensor::new(picked.rows.as_slice(), x.device())?, 0)?;
-        let scores = log_probabilities(&x, &head, cap, &picked.targets)?;
+        let mut scores = Vec::new();
+        run.behind_head(|_, x, head, cap| {
+            let x = picked.rows_of(&x)?;
+            scores = log_probabilities(&x, &head, cap, &picked.targets)?;
+            Ok(x)
+        })?;
         Ok(picked.in_order(&scores))
     }
 
@@ -307,11 +314,15 @@ impl DenseTuning {
         if self.lora.is_none() {
             return Err(Error::Step("there is no teacher where all weights are tuned".to_owned()));
         }
-        let mut run = TrainRun::new(&self.model, None, texts, Mode::Plain, None)?;
+        let mut run = TrainRun::new(&self.model, None, texts, None)?;
         self.forward(&mut run)?;
-        let (x, head, _) = run.head()?;
-        let x = x.index_select(&Tensor::new(picked.rows.as_slice(), x.device())?, 0)?;
-        Ok(Scoring { x, head })
+        let mut scoring = None;
+        run.behind_head(|_, x, head, _| {
+            let x = picked.rows_of(&x)?;
+            scoring = Some(Scoring { x: x.clone(), head });
+            Ok(x)
+        })?;
+        scoring.ok_or_else(|| Error::Step("the architecture has no output head".to_owned()))
     }
 
     /// All of the architecture but the product with the output head.
@@ -329,10 +340,9 @@ impl DenseTuning {
         wanted: &Wanted,
         options: GradientOptions<'_>,
     ) -> Result<Gradients, Error> {
-        let mut run = self.run(texts, Mode::Plain, options)?;
+        let mut run = self.run(texts, options)?;
         self.forward(&mut run)?;
-        let loss = self.loss(&mut run, wanted)?;
-        self.of_heads(loss).map(|(all, _)| all)
+        self.loss(&mut run, wanted).map(|(_, all)| all)
     }
 
     fn plain(
@@ -341,12 +351,12 @@ impl DenseTuning {
         wanted: &Wanted,
         options: GradientOptions<'_>,
     ) -> Result<Gradients, Error> {
-        let mut run = self.run(texts, Mode::Graph, options)?;
+        let mut run = self.run(texts, options)?;
+        run.trace(false);
         self.forward(&mut run)?;
-        let loss = self.loss(&mut run, wanted)?;
-        drop(run);
-        let (mut all, loss) = self.of_heads(loss)?;
-        self.collect(&mut all, loss.backward()?)?;
+        let (loss, mut all) = self.loss(&mut run, wanted)?;
+        let gradient = loss.tensor.ones_like()?;
+        collect(&mut all, run.back(loss, gradient, &self.variables)?)?;
         Ok(all)
     }
 
@@ -357,48 +367,38 @@ impl DenseTuning {
         options: GradientOptions<'_>,
     ) -> Result<Gradients, Error> {
         let architecture = &self.model.architecture;
-        let mut run = self.run(texts, Mode::Plain, options)?;
+        let mut run = self.run(texts, options)?;
         architecture.begin(&mut run)?;
         let mut inputs = Vec::with_capacity(architecture.blocks());
         for block in 0..architecture.blocks() {
-            inputs.push(run.residual()?);
+            inputs.push(run.residual()?.tensor);
             architecture.block(block, &mut run)?;
         }
         let lowest = if self.embedding { 0 } else { self.lowest };
-        run.set_mode(Mode::Graph);
-        let last = run.residual()?;
+        run.trace(false);
+        let last = run.residual()?.tensor;
         // Without anything trained below it, the last state is a constant.
-        let mut leaf = (lowest < inputs.len() || self.embedding).then(|| Var::from_tensor(&last));
-        run.set_residual(match &leaf {
-            Some(Ok(leaf)) => leaf.as_tensor().clone(),
-            _ => last,
-        });
+        let leaf = run.set_residual(last, lowest < inputs.len() || self.embedding);
         architecture.end(&mut run)?;
-        let (mut all, loss) = self.of_heads(self.loss(&mut run, wanted)?)?;
-        let mut store = loss.backward()?;
-        drop(loss);
-        let mut upstream = match leaf.take().transpose()? {
-            Some(leaf) => store.remove(&leaf),
-            None => None,
-        };
-        self.collect(&mut all, store)?;
-        run.set_mode(Mode::Again);
+        let (loss, mut all) = self.loss(&mut run, wanted)?;
+        let gradient = loss.tensor.ones_like()?;
+        let mut flow = run.back(loss, gradient, &self.variables)?;
+        let mut upstream = flow.take(&leaf);
+        collect(&mut all, flow)?;
+        run.trace(true);
         for (block, input) in inputs.into_iter().enumerate().skip(lowest).rev() {
             let Some(gradient) = upstream.take() else { break };
-            let leaf = match block > lowest || self.embedding {
-                true => Some(Var::from_tensor(&input)?),
-                false => None,
-            };
-            run.set_residual(leaf.as_ref().map_or(input, |leaf| leaf.as_tensor().clone()));
+            let leaf = run.set_residual(input, block > lowest || self.embedding);
             architecture.block(block, &mut run)?;
-            let mut store = product(&run.take_residual()?, &gradient)?.backward()?;
-            upstream = leaf.and_then(|leaf| store.remove(&leaf));
-            self.collect(&mut all, store)?;
+            let result = run.residual()?;
+            let mut flow = run.back(result, gradient, &self.variables)?;
+            upstream = flow.take(&leaf);
+            collect(&mut all, flow)?;
         }
         if let Some(gradient) = upstream.filter(|_| self.embedding) {
             architecture.begin(&mut run)?;
-            let store = product(&run.take_residual()?, &gradient)?.backward()?;
-            self.collect(&mut all, store)?;
+            let rows = run.residual()?;
+            collect(&mut all, run.back(rows, gradient, &self.variables)?)?;
         }
         Ok(all)
     }
@@ -406,67 +406,63 @@ impl DenseTuning {
     fn run<'a>(
         &'a self,
         texts: &[&[u32]],
-        mode: Mode,
         options: GradientOptions<'a>,
     ) -> Result<TrainRun<'a>, Error> {
-        TrainRun::new(&self.model, self.lora.as_ref(), texts, mode, options.dropout)
+        TrainRun::new(&self.model, self.lora.as_ref(), texts, options.dropout)
     }
 
-    /// The loss, where the architecture was run to its end.
-    fn loss(&self, run: &mut TrainRun<'_>, wanted: &Wanted) -> Result<Loss, Error> {
-        let states = match &wanted.drafts {
-            Some((places, _)) if !places.rows.is_empty() => Some(run.normed_rows(&places.rows)?),
-            _ => None,
-        };
-        let (x, head, cap) = run.head()?;
-        let picked = &wanted.picked;
-        let x = x.index_select(&Tensor::new(picked.rows.as_slice(), x.device())?, 0)?;
-        let trained = matches!(&head, Frozen::Tensor(head) if head.track_op());
-        let (mut tensor, mut exact) = match &wanted.teacher {
-            None => CrossEntropy { head, cap, targets: &picked.targets }.loss(&x, trained)?,
-            Some(teacher) => {
-                let model = Scoring { x: x.clone(), head };
-                let found = divergence(&model, teacher, cap, &picked.weights(), trained)?;
-                let mut tensor = product(&x, &found.dx)?;
-                if let (Frozen::Tensor(head), Some(dw)) = (&model.head, &found.dw) {
-                    tensor = (tensor + product(head, dw)?)?;
+    /// The loss, where the architecture was run to its end: what goes back into the model, and the value
+    /// in double precision with the gradients of the heads.
+    fn loss<'a>(
+        &self,
+        run: &mut TrainRun<'a>,
+        wanted: &Wanted,
+    ) -> Result<(Traced<'a>, Gradients), Error> {
+        let (picked, mut exact, mut heads) = (&wanted.picked, 0.0, None);
+        let loss = run.behind_head(|normed, x, head, cap| {
+            let x = picked.rows_of(&x)?;
+            let trained = matches!(&head, Frozen::Tensor(head) if head.track_op());
+            let mut tensor;
+            (tensor, exact) = match &wanted.teacher {
+                None => CrossEntropy { head, cap, targets: &picked.targets }.loss(&x, trained)?,
+                Some(teacher) => {
+                    let model = Scoring { x: x.clone(), head };
+                    let found = divergence(&model, teacher, cap, &picked.weights(), trained)?;
+                    let mut tensor = product(&x, &found.dx)?;
+                    if let (Frozen::Tensor(head), Some(dw)) = (&model.head, &found.dw) {
+                        tensor = (tensor + product(head, dw)?)?;
+                    }
+                    (tensor, found.value)
                 }
-                (tensor, found.value)
+            };
+            let drafts = wanted.drafts.as_ref().filter(|(places, _)| !places.rows.is_empty());
+            if let (Some(own), Some((places, weight))) = (&self.heads, drafts) {
+                let rows = Tensor::new(places.rows.as_slice(), normed.device())?;
+                let h = normed.index_select(&rows, 0)?;
+                let mut found = own.gradients(&self.model, &h, places)?;
+                exact += weight * found.losses.iter().sum::<f64>();
+                let slopes = found.states.take();
+                if let Some(slopes) = slopes.filter(|_| *weight != 0.0 && h.track_op()) {
+                    tensor = (tensor + product(&h, &(slopes * *weight)?)?)?;
+                }
+                heads = Some(found);
             }
-        };
-        let mut heads = None;
-        if let (Some(own), Some((places, weight)), Some(h)) = (&self.heads, &wanted.drafts, states)
-        {
-            let mut found = own.gradients(&self.model, &h, places)?;
-            exact += weight * found.losses.iter().sum::<f64>();
-            if let Some(slopes) = found.states.take().filter(|_| *weight != 0.0 && h.track_op()) {
-                tensor = (tensor + product(&h, &(slopes * *weight)?)?)?;
-            }
-            heads = Some(found);
-        }
-        Ok(Loss { tensor, exact, heads })
-    }
-
-    /// The loss with the heads' gradients, and what goes back into the model.
-    fn of_heads(&self, loss: Loss) -> Result<(Gradients, Tensor), Error> {
-        let Loss { tensor, exact, heads } = loss;
-        let mut all = Gradients {
-            loss: exact,
-            drafts: Vec::new(),
-            tensors: vec![None; self.variables.len()],
-        };
-        if let Some(HeadGradients { losses, store, .. }) = heads {
+            Ok(tensor)
+        })?;
+        let none = vec![None; self.variables.len()];
+        let mut all = Gradients { loss: exact, drafts: Vec::new(), tensors: none };
+        if let Some(HeadGradients { losses, mut store, .. }) = heads {
             all.drafts = losses;
-            self.collect(&mut all, store)?;
+            for ((_, variable), tensor) in self.variables.iter().zip(&mut all.tensors) {
+                *tensor = store.remove(variable);
+            }
         }
-        Ok((all, tensor))
+        Ok((loss, all))
     }
+}
 
-    fn collect(&self, all: &mut Gradients, mut store: GradStore) -> Result<(), Error> {
-        let of = |(_, variable): &(String, Var)| store.remove(variable);
-        let tensors = self.variables.iter().map(of).collect();
-        all.add(Gradients { loss: 0.0, drafts: Vec::new(), tensors })
-    }
+fn collect(all: &mut Gradients, flow: Flow<'_>) -> Result<(), Error> {
+    all.add(Gradients { loss: 0.0, drafts: Vec::new(), tensors: flow.gradients() })
 }
 
 /// The block that a tensor of this name is in.
@@ -486,14 +482,6 @@ struct Wanted {
     drafts: Option<(DraftPlaces, f64)>,
     /// What the model is held to instead of the targets' tokens.
     teacher: Option<Scoring>,
-}
-
-/// A loss on its way back.
-struct Loss {
-    /// What has the loss's gradients in the model's variables; its value is another.
-    tensor: Tensor,
-    exact: f64,
-    heads: Option<HeadGradients>,
 }
 
 /// The rows that carry loss.
@@ -543,6 +531,11 @@ impl Picked {
         let mut weights = vec![0.0; self.rows.len()];
         self.targets.iter().for_each(|target| weights[target.row] += target.weight);
         weights
+    }
+
+    /// Those rows of `x`.
+    fn rows_of(&self, x: &Tensor) -> Result<Tensor, Error> {
+        Ok(x.index_select(&Tensor::new(self.rows.as_slice(), x.device())?, 0)?)
     }
 
     fn in_order(&self, scores: &[(f64, bool)]) -> Vec<(f64, bool)> {

@@ -5,6 +5,8 @@
 //! found whole are in the vocabulary too, since the tokenizers library takes their ids from there.
 //! Entries that a GGUF file has only to fill up the embedding are left out, as in published files.
 
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::super::{TOKENIZER, TOKENIZER_CONFIG, generation_config as file};
@@ -57,15 +59,90 @@ pub(super) fn tokenizer(spec: &TokenizerSpec, template: Option<&str>) -> [(Strin
     let file = tokenizer_json(spec);
     let config = tokenizer_config(spec, template);
     // The larger one on one line: people do not read it.
-    let file = (TOKENIZER.to_owned(), file.to_string().into_bytes());
+    let file = (TOKENIZER.to_owned(), serde_json::to_vec(&file).unwrap_or_default());
     [file, (TOKENIZER_CONFIG.to_owned(), text(&config))]
 }
 
-fn tokenizer_json(spec: &TokenizerSpec) -> Value {
+/// A tokenizer's file. Its tables go into it entry by entry: as values they would take ten times the
+/// bytes that they are.
+struct File<'s> {
+    spec: &'s TokenizerSpec,
+    added: Vec<Value>,
+    stages: [(&'static str, Value); 5],
+}
+
+/// The last stage: what is small of it, and the tables.
+struct Model<'s>(&'s TokenizerSpec, &'s Value);
+
+/// Entries that are made as they are written.
+struct Entries<F>(F);
+
+impl Serialize for File<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut file = serializer.serialize_map(None)?;
+        file.serialize_entry("version", "1.0")?;
+        file.serialize_entry("truncation", &Value::Null)?;
+        file.serialize_entry("padding", &Value::Null)?;
+        file.serialize_entry("added_tokens", &self.added)?;
+        for (name, stage) in &self.stages {
+            match *name {
+                "model" => file.serialize_entry(name, &Model(self.spec, stage))?,
+                name => file.serialize_entry(name, stage)?,
+            }
+        }
+        file.end()
+    }
+}
+
+impl Serialize for Model<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(spec, fields) = self;
+        let mut model = serializer.serialize_map(None)?;
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            model.serialize_entry(name, value)?;
+        }
+        let text = |id: u32| &spec.tokens[id as usize];
+        match &spec.model {
+            TokenizerModel::ByteLevel { merges, .. } => {
+                model.serialize_entry("vocab", &Vocabulary(spec))?;
+                model.serialize_entry("merges", merges)?;
+            }
+            TokenizerModel::SentencePiece(SentencePiece {
+                pieces: Pieces::Bpe(merges), ..
+            }) => {
+                model.serialize_entry("vocab", &Vocabulary(spec))?;
+                let merges = || merges.iter().map(|(a, b)| (text(*a), text(*b)));
+                model.serialize_entry("merges", &Entries(merges))?;
+            }
+            TokenizerModel::SentencePiece(SentencePiece { pieces, .. }) => {
+                let Pieces::Unigram(scores) = pieces else { return model.end() };
+                let scored = || spec.tokens.iter().zip(scores);
+                model.serialize_entry("vocab", &Entries(scored))?;
+            }
+        }
+        model.end()
+    }
+}
+
+impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Entries<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
+}
+
+/// The ids of tokens by their texts.
+struct Vocabulary<'s>(&'s TokenizerSpec);
+
+impl Serialize for Vocabulary<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let entries = self.0.tokens.iter().zip(&self.0.kinds).enumerate();
+        let there = entries.filter(|(_, (_, kind))| **kind != TokenKind::Unused);
+        serializer.collect_map(there.map(|(id, (text, _))| (text, id)))
+    }
+}
+
+fn tokenizer_json(spec: &TokenizerSpec) -> File<'_> {
     let entries = || spec.tokens.iter().zip(&spec.kinds).enumerate();
-    let there = entries().filter(|(_, (_, kind))| **kind != TokenKind::Unused);
-    let vocab: Map<String, Value> =
-        there.map(|(id, (text, _))| (text.clone(), id.into())).collect();
     let matching = |id: usize| {
         let at = spec.matching.binary_search_by_key(&id, |(id, _)| *id as usize);
         at.map_or_else(|_| Default::default(), |at| spec.matching[at].1)
@@ -84,30 +161,15 @@ fn tokenizer_json(spec: &TokenizerSpec) -> Value {
             })
         })
         .collect();
-    let mut file = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added,
-    });
     let stages = match &spec.model {
-        TokenizerModel::ByteLevel { merges, pre } => of_bytes(spec, vocab, merges, *pre),
-        TokenizerModel::SentencePiece(pieces) => of_pieces(spec, vocab, pieces),
+        TokenizerModel::ByteLevel { pre, .. } => of_bytes(spec, *pre),
+        TokenizerModel::SentencePiece(pieces) => of_pieces(spec, pieces),
     };
-    for (name, stage) in stages {
-        file[name] = stage;
-    }
-    file
+    File { spec, added, stages }
 }
 
 /// The stages of byte-pair merges of words.
-fn of_bytes(
-    spec: &TokenizerSpec,
-    vocab: Map<String, Value>,
-    merges: &[(String, String)],
-    pre: PreTokenizer,
-) -> [(&'static str, Value); 5] {
-    let merges: Vec<Value> = merges.iter().map(|(a, b)| json!([a, b])).collect();
+fn of_bytes(spec: &TokenizerSpec, pre: PreTokenizer) -> [(&'static str, Value); 5] {
     let nfc = pre == PreTokenizer::Qwen2;
     let model = json!({
         "type": "BPE",
@@ -118,8 +180,6 @@ fn of_bytes(
         "fuse_unk": false,
         "byte_fallback": false,
         "ignore_merges": matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken),
-        "vocab": vocab,
-        "merges": merges,
     });
     [
         ("normalizer", if nfc { json!({ "type": "NFC" }) } else { Value::Null }),
@@ -131,11 +191,7 @@ fn of_bytes(
 }
 
 /// The stages of SentencePiece's pieces, in the form of the files that have the same prefix.
-fn of_pieces(
-    spec: &TokenizerSpec,
-    vocab: Map<String, Value>,
-    pieces: &SentencePiece,
-) -> [(&'static str, Value); 5] {
+fn of_pieces(spec: &TokenizerSpec, pieces: &SentencePiece) -> [(&'static str, Value); 5] {
     const SPACE: &str = "\u{2581}";
     let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
     let sequence = |kind: &str, steps: Vec<Value>| json!({ "type": "Sequence", kind: steps });
@@ -164,32 +220,21 @@ fn of_pieces(
     }
     let text = |id: u32| &spec.tokens[id as usize];
     let model = match &pieces.pieces {
-        Pieces::Bpe(merges) => {
-            let merges: Vec<Value> =
-                merges.iter().map(|(a, b)| json!([text(*a), text(*b)])).collect();
-            json!({
-                "type": "BPE",
-                "dropout": null,
-                "unk_token": spec.unk.map(text),
-                "continuing_subword_prefix": null,
-                "end_of_word_suffix": null,
-                "fuse_unk": true,
-                "byte_fallback": pieces.byte_fallback,
-                "ignore_merges": false,
-                "vocab": vocab,
-                "merges": merges,
-            })
-        }
-        Pieces::Unigram(scores) => {
-            let vocab: Vec<Value> =
-                spec.tokens.iter().zip(scores).map(|(text, score)| json!([text, score])).collect();
-            json!({
-                "type": "Unigram",
-                "unk_id": spec.unk,
-                "byte_fallback": pieces.byte_fallback,
-                "vocab": vocab,
-            })
-        }
+        Pieces::Bpe(_) => json!({
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": spec.unk.map(text),
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": true,
+            "byte_fallback": pieces.byte_fallback,
+            "ignore_merges": false,
+        }),
+        Pieces::Unigram(_) => json!({
+            "type": "Unigram",
+            "unk_id": spec.unk,
+            "byte_fallback": pieces.byte_fallback,
+        }),
     };
     [
         ("normalizer", normalizer),

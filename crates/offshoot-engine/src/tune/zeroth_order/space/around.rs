@@ -98,8 +98,8 @@ impl<A: Around> Space for A {
         Around::model(self)
     }
 
-    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
-        self.parameters().read(tensor, out)
+    fn read_rows(&self, tensor: usize, first: usize, out: &mut [f32]) -> Result<(), Error> {
+        self.parameters().read_rows(tensor, first, out)
     }
 
     fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error> {

@@ -17,7 +17,7 @@ use onig::{MatchParam, Regex, SearchOptions};
 use serde::{Deserialize, Serialize};
 
 use super::super::entries::{Drawn, Entries, terms};
-use super::Space;
+use super::{Space, other_length};
 use crate::Error;
 
 /// Longest pattern of names.
@@ -173,13 +173,11 @@ impl Space for FullSpace {
         self.model.model()
     }
 
-    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
+    fn read_rows(&self, tensor: usize, first: usize, out: &mut [f32]) -> Result<(), Error> {
         let of = self.tensors.get(tensor).zip(self.layout.tensors.get(tensor));
-        let of = of.filter(|(_, spec)| spec.rows * spec.cols == out.len());
-        let (&at, spec) = of.ok_or_else(|| {
-            Error::Training(format!("tensor {tensor} does not have {} numbers", out.len()))
-        })?;
-        for (row, out) in out.chunks_exact_mut(spec.cols).enumerate() {
+        let of = of.filter(|(_, spec)| out.len().is_multiple_of(spec.cols));
+        let (&at, spec) = of.ok_or_else(|| other_length(tensor, out.len()))?;
+        for (row, out) in (first..).zip(out.chunks_exact_mut(spec.cols)) {
             self.model.read_row(at, row, out)?;
         }
         Ok(())

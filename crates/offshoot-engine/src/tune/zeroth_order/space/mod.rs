@@ -16,6 +16,7 @@ use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
 use offshoot_models::{Hooks, PackedModel};
 
 use crate::Error;
+use crate::tune::numbers::PART;
 
 pub(super) use parameters::tensor_ids;
 
@@ -51,11 +52,23 @@ pub trait Space: std::fmt::Debug + Send {
     /// The model that steps run.
     fn model(&self) -> &PackedModel;
 
+    /// Writes the rows from `first` on of tensor `tensor` of the layout to `out`, as many as fill it.
+    ///
+    /// # Errors
+    /// If `out` ends within a row, or the tensor has fewer of them.
+    fn read_rows(&self, tensor: usize, first: usize, out: &mut [f32]) -> Result<(), Error>;
+
     /// Writes tensor `tensor` of the layout, row by row, to `out`.
     ///
     /// # Errors
     /// If `out` has another length.
-    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error>;
+    fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
+        let spec = self.layout().tensors.get(tensor);
+        match spec.filter(|spec| spec.rows * spec.cols == out.len()) {
+            Some(_) => self.read_rows(tensor, 0, out),
+            None => Err(other_length(tensor, out.len())),
+        }
+    }
 
     /// Replaces tensor `tensor` of the layout.
     ///
@@ -113,4 +126,30 @@ pub trait Space: std::fmt::Debug + Send {
     /// # Errors
     /// If a file cannot be written.
     fn write_variant(&self, folder: &Path) -> Result<(), Error>;
+}
+
+/// Shows tensor `tensor` of `space` to `see`, some whole rows at a time: memory holds no second copy of
+/// it.
+///
+/// # Errors
+/// Those of `see`, and if there is no such tensor.
+pub(super) fn read_in_parts(
+    space: &dyn Space,
+    tensor: usize,
+    see: &mut dyn FnMut(&mut [f32]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let spec = space.layout().tensors.get(tensor).ok_or_else(|| other_length(tensor, 0))?;
+    let (rows, cols) = (spec.rows, spec.cols);
+    let height = (PART / cols.max(1)).clamp(1, rows.max(1));
+    let mut values = vec![0.0; height * cols];
+    for first in (0..rows).step_by(height) {
+        let part = &mut values[..height.min(rows - first) * cols];
+        space.read_rows(tensor, first, part)?;
+        see(part)?;
+    }
+    Ok(())
+}
+
+fn other_length(tensor: usize, length: usize) -> Error {
+    Error::Training(format!("tensor {tensor} of the layout does not have {length} numbers"))
 }

@@ -7,6 +7,7 @@ use offshoot_kernels::{Cpu, Distribution, add_terms, tensor_id, update_rows};
 use offshoot_methods::tune::{Layout, Probe, Update};
 
 use super::super::entries::{Entries, terms};
+use super::other_length;
 use crate::Error;
 
 /// Named tensors and the directions among them.
@@ -41,8 +42,19 @@ impl Parameters {
         &self.values
     }
 
-    pub(super) fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
-        let values = self.values.get(tensor).filter(|values| values.len() == out.len());
+    pub(super) fn read_rows(
+        &self,
+        tensor: usize,
+        first: usize,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let spec = self.layout.tensors.get(tensor);
+        let start = spec.and_then(|spec| first.checked_mul(spec.cols));
+        let values = self
+            .values
+            .get(tensor)
+            .zip(start)
+            .and_then(|(values, start)| values.get(start..start.checked_add(out.len())?));
         out.copy_from_slice(values.ok_or_else(|| other_length(tensor, out.len()))?);
         Ok(())
     }
@@ -84,10 +96,6 @@ impl Parameters {
         }
         Ok(())
     }
-}
-
-fn other_length(tensor: usize, length: usize) -> Error {
-    Error::Training(format!("tensor {tensor} of the layout does not have {length} numbers"))
 }
 
 /// The numbers of the tensors of `layout` under which directions are drawn.
