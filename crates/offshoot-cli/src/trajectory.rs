@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_engine::tune::zeroth_order::{
-    Space, promised_end, read_trajectory, remake, weights_hash, write_tensors, write_trajectory,
+    Space, promised_end, quantized, read_trajectory, remake, weights_hash, write_tensors,
+    write_trajectory,
 };
 use offshoot_kernels::{Cpu, available_threads};
 use offshoot_methods::tune::{Mismatch, Trajectory, diff, merge, slice, verify as check};
@@ -84,7 +85,11 @@ fn remade(args: &RemakeArgs) -> Result<(Box<dyn Space>, Trajectory), Failure> {
     let trajectory = read_trajectory(&args.file)?;
     let resolved = models::resolve(&args.model)?;
     let cpu = Cpu::new(models::isa()?, args.threads.map_or_else(available_threads, usize::from));
-    let checkpoint = Arc::new(Checkpoint::open(&resolved.path)?);
+    let mut checkpoint = Checkpoint::open(&resolved.path)?;
+    if let Some(recipe) = quantized(&trajectory)? {
+        checkpoint = checkpoint.quantized(recipe);
+    }
+    let checkpoint = Arc::new(checkpoint);
     let space = remake(&cpu, checkpoint, &trajectory, mismatch(args.force))?;
     Ok((space, trajectory))
 }
@@ -176,6 +181,9 @@ fn differ(args: &TrajectoryDiffArgs) -> Result<(), Failure> {
         }
         if found.parts {
             say("what they are merged of differs")?;
+        }
+        if found.end {
+            say("the weights at their ends differ")?;
         }
     }
     Err(Failure::Different)

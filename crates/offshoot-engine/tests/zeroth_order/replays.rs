@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use offshoot_engine::tune::zeroth_order::{
-    CrossEntropy, FullOptions, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, PromptOptions,
-    PromptSpace, Space, TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer, carry_out,
-    promised_end, space_of, weights_hash,
+    CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace,
+    PromptOptions, PromptSpace, Space, TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer,
+    carry_out, promised_end, quantized, space_of, weights_hash,
 };
 use offshoot_engine::tune::{Example, Trainer};
 use offshoot_kernels::Cpu;
 use offshoot_methods::tune::{METHODS, RateOptions, Trajectory};
-use offshoot_models::{Adapter, LoraAdapter, VirtualKind};
+use offshoot_models::{Adapter, LoraAdapter, Recipe, VirtualKind};
 use serde_json::{Value, json};
 
 use crate::setting::{checkpoint, cpu, full, model, texts, values};
@@ -249,7 +249,8 @@ fn what_stands_before_texts_is_written_as_it_was_tuned() {
 #[test]
 fn a_tuned_model_is_a_folder_with_its_weights() {
     let cpu = cpu(2);
-    for name in ["llama_linear", "qwen2_tied", "gemma3_linear"] {
+    // Phi-3's folders keep q, k and v, and gate and up, in one matrix.
+    for name in ["llama_linear", "qwen2_tied", "gemma3_linear", "phi3_short", "qwen3_moe"] {
         let folder = tempfile::tempdir().unwrap();
         let space = full(name, &cpu, &FullOptions::default());
         let mut trainer = trainer(&cpu, Box::new(space), "mezo", json!({"probe": {"eps": 1e-3}}));
@@ -267,6 +268,31 @@ fn a_tuned_model_is_a_folder_with_its_weights() {
             assert!(worst <= close, "{name}: {} is off by {worst}", tensor.name);
         }
     }
+}
+
+/// The weights begin as those that the base was quantised to, so a trajectory has to know of it.
+#[test]
+fn a_run_over_a_base_that_was_quantised_on_load_is_made_again() {
+    let cpu = cpu(2);
+    let base = || checkpoint("llama_linear");
+    let loaded = Arc::new(base().quantized(Recipe::Q8_0));
+    let space = FullSpace::new(&cpu, loaded, &FullOptions::default()).unwrap();
+    let mut trainer = trainer(&cpu, Box::new(space), "mezo", json!({"eps": 1e-3}));
+    run(&mut trainer, 0..4);
+    let trajectory = Trajectory::from_bytes(&trainer.trajectory()).unwrap();
+    let header = &trajectory.parts[0].header;
+    assert_eq!(quantized(&trajectory).unwrap(), Some(Recipe::Q8_0));
+    let again = |checkpoint| {
+        let mut space = space_of(&cpu, Arc::new(checkpoint), header).unwrap();
+        carry_out(&trajectory, &mut *space).unwrap();
+        values(&*space) == values(trainer.space())
+    };
+    assert!(again(base().quantized(Recipe::Q8_0)));
+    assert!(!again(base()));
+    let mut strange = trajectory.clone();
+    strange.parts[0].header.quantized = Some("q\n9".to_owned());
+    let told = quantized(&strange).unwrap_err().to_string();
+    assert!(told.contains("\"q\\n9\": no such format"), "{told}");
 }
 
 #[test]

@@ -101,6 +101,16 @@ pub(super) fn fused(name: &str) -> Option<(&'static str, &'static [&'static str]
     fused.map(|(_, fused, parts)| (fused, parts))
 }
 
+/// The tensor of a folder that holds the canonical one of this name, and the canonical ones whose rows
+/// stand before it there; `None` if it is one of its own.
+pub fn joined_tensor(name: &str, family: Family) -> Option<(String, Vec<String>)> {
+    let (whole, parts) = fused(name).filter(|_| family == Family::Phi3)?;
+    let own = parts.iter().position(|part| name.ends_with(&format!(".{part}.weight")))?;
+    let room = name.strip_suffix(&format!("{}.weight", parts[own]))?;
+    let before = parts[..own].iter().map(|part| format!("{room}{part}.weight"));
+    Some((format!("{room}{whole}.weight"), before.collect()))
+}
+
 /// Where the matrices stand that a folder keeps as `matrix` in one, and their names there in the order
 /// of their rows; `None` if it is one of its own.
 pub(super) fn fused_parts<'a>(

@@ -39,6 +39,7 @@ mod tokenizer_json;
 mod tuned;
 mod windows;
 
+pub use canonical::joined_tensor;
 pub use export::{FolderExport, FolderOptions};
 pub(crate) use folder::open;
 pub(crate) use generation_config::beside as generation_config_beside;

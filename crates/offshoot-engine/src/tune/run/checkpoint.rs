@@ -145,7 +145,11 @@ impl Checkpoints {
         (None, passed_over)
     }
 
-    fn check(&self, step: u64) -> Result<Progress, Error> {
+    /// Reads the checkpoint after `step` steps, all of whose files must be as they were written.
+    ///
+    /// # Errors
+    /// [`RunError::Damaged`], [`Error::Output`].
+    pub(crate) fn check(&self, step: u64) -> Result<Progress, Error> {
         let folder = self.path(step);
         let path = folder.join(MANIFEST);
         let manifest: Manifest = read_json(&path)?;

@@ -477,13 +477,19 @@ impl Driven<'_> {
 
     fn finish(mut self, reason: Option<EndReason>) -> Result<Outcome, Error> {
         let place = self.variant_folder();
-        match self.progress.best {
-            // Made with the checkpoint of that step; the copy may have been cut short.
-            Some(best) => {
-                let made = self.checkpoints.path(best.step).join(variant::FOLDER);
-                variant::copy(&made, &place)?;
+        // Made with the checkpoint of that step; the copy may have been cut short.
+        let whole = self.progress.best.map(|best| (best.step, self.checkpoints.check(best.step)));
+        match whole {
+            Some((step, Ok(_))) => {
+                variant::copy(&self.checkpoints.path(step).join(variant::FOLDER), &place)?;
             }
-            None => super::files::write_folder(&place, |folder| self.write_variant(folder))?,
+            other => {
+                if let Some((_, Err(error))) = other {
+                    let why = format!("{error}; the variant is of the last step instead");
+                    self.records.tell(&Happening::PassedOver { why: &why });
+                }
+                super::files::write_folder(&place, |folder| self.write_variant(folder))?;
+            }
         }
         if let Some(reason) = reason {
             let step = self.progress.step;

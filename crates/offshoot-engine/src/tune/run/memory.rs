@@ -100,14 +100,17 @@ impl TuneNeed {
 /// What makes a run fit, if anything does: the same step in smaller batches, before anything that
 /// changes what is learned.
 fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
-    let smaller = |batch: u32| {
-        let accumulation = (config.batch * config.accumulation).div_ceil(batch);
-        RunConfig { batch, accumulation, ..config.clone() }
-    };
+    let all = config.batch.saturating_mul(config.accumulation).max(1);
+    let smaller = |batch: u32| RunConfig { batch, accumulation: all / batch, ..config.clone() };
+    // Divisors of a step's examples, so that it stays the same step.
+    let low = (1..=all.isqrt()).filter(|n| all.is_multiple_of(*n));
+    let mut divisors: Vec<u32> = low.flat_map(|n| [n, all / n]).collect();
+    divisors.retain(|&batch| batch < config.batch);
+    divisors.sort_unstable_by(|a, b| b.cmp(a));
     let told = |config: &RunConfig, more: &str| {
         format!("give {more}--batch {} --accumulation {}", config.batch, config.accumulation)
     };
-    if let Some(found) = (1..config.batch).rev().map(smaller).find(|other| fits(other)) {
+    if let Some(found) = divisors.into_iter().map(smaller).find(|other| fits(other)) {
         return told(&found, "");
     }
     let again = RunConfig { gradient_checkpointing: true, ..smaller(1) };

@@ -24,7 +24,8 @@ pub use objective::{
 };
 pub use record::{Origin, weights_hash};
 pub use replay::{
-    base_hash, carry_out, promised_end, read_trajectory, remake, space_of, write_trajectory,
+    base_hash, carry_out, promised_end, quantized, read_trajectory, remake, space_of,
+    write_trajectory,
 };
 pub use snapshot::write as write_tensors;
 pub use space::{

@@ -48,6 +48,7 @@ pub(super) fn header(
     let initial_seeds = [(choice.name.clone(), space.seed())].into_iter().collect();
     Header {
         base: origin.base,
+        quantized: space.model().checkpoint().recipe().map(|recipe| recipe.name().to_owned()),
         tokenizer: origin.tokenizer,
         data: origin.data,
         template: origin.template,

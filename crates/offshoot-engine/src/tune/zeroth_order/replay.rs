@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
 use offshoot_methods::tune::{Hash, Header, Mismatch, Trajectory, TrajectoryError};
-use offshoot_models::{BaseId, Checkpoint, PackedModel};
+use offshoot_models::{BaseId, Checkpoint, PackedModel, Recipe};
 use serde::de::DeserializeOwned;
 
 use super::space::{
@@ -14,6 +14,25 @@ use super::space::{
 };
 use super::variant::write_file;
 use crate::Error;
+
+/// What float matrices of the base are to be quantised to while it is loaded, so that they are those of
+/// the run.
+///
+/// # Errors
+/// If there is no such format, or the runs of a merged trajectory had others.
+pub fn quantized(trajectory: &Trajectory) -> Result<Option<Recipe>, Error> {
+    let mut names = trajectory.parts.iter().map(|part| part.header.quantized.as_deref());
+    let first = names.next().flatten();
+    if names.any(|name| name != first) {
+        let what = "the runs that were merged had bases quantised to different formats";
+        return Err(Error::Training(what.to_owned()));
+    }
+    let parsed = first.map(str::parse::<Recipe>).transpose();
+    parsed.map_err(|_| {
+        let name: String = first.unwrap_or_default().chars().take(40).collect();
+        Error::Training(format!("the trajectory's base was quantised to {name:?}: no such format"))
+    })
+}
 
 /// The space that a run with this header began in.
 ///

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
-use offshoot_models::huggingface::{FolderExport, FolderOptions, PeftOptions, adapter_files};
+use offshoot_models::huggingface::{
+    FolderExport, FolderOptions, PeftOptions, adapter_files, joined_tensor,
+};
 use offshoot_models::{ExportError, Family, LoraAdapter, PackedModel, Recipe};
 use serde_json::{Map, Value};
 
@@ -78,16 +80,20 @@ pub(super) fn write_model(folder: &Path, cpu: &Cpu, space: &FullSpace) -> Result
     let less = if checkpoint.config().family == Family::Gemma3 { 1.0 } else { 0.0 };
     for (tensor, spec) in space.layout().tensors.iter().enumerate() {
         let elements = spec.rows * spec.cols;
+        // Some folders keep it in one with others, behind their rows.
+        let (stored, before) = joined_tensor(&spec.name, checkpoint.config().family)
+            .unwrap_or_else(|| (spec.name.clone(), Vec::new()));
+        let mut first = 0;
+        for other in &before {
+            first += 4 * checkpoint.require(other)?.len() as u64;
+        }
         let place = files.iter_mut().find_map(|(places, file)| {
-            let (start, end) = *places.get(&spec.name)?;
-            (end - start == 4 * elements as u64).then_some((file, start))
+            let (start, end) = *places.get(&stored)?;
+            (end - start >= first + 4 * elements as u64).then_some((file, start + first))
         });
         let Some((file, start)) = place else {
-            return Err(Error::Training(format!(
-                "tensor {} is kept with others in a folder of this family, which tuned weights \
-                 are not written to",
-                spec.name
-            )));
+            let what = format!("the folder that was written has no tensor {stored:?}");
+            return Err(Error::Training(what));
         };
         let is_norm = spec.rows == 1 && spec.name.ends_with("norm.weight");
         let less = if is_norm { less } else { 0.0 };

@@ -55,6 +55,9 @@ pub struct Header {
     pub program: String,
     /// The base model's fingerprint.
     pub base: Hash,
+    /// What float matrices of the base were quantised to while it was loaded, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<String>,
     /// The tokenizer's, if there is one.
     pub tokenizer: Option<Hash>,
     /// The data's.

@@ -51,6 +51,8 @@ pub struct Divergence {
     pub first: Option<u32>,
     /// Further parts that are not the same in both.
     pub parts: bool,
+    /// Whether they promise other weights at their ends.
+    pub end: bool,
 }
 
 /// What to do with trajectories that do not belong together.
@@ -223,7 +225,8 @@ pub fn diff(a: &Trajectory, b: &Trajectory) -> Result<Option<Divergence>, Trajec
         header: differences(&left.header, &right.header)?,
         steps,
         first: (!is_whole).then(|| left.header.first_step + same as u32),
-        parts: more_left != more_right || left.end != right.end,
+        parts: more_left != more_right,
+        end: left.end != right.end,
     }))
 }
 
