@@ -152,7 +152,7 @@ fn a_full_disk_ends_a_run_with_a_reason_and_what_was_whole_goes_on() {
     let mut command = std::process::Command::new("sh");
     home.settle(&mut command);
     // Of 512 bytes: the log grows beyond that within the run.
-    command.args(["-c", "trap '' XFSZ; ulimit -f 90; exec \"$@\"", "sh"]);
+    command.args(["-c", "trap '' XFSZ; ulimit -f 80; exec \"$@\"", "sh"]);
     command.arg(program.get_program()).args(program.get_args());
     let left = run(command).ended_with(1);
     assert!(left.stderr.contains("File too large"), "{}", left.stderr);
