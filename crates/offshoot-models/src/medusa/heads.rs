@@ -125,7 +125,7 @@ pub struct HeadsCard {
     pub format: u32,
     /// The model whose states the heads were trained on.
     pub base: BaseId,
-    /// The digest of the adapter that the base had then, [`crate::LoraAdapter::digest`], if it had one.
+    /// The digest of the adapter that the base had then, [`crate::Adapter::digest`], if it had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
     /// Its tokenizer.
