@@ -235,8 +235,8 @@ mod tests {
             TuneNeed::check(&checkpoint, config, available).unwrap_err().to_string()
         };
         let told = refused(&config, need.total - 1);
-        assert!(told.ends_with("give --batch 15 --accumulation 2"), "{told}");
-        let smaller = RunConfig { batch: 15, accumulation: 2, ..config.clone() };
+        assert!(told.ends_with("give --batch 8 --accumulation 2"), "{told}");
+        let smaller = RunConfig { batch: 8, accumulation: 2, ..config.clone() };
         TuneNeed::check(&checkpoint, &smaller, need.total - 1).unwrap();
         let one = RunConfig { batch: 1, ..config.clone() };
         let told = refused(&config, TuneNeed::of(&checkpoint, &one).total - 1);
