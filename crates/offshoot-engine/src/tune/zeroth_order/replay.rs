@@ -12,8 +12,8 @@ use super::space::{
     FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, PromptOptions,
     PromptSpace, ScalesOptions, ScalesSpace, Space,
 };
-use super::variant::write_file;
 use crate::Error;
+use crate::beside::write_whole;
 
 /// What float matrices of the base are to be quantised to while it is loaded, so that they are those of
 /// the run.
@@ -164,7 +164,7 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// If the file cannot be written.
 pub fn write_trajectory(path: &Path, trajectory: &Trajectory) -> Result<(), Error> {
-    write_file(path, &trajectory.to_bytes()?)
+    write_whole(path, &trajectory.to_bytes()?)
 }
 
 /// The hash that the trajectory gives of the weights in the end: that of its only run.

@@ -10,8 +10,8 @@ use offshoot_models::{
     VariantId, VirtualKind, VirtualTokens, chain,
 };
 
-use super::super::variant::write_file;
 use crate::Error;
+use crate::beside::write_whole;
 
 /// Most positions.
 const TOKENS_MAX: usize = 1 << 12;
@@ -124,7 +124,7 @@ impl Before {
     pub(super) fn write(&self, numbers: Vec<f32>, folder: &Path) -> Result<(), Error> {
         let base = self.model.checkpoint().name();
         for (name, bytes) in virtual_files(&self.of(numbers)?, self.model.config(), base) {
-            write_file(&folder.join(name), &bytes)?;
+            write_whole(&folder.join(name), &bytes)?;
         }
         Ok(())
     }

@@ -24,11 +24,11 @@ use offshoot_models::huggingface::scale_files;
 use offshoot_models::{Hooks, LinearId, MatrixFactors, PackedModel, PackedScales, ScaleFactors};
 use serde::{Deserialize, Serialize};
 
-use super::super::variant::write_file;
 use super::around::Around;
 use super::lora::{chosen, layer_of};
 use super::parameters::Parameters;
 use crate::Error;
+use crate::beside::write_whole;
 
 /// Which scales are tuned.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -161,7 +161,7 @@ impl Around for ScalesSpace {
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {
         let base = self.model.checkpoint().name();
         for (name, bytes) in scale_files(&self.of(self.parameters.values()), base) {
-            write_file(&folder.join(name), &bytes)?;
+            write_whole(&folder.join(name), &bytes)?;
         }
         Ok(())
     }
