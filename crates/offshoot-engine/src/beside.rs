@@ -162,7 +162,9 @@ mod tests {
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         let nowhere = dir.path().join("absent/out.json");
-        assert!(matches!(write_whole(&nowhere, b"x"), Err(Error::Output { path, .. }) if path == nowhere));
+        assert!(
+            matches!(write_whole(&nowhere, b"x"), Err(Error::Output { path, .. }) if path == nowhere)
+        );
     }
 
     #[test]

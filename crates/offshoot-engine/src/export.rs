@@ -8,8 +8,8 @@ use offshoot_kernels::{BlockType, Cpu};
 use offshoot_models::huggingface::{FolderExport, FolderOptions};
 use offshoot_models::medusa::{HEADS_FILE, HeadsFile};
 use offshoot_models::{
-    BaseId, Checkpoint, ExportError, Family, ModelConfig, Recipe, RopeRule, RopeScaling, TemplateId,
-    TokenizerId,
+    BaseId, Checkpoint, ExportError, Family, ModelConfig, Recipe, RopeRule, RopeScaling,
+    TemplateId, TokenizerId,
 };
 
 use crate::Error;

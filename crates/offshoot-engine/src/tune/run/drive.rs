@@ -425,9 +425,9 @@ impl Driven<'_> {
         })?;
         let progress = &mut self.progress;
         let later = self.plan.later;
-        let better = progress.best.is_none_or(|best| {
-            metric.better(value, best.value) || (later && value == best.value)
-        });
+        let better = progress
+            .best
+            .is_none_or(|best| metric.better(value, best.value) || (later && value == best.value));
         let best = better && value.is_finite();
         if best {
             progress.best = Some(Best { step: progress.step, value });

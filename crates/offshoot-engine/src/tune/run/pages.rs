@@ -10,11 +10,7 @@ use super::config_file::nearest;
 
 /// Spaces by their names, with a line on each and the file that has its page.
 const SPACES: [(&str, &str, &str); 6] = [
-    (
-        "lora",
-        "Low-rank differences of matrices.",
-        include_str!("../zeroth_order/space/lora.rs"),
-    ),
+    ("lora", "Low-rank differences of matrices.", include_str!("../zeroth_order/space/lora.rs")),
     (
         "lora_fa",
         "The same, of which one factor stays as it is drawn.",
@@ -98,7 +94,9 @@ pub fn pages() -> Vec<Page> {
         };
         let options = match (method, method.card()) {
             (_, Some(card)) => card.defaults(),
-            (Method::Hybrid, _) => serde_json::to_value(HybridOptions::default()).unwrap_or_default(),
+            (Method::Hybrid, _) => {
+                serde_json::to_value(HybridOptions::default()).unwrap_or_default()
+            }
             (Method::ForwardGradient, _) => {
                 serde_json::to_value(FwdgradOptions::default()).unwrap_or_default()
             }
@@ -106,9 +104,8 @@ pub fn pages() -> Vec<Page> {
         };
         Page { options, ..page(Topic::Method, method.name(), method.summary(), text) }
     });
-    let optimizers = OPTIMIZERS
-        .iter()
-        .map(|card| page(Topic::Optimizer, card.name, card.summary, card.page()));
+    let optimizers =
+        OPTIMIZERS.iter().map(|card| page(Topic::Optimizer, card.name, card.summary, card.page()));
     let spaces = SPACES
         .iter()
         .map(|(name, summary, source)| page(Topic::Space, name, summary, page_of(source)));
@@ -147,7 +144,8 @@ mod tests {
         for page in &all {
             assert!(page.text.lines().count() > 5 && !page.summary.is_empty(), "{}", page.name);
             assert!(!page.text.contains("```") && !page.text.contains("[`"), "{}", page.text);
-            let parts = ["\n    ", "\nDefaults: ", "\nPublished: ", "\nOurs: ", "\nWhen not to use it: "];
+            let parts =
+                ["\n    ", "\nDefaults: ", "\nPublished: ", "\nOurs: ", "\nWhen not to use it: "];
             for part in parts.iter().filter(|_| page.topic != Topic::Space) {
                 assert!(page.text.contains(part), "{}: no {part:?} in {}", page.name, page.text);
             }

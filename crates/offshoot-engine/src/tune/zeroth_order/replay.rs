@@ -9,8 +9,8 @@ use offshoot_models::{BaseId, Checkpoint, PackedModel, Recipe};
 use serde::de::DeserializeOwned;
 
 use super::space::{
-    FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, PromptOptions,
-    PromptSpace, ScalesOptions, ScalesSpace, Space,
+    FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PromptOptions, ScalesOptions,
+    ScalesSpace, Space, VirtualSpace,
 };
 use crate::Error;
 use crate::beside::write_whole;
@@ -54,12 +54,12 @@ pub fn space_of(
         "prefix" => {
             let mut options: PrefixOptions = options(header)?;
             (options.seed, options.distribution) = (seed, header.distribution);
-            Box::new(PrefixSpace::new(cpu, packed()?, &options)?)
+            Box::new(VirtualSpace::prefix(cpu, packed()?, &options)?)
         }
         "prompt" => {
             let mut options: PromptOptions = options(header)?;
             (options.seed, options.distribution) = (seed, header.distribution);
-            Box::new(PromptSpace::new(cpu, packed()?, &options)?)
+            Box::new(VirtualSpace::prompt(cpu, packed()?, &options)?)
         }
         "scales" => {
             let mut options: ScalesOptions = options(header)?;

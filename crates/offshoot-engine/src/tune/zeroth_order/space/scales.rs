@@ -47,7 +47,6 @@ pub struct ScalesOptions {
 /// A quantised model and multiples of its scales.
 #[derive(Debug)]
 pub struct ScalesSpace {
-    cpu: Cpu,
     model: Arc<PackedModel>,
     options: ScalesOptions,
     parameters: Parameters,
@@ -96,9 +95,9 @@ impl ScalesSpace {
         let ones =
             tensors.iter().map(|spec: &TensorSpec| vec![1.0; spec.rows * spec.cols]).collect();
         let layout = Layout { tensors };
-        let parameters = Parameters::new(layout, ones, options.seed, options.distribution)?;
-        let (cpu, options) = (cpu.clone(), options.clone());
-        Ok(Self { cpu, model, options, parameters, matrices, standing: Standing::default() })
+        let parameters = Parameters::new(cpu, layout, ones, options.seed, options.distribution)?;
+        let options = options.clone();
+        Ok(Self { model, options, parameters, matrices, standing: Standing::default() })
     }
 
     /// The factors that `values` of the parameters are.
@@ -118,10 +117,6 @@ impl Around for ScalesSpace {
 
     fn parameters_mut(&mut self) -> &mut Parameters {
         &mut self.parameters
-    }
-
-    fn cpu(&self) -> &Cpu {
-        &self.cpu
     }
 
     fn kind(&self) -> SpaceKind {
