@@ -201,7 +201,7 @@ fn merged_scales_give_the_logits_of_the_running_variant() {
         };
         let (wanted, plain) = (run(factors.clone()), run(ScaleFactors::default()));
         let greatest = wanted.iter().fold(0f32, |most, x| most.max(x.abs()));
-        assert!(max_error(&plain, &wanted) > 0.05 * greatest, "the factors change next to nothing");
+        assert!(max_error(&plain, &wanted) > 0.5 * greatest, "the factors change next to nothing");
         let adapter = Adapter::Scales(factors);
         // Weights in single precision are those that products form.
         let written = file(&base, &adapter, Recipe::F32, dir.path());
@@ -210,7 +210,7 @@ fn merged_scales_give_the_logits_of_the_running_variant() {
         std::fs::create_dir(&own).unwrap();
         let written = folder(&base, &adapter, Recipe::F32, &own);
         assert!(packed(written, cpu(2), &tokens, 24) == wanted, "{name}");
-        for (recipe, error) in [(Recipe::F16, 2e-3), (Recipe::Q8_0, 3e-2)] {
+        for (recipe, error) in [(Recipe::F16, 1e-2), (Recipe::Q8_0, 0.15)] {
             let written = file(&base, &adapter, recipe, dir.path());
             let off = max_error(&packed(written, cpu(2), &tokens, 24), &wanted);
             assert!(off < error * greatest, "{name} as {recipe}: {off} of {greatest}");
