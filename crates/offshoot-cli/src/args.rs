@@ -34,7 +34,7 @@ pub(crate) use trajectory::{
     RemakeArgs, TrajectoryCommand, TrajectoryDiffArgs, TrajectoryExportArgs, TrajectoryInfoArgs,
     TrajectoryMergeArgs, TrajectoryReplayArgs, TrajectorySliceArgs,
 };
-pub(crate) use tune::{ReportArgs, TuneArgs};
+pub(crate) use tune::{MethodsArgs, ReportArgs, TuneArgs};
 
 /// Grow many language models from one base, on the machine you have.
 #[derive(Debug, Parser)]
@@ -158,6 +158,10 @@ pub(crate) enum Command {
     /// Tune a model: make a variant of it from examples.
     #[command(after_help = tune::tune_help())]
     Tune(Box<TuneArgs>),
+    /// Say what ways of tuning there are, and of each what it is, did, and is not for.
+    #[command(after_help = "Examples:\n  offshoot methods\n  offshoot methods mezo\n  \
+        offshoot methods lora --json")]
+    Methods(MethodsArgs),
     /// Make the page with a run's curves again, from its log.
     #[command(after_help = "Example:\n  offshoot report poet --output poet.html")]
     Report(ReportArgs),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use offshoot_engine::tune::run::Variant;
 use offshoot_engine::{ExportOptions, QuantizeOptions, floats_of};
 use offshoot_kernels::{Cpu, available_threads};
+use offshoot_models::medusa::HEADS_FILE;
 use offshoot_models::{Checkpoint, Recipe};
 use serde_json::json;
 
@@ -60,6 +61,9 @@ pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
         let options = QuantizeOptions { recipe, requantize: true, variant };
         let done = offshoot_engine::quantize(&cpu, &resolved.path, output, options, &mut progress);
         drop((bar, listener));
+        if variant.map(Variant::open).transpose()?.is_some_and(|variant| variant.has_heads()) {
+            note("without the variant's draft heads: only a folder has a place for them");
+        }
         return told(&done?, output, recipe, json, start);
     }
     let options = ExportOptions {
@@ -81,6 +85,10 @@ pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
              all that the file says of its tokens",
         );
     }
+    if done.heads {
+        let path = output.join(HEADS_FILE);
+        note(format_args!("with draft heads: run it with --medusa {}", path.display()));
+    }
     if json {
         return say_json(&json!({
             "output": output,
@@ -95,6 +103,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
             "tokenizer_differs": done.tokenizer_differs,
             "tokenizer_id": done.tokenizer.map(|id| id.to_string()),
             "template_id": done.template.map(|id| id.to_string()),
+            "draft_heads": done.heads,
             "seconds": start.elapsed().as_secs_f64(),
         }));
     }

@@ -19,6 +19,7 @@ mod failure;
 mod interrupt;
 mod man;
 mod medusa;
+mod methods;
 mod models;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -78,6 +79,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Tokenize(args) => score::tokenize(&args),
         Command::Medusa(command) => medusa::run(&command),
         Command::Tune(args) => tune::run(&args),
+        Command::Methods(args) => methods::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Trajectory(command) => trajectory::run(&command),
         Command::Doctor(args) => doctor::run(&args),

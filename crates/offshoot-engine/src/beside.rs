@@ -1,9 +1,11 @@
 //! Files and folders that are made beside their place and moved there when they are complete.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::Error;
 
 /// Most links that are followed to a place, as Linux has it.
 const LINKS_MAX: usize = 40;
@@ -31,6 +33,28 @@ pub(crate) fn place(path: &Path) -> io::Result<PathBuf> {
         path = parent.join(fs::read_link(&named)?);
     }
     Err(io::Error::other("too many links"))
+}
+
+/// Writes `bytes` beside `path` and moves them there: a reader sees the old file or the new one, also behind
+/// a loss of power.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (partial, mut file) = Partial::file(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    partial.move_to(path)?;
+    // Elsewhere a folder cannot be opened as a file.
+    match path.parent().filter(|parent| cfg!(unix) && !parent.as_os_str().is_empty()) {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// As [`replace_file`].
+///
+/// # Errors
+/// [`Error::Output`]; what was at `path` is then still there.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace_file(path, bytes).map_err(|source| Error::Output { path: path.to_owned(), source })
 }
 
 /// What is not complete; removed when this is dropped, unless it was moved to its place.
@@ -126,6 +150,21 @@ mod tests {
         drop((one, other, folder));
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
         assert_eq!(left, [place]);
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("out.json");
+        for text in ["one", "two"] {
+            write_whole(&place, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&place).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let nowhere = dir.path().join("absent/out.json");
+        assert!(
+            matches!(write_whole(&nowhere, b"x"), Err(Error::Output { path, .. }) if path == nowhere)
+        );
     }
 
     #[test]

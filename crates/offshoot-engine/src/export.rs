@@ -6,9 +6,10 @@ use std::path::Path;
 
 use offshoot_kernels::{BlockType, Cpu};
 use offshoot_models::huggingface::{FolderExport, FolderOptions};
+use offshoot_models::medusa::{HEADS_FILE, HeadsFile};
 use offshoot_models::{
-    Checkpoint, ExportError, Family, ModelConfig, Recipe, RopeRule, RopeScaling, TemplateId,
-    TokenizerId,
+    BaseId, Checkpoint, ExportError, Family, ModelConfig, Recipe, RopeRule, RopeScaling,
+    TemplateId, TokenizerId,
 };
 
 use crate::Error;
@@ -19,7 +20,7 @@ use crate::merged::Source;
 const CLOSE: f32 = 1e-6;
 
 /// The files of a model's folder, but for the weights.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "config.json",
     "generation_config.json",
     "model.safetensors.index.json",
@@ -32,6 +33,7 @@ const FILES: [&str; 12] = [
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    HEADS_FILE,
 ];
 
 /// How a folder is written.
@@ -44,7 +46,7 @@ pub struct ExportOptions<'a> {
     /// Whether a model's folder that is there may be replaced.
     pub overwrite: bool,
     /// The folder of a variant of the model, or of the run that made it, or of an adapter: it is written
-    /// instead, its differences added to the weights.
+    /// instead, what it learned in the weights.
     pub variant: Option<&'a Path>,
 }
 
@@ -72,6 +74,8 @@ pub struct Exported {
     pub tokenizer: Option<TokenizerId>,
     /// Which chat template it has, if any.
     pub template: Option<TemplateId>,
+    /// Whether draft heads that learned with the variant went along.
+    pub heads: bool,
 }
 
 /// The float in which most matrices of a model are, where all are floats; else half precision, which
@@ -110,7 +114,7 @@ pub fn export_folder(
     options: ExportOptions<'_>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Exported, Error> {
-    let Source { checkpoint, adapter } = Source::open(source, options.variant)?;
+    let Source { checkpoint, adapter, heads } = Source::open(source, options.variant)?;
     let wrong = |source| Error::Output { path: output.to_owned(), source };
     let place = place(output).map_err(wrong)?;
     let there = in_the_way(&place).map_err(wrong)?;
@@ -129,9 +133,12 @@ pub fn export_folder(
     };
     let written = export.write(cpu, &mut create, &mut |done| progress(done, weights));
     written.map_err(|error| from_export(error, output))?;
-    let bytes = settle(partial.path()).map_err(wrong)?;
     let read = Checkpoint::open(partial.path())?;
     same_model(&checkpoint, &read)?;
+    if let Some(heads) = &heads {
+        of_the_base(heads, &read)?.save(&partial.path().join(HEADS_FILE))?;
+    }
+    let bytes = settle(partial.path()).map_err(wrong)?;
     let tokenizer = |of: &Checkpoint| of.tokenizer().ok().map(TokenizerId::of);
     let done = Exported {
         floats,
@@ -144,6 +151,7 @@ pub fn export_folder(
         tokenizer_differs: tokenizer(&read).is_some() && tokenizer(&read) != tokenizer(&checkpoint),
         tokenizer: tokenizer(&read),
         template: read.chat_template().map(TemplateId::of),
+        heads: heads.is_some(),
     };
     drop(read);
     // That it may be replaced is some time ago.
@@ -153,6 +161,16 @@ pub fn export_folder(
     let moved = if there { partial.replace(&place) } else { partial.move_to(&place) };
     moved.map_err(wrong)?;
     Ok(done)
+}
+
+/// `heads` of a variant as those of `base`, which is that variant by itself.
+fn of_the_base(heads: &HeadsFile, base: &Checkpoint) -> Result<HeadsFile, Error> {
+    let mut heads = heads.clone();
+    if let Some(card) = &mut heads.card {
+        card.base = BaseId::of(base)?;
+        card.adapter = None;
+    }
+    Ok(heads)
 }
 
 /// What went wrong with writing `output`.

@@ -154,6 +154,7 @@ impl Model {
         let adapter = folder.map(|folder| Adapter::open(folder, checkpoint.config()));
         let adapter = adapter.transpose().map_err(|error| reason(error, &checkpoint, &variant))?;
         let heads = folder.map(heads_beside).transpose()?.flatten();
+        let heads = heads.map(|file| ReadyHeads::new(file).map(Arc::new)).transpose()?;
         let available = match options.executor {
             // A device of its own memory says by itself when that is full.
             ExecutorKind::Dense { device, .. } if !device.shares_memory() => None,
@@ -429,14 +430,14 @@ impl Model {
 }
 
 /// The draft heads of the adapter in `folder`: those that name the adapter that they belong to.
-fn heads_beside(folder: &Path) -> Result<Option<Arc<ReadyHeads>>, Error> {
+pub(crate) fn heads_beside(folder: &Path) -> Result<Option<HeadsFile>, Error> {
     let path = folder.join(HEADS_FILE);
     if !path.exists() {
         return Ok(None);
     }
     let file = HeadsFile::open(&path)?;
     let named = file.card.as_ref().is_some_and(|card| card.adapter.is_some());
-    named.then(|| ReadyHeads::new(file).map(Arc::new)).transpose()
+    Ok(named.then_some(file))
 }
 
 /// Why an adapter cannot be applied: that its variant is of another base, if it is.

@@ -21,7 +21,7 @@ pub struct QuantizeOptions<'a> {
     /// Whether a model that is quantised already may be quantised again.
     pub requantize: bool,
     /// The folder of a variant of the model, or of the run that made it, or of an adapter: it is written
-    /// instead, its differences added to the weights.
+    /// instead, what it learned in the weights. Draft heads stay: a file has no place for them.
     pub variant: Option<&'a Path>,
 }
 
@@ -61,7 +61,7 @@ pub fn quantize(
     options: QuantizeOptions<'_>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Quantized, Error> {
-    let Source { checkpoint, adapter } = Source::open(source, options.variant)?;
+    let Source { checkpoint, adapter, .. } = Source::open(source, options.variant)?;
     let wrong = |source| Error::Output { path: output.to_owned(), source };
     if output.to_string_lossy().ends_with(std::path::is_separator) {
         return Err(wrong(std::io::ErrorKind::IsADirectory.into()));

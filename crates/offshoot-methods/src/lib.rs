@@ -25,6 +25,7 @@ mod decode;
 pub mod draft;
 mod error;
 pub mod optim;
+mod page;
 mod philox;
 pub mod tune;
 
@@ -36,4 +37,5 @@ pub use draft::{
     DraftNode, Match, Retriever, RetrieverOptions, SAMPLED_TOKENS, Shard, ShardParts, TokenWidth,
 };
 pub use error::Error;
+pub use page::page_of;
 pub use philox::Philox;

@@ -27,6 +27,26 @@ pub struct MatrixFactors {
     pub values: Vec<f32>,
 }
 
+impl MatrixFactors {
+    /// Whether they are of a matrix `[rows, cols]`, in groups that products can multiply by.
+    pub(crate) fn fit(&self, rows: usize, cols: usize) -> bool {
+        self.group > 0
+            && self.group.is_multiple_of(32)
+            && cols.is_multiple_of(self.group)
+            && self.rows == rows
+            && self.values.len() == rows * (cols / self.group)
+    }
+
+    /// Multiplies `weights`, which are row `row`, by its factors.
+    pub(crate) fn multiply_row(&self, row: usize, weights: &mut [f32]) {
+        let groups = weights.len() / self.group;
+        let factors = &self.values[row * groups..(row + 1) * groups];
+        for (group, factor) in weights.chunks_mut(self.group).zip(factors) {
+            group.iter_mut().for_each(|weight| *weight *= factor);
+        }
+    }
+}
+
 /// Factors by the canonical names of the matrices, as in [`crate::LinearSpec::name`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ScaleFactors {
@@ -67,13 +87,8 @@ impl PackedScales {
             let wrong = |what: &str| Error::Adapter(format!("matrix {name}: {what}"));
             let at = blueprint.linears.iter().position(|linear| linear.name == name);
             let at = at.ok_or_else(|| wrong("the model has none"))?;
-            let (linear, group) = (&blueprint.linears[at], factors.group);
-            let fits = group > 0
-                && group.is_multiple_of(32)
-                && linear.cols.is_multiple_of(group)
-                && factors.rows == linear.rows
-                && factors.values.len() == linear.rows * (linear.cols / group);
-            if !fits {
+            let linear = &blueprint.linears[at];
+            if !factors.fit(linear.rows, linear.cols) {
                 return Err(wrong("scales of another shape than the model's"));
             }
             by_linear[at] = Some(factors);

@@ -1,11 +1,12 @@
 //! A tensor on its way into a file: which rows, in which order and format.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
 
 use offshoot_kernels::{BlockType, Conversion, Cpu};
 
-use crate::{Error, LoraAdapter, LowRank, RowOrder, Tensor};
+use crate::{Adapter, Error, LowRank, MatrixFactors, RowOrder, Tensor};
 
 /// Bytes of a tensor that are made at a time.
 const CHUNK_BYTES: usize = 8 << 20;
@@ -29,8 +30,36 @@ pub enum ExportError {
 struct Part<'c> {
     tensor: Tensor<'c>,
     rows: RowOrder,
-    /// What is added to it.
-    added: Option<&'c LowRank>,
+    /// What a variant makes of it.
+    change: Option<Change<'c>>,
+}
+
+/// What a variant makes of a matrix.
+#[derive(Debug, Clone, Copy)]
+enum Change<'c> {
+    Added(&'c LowRank),
+    Multiplied(&'c MatrixFactors),
+}
+
+impl Change<'_> {
+    /// Whether it is of a matrix of this shape.
+    fn fits(self, shape: &[usize]) -> bool {
+        match (self, shape) {
+            (Self::Added(low), [rows, cols]) => {
+                low.a.len() == low.rank * cols && low.b.len() == rows * low.rank
+            }
+            (Self::Multiplied(factors), [rows, cols]) => factors.fit(*rows, *cols),
+            _ => false,
+        }
+    }
+
+    /// Makes it of `weights`, which are row `row`. `sum` has as many places, and is written over.
+    fn make(self, row: usize, sum: &mut [f32], weights: &mut [f32]) {
+        match self {
+            Self::Added(low) => low.add_row(row, sum, weights),
+            Self::Multiplied(factors) => factors.multiply_row(row, weights),
+        }
+    }
 }
 
 /// One tensor of a file, made of one tensor of a checkpoint or of several whose rows stand behind each
@@ -48,7 +77,7 @@ pub(crate) struct Written<'c> {
 impl<'c> Written<'c> {
     /// All of `tensor` in the format `block`, its rows stored in the order `rows`.
     pub(crate) fn new(tensor: Tensor<'c>, rows: RowOrder, block: BlockType) -> Self {
-        Self { parts: vec![Part { tensor, rows, added: None }], stored: None, block, less: 0.0 }
+        Self { parts: vec![Part { tensor, rows, change: None }], stored: None, block, less: 0.0 }
     }
 
     /// The same as the first part of a tensor of shape `stored`.
@@ -95,7 +124,7 @@ impl<'c> Written<'c> {
             );
             return Err(Error::Export(what));
         }
-        self.parts.push(Part { tensor, rows, added: None });
+        self.parts.push(Part { tensor, rows, change: None });
         Ok(())
     }
 
@@ -163,9 +192,9 @@ impl<'c> Written<'c> {
         out: &mut dyn Write,
         more: &mut dyn FnMut(u64) -> bool,
     ) -> Result<(), ExportError> {
-        let Part { tensor, rows: order, added } = part;
+        let Part { tensor, rows: order, change } = part;
         let (rows, cols) = (tensor.row_count(), tensor.cols());
-        let from = if added.is_some() { BlockType::F32 } else { tensor.info.block };
+        let from = if change.is_some() { BlockType::F32 } else { tensor.info.block };
         let to = Conversion::new(from, self.block, cols);
         let to = to.map_err(|e| wrong(tensor, e.to_string()))?;
         let chunk = (CHUNK_BYTES / to.row_bytes().max(1)).clamp(1, rows.max(1));
@@ -174,10 +203,10 @@ impl<'c> Written<'c> {
         for start in (0..rows).step_by(chunk) {
             let range = start..rows.min(start + chunk);
             let bytes = &mut bytes[..range.len() * to.row_bytes()];
-            let converted = match added {
+            let converted = match *change {
                 None => to.rows(cpu, range.clone(), row, bytes),
-                Some(low) => {
-                    let merged = part.merged(low, range.clone(), cpu.team().threads())?;
+                Some(change) => {
+                    let merged = part.merged(change, range.clone(), cpu.team().threads())?;
                     let row = |stored| &merged[4 * cols * (stored - start)..][..4 * cols];
                     to.rows(cpu, range.clone(), row, bytes)
                 }
@@ -196,9 +225,14 @@ impl<'c> Written<'c> {
 }
 
 impl Part<'_> {
-    /// The stored rows of `range` in single precision, little-endian, with `low` added to them. Each is
+    /// What `change` makes of the stored rows of `range`, in single precision, little-endian. Each is
     /// one thread's, so the bytes do not depend on how many there are.
-    fn merged(&self, low: &LowRank, range: Range<usize>, threads: usize) -> Result<Vec<u8>, Error> {
+    fn merged(
+        &self,
+        change: Change<'_>,
+        range: Range<usize>,
+        threads: usize,
+    ) -> Result<Vec<u8>, Error> {
         let cols = self.tensor.cols();
         let mut bytes = vec![0; 4 * cols * range.len()];
         let share = range.len().div_ceil(threads.max(1)).max(1);
@@ -207,7 +241,7 @@ impl Part<'_> {
             for (i, bytes) in bytes.chunks_mut(4 * cols).enumerate() {
                 let canonical = self.rows.canonical(first + i);
                 self.tensor.read_row(canonical, &mut row)?;
-                low.add_row(canonical, &mut sum, &mut row);
+                change.make(canonical, &mut sum, &mut row);
                 for (place, number) in bytes.chunks_mut(4).zip(&row) {
                     place.copy_from_slice(&number.to_le_bytes());
                 }
@@ -228,23 +262,41 @@ impl Part<'_> {
     }
 }
 
-/// Adds the differences of `adapter` to the matrices of `tensors`, which are all of a model's.
+/// Makes of `tensors`, which are all of a model's, what `adapter` makes of them.
 ///
 /// # Errors
 /// [`Error::Adapter`] if a matrix is not there or of another shape, or is the embedding as well, which an
-/// adapter of the output head leaves as it is.
+/// adapter of the output head leaves as it is; and if what the adapter has is no weights.
 pub(crate) fn merge<'c, 't>(
     tensors: impl Iterator<Item = &'t mut Written<'c>>,
-    adapter: &'c LoraAdapter,
+    adapter: &'c Adapter,
 ) -> Result<(), Error>
 where
     'c: 't,
 {
+    let changes: BTreeMap<&str, Change<'c>> = match adapter {
+        Adapter::Lora(lora) => {
+            let added = lora.matrices.iter();
+            added.map(|(name, low)| (name.as_str(), Change::Added(low))).collect()
+        }
+        Adapter::Scales(scales) => {
+            let multiplied = scales.matrices.iter();
+            multiplied.map(|(name, all)| (name.as_str(), Change::Multiplied(all))).collect()
+        }
+        Adapter::Virtual(tokens) => {
+            let what = format!(
+                "{} positions before every text are no weights and cannot be merged: run the base with \
+                 --variant",
+                tokens.tokens()
+            );
+            return Err(Error::Adapter(what));
+        }
+    };
     let mut merged = 0;
     for part in tensors.flat_map(|written| &mut written.parts) {
         let name = part.tensor.name;
         let Some(matrix) = name.strip_suffix(".weight") else { continue };
-        let Some(low) = adapter.matrices.get(matrix) else { continue };
+        let Some(change) = changes.get(matrix) else { continue };
         let refused = |what: &str| Err(Error::Adapter(format!("matrix {matrix}: {what}")));
         if matrix == "model.embed_tokens" {
             return refused(
@@ -252,14 +304,13 @@ where
                  it cannot be merged",
             );
         }
-        let shape = [low.b.len() / low.rank.max(1), low.a.len() / low.rank.max(1)];
-        if part.tensor.info.shape != shape {
+        if !change.fits(&part.tensor.info.shape) {
             return refused("of another shape than the model's");
         }
-        part.added = Some(low);
+        part.change = Some(*change);
         merged += 1;
     }
-    match merged == adapter.matrices.len() {
+    match merged == changes.len() {
         true => Ok(()),
         false => Err(Error::Adapter("the model does not have all of its matrices".to_owned())),
     }

@@ -33,7 +33,16 @@ pub(crate) fn tune_help() -> String {
     for method in Method::all() {
         help += &format!("  {:<9} {}\n", method.name(), method.summary());
     }
-    help
+    help + "\nA page on each: offshoot methods NAME\n"
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MethodsArgs {
+    /// A method, an optimizer or a space, by the name that its flag takes; `medusa` for draft heads
+    /// [default: lists all]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: JsonArgs,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -25,7 +25,8 @@ pub(crate) struct DraftHeadSettings {
     #[arg(long, env = "OFFSHOOT_MEDUSA_FROM", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) medusa_from: Option<PathBuf>,
-    /// The share of the steps in which heads learn alone, before the adapter does [default: 0.3]
+    /// The share of the steps in which heads learn alone, before the adapter does; 1 leaves the base
+    /// as it is [default: 0.3]
     #[arg(long, env = "OFFSHOOT_MEDUSA_ALONE", value_name = "SHARE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) medusa_alone: Option<f64>,

@@ -298,6 +298,22 @@ fn a_variant_drafts_with_the_heads_that_learned_with_it() {
     answer(&["--medusa", file, "--spec", "medusa"])
         .ended_with(4)
         .complained(&["they belong to the variant", "this is the base"]);
+    // A folder takes them along, and they are the new model's then.
+    let left = export(&home, "out", &["--output", "merged"]).ended_with(0);
+    let says = "run it with --medusa merged/medusa_lm_head.safetensors";
+    assert!(left.stderr.contains(says), "{}", left.stderr);
+    let file = "merged/medusa_lm_head.safetensors";
+    let told = run(home.offshoot(["medusa", "inspect", file, "--json"])).ended_with(0).json();
+    assert!(told["adapter"].is_null(), "{told}");
+    let answer = |spec: &str| {
+        let fixed = ["run", "merged", "ab", "-n", "24", "--temperature", "0", "--ignore-eos"];
+        let heads = ["--json", "--medusa", file, "--spec", spec];
+        run(home.offshoot(fixed.iter().chain(&heads))).ended_with(0).json()["tokens"].clone()
+    };
+    assert_eq!(answer("medusa"), answer("off"));
+    export(&home, "out", &["--output", "merged", "--overwrite"]).ended_with(0);
+    let alone = export(&home, "out", &["--output", "merged.gguf"]).ended_with(0);
+    assert!(alone.stderr.contains("without the variant's draft heads"), "{}", alone.stderr);
 }
 
 #[test]

@@ -28,7 +28,11 @@ fn tune(home: &Home, words: &[&str]) -> Left {
 
 /// The loss of `held_out.jsonl`.
 fn held_out(home: &Home, more: &[&str]) -> f64 {
-    let fixed = ["eval", "long.gguf", "--data", "held_out.jsonl", "--json"];
+    held_out_by(home, "long.gguf", more)
+}
+
+fn held_out_by(home: &Home, model: &str, more: &[&str]) -> f64 {
+    let fixed = ["eval", model, "--data", "held_out.jsonl", "--json"];
     let told = run(home.offshoot(fixed.iter().chain(more))).ended_with(0).json();
     told["loss"].as_f64().unwrap()
 }
@@ -56,6 +60,10 @@ fn what_stands_before_texts_is_served_with_the_loss_that_it_was_tuned_to() {
         let config = std::fs::read(home.path().join(&folder).join("adapter_config.json")).unwrap();
         let config: Value = serde_json::from_slice(&config).unwrap();
         assert_eq!(config["peft_type"], kind);
+        let words = ["export", "long.gguf", "--output", "merged"];
+        let left = run(home.offshoot(words.iter().chain(&variant)));
+        left.ended_with(4).complained(&["positions before every text are no weights"]);
+        assert!(!home.path().join("merged").exists());
         // Drafted or not, on either executor, a variant says something, and the same.
         let answer = |more: &[&str]| {
             let fixed = ["run", "long.gguf", "ab", "-n", "12", "--temperature", "0", "--json"];
@@ -177,4 +185,29 @@ fn scales_of_a_quantised_base_are_tuned_and_served() {
     let lora = ["tune", "long.gguf", "--data", "texts.jsonl", "--method", "qzo"];
     let left = run(home.offshoot(lora)).ended_with(2);
     assert!(left.stderr.contains("give --space scales"), "{}", left.stderr);
+    // By itself it needs no base, and no factors where products form their weights.
+    for (to, output, error) in [("f32", "merged", 1e-5), ("f16", "half.gguf", 1e-3)] {
+        let words = ["export", "long.gguf", "--to", to, "--output", output];
+        run(home.offshoot(words.iter().chain(&variant))).ended_with(0);
+        let merged = held_out_by(&home, output, &[]);
+        assert!((merged - best).abs() < error * best, "{to}: {merged}, tuned to {best}");
+    }
+}
+
+#[test]
+fn a_variant_of_what_was_quantised_while_loading_is_exported_from_the_quantised_file() {
+    let home = home();
+    let export = |model: &str, words: &[&str]| {
+        run(home.offshoot(["export", model, "--output"].iter().chain(words)))
+    };
+    export("long.gguf", &["floats", "--to", "f32"]).ended_with(0);
+    let data = ["tune", "floats", "--quantize", "q8_0", "--data", "texts.jsonl", "--no-cache"];
+    let words = ["--method", "mezo", "--steps", "1", "--batch", "2", "--output", "out"];
+    run(home.offshoot(data.iter().chain(&words))).ended_with(0);
+    let merged = ["merged", "--variant", "v=out"];
+    let says = "offshoot quantize floats --to q8_0 --output";
+    export("floats", &merged).ended_with(2).complained(&["it was made of the model", says]);
+    let words = ["quantize", "floats", "--to", "q8_0", "--output", "q8.gguf"];
+    run(home.offshoot(words)).ended_with(0);
+    export("q8.gguf", &merged).ended_with(0);
 }

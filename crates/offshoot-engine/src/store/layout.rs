@@ -11,6 +11,7 @@
 //! A process killed at any point leaves a model absent, unfinished or ready, never half ready.
 
 use super::{Event, Progress, Sha256Digest, StoreError};
+use crate::beside::replace_file;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -256,18 +257,7 @@ fn partial_bytes(folder: &Path) -> u64 {
 
 /// Writes a small file so that a reader sees the old bytes or the new ones, never a mixture.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    use std::io::Write;
-    let new = path.with_extension(format!("new-{}", std::process::id()));
-    let written = File::create(&new).and_then(|mut f| {
-        f.write_all(bytes)?;
-        f.sync_all()
-    });
-    if let Err(e) = written {
-        // The failure to report is the first one.
-        let _ = fs::remove_file(&new);
-        return Err(StoreError::io("write", &new, e));
-    }
-    rename(&new, path)
+    replace_file(path, bytes).map_err(|e| StoreError::io("write", path, e))
 }
 
 pub(super) fn create_dir(path: &Path) -> Result<(), StoreError> {

@@ -1,8 +1,8 @@
 //! What steps make of a model.
 
 use offshoot_engine::tune::zeroth_order::{
-    Classification, CrossEntropy, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, Space,
-    StepLimits, ZerothOrderOptions, ZerothOrderTrainer,
+    Classification, CrossEntropy, LoraOptions, LoraSpace, PrefixOptions, Space, StepLimits,
+    VirtualSpace, ZerothOrderOptions, ZerothOrderTrainer,
 };
 use offshoot_engine::tune::{Example, Trainer};
 use offshoot_kernels::Cpu;
@@ -105,7 +105,7 @@ fn a_prefix_learns_too_and_is_what_stands_before_texts() {
     let cpu = cpu(2);
     for name in ["qwen2_tied", "llama_linear", "gemma3_linear"] {
         let options = PrefixOptions { tokens: 3, seed: 1, ..PrefixOptions::default() };
-        let space = PrefixSpace::new(&cpu, model(name, &cpu), &options).unwrap();
+        let space = VirtualSpace::prefix(&cpu, model(name, &cpu), &options).unwrap();
         let probe = json!({"probe": {"eps": 1e-2, "directions": 4}});
         let mut trainer = started(&cpu, space, "mezo", &probe);
         let (before, after) = run(&mut trainer, 80, 1e-2, &texts(4));

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use offshoot_engine::tune::zeroth_order::{
-    CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace,
-    PromptOptions, PromptSpace, Space, TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer,
-    carry_out, promised_end, quantized, space_of, weights_hash,
+    CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PromptOptions,
+    Space, TRAJECTORY_FILE, VirtualSpace, ZerothOrderOptions, ZerothOrderTrainer, carry_out,
+    promised_end, quantized, space_of, weights_hash,
 };
 use offshoot_engine::tune::{Example, Trainer};
 use offshoot_kernels::Cpu;
@@ -23,14 +23,14 @@ fn lora(cpu: &Cpu) -> LoraSpace {
     LoraSpace::new(cpu, model(NAME, cpu), &options).unwrap()
 }
 
-fn prefix(cpu: &Cpu) -> PrefixSpace {
+fn prefix(cpu: &Cpu) -> VirtualSpace {
     let options = PrefixOptions { tokens: 3, seed: 11, ..PrefixOptions::default() };
-    PrefixSpace::new(cpu, model(NAME, cpu), &options).unwrap()
+    VirtualSpace::prefix(cpu, model(NAME, cpu), &options).unwrap()
 }
 
-fn prompt(cpu: &Cpu) -> PromptSpace {
+fn prompt(cpu: &Cpu) -> VirtualSpace {
     let options = PromptOptions { tokens: 4, seed: 11, ..PromptOptions::default() };
-    PromptSpace::new(cpu, model(NAME, cpu), &options).unwrap()
+    VirtualSpace::prompt(cpu, model(NAME, cpu), &options).unwrap()
 }
 
 fn trainer(cpu: &Cpu, space: Box<dyn Space>, method: &str, options: Value) -> ZerothOrderTrainer {

@@ -2,8 +2,8 @@
 
 use offshoot_engine::tune::eval::PackedScorer;
 use offshoot_engine::tune::zeroth_order::{
-    CrossEntropy, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, PromptOptions, PromptSpace,
-    Space, ZerothOrderOptions, ZerothOrderTrainer,
+    CrossEntropy, LoraOptions, LoraSpace, PrefixOptions, PromptOptions, Space, VirtualSpace,
+    ZerothOrderOptions, ZerothOrderTrainer,
 };
 use offshoot_engine::tune::{Example, Scorer, Sequence, Trainer};
 use offshoot_engine::{GenerateOptions, LoadOptions, Model, Session};
@@ -41,8 +41,8 @@ fn a_variant_scores_and_answers_as_the_run_that_tuned_it() {
     let prompt = PromptOptions { tokens: 4, seed: 1, ..PromptOptions::default() };
     let spaces: [(&str, Box<dyn Space>); 3] = [
         ("lora", Box::new(LoraSpace::new(&cpu, packed(), &lora).unwrap())),
-        ("prefix", Box::new(PrefixSpace::new(&cpu, packed(), &prefix).unwrap())),
-        ("prompt", Box::new(PromptSpace::new(&cpu, packed(), &prompt).unwrap())),
+        ("prefix", Box::new(VirtualSpace::prefix(&cpu, packed(), &prefix).unwrap())),
+        ("prompt", Box::new(VirtualSpace::prompt(&cpu, packed(), &prompt).unwrap())),
     ];
     let sequences = [
         Sequence::of(&[3, 4], &[5, 9, 4]),

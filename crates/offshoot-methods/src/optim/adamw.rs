@@ -10,6 +10,13 @@
 //! Departs from the paper: decay is multiplied with the learning rate, as PyTorch does it, and vectors
 //! do not decay.
 //! Cost: two numbers kept for each weight.
+//! Defaults: `beta1` 0.9, `beta2` 0.999, `epsilon` 1e-8 (the first paper's, section 2); no decay, as
+//! transformers trains (PyTorch's is 0.01).
+//! Published: all weights of OPT-13B, SST-2 92.0, RTE 70.8 and BoolQ 77.1, with twelve times MeZO's memory
+//! (Malladi et al. 2023, table 1, <https://arxiv.org/abs/2305.17333>).
+//! Ours: PyTorch's numbers, step by step (the tests); what a model learns by it is not measured yet.
+//!
+//! When not to use it: where two numbers a weight have no room. Of LoRA's matrices they always have.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +32,7 @@ pub(super) const CARD: Card = Card {
     paper: "1711.05101",
     summary: "the gradient's running mean over the root of its running mean square",
     default: || OptimizerOptions::AdamW(AdamW { ..DEFAULT }),
+    page: include_str!("adamw.rs"),
 };
 
 const DEFAULT: AdamW = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };

@@ -20,7 +20,7 @@ pub use sgd::Sgd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, page_of};
 
 /// An optimiser's row in the list of all of them.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,15 @@ pub struct Card {
     pub summary: &'static str,
     /// It, with its default settings.
     pub default: fn() -> OptimizerOptions,
+    /// Its file, whose head is its page.
+    page: &'static str,
+}
+
+impl Card {
+    /// What the optimiser is, where it comes from, what it did and when not to use it.
+    pub fn page(&self) -> String {
+        page_of(self.page)
+    }
 }
 
 /// All optimisers.

@@ -9,6 +9,13 @@
 //! `g` is the gradient, `eta` the learning rate, `mu` the momentum, `lambda` the decay.
 //! Departs from PyTorch: decay is decoupled from the gradient, and vectors do not decay.
 //! Cost: a number kept for each weight, none without momentum.
+//! Defaults: `momentum` 0.9 (the field's usual one), not by Nesterov, no decay (PyTorch's).
+//! Published: OPT-1.3B on SST-2 91.1 by all weights and 92.8 by prompts (Zhang et al. 2024, table 2,
+//! <https://arxiv.org/abs/2402.11592>).
+//! Ours: PyTorch's numbers, step by step (the tests); what a model learns by it is not measured yet.
+//!
+//! When not to use it: with the learning rates of AdamW. A step is as long as the gradient, which differs
+//! from model to model and from matrix to matrix, so a rate has to be looked for.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +31,7 @@ pub(super) const CARD: Card = Card {
     paper: "https://proceedings.mlr.press/v28/sutskever13.html",
     summary: "the gradient itself, with momentum",
     default: || OptimizerOptions::Sgd(DEFAULT),
+    page: include_str!("sgd.rs"),
 };
 
 const DEFAULT: Sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };

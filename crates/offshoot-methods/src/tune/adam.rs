@@ -16,8 +16,13 @@
 //! corrected for it, so that nothing of the weights' size is kept. For the first moment that is all
 //! but exact; the second is an average over the window and not over 1,000 steps.
 //! Cost: 2 n forward passes a step; an update draws `history * n` directions, so it suits LoRA.
+//! Defaults: `beta1` 0.9, `beta2` 0.999 and `epsilon` 1e-8 (PyTorch's, which the paper's
+//! program uses), `history` 64 (ours); probing as `mezo`; of all weights the rate is 1e-6 where
+//! none is found (within the paper's grid of 1e-4 to 1e-8).
 //! Published: the first paper's table 2 has it beside five others on SST-2. MeZO's paper
 //! has it on RoBERTa-large (k = 512): SST-2 93.3 as without it, RTE 79.2 for 78.6.
+//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
+//! measured on a language model yet.
 //!
 //! When not to use it: estimates along random directions have hardly any structure by coordinate,
 //! so that it gains nothing over a tuned plain descent (<https://arxiv.org/abs/2605.03869>); take
@@ -45,6 +50,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     space: None,
     defaults: defaults::<AdamOptions>,
     build: build::<AdamOptions>,
+    page: include_str!("adam.rs"),
 };
 
 /// Options of ZO-Adam.

@@ -12,7 +12,12 @@
 //! Departs from the paper: this is its schedule alone. Its tensor-train adapters are a space, which
 //! is not here; the schedule serves every space.
 //! Cost: 2 Q_e forward passes a step, no memory.
+//! Defaults: `alpha` 0.5, `beta` 0.5 and `directions_max` 15 (the paper's program),
+//! `epoch_steps` 100 (ours: what an epoch is depends on the data); probing as `mezo`; of all
+//! weights the rate is 1e-6 where none is found (MeZO's).
 //! Published: accuracy, memory and convergence on RoBERTa-large and Llama-2-7B (abstract).
+//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
+//! measured on a language model yet.
 //!
 //! When not to use it: with an adaptive rate such as `meazo`, which answers the same fault at less
 //! cost.
@@ -38,6 +43,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     space: None,
     defaults: defaults::<AdazetaOptions>,
     build: build::<AdazetaOptions>,
+    page: include_str!("adazeta.rs"),
 };
 
 /// Options of AdaZeta.

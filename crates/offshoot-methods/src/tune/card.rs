@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{METHODS, Setting, SpaceKind, ZerothOrder};
-use crate::Error;
+use crate::{Error, page_of};
 
 /// What a method's learning rate multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct MethodCard {
     pub(crate) defaults: fn() -> Value,
     /// Makes the method of whole options.
     pub(crate) build: Build,
+    /// Its file, whose head is its page.
+    pub(crate) page: &'static str,
 }
 
 /// A method's options: what is in its paper's table of hyper-parameters.
@@ -87,6 +89,11 @@ impl MethodCard {
             let names: Vec<&str> = METHODS.iter().map(|card| card.name).collect();
             Error::UnknownMethod { name: name.to_owned(), known: names.join(", ") }
         })
+    }
+
+    /// What the method is, where it comes from, what it did and when not to use it.
+    pub fn page(&self) -> String {
+        page_of(self.page)
     }
 
     /// All options, at the method's defaults.

@@ -13,7 +13,11 @@
 //! does not come back under momentum: here a candidate is a probe, and nothing is walked. Decay
 //! applies to whatever is chosen and takes no part in the choice.
 //! Cost: 2 n + 3 forward passes a step, no memory.
+//! Defaults: as `mezo`; of all weights the rate is 1e-6 where none is found (within the paper's
+//! grid of 1e-4 to 1e-8).
 //! Published: the paper's table 2 has it beside five others on SST-2.
+//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
+//! measured on a language model yet.
 //!
 //! When not to use it: the three further passes buy less than three further directions would,
 //! unless the rate is near its largest.
@@ -39,6 +43,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     space: None,
     defaults: defaults::<ConsOptions>,
     build: build::<ConsOptions>,
+    page: include_str!("cons.rs"),
 };
 
 /// Options of ZO-SGD-Cons; [`ProbeOptions`] has its defaults.

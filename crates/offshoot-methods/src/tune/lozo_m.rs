@@ -13,7 +13,12 @@
 //! Departs from the paper: N is made again from the last `history` steps, each step's `U` carried
 //! over the changes of `V` since; in vectors the momentum is of the directions themselves.
 //! Cost: 2 n forward passes; an update draws `history * n` directions of low rank.
+//! Defaults: `rank` 2 and `interval` 50 (the paper's program: 1 or 2, 50 or 100), `beta` 0.9
+//! (the field's common value), `history` 64 (ours); probing as `mezo`; of all weights the rate
+//! is 1e-6 where none is found (the paper's program: 1e-6 or 1e-7).
 //! Published: with LOZO above other zeroth-order methods and near first-order ones (abstract).
+//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
+//! measured on a language model yet.
 //!
 //! When not to use it: as LOZO and `mmt`.
 
@@ -40,6 +45,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     space: None,
     defaults: defaults::<LozoMOptions>,
     build: build::<LozoMOptions>,
+    page: include_str!("lozo_m.rs"),
 };
 
 /// Options of LOZO-M.

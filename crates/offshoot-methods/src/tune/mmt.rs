@@ -15,7 +15,11 @@
 //! by default), so no buffer of the weights' size is kept.
 //! Cost: 2 n forward passes a step; an update draws `history * n` directions, which in the full
 //! space of a large model takes longer than the passes.
+//! Defaults: `beta` 0.9 (the paper's program), `history` 64 (ours); probing as `mezo`; of all
+//! weights the rate is 1e-7 where none is found (within the paper's grid of 1e-4 to 1e-8).
 //! Published: the first paper's table 2 has it beside five others on SST-2.
+//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
+//! measured on a language model yet.
 //!
 //! When not to use it: estimates along random directions hardly agree from step to step, so
 //! momentum mostly multiplies the rate by `1 / (1 - beta)`; lower the rate by as much when coming
@@ -43,6 +47,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     space: None,
     defaults: defaults::<MmtOptions>,
     build: build::<MmtOptions>,
+    page: include_str!("mmt.rs"),
 };
 
 /// Options of ZO-SGD-MMT.

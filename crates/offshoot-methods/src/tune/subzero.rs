@@ -15,7 +15,12 @@
 //! so that slopes and seeds do not suffice to make a run again: here they are keyed by their epoch.
 //! Cost: 2 n forward passes; r (m + n) numbers a matrix while it is at work, and a QR every F
 //! steps.
+//! Defaults: `rank` 24 and `interval` 1000 (the paper's program); probing as `mezo`; of all
+//! weights the rate is 1e-7 where none is found (within MeZO's grid: the paper's program names
+//! 1e-3 for prompts alone).
 //! Published: better results and faster convergence than MeZO over language tasks (abstract).
+//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
+//! measured on a language model yet.
 //!
 //! When not to use it: with LoRA of a rank as small as the subspace.
 
@@ -40,6 +45,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     space: None,
     defaults: defaults::<SubzeroOptions>,
     build: build::<SubzeroOptions>,
+    page: include_str!("subzero.rs"),
 };
 
 /// Options of SubZero.

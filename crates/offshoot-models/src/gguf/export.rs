@@ -16,7 +16,7 @@ use super::value::Array;
 use super::{Gguf, MAGIC, Shown, Writer, canonical, join, keys, parse, pieces, sampling};
 use crate::written::{ExportError, Written, merge};
 use crate::{
-    Checkpoint, Error, LoraAdapter, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerModel,
+    Adapter, Checkpoint, Error, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerModel,
     TokenizerSpec, stop_tokens,
 };
 
@@ -90,12 +90,13 @@ impl<'c> Export<'c> {
         Ok(Self { writer, tensors, made, left_out: checkpoint.unused().to_vec() })
     }
 
-    /// Writes the variant that `adapter` makes of the model: its differences are added to the matrices.
+    /// Writes the variant that `adapter` makes of the model: differences are added to its matrices, what
+    /// multiplies scales multiplies weights.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if it does not fit, or changes the output head of a model in which that is
-    /// the embedding.
-    pub fn merge(&mut self, adapter: &'c LoraAdapter) -> Result<(), Error> {
+    /// [`Error::Adapter`] if it does not fit, changes the output head of a model in which that is the
+    /// embedding, or is no change of weights but positions before texts.
+    pub fn merge(&mut self, adapter: &'c Adapter) -> Result<(), Error> {
         merge(self.tensors.iter_mut().map(|(_, tensor)| tensor), adapter)
     }
 

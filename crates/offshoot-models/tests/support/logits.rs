@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use offshoot_kernels::Cpu;
 use offshoot_models::{
-    Checkpoint, LogitRows, NoHooks, PackedExecutor, PackedModel, Segment, VariantId, chain,
+    Checkpoint, Hooks, LogitRows, NoHooks, PackedExecutor, PackedModel, Segment, VariantId, chain,
 };
 
 /// The models, which between them have every branch that an architecture has.
@@ -64,6 +64,17 @@ pub(crate) fn reference_at(path: &Path) -> Reference {
 
 /// Logits of all of `tokens` by the packed executor, read in chunks of `chunk`.
 pub(crate) fn packed(checkpoint: Checkpoint, cpu: Cpu, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    packed_with(checkpoint, cpu, tokens, chunk, &mut NoHooks)
+}
+
+/// As [`packed`], where `hooks` reach into the steps.
+pub(crate) fn packed_with(
+    checkpoint: Checkpoint,
+    cpu: Cpu,
+    tokens: &[u32],
+    chunk: usize,
+    hooks: &mut dyn Hooks,
+) -> Vec<f32> {
     let model = PackedModel::load(Arc::new(checkpoint), &cpu, None).unwrap();
     let mut executor = PackedExecutor::new(cpu, model.config());
     let mut cache = model.new_cache(tokens.len());
@@ -79,7 +90,7 @@ pub(crate) fn packed(checkpoint: Checkpoint, cpu: Cpu, tokens: &[u32], chunk: us
             variant: VariantId::default(),
             logits: LogitRows::All,
         };
-        out.extend_from_slice(executor.step(&model, &mut [segment], &mut NoHooks).unwrap());
+        out.extend_from_slice(executor.step(&model, &mut [segment], hooks).unwrap());
         cache.commit_chain(piece.len());
     }
     out

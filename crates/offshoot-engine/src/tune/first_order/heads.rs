@@ -19,8 +19,16 @@
 //! are clipped to a norm for the heads and for LoRA apart; U is the base's, of the tokens that are scored.
 //! A token of the text that is not scored, or that stands behind the answer's end, is left out of L_k.
 //!
-//! The published figure is a speed-up of 2.3 to 3.6 times (abstract), of models of 7 to 33 billion weights
-//! on a graphics card.
+//! Defaults: `lambda_k` 0.8^k, `lambda_0` 0.2, or 0.01 with self-distillation, four times the rate, one block
+//! a head (the paper's); 4096 tokens that are scored, a share of 0.3 of the steps for the heads alone (ours).
+//! Published: 2.3 to 3.6 times as fast as plain decoding (abstract), of models of 7 to 33 billion weights on
+//! a graphics card.
+//! Ours: SmolLM2-135M, 30 steps on 170 of its own answers: heads 1, 2 and 3 guess 19.3, 9.7 and 5.3 % of
+//! held-out tokens, from 1.7, 0.8 and 1.6 %. Trained heads that went on without a warm-up fell from 45.5,
+//! 24.1 and 15.5 % to 39.4, 17.9 and 9.2 % (LOG.md, 2026-11-27). Beside heads trained alone: not measured yet.
+//!
+//! When not to use it: where the adapter is to be as good as it can be, with few examples, or where steps of
+//! several rows cost much more than steps of one, as a small model's on a processor may.
 
 use std::f64::consts::FRAC_PI_2;
 

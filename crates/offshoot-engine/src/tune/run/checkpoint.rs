@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::RunError;
-use super::files::{files_below, output, remove_folder, write_folder, write_whole};
+use super::files::{files_below, output, remove_folder, write_folder};
 use crate::Error;
+use crate::beside::write_whole;
 use crate::store::hash;
 
 /// The version of the folder's form.

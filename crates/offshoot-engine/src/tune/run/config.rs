@@ -363,6 +363,9 @@ pub struct RunPlan {
     pub eval_every: u64,
     /// What evaluations are compared by.
     pub metric: Metric,
+    /// Whether the later of two equal evaluations is the better one: where heads learn alone, the text
+    /// stays what it was.
+    pub later: bool,
     /// Evaluations without a better one after which the run ends.
     pub patience: Option<u32>,
     /// Steps between checkpoints.
@@ -443,7 +446,7 @@ impl RunConfig {
                 "medusa_vocabulary",
                 "must be from 1 to 1048576",
             ),
-            (share(self.medusa_alone), "medusa_alone", "must be at least 0 and below 1"),
+            ((0.0..=1.0).contains(&self.medusa_alone), "medusa_alone", "must be from 0 to 1"),
             (
                 self.medusa_weight.is_none_or(|x| (0.0..=1e3).contains(&x)),
                 "medusa_weight",
@@ -596,6 +599,7 @@ impl RunConfig {
             schedule,
             eval_every: self.eval_every.unwrap_or(steps.div_ceil(10)),
             metric: self.metric,
+            later: self.has_heads() && self.medusa_alone == 1.0,
             patience: self.patience,
             save_every: self.save_every.unwrap_or(steps.div_ceil(10).min(500)),
             keep: self.keep,

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checkpoint::{json, read_json};
-use super::files::write_whole;
 use super::{RunConfig, RunError, VariantFile};
 use crate::Error;
+use crate::beside::write_whole;
 
 /// The file in the run's folder.
 const FILE: &str = "run.json";

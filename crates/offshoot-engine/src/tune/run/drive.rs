@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::checkpoint::{Best, Checkpoints, Progress};
 use super::events::EventFile;
-use super::files::{output, write_whole};
+use super::files::output;
 use super::lock::RunLock;
 use super::log::{RunLog, finite};
 use super::ranks::{self, AGREE_EVERY, Command};
@@ -15,6 +15,7 @@ use super::{
     BatchOrder, EndReason, EvalLine, Evaluate, Examples, LogLine, RunDescription, RunError,
     RunPlan, StartLine, StepLine, card, read_log, variant,
 };
+use crate::beside::write_whole;
 use crate::tune::exchange::SharedScorer;
 use crate::tune::{Alone, Example, Exchange, StepReport, Trainer};
 use crate::{Control, Error, peak_rss_bytes};
@@ -423,7 +424,10 @@ impl Driven<'_> {
             RunError::Config { place: String::new(), what }
         })?;
         let progress = &mut self.progress;
-        let better = progress.best.is_none_or(|best| metric.better(value, best.value));
+        let later = self.plan.later;
+        let better = progress
+            .best
+            .is_none_or(|best| metric.better(value, best.value) || (later && value == best.value));
         let best = better && value.is_finite();
         if best {
             progress.best = Some(Best { step: progress.step, value });

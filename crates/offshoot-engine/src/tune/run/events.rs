@@ -19,8 +19,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::LogLine;
-use super::files::{output, write_whole};
+use super::files::output;
 use crate::Error;
+use crate::beside::write_whole;
 
 /// An event file that grows.
 #[derive(Debug)]

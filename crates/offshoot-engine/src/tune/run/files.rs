@@ -1,7 +1,6 @@
-//! Files that are there whole or not at all, also behind a loss of power.
+//! Folders that are there whole or not at all, also behind a loss of power.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
@@ -10,27 +9,6 @@ use crate::Error;
 pub(crate) fn output(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
     |source| Error::Output { path, source }
-}
-
-/// Writes `bytes` beside `path` and moves them there.
-///
-/// # Errors
-/// [`Error::Output`]; what was at `path` is then still there.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
-    let written = File::create(&new).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    let moved = written.and_then(|()| fs::rename(&new, path));
-    if let Err(source) = moved {
-        // The failure to report is the first one.
-        let _ = fs::remove_file(&new);
-        return Err(Error::Output { path: path.to_owned(), source });
-    }
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Waits until the names in `folder` are on the disk.

@@ -18,8 +18,8 @@ use crate::medusa::most_counted;
 use crate::tune::eval::EvalOptions;
 use crate::tune::zeroth_order::{
     Classification, CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, Metric,
-    MetricCommand, MetricKind, Objective, Origin, PrefixOptions, PrefixSpace, PromptOptions,
-    PromptSpace, ScalesOptions, ScalesSpace, Space, ZerothOrderOptions, ZerothOrderTrainer,
+    MetricCommand, MetricKind, Objective, Origin, PrefixOptions, PromptOptions, ScalesOptions,
+    ScalesSpace, Space, VirtualSpace, ZerothOrderOptions, ZerothOrderTrainer,
 };
 use crate::tune::{
     ChoiceLoss, DraftHeads, Example, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices,
@@ -148,11 +148,11 @@ impl Base {
             }
             Tuned::Prefix => {
                 let options = PrefixOptions { tokens: config.prefix_tokens, seed, distribution };
-                Box::new(PrefixSpace::new(cpu, packed()?, &options)?)
+                Box::new(VirtualSpace::prefix(cpu, packed()?, &options)?)
             }
             Tuned::Prompt => {
                 let options = PromptOptions { tokens: config.prompt_tokens, seed, distribution };
-                Box::new(PromptSpace::new(cpu, packed()?, &options)?)
+                Box::new(VirtualSpace::prompt(cpu, packed()?, &options)?)
             }
             Tuned::Scales => {
                 let targets = targets(config, self.checkpoint());

@@ -3,24 +3,25 @@
 //! ```text
 //! adapter_config.json, adapter_model.safetensors   as Python's PEFT saves them, or a whole model
 //! medusa_lm_head.safetensors                       draft heads that were trained beside the adapter
-//! variant.json                                     the base, its tokenizer, template and stop
-//! tokens README.md                                        the model card
+//! variant.json                                     the base, its tokenizer, template and stop tokens
+//! README.md                                        the model card
 //! ```
-//! A run's folder has its variant in `variant/`, and either is given to `--variant`. A folder
-//! without
+//! A run's folder has its variant in `variant/`, and either is given to `--variant`. A folder without
 //! `variant.json` is an adapter of somebody else's: it is served with what the base has, and nobody
 //! can say whether it is of that base.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use offshoot_models::medusa::HEADS_FILE;
 use offshoot_models::{BaseId, ChatTemplate, Checkpoint, TokenizerId};
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
 use super::checkpoint::{json, read_json};
-use super::files::{output, write_folder, write_whole};
+use super::files::{output, write_folder};
 use crate::Error;
+use crate::beside::write_whole;
 
 /// The version of `variant.json`.
 pub(crate) const FORMAT: u32 = 1;
@@ -119,6 +120,11 @@ impl Variant {
     /// Whether it is a whole model and no adapter.
     pub fn is_whole(&self) -> bool {
         !self.folder.join("adapter_config.json").exists()
+    }
+
+    /// Whether draft heads lie beside it.
+    pub fn has_heads(&self) -> bool {
+        self.folder.join(HEADS_FILE).exists()
     }
 
     /// What it says of itself.

@@ -29,8 +29,8 @@ pub use replay::{
 };
 pub use snapshot::write as write_tensors;
 pub use space::{
-    Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace,
-    PromptOptions, PromptSpace, ScalesOptions, ScalesSpace, Space,
+    Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PromptOptions,
+    ScalesOptions, ScalesSpace, Space, VirtualSpace,
 };
 pub use together::Share;
 pub use trainer::{TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer};

@@ -9,11 +9,11 @@ use offshoot_models::{BaseId, Checkpoint, PackedModel, Recipe};
 use serde::de::DeserializeOwned;
 
 use super::space::{
-    FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PrefixSpace, PromptOptions,
-    PromptSpace, ScalesOptions, ScalesSpace, Space,
+    FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PromptOptions, ScalesOptions,
+    ScalesSpace, Space, VirtualSpace,
 };
-use super::variant::write_file;
 use crate::Error;
+use crate::beside::write_whole;
 
 /// What float matrices of the base are to be quantised to while it is loaded, so that they are those of
 /// the run.
@@ -54,12 +54,12 @@ pub fn space_of(
         "prefix" => {
             let mut options: PrefixOptions = options(header)?;
             (options.seed, options.distribution) = (seed, header.distribution);
-            Box::new(PrefixSpace::new(cpu, packed()?, &options)?)
+            Box::new(VirtualSpace::prefix(cpu, packed()?, &options)?)
         }
         "prompt" => {
             let mut options: PromptOptions = options(header)?;
             (options.seed, options.distribution) = (seed, header.distribution);
-            Box::new(PromptSpace::new(cpu, packed()?, &options)?)
+            Box::new(VirtualSpace::prompt(cpu, packed()?, &options)?)
         }
         "scales" => {
             let mut options: ScalesOptions = options(header)?;
@@ -164,7 +164,7 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// If the file cannot be written.
 pub fn write_trajectory(path: &Path, trajectory: &Trajectory) -> Result<(), Error> {
-    write_file(path, &trajectory.to_bytes()?)
+    write_whole(path, &trajectory.to_bytes()?)
 }
 
 /// The hash that the trajectory gives of the weights in the end: that of its only run.

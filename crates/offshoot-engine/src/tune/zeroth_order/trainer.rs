@@ -20,8 +20,8 @@ use super::snapshot;
 use super::space::Space;
 use super::together::Share;
 use super::tree::TextTree;
-use super::variant::write_file;
 use crate::Error;
+use crate::beside::write_whole;
 use crate::tune::exchange::{Fingerprint, Pieces, agree, digest};
 use crate::tune::{Alone, Example, Exchange, Scored, Scorer, Sequence, StepReport, Trainer};
 
@@ -364,7 +364,7 @@ impl Trainer for ZerothOrderTrainer {
 
     fn save(&self, folder: &Path) -> Result<(), Error> {
         snapshot::write(&folder.join(SNAPSHOT_FILE), &*self.space)?;
-        write_file(&folder.join(TRAJECTORY_FILE), &self.recorder.bytes(None))
+        write_whole(&folder.join(TRAJECTORY_FILE), &self.recorder.bytes(None))
     }
 
     fn restore(&mut self, folder: &Path) -> Result<(), Error> {
@@ -376,7 +376,7 @@ impl Trainer for ZerothOrderTrainer {
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {
         self.space.write_variant(folder)?;
         let end: Hash = weights_hash(&*self.space)?;
-        write_file(&folder.join(TRAJECTORY_FILE), &self.recorder.bytes(Some(&end)))
+        write_whole(&folder.join(TRAJECTORY_FILE), &self.recorder.bytes(Some(&end)))
     }
 }
 

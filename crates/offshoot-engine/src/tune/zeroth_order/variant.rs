@@ -15,27 +15,11 @@ use serde_json::{Map, Value};
 
 use super::space::{FullSpace, Space, read_in_parts};
 use crate::Error;
+use crate::beside::write_whole;
 use crate::tune::numbers::to_bytes;
 
 /// Bytes of weights in one file of a folder.
 const SHARD_BYTES: u64 = 5_000_000_000;
-
-/// Writes `bytes` to `path`: beside it first, then moved into place.
-pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let output = |source| Error::Output { path: path.to_owned(), source };
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    let write = || {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)
-    };
-    let written = write();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.map_err(output)
-}
 
 /// Writes `adapter` as PEFT does.
 pub(super) fn write_adapter(
@@ -46,7 +30,7 @@ pub(super) fn write_adapter(
     let base_model = model.checkpoint().name().map(str::to_owned);
     let options = PeftOptions { base_model, ..PeftOptions::default() };
     for (name, bytes) in adapter_files(adapter, model.config(), &options)? {
-        write_file(&folder.join(name), &bytes)?;
+        write_whole(&folder.join(name), &bytes)?;
     }
     Ok(())
 }

@@ -25,6 +25,32 @@ fn names_are_unique_and_words_are_there() {
 }
 
 #[test]
+fn pages_have_an_equation_defaults_as_they_are_results_and_a_warning() {
+    for card in METHODS {
+        let page = card.page();
+        for part in ["\n    ", "\nPublished: ", "\nOurs: ", "\nWhen not to use it: ", card.paper] {
+            assert!(page.contains(part), "{}: no {part:?} in {page}", card.name);
+        }
+        let told =
+            page.split("\nDefaults: ").nth(1).and_then(|rest| rest.split("\nPublished").next());
+        let told = told.unwrap_or_else(|| panic!("{}: no defaults", card.name)).replace('\n', " ");
+        let defaults = card.defaults();
+        for (name, value) in
+            defaults.as_object().unwrap().iter().filter(|(name, _)| *name != "probe")
+        {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let part = format!("`{name}` {value}");
+            assert!(told.contains(&part), "{}: no {part} in {told}", card.name);
+        }
+        assert!(
+            told.contains(&format!("{:e}", card.rate)) || card.space.is_some(),
+            "{}",
+            card.name
+        );
+    }
+}
+
+#[test]
 fn defaults_pass_their_own_bounds_and_survive_being_written() {
     for card in METHODS {
         let defaults = card.defaults();

@@ -25,7 +25,7 @@ use serde_json::Value;
 use super::shards::FILES_MAX;
 use super::{CONFIG, canonical, folder, wrong};
 use crate::written::{ExportError, Written, merge};
-use crate::{Checkpoint, Error, Family, LoraAdapter, Recipe, RowOrder, gguf};
+use crate::{Adapter, Checkpoint, Error, Family, Recipe, RowOrder, gguf};
 use shards::Shard;
 
 /// How a folder is written.
@@ -97,12 +97,13 @@ impl<'c> FolderExport<'c> {
         Ok(Self { files, shards, left_out, without_tokenizer })
     }
 
-    /// Writes the variant that `adapter` makes of the model: its differences are added to the matrices.
+    /// Writes the variant that `adapter` makes of the model: differences are added to its matrices, what
+    /// multiplies scales multiplies weights.
     ///
     /// # Errors
-    /// [`Error::Adapter`] if it does not fit, or changes the output head of a model in which that is
-    /// the embedding.
-    pub fn merge(&mut self, adapter: &'c LoraAdapter) -> Result<(), Error> {
+    /// [`Error::Adapter`] if it does not fit, changes the output head of a model in which that is the
+    /// embedding, or is no change of weights but positions before texts.
+    pub fn merge(&mut self, adapter: &'c Adapter) -> Result<(), Error> {
         merge(self.shards.iter_mut().flat_map(Shard::tensors_mut), adapter)
     }
 

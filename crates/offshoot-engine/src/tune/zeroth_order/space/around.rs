@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use offshoot_kernels::{Cpu, Distribution, KvCache};
+use offshoot_kernels::{Distribution, KvCache};
 use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
 use offshoot_models::{Hooks, PackedModel};
 
 use super::Space;
+use super::before::Before;
 use super::parameters::Parameters;
 use crate::Error;
 
@@ -18,8 +19,6 @@ pub(super) trait Around: std::fmt::Debug + Send {
     fn parameters(&self) -> &Parameters;
 
     fn parameters_mut(&mut self) -> &mut Parameters;
-
-    fn cpu(&self) -> &Cpu;
 
     /// As [`Space::kind`].
     fn kind(&self) -> SpaceKind;
@@ -55,14 +54,9 @@ pub(super) trait Around: std::fmt::Debug + Send {
     /// As [`Space::set_rounding`].
     fn set_rounding(&mut self, _rounds: bool) {}
 
-    /// As [`Space::positions_before`].
-    fn positions_before(&self) -> usize {
-        0
-    }
-
-    /// As [`Space::begin_cache`].
-    fn begin_cache(&self, _probe: usize, _cache: &mut KvCache) -> Result<(), Error> {
-        Ok(())
+    /// What stands before every text, if anything does.
+    fn before(&self) -> Option<&Before> {
+        None
     }
 
     /// As [`Space::write_variant`].
@@ -107,8 +101,7 @@ impl<A: Around> Space for A {
     }
 
     fn apply(&mut self, update: &Update) -> Result<(), Error> {
-        let cpu = self.cpu().clone();
-        self.parameters_mut().apply(&cpu, update, A::bound)
+        self.parameters_mut().apply(update, A::bound)
     }
 
     fn lanes(&self) -> usize {
@@ -120,10 +113,8 @@ impl<A: Around> Space for A {
         if n > lanes {
             return Err(Error::Training(format!("{n} points at once, where {lanes} can stand")));
         }
-        let cpu = self.cpu().clone();
         let parameters = self.parameters_mut();
-        let points =
-            probes.iter().map(|probe| parameters.at(&cpu, probe)).collect::<Result<_, _>>();
+        let points = probes.iter().map(|probe| parameters.at(probe)).collect::<Result<_, _>>();
         self.stand(points?)
     }
 
@@ -143,11 +134,11 @@ impl<A: Around> Space for A {
     }
 
     fn positions_before(&self) -> usize {
-        Around::positions_before(self)
+        self.before().map_or(0, |before| before.tokens)
     }
 
     fn begin_cache(&self, probe: usize, cache: &mut KvCache) -> Result<(), Error> {
-        Around::begin_cache(self, probe, cache)
+        self.before().map_or(Ok(()), |before| before.begin(probe, cache))
     }
 
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {

@@ -1,17 +1,21 @@
-//! What prefixes and prompts have in common: positions before every text, at several points.
+//! Positions before every text, at several points: the space that prefixes and prompts are.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::{Cpu, Forming, KvCache, Philox, Purpose, tensor_id};
+use offshoot_kernels::{Cpu, Distribution, Forming, KvCache, Philox, Purpose, tensor_id};
+use offshoot_methods::tune::{Layout, SpaceChoice, SpaceKind};
 use offshoot_models::huggingface::virtual_files;
 use offshoot_models::{
     Beginnings, Hooks, LinearId, LogitRows, PackedExecutor, PackedModel, Segment, SegmentRows,
     VariantId, VirtualKind, VirtualTokens, chain,
 };
+use serde_json::json;
 
-use super::super::variant::write_file;
+use super::around::Around;
+use super::parameters::Parameters;
 use crate::Error;
+use crate::beside::write_whole;
 
 /// Most positions.
 const TOKENS_MAX: usize = 1 << 12;
@@ -31,7 +35,7 @@ impl Hooks for FloatInputs {
 pub(super) struct Before {
     pub(super) model: Arc<PackedModel>,
     pub(super) tokens: usize,
-    kind: VirtualKind,
+    pub(super) kind: VirtualKind,
     executor: PackedExecutor,
     standing: Beginnings,
 }
@@ -113,19 +117,101 @@ impl Before {
         Ok(self.standing.begin(probe, cache)?)
     }
 
-    pub(super) fn with_hooks(
-        &self,
-        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        run(&self.model, &mut FloatInputs)
-    }
-
     /// Writes PEFT's files of these numbers.
     pub(super) fn write(&self, numbers: Vec<f32>, folder: &Path) -> Result<(), Error> {
         let base = self.model.checkpoint().name();
         for (name, bytes) in virtual_files(&self.of(numbers)?, self.model.config(), base) {
-            write_file(&folder.join(name), &bytes)?;
+            write_whole(&folder.join(name), &bytes)?;
         }
         Ok(())
+    }
+}
+
+/// A model and a prefix or a prompt, of which the numbers are tuned.
+#[derive(Debug)]
+pub struct VirtualSpace {
+    before: Before,
+    parameters: Parameters,
+    /// Of each layer of a prefix, where its keys and values are among the parameters.
+    layers: Vec<(usize, usize)>,
+}
+
+impl VirtualSpace {
+    /// The numbers `values` of the tensors of `layout`, before texts.
+    pub(super) fn of(
+        cpu: &Cpu,
+        before: Before,
+        (layout, values): (Layout, Vec<Vec<f32>>),
+        layers: Vec<(usize, usize)>,
+        (seed, distribution): (u64, Distribution),
+    ) -> Result<Self, Error> {
+        let parameters = Parameters::new(cpu, layout, values, seed, distribution)?;
+        Ok(Self { before, parameters, layers })
+    }
+
+    /// `values` of the parameters by position: of a prompt `[p, hidden_size]`, of a prefix `[p, layers, 2,
+    /// kv heads * head_dim]`.
+    fn by_position(&self, values: &[Vec<f32>]) -> Vec<f32> {
+        if self.before.kind == VirtualKind::Prompt {
+            return values.concat();
+        }
+        let cols = self.parameters.layout().tensors[0].cols;
+        let row = |tensor: usize, position: usize| {
+            values[tensor][position * cols..(position + 1) * cols].iter().copied()
+        };
+        let position = |p: usize| {
+            let layers = self.layers.iter();
+            layers.flat_map(move |&(keys, values)| row(keys, p).chain(row(values, p)))
+        };
+        (0..self.before.tokens).flat_map(position).collect()
+    }
+}
+
+impl Around for VirtualSpace {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.parameters
+    }
+
+    fn kind(&self) -> SpaceKind {
+        match self.before.kind {
+            VirtualKind::Prefix => SpaceKind::Prefix,
+            VirtualKind::Prompt => SpaceKind::Prompt,
+        }
+    }
+
+    fn choice(&self) -> SpaceChoice {
+        let name = match self.before.kind {
+            VirtualKind::Prefix => "prefix",
+            VirtualKind::Prompt => "prompt",
+        };
+        SpaceChoice { name: name.to_owned(), options: json!({ "tokens": self.before.tokens }) }
+    }
+
+    fn model(&self) -> &PackedModel {
+        &self.before.model
+    }
+
+    fn before(&self) -> Option<&Before> {
+        Some(&self.before)
+    }
+
+    fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error> {
+        let points = points.iter().map(|values| self.by_position(values)).collect();
+        self.before.stand(points)
+    }
+
+    fn with_hooks(
+        &mut self,
+        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        run(&self.before.model, &mut FloatInputs)
+    }
+
+    fn write_variant(&self, folder: &Path) -> Result<(), Error> {
+        self.before.write(self.by_position(self.parameters.values()), folder)
     }
 }

@@ -67,7 +67,6 @@ impl Default for LoraOptions {
 /// A model and the low-rank differences of some of its matrices.
 #[derive(Debug)]
 pub struct LoraSpace {
-    cpu: Cpu,
     model: Arc<PackedModel>,
     matrices: Vec<Matrix>,
     parameters: Parameters,
@@ -166,9 +165,8 @@ impl LoraSpace {
         let floats = can_round && options.activations == Activations::Float;
         let hooks = Reached { adapters, floats };
         Ok(Self {
-            cpu: cpu.clone(),
             matrices,
-            parameters: Parameters::new(layout, values, options.seed, options.distribution)?,
+            parameters: Parameters::new(cpu, layout, values, options.seed, options.distribution)?,
             fixed,
             options: options.clone(),
             can_round,
@@ -263,10 +261,6 @@ impl Around for LoraSpace {
         &mut self.parameters
     }
 
-    fn cpu(&self) -> &Cpu {
-        &self.cpu
-    }
-
     fn kind(&self) -> SpaceKind {
         SpaceKind::Lora
     }
@@ -282,7 +276,8 @@ impl Around for LoraSpace {
 
     fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error> {
         let adapters: Vec<LoraAdapter> = points.iter().map(|values| self.of(values)).collect();
-        self.hooks.adapters = PackedAdapters::new(&self.cpu, self.model.blueprint(), &adapters)?;
+        self.hooks.adapters =
+            PackedAdapters::new(self.parameters.cpu(), self.model.blueprint(), &adapters)?;
         Ok(())
     }
 

@@ -20,10 +20,11 @@ use crate::tune::numbers::PART;
 
 pub(super) use parameters::tensor_ids;
 
+pub use before::VirtualSpace;
 pub use full::{FullOptions, FullSpace};
 pub use lora::{Activations, LoraOptions, LoraSpace};
-pub use prefix::{PrefixOptions, PrefixSpace};
-pub use prompt::{PromptOptions, PromptSpace};
+pub use prefix::PrefixOptions;
+pub use prompt::PromptOptions;
 pub use scales::{ScalesOptions, ScalesSpace};
 
 /// Tensors that are tuned, of a model whose other weights stay as they are.

@@ -13,6 +13,7 @@ use crate::Error;
 /// Named tensors and the directions among them.
 #[derive(Debug)]
 pub(super) struct Parameters {
+    cpu: Cpu,
     layout: Layout,
     values: Vec<Vec<f32>>,
     /// What they were before the first step: masks may ask for it.
@@ -21,8 +22,9 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// `tensors` with their values, of a run of this seed.
+    /// `tensors` with their values, of a run of this seed, on the threads of `cpu`.
     pub(super) fn new(
+        cpu: &Cpu,
         layout: Layout,
         values: Vec<Vec<f32>>,
         seed: u64,
@@ -31,7 +33,11 @@ impl Parameters {
         debug_assert_eq!(layout.tensors.len(), values.len());
         let entries = Entries::new(&layout, seed, distribution)?;
         let first = values.clone();
-        Ok(Self { layout, values, first, entries })
+        Ok(Self { cpu: cpu.clone(), layout, values, first, entries })
+    }
+
+    pub(super) fn cpu(&self) -> &Cpu {
+        &self.cpu
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -66,30 +72,25 @@ impl Parameters {
     }
 
     /// The values at a point near these.
-    pub(super) fn at(&mut self, cpu: &Cpu, probe: &Probe) -> Result<Vec<Vec<f32>>, Error> {
+    pub(super) fn at(&mut self, probe: &Probe) -> Result<Vec<Vec<f32>>, Error> {
         self.entries.check(&probe.terms)?;
         let mut moved = self.values.clone();
         for (tensor, (values, spec)) in moved.iter_mut().zip(&self.layout.tensors).enumerate() {
             let first = || Ok(self.first[tensor].clone());
             let drawn = self.entries.drawn(tensor, &probe.terms, &first)?;
-            add_terms(cpu.isa(), &terms(&drawn), (spec.rows, spec.cols), 0, values);
+            add_terms(self.cpu.isa(), &terms(&drawn), (spec.rows, spec.cols), 0, values);
         }
         Ok(moved)
     }
 
     /// Carries `update` out, and brings the values of each tensor to where `bound` wants them.
-    pub(super) fn apply(
-        &mut self,
-        cpu: &Cpu,
-        update: &Update,
-        bound: fn(&mut [f32]),
-    ) -> Result<(), Error> {
+    pub(super) fn apply(&mut self, update: &Update, bound: fn(&mut [f32])) -> Result<(), Error> {
         self.entries.check(update.terms())?;
         for (tensor, (values, spec)) in self.values.iter_mut().zip(&self.layout.tensors).enumerate()
         {
             let first = || Ok(self.first[tensor].clone());
             self.entries.change(tensor, update, &first, &mut |change| {
-                update_rows(cpu, (spec.rows, spec.cols), values, change);
+                update_rows(&self.cpu, (spec.rows, spec.cols), values, change);
                 Ok(())
             })?;
             bound(values);
@@ -169,7 +170,7 @@ mod tests {
     fn points_and_updates_are_those_of_the_definition_to_the_bit() {
         let cpu = Cpu::new(Isa::best(), 2);
         for distribution in Distribution::ALL {
-            let mut ours = Parameters::new(layout(), values(), 5, distribution).unwrap();
+            let mut ours = Parameters::new(&cpu, layout(), values(), 5, distribution).unwrap();
             let mut theirs = Weights::new(5, distribution, layout(), values());
             let linear = Update::Linear { decay: 0.01, terms: terms() };
             let moments = Update::Moments {
@@ -184,12 +185,12 @@ mod tests {
                 history: terms(),
             };
             for update in [linear, moments] {
-                ours.apply(&cpu, &update, |_| {}).unwrap();
+                ours.apply(&update, |_| {}).unwrap();
                 apply_update(&update, &mut theirs);
                 assert!(bits(ours.values()) == bits(&theirs.tensors), "{distribution:?}");
                 let probe = Probe { terms: terms() };
                 let at: Vec<_> = (0..3).map(|tensor| theirs.at(&probe, tensor)).collect();
-                assert!(bits(&ours.at(&cpu, &probe).unwrap()) == bits(&at), "{distribution:?}");
+                assert!(bits(&ours.at(&probe).unwrap()) == bits(&at), "{distribution:?}");
             }
             assert!(bits(ours.values()) != bits(&values()));
         }
@@ -198,13 +199,13 @@ mod tests {
     #[test]
     fn a_direction_of_another_layout_changes_nothing() {
         let cpu = Cpu::new(Isa::best(), 1);
-        let mut ours = Parameters::new(layout(), values(), 5, Distribution::GaussQ8).unwrap();
+        let mut ours = Parameters::new(&cpu, layout(), values(), 5, Distribution::GaussQ8).unwrap();
         let direction = Direction { tensors: Some(Arc::from([true])), ..Direction::dense(0, 0) };
         let terms = vec![terms()[0].clone(), Term { scale: 1.0, direction }];
         let update = Update::Linear { decay: 0.5, terms: terms.clone() };
-        let told = ours.apply(&cpu, &update, |_| {}).unwrap_err().to_string();
+        let told = ours.apply(&update, |_| {}).unwrap_err().to_string();
         assert!(told.contains("over 1 tensors, where 3 are tuned"), "{told}");
-        assert!(ours.at(&cpu, &Probe { terms }).is_err());
+        assert!(ours.at(&Probe { terms }).is_err());
         assert!(bits(ours.values()) == bits(&values()));
     }
 }

@@ -16,18 +16,14 @@
 //! Departs from the paper: keys and values are rounded to half precision where they are used, as those
 //! of texts are; what is tuned is in single precision.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::{Cpu, Distribution, KvCache};
-use offshoot_methods::tune::{Layout, SpaceChoice, SpaceKind, TensorSpec};
-use offshoot_models::{Hooks, PackedModel, VirtualKind};
+use offshoot_kernels::{Cpu, Distribution};
+use offshoot_methods::tune::{Layout, TensorSpec};
+use offshoot_models::{PackedModel, VirtualKind};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use super::around::Around;
-use super::before::Before;
-use super::parameters::Parameters;
+use super::before::{Before, VirtualSpace};
 use crate::Error;
 
 /// What stands before texts.
@@ -50,22 +46,16 @@ impl Default for PrefixOptions {
     }
 }
 
-/// A model and a prefix.
-#[derive(Debug)]
-pub struct PrefixSpace {
-    cpu: Cpu,
-    before: Before,
-    parameters: Parameters,
-    /// Of each layer, where its keys and values are among the parameters.
-    layers: Vec<(usize, usize)>,
-}
-
-impl PrefixSpace {
+impl VirtualSpace {
     /// A prefix that is what `model` makes of random tokens.
     ///
     /// # Errors
     /// [`Error::Training`] if the options are out of bounds.
-    pub fn new(cpu: &Cpu, model: Arc<PackedModel>, options: &PrefixOptions) -> Result<Self, Error> {
+    pub fn prefix(
+        cpu: &Cpu,
+        model: Arc<PackedModel>,
+        options: &PrefixOptions,
+    ) -> Result<Self, Error> {
         let PrefixOptions { tokens, seed, distribution } = *options;
         let mut before = Before::new(cpu, model, VirtualKind::Prefix, tokens)?;
         let (_, cache) = before.of_random_tokens(seed, "prefix")?;
@@ -96,71 +86,6 @@ impl PrefixSpace {
         let layers = (0..cache.layers()).map(|l| (place(l, "keys"), place(l, "values"))).collect();
         let (tensors_of, values) = tensors.into_iter().unzip();
         let layout = Layout { tensors: tensors_of };
-        let parameters = Parameters::new(layout, values, seed, distribution)?;
-        Ok(Self { cpu: cpu.clone(), before, parameters, layers })
-    }
-
-    /// `values` of the parameters as `[p, layers, 2, kv heads * head_dim]`.
-    fn by_position(&self, values: &[Vec<f32>]) -> Vec<f32> {
-        let cols = self.parameters.layout().tensors[0].cols;
-        let row = |tensor: usize, position: usize| {
-            values[tensor][position * cols..(position + 1) * cols].iter().copied()
-        };
-        let position = |p: usize| {
-            let layers = self.layers.iter();
-            layers.flat_map(move |&(keys, values)| row(keys, p).chain(row(values, p)))
-        };
-        (0..self.before.tokens).flat_map(position).collect()
-    }
-}
-
-impl Around for PrefixSpace {
-    fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
-    fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.parameters
-    }
-
-    fn cpu(&self) -> &Cpu {
-        &self.cpu
-    }
-
-    fn kind(&self) -> SpaceKind {
-        SpaceKind::Prefix
-    }
-
-    fn choice(&self) -> SpaceChoice {
-        let options = json!({ "tokens": self.before.tokens });
-        SpaceChoice { name: "prefix".to_owned(), options }
-    }
-
-    fn model(&self) -> &PackedModel {
-        &self.before.model
-    }
-
-    fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error> {
-        let points = points.iter().map(|values| self.by_position(values)).collect();
-        self.before.stand(points)
-    }
-
-    fn with_hooks(
-        &mut self,
-        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.before.with_hooks(run)
-    }
-
-    fn positions_before(&self) -> usize {
-        self.before.tokens
-    }
-
-    fn begin_cache(&self, probe: usize, cache: &mut KvCache) -> Result<(), Error> {
-        self.before.begin(probe, cache)
-    }
-
-    fn write_variant(&self, folder: &Path) -> Result<(), Error> {
-        self.before.write(self.by_position(self.parameters.values()), folder)
+        Self::of(cpu, before, (layout, values), layers, (seed, distribution))
     }
 }

@@ -14,18 +14,14 @@
 //! (appendix C), and find prompts the weakest of four spaces without gradients: OPT-1.3B on SST-2 84.4,
 //! against 90.8 by all weights, 90.1 by LoRA and 91.4 by prefixes (table 2).
 
-use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::{Cpu, Distribution, KvCache};
-use offshoot_methods::tune::{Layout, SpaceChoice, SpaceKind, TensorSpec};
-use offshoot_models::{Hooks, PackedModel, VirtualKind};
+use offshoot_kernels::{Cpu, Distribution};
+use offshoot_methods::tune::{Layout, TensorSpec};
+use offshoot_models::{PackedModel, VirtualKind};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use super::around::Around;
-use super::before::Before;
-use super::parameters::Parameters;
+use super::before::{Before, VirtualSpace};
 use crate::Error;
 
 /// What stands before texts.
@@ -48,77 +44,22 @@ impl Default for PromptOptions {
     }
 }
 
-/// A model and a prompt.
-#[derive(Debug)]
-pub struct PromptSpace {
-    cpu: Cpu,
-    before: Before,
-    parameters: Parameters,
-}
-
-impl PromptSpace {
+impl VirtualSpace {
     /// A prompt of the embeddings of random tokens.
     ///
     /// # Errors
     /// [`Error::Training`] if the options are out of bounds.
-    pub fn new(cpu: &Cpu, model: Arc<PackedModel>, options: &PromptOptions) -> Result<Self, Error> {
+    pub fn prompt(
+        cpu: &Cpu,
+        model: Arc<PackedModel>,
+        options: &PromptOptions,
+    ) -> Result<Self, Error> {
         let PromptOptions { tokens, seed, distribution } = *options;
         let mut before = Before::new(cpu, model, VirtualKind::Prompt, tokens)?;
         let (numbers, _) = before.of_random_tokens(seed, "prompt")?;
         let cols = before.model.config().hidden_size;
         let spec = TensorSpec { name: "prompt".to_owned(), rows: tokens, cols, layer: None };
         let layout = Layout { tensors: vec![spec] };
-        let parameters = Parameters::new(layout, vec![numbers], seed, distribution)?;
-        Ok(Self { cpu: cpu.clone(), before, parameters })
-    }
-}
-
-impl Around for PromptSpace {
-    fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
-    fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.parameters
-    }
-
-    fn cpu(&self) -> &Cpu {
-        &self.cpu
-    }
-
-    fn kind(&self) -> SpaceKind {
-        SpaceKind::Prompt
-    }
-
-    fn choice(&self) -> SpaceChoice {
-        let options = json!({ "tokens": self.before.tokens });
-        SpaceChoice { name: "prompt".to_owned(), options }
-    }
-
-    fn model(&self) -> &PackedModel {
-        &self.before.model
-    }
-
-    fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error> {
-        self.before.stand(points.into_iter().flatten().collect())
-    }
-
-    fn with_hooks(
-        &mut self,
-        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.before.with_hooks(run)
-    }
-
-    fn positions_before(&self) -> usize {
-        self.before.tokens
-    }
-
-    fn begin_cache(&self, probe: usize, cache: &mut KvCache) -> Result<(), Error> {
-        self.before.begin(probe, cache)
-    }
-
-    fn write_variant(&self, folder: &Path) -> Result<(), Error> {
-        self.before.write(self.parameters.values().concat(), folder)
+        Self::of(cpu, before, (layout, vec![numbers]), Vec::new(), (seed, distribution))
     }
 }

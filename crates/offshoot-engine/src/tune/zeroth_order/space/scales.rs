@@ -24,11 +24,11 @@ use offshoot_models::huggingface::scale_files;
 use offshoot_models::{Hooks, LinearId, MatrixFactors, PackedModel, PackedScales, ScaleFactors};
 use serde::{Deserialize, Serialize};
 
-use super::super::variant::write_file;
 use super::around::Around;
 use super::lora::{chosen, layer_of};
 use super::parameters::Parameters;
 use crate::Error;
+use crate::beside::write_whole;
 
 /// Which scales are tuned.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -47,7 +47,6 @@ pub struct ScalesOptions {
 /// A quantised model and multiples of its scales.
 #[derive(Debug)]
 pub struct ScalesSpace {
-    cpu: Cpu,
     model: Arc<PackedModel>,
     options: ScalesOptions,
     parameters: Parameters,
@@ -96,9 +95,9 @@ impl ScalesSpace {
         let ones =
             tensors.iter().map(|spec: &TensorSpec| vec![1.0; spec.rows * spec.cols]).collect();
         let layout = Layout { tensors };
-        let parameters = Parameters::new(layout, ones, options.seed, options.distribution)?;
-        let (cpu, options) = (cpu.clone(), options.clone());
-        Ok(Self { cpu, model, options, parameters, matrices, standing: Standing::default() })
+        let parameters = Parameters::new(cpu, layout, ones, options.seed, options.distribution)?;
+        let options = options.clone();
+        Ok(Self { model, options, parameters, matrices, standing: Standing::default() })
     }
 
     /// The factors that `values` of the parameters are.
@@ -118,10 +117,6 @@ impl Around for ScalesSpace {
 
     fn parameters_mut(&mut self) -> &mut Parameters {
         &mut self.parameters
-    }
-
-    fn cpu(&self) -> &Cpu {
-        &self.cpu
     }
 
     fn kind(&self) -> SpaceKind {
@@ -161,7 +156,7 @@ impl Around for ScalesSpace {
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {
         let base = self.model.checkpoint().name();
         for (name, bytes) in scale_files(&self.of(self.parameters.values()), base) {
-            write_file(&folder.join(name), &bytes)?;
+            write_whole(&folder.join(name), &bytes)?;
         }
         Ok(())
     }
