@@ -77,6 +77,7 @@ impl PrefixSpace {
                 rows: tokens,
                 cols,
                 layer: Some(layer),
+                vector: false,
             };
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for position in 0..tokens {

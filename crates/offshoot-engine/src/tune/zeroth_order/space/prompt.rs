@@ -66,7 +66,8 @@ impl PromptSpace {
         let mut before = Before::new(cpu, model, VirtualKind::Prompt, tokens)?;
         let (numbers, _) = before.of_random_tokens(seed, "prompt")?;
         let cols = before.model.config().hidden_size;
-        let spec = TensorSpec { name: "prompt".to_owned(), rows: tokens, cols, layer: None };
+        let (name, rows) = ("prompt".to_owned(), tokens);
+        let spec = TensorSpec { name, rows, cols, layer: None, vector: false };
         let layout = Layout { tensors: vec![spec] };
         let parameters = Parameters::new(layout, vec![numbers], seed, distribution)?;
         Ok(Self { cpu: cpu.clone(), before, parameters })
