@@ -6,8 +6,7 @@
 //!               m = first m  + (1 - first)  x           v = second v + (1 - second) (x x)
 //!           w' = w (1 - decay) - (rate (m first_correction)) / (sqrt(v second_correction) + epsilon)
 //! ```
-//! in single precision from `m = v = 0`, an operation at a time, nothing fused. Tensors of one row do
-//! not decay. Moments are Adam's (Kingma and Ba 2015, <https://arxiv.org/abs/1412.6980>), made again
+//! in single precision from `m = v = 0`, an operation at a time, nothing fused. Moments are Adam's (Kingma and Ba 2015, <https://arxiv.org/abs/1412.6980>), made again
 //! from the directions instead of kept: memory holds none, and time grows with the history.
 //!
 //! [`Change::apply`] is the definition; what runs by the million is tested against it to the bit. So an
@@ -67,10 +66,7 @@ impl<'a> Change<'a> {
     /// # Panics
     /// If there is no such weight.
     pub fn apply(&self, shape: (usize, usize), row: usize, col: usize, w: f32) -> f32 {
-        let kept = match self.keep(shape.0) {
-            Some(keep) => w * keep,
-            None => w,
-        };
+        let kept = w * self.keep();
         let scaled = |term: &Term<'_>| term.scale * term.at(shape.1, row, col);
         match *self {
             Change::Linear { terms, .. } => {
@@ -89,10 +85,10 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// What weights of a tensor of `rows` are multiplied with, unless they do not decay.
-    fn keep(&self, rows: usize) -> Option<f32> {
+    /// What weights are multiplied with first.
+    fn keep(&self) -> f32 {
         let (Change::Linear { decay, .. } | Change::Moments { decay, .. }) = *self;
-        (rows > 1).then_some(1.0 - decay)
+        1.0 - decay
     }
 
     fn terms(&self) -> &'a [Term<'a>] {
@@ -164,7 +160,7 @@ unsafe fn update_tile_lanes<L: Lanes>(
     w: &mut [f32],
 ) {
     let height = TILE_ROWS.min(shape.0 - row);
-    let keep = change.keep(shape.0);
+    let keep = change.keep();
     let mut u: Block = [[0.0; TILE_ROWS]; BLOCK_COLS];
     for (i, w) in w.chunks_mut(BLOCK_COLS * TILE_ROWS).enumerate() {
         let (col, count) = (i * BLOCK_COLS, w.len() / TILE_ROWS);
@@ -174,8 +170,7 @@ unsafe fn update_tile_lanes<L: Lanes>(
             subtrahend::<L>(change, place, &mut u);
             for (w, u) in w.chunks_exact_mut(TILE_ROWS).zip(&u) {
                 let old = L::load(w.as_ptr());
-                let kept = keep.map_or(old, |keep| L::mul(old, L::splat(keep)));
-                let new = L::sub(kept, L::load(u.as_ptr()));
+                let new = L::sub(L::mul(old, L::splat(keep)), L::load(u.as_ptr()));
                 // Rows that the matrix does not have stay zero.
                 L::store(w.as_mut_ptr(), L::first(height, new, L::splat(0.0)));
             }
@@ -266,11 +261,8 @@ unsafe fn update_run_lanes<L: Lanes>(
             }
         }
     }
-    let keep = change.keep(shape.0);
-    for (w, u) in w.iter_mut().zip(&u) {
-        let kept = keep.map_or(*w, |keep| *w * keep);
-        *w = kept - u;
-    }
+    let keep = change.keep();
+    w.iter_mut().zip(&u).for_each(|(w, u)| *w = *w * keep - u);
 }
 
 /// Adds the sum of `terms` from element `first` on to `sum`, at most a run of them.

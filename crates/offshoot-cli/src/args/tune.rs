@@ -182,7 +182,8 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_OPTIMIZER", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) optimizer: Option<String>,
-    /// What is lost of each weight in a step, times the learning rate [default: 0]
+    /// What is lost of each weight of a matrix in a step, times the learning rate; of muon, too, where
+    /// others take 0.1 [default: 0]
     #[arg(long, env = "OFFSHOOT_WEIGHT_DECAY", value_name = "D")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) weight_decay: Option<f64>,

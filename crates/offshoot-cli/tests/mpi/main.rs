@@ -11,9 +11,13 @@ mod home;
 mod models;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use home::{Home, Left, run};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Texts in the language of the small model.
 const TEXTS: [&str; 2] = [
@@ -38,8 +42,12 @@ fn words<'w>(more: &[&'w str], output: &'w str) -> Vec<&'w str> {
     [&FIXED[..], more, &["--output", output]].concat()
 }
 
-/// `mpirun` with processes of these words, so many of each.
+/// Runs `mpirun` with processes of these words, so many of each.
 fn mpirun(home: &Home, each: &[(usize, &[&str])]) -> Left {
+    run(mpirun_command(home, each))
+}
+
+fn mpirun_command(home: &Home, each: &[(usize, &[&str])]) -> Command {
     let program = home.offshoot([""; 0]);
     let mut command = Command::new("mpirun");
     home.settle(&mut command);
@@ -57,7 +65,7 @@ fn mpirun(home: &Home, each: &[(usize, &[&str])]) -> Left {
         }
         command.args(["-n", &count.to_string()]).arg(program.get_program()).args(*words);
     }
-    run(command)
+    command
 }
 
 fn learned(home: &Home, output: &str, file: &str) -> Vec<u8> {
@@ -117,6 +125,56 @@ fn as_many_as_like_go_on_with_what_two_began() {
         assert!(left.stderr.contains("going on after step 4 of 8"), "{}", left.stderr);
         let file = "trajectory.traj";
         assert!(learned(&home, "two", file) == learned(&home, "one", file), "{size}");
+    }
+}
+
+/// The process that is `rank` of those that `mpirun` started at this home.
+fn process(home: &Home, rank: usize) -> Option<u32> {
+    let said = format!("OMPI_COMM_WORLD_RANK={rank}");
+    let is_it = |pid: &u32| {
+        let here = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == home.path());
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        here && environment.split(|byte| *byte == 0).any(|word| word == said.as_bytes())
+    };
+    let all = std::fs::read_dir("/proc").unwrap();
+    let mut ids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    ids.find(is_it)
+}
+
+/// Whichever is killed, at no moment of its own choosing, `mpirun` ends the others and says so, and the
+/// run goes on to the bits of one that nobody was killed in.
+#[test]
+fn a_run_of_which_one_is_killed_goes_on_to_the_same_bits() {
+    let home = home();
+    let more = ["--data", "texts.jsonl", "--method", "mezo", "--lr", "0.01", "--save-every", "3"];
+    let more = [&more[..], &["--steps", "160"]].concat();
+    let long = |output| -> Vec<&str> {
+        let fixed = FIXED.iter().copied().filter(|word| !["--steps", "8"].contains(word));
+        fixed.chain(more.iter().copied()).chain(["--output", output]).collect()
+    };
+    run(home.offshoot(long("one"))).ended_with(0);
+    for rank in [1, 0] {
+        let output = ["of_0", "of_1"][rank];
+        let folder = home.path().join(output);
+        let mut command = mpirun_command(&home, &[(2, &long(output))]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let begun = Instant::now();
+        while !folder.join("log.jsonl").exists() || steps(&folder) < 10 {
+            assert!(begun.elapsed() < PATIENCE, "no step was made");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let pid = process(&home, rank).unwrap().to_string();
+        assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+        let left = Left::of(child.wait_with_output().unwrap());
+        assert!(left.code != Some(0) && left.stderr.contains("signal 9"), "{}", left.stderr);
+        assert!(process(&home, 0).is_none() && process(&home, 1).is_none());
+        assert!((10..160).contains(&steps(&folder)), "{}", steps(&folder));
+        let resume = ["tune", "--resume", output, "--no-cache", "--threads", "1"];
+        let left = mpirun(&home, &[(2, &resume)]).ended_with(0);
+        assert!(left.stderr.contains("going on after step"), "{}", left.stderr);
+        for file in ["trajectory.traj", "adapter_model.safetensors"] {
+            assert!(learned(&home, output, file) == learned(&home, "one", file), "{rank}: {file}");
+        }
     }
 }
 

@@ -1,18 +1,24 @@
 //! What steps make of a model.
 
 use offshoot_engine::tune::zeroth_order::{
-    Classification, CrossEntropy, LoraOptions, LoraSpace, PrefixOptions, Space, StepLimits,
-    VirtualSpace, ZerothOrderOptions, ZerothOrderTrainer,
+    Classification, CrossEntropy, FullOptions, LoraOptions, LoraSpace, PrefixOptions, Space,
+    StepLimits, VirtualSpace, ZerothOrderOptions, ZerothOrderTrainer,
 };
-use offshoot_engine::tune::{Example, Trainer};
-use offshoot_kernels::Cpu;
-use offshoot_methods::tune::{METHODS, Probe, RateOptions, SpaceKind, common_rate};
+use offshoot_engine::tune::{Example, Scorer, Sequence, Trainer};
+use offshoot_kernels::{Cpu, Philox, Purpose, tensor_id};
+use offshoot_methods::tune::{METHODS, Probe, RateOptions, SpaceKind, Update, common_rate};
 use serde_json::{Value, json};
 
-use crate::setting::{choices, cpu, model, texts, values};
+use crate::setting::{choices, cpu, full, model, texts, values};
 
 /// A trainer of all matrices by cross-entropy, rank 4.
-fn lora_trainer(cpu: &Cpu, method: &str, options: &Value, seed: u64) -> ZerothOrderTrainer {
+fn lora_trainer(
+    cpu: &Cpu,
+    method: &str,
+    options: &Value,
+    seed: u64,
+    name: &str,
+) -> ZerothOrderTrainer {
     let lora = LoraOptions {
         rank: 4,
         alpha: 8.0,
@@ -20,7 +26,7 @@ fn lora_trainer(cpu: &Cpu, method: &str, options: &Value, seed: u64) -> ZerothOr
         seed,
         ..LoraOptions::default()
     };
-    let space = LoraSpace::new(cpu, model("qwen2_tied", cpu), &lora).unwrap();
+    let space = LoraSpace::new(cpu, model(name, cpu), &lora).unwrap();
     started(cpu, space, method, options)
 }
 
@@ -57,7 +63,7 @@ fn the_loss_of_a_batch_falls() {
     let cpu = cpu(2);
     for seed in 0..2 {
         let options = json!({"probe": {"eps": 1e-2, "directions": 4}});
-        let mut trainer = lora_trainer(&cpu, "mezo", &options, seed);
+        let mut trainer = lora_trainer(&cpu, "mezo", &options, seed, "qwen2_tied");
         let (before, after) = run(&mut trainer, 100, 5e-3, &texts(4));
         assert!(after < 0.95 * before, "seed {seed}: {before} to {after}");
     }
@@ -98,6 +104,73 @@ fn every_method_learns_with_its_own_options_and_the_rate_that_it_finds() {
         println!("{}: {before} to {after} at {rate:e}", card.name);
         assert!(after < before, "{}: {before} to {after} at {rate:e}", card.name);
     }
+}
+
+/// The tokens that a prefix of `tokens` begins as, from the definition of the draw.
+fn first_tokens(seed: u64, tokens: u32, vocabulary: u64) -> Vec<u32> {
+    let draw = |at: u32| {
+        let counter = [at / 4, tensor_id("prefix"), 0, (Purpose::Initial as u32) << 24];
+        let word = Philox::block(Philox::key(seed), counter)[at as usize % 4];
+        ((u64::from(word) * vocabulary) >> 32) as u32
+    };
+    (0..tokens).map(draw).collect()
+}
+
+/// Heads in groups of 2, 2 and 3; positions that count from 0 on, whatever stands in front.
+#[test]
+fn a_prefix_that_has_not_moved_is_its_tokens_in_front_of_a_text() {
+    let cpu = cpu(2);
+    for name in ["llama_linear", "qwen2_tied", "llama_factors"] {
+        let vocabulary = model(name, &cpu).config().vocab_size as u64;
+        let front = first_tokens(9, 5, vocabulary);
+        let options = PrefixOptions { tokens: 5, seed: 9, ..PrefixOptions::default() };
+        let space = VirtualSpace::prefix(&cpu, model(name, &cpu), &options).unwrap();
+        let mut prefix = started(&cpu, space, "mezo", &json!({}));
+        let mut plain = lora_trainer(&cpu, "mezo", &json!({}), 1, name);
+        for text in texts(6) {
+            let Example::Text(text) = text else { unreachable!() };
+            let own = text.trained.iter().filter(|trained| !**trained).count();
+            let (prompt, completion) = text.tokens.split_at(own);
+            let whole = Sequence::of(&[&front, prompt].concat(), completion);
+            let [behind, in_front, bare] = [
+                prefix.score(&[&text]).unwrap()[0],
+                plain.score(&[&whole]).unwrap()[0],
+                plain.score(&[&text]).unwrap()[0],
+            ];
+            let off = (behind.logprob / in_front.logprob - 1.0).abs();
+            assert!(off < 1e-6, "{name}: {behind:?}, {in_front:?}");
+            assert!((bare.logprob / in_front.logprob - 1.0).abs() > 1e-3, "{name}: {bare:?}");
+        }
+    }
+}
+
+/// A matrix of one row is a matrix, which decays; a vector does not.
+#[test]
+fn factors_of_rank_1_decay() {
+    let cpu = cpu(1);
+    let lora = LoraOptions { rank: 1, seed: 1, ..LoraOptions::default() };
+    let mut space = LoraSpace::new(&cpu, model("qwen2_tied", &cpu), &lora).unwrap();
+    let a = space.layout().tensors.iter().position(|spec| spec.name.contains("lora_A")).unwrap();
+    let read = |space: &LoraSpace| {
+        let mut values = vec![0.0; space.layout().tensors[a].cols];
+        space.read(a, &mut values).unwrap();
+        values
+    };
+    let before = read(&space);
+    assert_eq!(space.layout().tensors[a].rows, 1);
+    space.apply(&Update::Linear { decay: 0.5, terms: Vec::new() }).unwrap();
+    let halves: Vec<f32> = before.iter().map(|a| 0.5 * a).collect();
+    assert_eq!(read(&space), halves);
+    let mut space = full("qwen2_tied", &cpu, &FullOptions::default());
+    let specs = space.layout().tensors.clone();
+    let before = values(&space);
+    space.apply(&Update::Linear { decay: 0.5, terms: Vec::new() }).unwrap();
+    for ((spec, before), after) in specs.iter().zip(&before).zip(values(&space)) {
+        let keep = if spec.rows == 1 { 1.0 } else { 0.5 };
+        let kept = before.iter().map(|w| (f32::from_bits(*w) * keep).to_bits());
+        assert!(kept.eq(after), "{}", spec.name);
+    }
+    assert!(specs.iter().any(|spec| spec.rows == 1));
 }
 
 #[test]

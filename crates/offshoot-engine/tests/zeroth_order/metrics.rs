@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use offshoot_engine::tune::zeroth_order::{
-    CrossEntropy, LoraOptions, LoraSpace, Metric, MetricCommand, MetricKind, Objective,
-    ZerothOrderOptions, ZerothOrderTrainer,
+    CrossEntropy, FullOptions, FullSpace, LoraOptions, LoraSpace, Metric, MetricCommand,
+    MetricKind, Objective, ZerothOrderOptions, ZerothOrderTrainer,
 };
 use offshoot_engine::tune::{Example, Scorer, Sequence, Trainer};
 use offshoot_engine::{LoadOptions, Model};
@@ -131,6 +131,47 @@ fn accuracy_is_the_share_of_choices_whose_likeliest_candidate_is_right() {
     let metric = Metric::new(MetricKind::Accuracy, tokenizer, 5, None);
     let got = loss(&mut trainer(&model, &cpu, metric, 1e-3), &choices);
     assert!((got + 2.0 / 3.0).abs() < 1e-12, "{got}");
+}
+
+/// Prompts of no meaning whose last token says which of two candidates is right.
+fn lights(first: usize, count: usize) -> Vec<Example> {
+    let row = |i: usize| {
+        let i = first + i;
+        let token = |place: usize| 3 + ((i * i * 7 + i * 5 + place * (i + 3)) % 8) as u32;
+        let mut prompt: Vec<u32> = (0..2 + i % 3).map(token).collect();
+        let last = 3 + (i * 5 % 8) as u32;
+        prompt.push(last);
+        let answers = vec![usize::from(last > 6)];
+        Example::Choice { prompt, candidates: vec![vec![4], vec![9]], answers }
+    };
+    (0..count).map(row).collect()
+}
+
+/// Nothing but how many are right is told, and what was not shown gets right, too.
+#[test]
+fn accuracy_as_the_objective_raises_that_of_choices_which_were_held_out() {
+    let (train, held_out) = (lights(0, 48), lights(48, 200));
+    for seed in 0..2 {
+        let (model, cpu) = load();
+        let options = FullOptions { seed, ..FullOptions::default() };
+        let checkpoint = Arc::clone(model.shared_packed().unwrap().checkpoint());
+        let space = FullSpace::new(&cpu, checkpoint, &options).unwrap();
+        let metric = Metric::new(MetricKind::Accuracy, Arc::clone(model.tokenizer()), 5, None);
+        let options = ZerothOrderOptions {
+            options: json!({"probe": {"eps": 0.1, "directions": 4}}),
+            ..ZerothOrderOptions::default()
+        };
+        let mut trainer =
+            ZerothOrderTrainer::new(&cpu, Box::new(space), Box::new(metric), &options).unwrap();
+        let before = loss(&mut trainer, &held_out);
+        let batch: Vec<&Example> = train.iter().collect();
+        for step in 0..60 {
+            trainer.step(step, 0.1, &batch).unwrap();
+        }
+        // From a half to three quarters.
+        let after = loss(&mut trainer, &held_out);
+        assert!(after < before - 0.1, "seed {seed}: {before} to {after}");
+    }
 }
 
 #[test]

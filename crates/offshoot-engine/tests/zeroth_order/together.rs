@@ -26,24 +26,31 @@ use crate::setting::{checkpoint, choices, cpu, model, texts, values};
 const NAME: &str = "qwen2_tied";
 
 /// What a run was and what it left: its trajectory, its weights, and the tokens that it ran.
-type Made = (Vec<u8>, Vec<Vec<u32>>, usize);
+pub(crate) type Made = (Vec<u8>, Vec<Vec<u32>>, usize);
 
-struct Setup {
+pub(crate) struct Setup {
     seed: u64,
     method: &'static str,
     options: Value,
-    share: Share,
+    pub(crate) share: Share,
     auto_rate: bool,
     choices: bool,
 }
 
+/// The batch of a step.
+pub(crate) fn batch(all: &[Example], step: u64) -> Vec<&Example> {
+    let size = all.len() * 3 / 4;
+    let first = step as usize % (all.len() - size);
+    all[first..first + size].iter().collect()
+}
+
 impl Setup {
-    fn of(method: &'static str, share: Share) -> Self {
+    pub(crate) fn of(method: &'static str, share: Share) -> Self {
         let options = json!({"probe": {"eps": 1e-3, "directions": 2}});
         Self { seed: 11, method, options, share, auto_rate: false, choices: false }
     }
 
-    fn trainer(&self, exchange: Rc<dyn Exchange>, examples: u64) -> ZerothOrderTrainer {
+    pub(crate) fn trainer(&self, exchange: Rc<dyn Exchange>, examples: u64) -> ZerothOrderTrainer {
         let cpu = cpu(1);
         let targets = ["q_proj", "down_proj"].map(str::to_owned).to_vec();
         let lora = LoraOptions { rank: 3, targets, seed: self.seed, ..LoraOptions::default() };
@@ -65,15 +72,12 @@ impl Setup {
     }
 
     /// What each of `size` processes makes in a few steps.
-    fn run(&self, size: usize) -> Vec<Made> {
+    pub(crate) fn run(&self, size: usize) -> Vec<Made> {
         let all = if self.choices { choices() } else { texts(8) };
         Threads::run(size, |own| {
             let mut trainer = self.trainer(Rc::new(own), 1);
             for step in 0..6 {
-                let size = all.len() * 3 / 4;
-                let first = step as usize % (all.len() - size);
-                let batch: Vec<&Example> = all[first..first + size].iter().collect();
-                trainer.step(step, 1e-3, &batch).unwrap();
+                trainer.step(step, 1e-3, &batch(&all, step)).unwrap();
             }
             trainer.agree().unwrap();
             (trainer.trajectory(), values(trainer.space()), trainer.rows())
@@ -248,11 +252,11 @@ fn mean_loss(
     Ok(BTreeMap::from([("loss".to_owned(), nats / tokens as f64)]))
 }
 
-type Make<'m> = &'m (dyn Fn(Rc<dyn Exchange>) -> Box<dyn Trainer> + Sync);
+pub(crate) type Make<'m> = &'m (dyn Fn(Rc<dyn Exchange>) -> Box<dyn Trainer> + Sync);
 
 /// How the run in `folder`, begun or gone on with by `size` processes until step `stop`, ended in each:
 /// in process 0 with an outcome.
-fn ended(
+pub(crate) fn ended(
     folder: &Path,
     size: usize,
     stop: u64,
@@ -284,13 +288,13 @@ fn ended(
     })
 }
 
-fn drive(folder: &Path, size: usize, stop: u64, make: Make<'_>) -> Option<Outcome> {
+pub(crate) fn drive(folder: &Path, size: usize, stop: u64, make: Make<'_>) -> Option<Outcome> {
     let all: Vec<_> = ended(folder, size, stop, make).into_iter().map(Result::unwrap).collect();
     all.into_iter().flatten().next()
 }
 
 /// What is told of each step and evaluation, without times.
-fn course(folder: &Path) -> Vec<String> {
+pub(crate) fn course(folder: &Path) -> Vec<String> {
     let lines = read_log(&folder.join("log.jsonl")).unwrap();
     let told = lines.iter().filter_map(|line| match line {
         LogLine::Step(step) => Some(format!("{} {:?} {}", step.step, step.loss, step.tokens)),

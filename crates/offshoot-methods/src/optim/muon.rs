@@ -12,6 +12,11 @@
 //! more rows than columns is transposed before and after. With the factor 0.2 sqrt(max) a step is as
 //! large as one of AdamW is wont to be, so its learning rates serve.
 //!
+//! The decay is 0 unless it is given, as in Jordan's own program
+//! (<https://github.com/KellerJordan/Muon>) and in our other optimisers: what is tuned begins at good
+//! weights, or at no difference from them, and decay leads away from either. PyTorch's `Muon` and
+//! Liu et al. take 0.1, for training from scratch.
+//!
 //! Departs from the reference: the iteration is in single precision, not bfloat16. Vectors, embeddings
 //! and output heads go by AdamW, with the same learning rate and decay.
 //! Cost: a number kept for each weight, and `10 r (2 r s + r^2)` operations for `r` the lesser side of
@@ -58,7 +63,7 @@ pub struct Muon {
     pub nesterov: bool,
     /// How often the iteration runs: the reference's 5.
     pub iterations: u32,
-    /// `lambda`: the 0.1 of Liu et al.
+    /// `lambda`: the reference's 0.
     pub weight_decay: f64,
     /// Decays and epsilon of AdamW for what is no matrix; its decay of weights is not read.
     pub adamw: AdamW,
@@ -70,7 +75,7 @@ impl Default for Muon {
             momentum: 0.95,
             nesterov: true,
             iterations: 5,
-            weight_decay: 0.1,
+            weight_decay: 0.0,
             adamw: AdamW::default(),
         }
     }

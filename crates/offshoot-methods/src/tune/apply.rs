@@ -45,11 +45,22 @@ impl Weights {
             Entries::Independent(draw.entries(direction))
         };
         let mut z: Vec<f32> = (0..count).map(|element| entries.at(element)).collect();
-        if let Some(bits) = direction.mask.bits(self.seed, draw.tensor, &self.first[index]) {
+        if let Some(bits) = self.mask(direction, index) {
             let is_out = |element: usize| bits[element / 64] >> (element % 64) & 1 == 0;
             (0..count).filter(|&e| is_out(e)).for_each(|element| z[element] = 0.0);
         }
         z
+    }
+
+    /// What the mask of `direction` leaves of tensor `index`, as [`Mask::bits`](super::Mask::bits) has it.
+    pub fn mask(&self, direction: &Direction, index: usize) -> Option<Vec<u64>> {
+        let (first, draw) = (&self.first[index], self.draw(index));
+        let bits = direction.mask.bits(self.seed, draw.tensor, first.len(), || {
+            Ok::<_, std::convert::Infallible>(first.clone())
+        });
+        match bits {
+            Ok(bits) => bits,
+        }
     }
 
     /// Tensor `index` at `probe`.
@@ -89,7 +100,7 @@ impl Entries {
 /// Carries `update` out on `weights`: the definition of what it means, slow.
 pub fn apply_update(update: &Update, weights: &mut Weights) {
     for index in 0..weights.tensors.len() {
-        let is_vector = weights.layout.tensors[index].rows == 1;
+        let is_vector = weights.layout.tensors[index].vector;
         let step = match update {
             Update::Linear { terms, .. } => weights.sum(terms, index),
             Update::Moments { .. } => moments_step(update, weights, index),

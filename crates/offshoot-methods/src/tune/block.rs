@@ -155,8 +155,13 @@ mod tests {
     use super::*;
 
     fn layout() -> Layout {
-        let tensor =
-            |name: &str, layer| TensorSpec { name: name.to_owned(), rows: 2, cols: 2, layer };
+        let tensor = |name: &str, layer| TensorSpec {
+            name: name.to_owned(),
+            rows: 2,
+            cols: 2,
+            layer,
+            vector: false,
+        };
         Layout {
             tensors: vec![
                 tensor("embed", None),

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Hash, Mask};
 
-/// What a direction looks like within a matrix. Vectors, tensors of one row, always have
-/// independent entries. All but the first are products of two factors: see
+/// What a direction looks like within a matrix. Tensors of one row always have independent
+/// entries. All but the first are products of two factors: see
 /// [`Factors`](super::Factors).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Form {
@@ -83,6 +83,9 @@ pub struct TensorSpec {
     pub cols: usize,
     /// The layer it belongs to, if it belongs to one.
     pub layer: Option<usize>,
+    /// Whether it is a vector, as norms and biases are: these do not decay. A matrix may have one
+    /// row, too, as LoRA's of rank 1 have.
+    pub vector: bool,
 }
 
 /// All that is tuned, in ascending order of names.

@@ -27,7 +27,7 @@ pub struct Probe {
 /// element by element.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Update {
-    /// `w = w * (1 - decay) - sum of scale z`, where tensors of one row do not decay. The sum
+    /// `w = w * (1 - decay) - sum of scale z`, where vectors do not decay. The sum
     /// begins at zero and goes in the order of the terms, each by a multiplication and an addition
     /// in single precision.
     Linear {
@@ -48,7 +48,7 @@ pub enum Update {
     /// s = rate * (m * first_correction)        r = sqrt(v * second_correction) + epsilon
     /// w = w * (1 - decay) - s / r
     /// ```
-    /// where every operation is rounded to single precision and tensors of one row do not decay.
+    /// where every operation is rounded to single precision and vectors do not decay.
     Moments {
         /// What is lost of each weight.
         decay: f32,

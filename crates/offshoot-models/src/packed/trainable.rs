@@ -25,6 +25,8 @@ pub struct TrainableTensor {
     pub cols: usize,
     /// The layer it belongs to, if it belongs to one.
     pub layer: Option<usize>,
+    /// Whether it is a vector: a norm's weight or a bias.
+    pub vector: bool,
 }
 
 /// Where a tensor is.
@@ -223,20 +225,21 @@ impl TrainableModel {
 fn places(model: &PackedModel) -> Vec<(TrainableTensor, Place)> {
     let tensor = |name: &str, rows, cols| {
         let layer = layer_of(name);
-        TrainableTensor { name: name.to_owned(), rows, cols, layer }
+        TrainableTensor { name: name.to_owned(), rows, cols, layer, vector: false }
     };
+    let vector = |name: &str, len| TrainableTensor { vector: true, ..tensor(name, 1, len) };
     let (blueprint, config) = (model.blueprint(), model.config());
     let mut all = Vec::new();
     for (i, spec) in blueprint.linears.iter().enumerate() {
         let matrix = tensor(&format!("{}.weight", spec.name), spec.rows, spec.cols);
         all.push((matrix, Place::Matrix(LinearId(i))));
         if spec.bias {
-            let bias = tensor(&format!("{}.bias", spec.name), 1, spec.rows);
+            let bias = vector(&format!("{}.bias", spec.name), spec.rows);
             all.push((bias, Place::Bias(LinearId(i))));
         }
     }
     for (i, spec) in blueprint.vectors.iter().enumerate() {
-        all.push((tensor(&spec.name, 1, spec.len), Place::Vector(VectorId(i))));
+        all.push((vector(&spec.name, spec.len), Place::Vector(VectorId(i))));
     }
     if model.own_embedding().is_some() {
         let embedding = tensor(&blueprint.embedding, config.vocab_size, config.hidden_size);

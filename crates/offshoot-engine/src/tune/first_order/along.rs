@@ -1,6 +1,7 @@
 //! Steps that follow random directions, for some or all of what is tuned.
 
 use offshoot_kernels::{Distribution, Isa, Noise, Purpose, tensor_id};
+use offshoot_methods::optim::TensorShape;
 use offshoot_methods::tune::HybridOptions;
 
 use super::batch::{MicroBatch, Shares};
@@ -79,6 +80,8 @@ impl FirstOrder {
         // w + scale z, from the weights as they were: no rounding of a way there and back is left.
         let mut stand_at = |scale: f32, decay: f32| -> Result<(), Error> {
             for ((tensor, (_, variable)), kept) in each().zip(&kept) {
+                let decays = !matches!(self.shapes[tensor], TensorShape::Vector { .. });
+                let decay = if decays { decay } else { 1.0 };
                 z.resize(kept.len(), 0.0);
                 fill(tensor, 0, 0, &mut z);
                 change(variable, |weights| {

@@ -95,7 +95,7 @@ pub struct RunConfig {
     pub medusa_self_distillation: bool,
     /// What turns gradients into steps.
     pub optimizer: Optimizer,
-    /// What is lost of each weight in a step, times the learning rate.
+    /// What is lost of each weight of a matrix in a step, times the learning rate.
     pub weight_decay: f64,
     /// The norm that gradients are cut to.
     pub max_grad_norm: f64,

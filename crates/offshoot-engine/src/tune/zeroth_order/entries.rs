@@ -18,6 +18,8 @@ use crate::Error;
 pub(super) struct Entries {
     distribution: Distribution,
     draws: Vec<Draw>,
+    /// Of each tensor whether it is a vector, which does not decay.
+    vectors: Vec<bool>,
     /// The mask that was asked for last of each tensor: most methods have one for many steps.
     masks: HashMap<usize, (Mask, Arc<Vec<u64>>)>,
     /// The same of what directions of one form share: an epoch's are drawn once.
@@ -68,8 +70,9 @@ impl Entries {
             cols: spec.cols,
         };
         let draws = ids.into_iter().zip(&layout.tensors).map(draw).collect();
+        let vectors = layout.tensors.iter().map(|spec| spec.vector).collect();
         let (masks, bases) = (HashMap::new(), HashMap::new());
-        Ok(Self { distribution, draws, masks, bases })
+        Ok(Self { distribution, draws, vectors, masks, bases })
     }
 
     pub(super) fn seed(&self) -> u64 {
@@ -153,14 +156,8 @@ impl Entries {
         if let Some((_, bits)) = self.masks.get(&tensor).filter(|(other, _)| *other == mask) {
             return Ok(Some(Arc::clone(bits)));
         }
-        let draw = self.draws[tensor];
-        let weights = match mask {
-            Mask::All => return Ok(None),
-            // Their number alone matters.
-            Mask::Random { .. } => vec![0.0; draw.rows * draw.cols],
-            Mask::Magnitude { .. } => first()?,
-        };
-        let Some(bits) = mask.bits(draw.seed, draw.tensor, &weights) else { return Ok(None) };
+        let Draw { seed, tensor: id, rows, cols, .. } = self.draws[tensor];
+        let Some(bits) = mask.bits(seed, id, rows * cols, first)? else { return Ok(None) };
         let bits = Arc::new(bits);
         self.masks.insert(tensor, (mask, Arc::clone(&bits)));
         Ok(Some(bits))
@@ -174,8 +171,10 @@ impl Entries {
         first: &dyn Fn() -> Result<Vec<f32>, Error>,
         change: &mut dyn FnMut(&Change<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let decays = |decay| if self.vectors[tensor] { 0.0 } else { decay };
         match *update {
             Update::Linear { decay, terms: ref all } => {
+                let decay = decays(decay);
                 let drawn = self.drawn(tensor, all, first)?;
                 change(&Change::Linear { decay, terms: &terms(&drawn) })
             }
@@ -190,6 +189,7 @@ impl Entries {
                 group,
                 ref history,
             } => {
+                let decay = decays(decay);
                 // Where a direction is zero moments still fade, so it stays, along nothing.
                 let mut drawn = Vec::with_capacity(history.len());
                 for term in history {

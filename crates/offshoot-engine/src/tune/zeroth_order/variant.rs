@@ -79,7 +79,7 @@ pub(super) fn write_model(folder: &Path, cpu: &Cpu, space: &FullSpace) -> Result
             let what = format!("the folder that was written has no tensor {stored:?}");
             return Err(Error::Training(what));
         };
-        let is_norm = spec.rows == 1 && spec.name.ends_with("norm.weight");
+        let is_norm = spec.vector && spec.name.ends_with("norm.weight");
         let less = if is_norm { less } else { 0.0 };
         file.seek(SeekFrom::Start(start)).map_err(output)?;
         read_in_parts(space, tensor, &mut |values| {

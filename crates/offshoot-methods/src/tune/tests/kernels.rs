@@ -36,12 +36,13 @@ fn by_kernels(update: &Update, before: &Weights, index: usize) -> Vec<f32> {
         scale: term.scale,
         noise: draw.entries(&term.direction),
         factors: draw.factors(&term.direction),
-        bits: term.direction.mask.bits(SEED, tensor, &before.first[index]),
+        bits: before.mask(&term.direction, index),
     });
     let owned: Vec<Owned> = owned.collect();
     let terms: Vec<Term> = owned.iter().map(Owned::term).collect();
     let mut after = before.tensors[index].clone();
-    let change = Change::Linear { decay: *decay, terms: &terms };
+    let decay = if spec.vector { 0.0 } else { *decay };
+    let change = Change::Linear { decay, terms: &terms };
     update_rows(&Cpu::new(Isa::best(), 2), (spec.rows, spec.cols), &mut after, &change);
     after
 }

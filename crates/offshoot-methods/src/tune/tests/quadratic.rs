@@ -11,8 +11,10 @@ pub(super) const SEED: u64 = 0x5eed_1234_5678;
 
 /// Two layers of two matrices each, an embedding and a norm.
 pub(super) fn layout() -> Layout {
-    let tensor =
-        |name: &str, rows, cols, layer| TensorSpec { name: name.to_owned(), rows, cols, layer };
+    let tensor = |name: &str, rows, cols, layer| {
+        let (name, vector) = (name.to_owned(), name.ends_with("norm.weight"));
+        TensorSpec { name, rows, cols, layer, vector }
+    };
     Layout {
         tensors: vec![
             tensor("model.embed_tokens.weight", 5, 3, None),

@@ -9,7 +9,13 @@ use crate::tune::{
 };
 
 fn layout() -> Arc<Layout> {
-    let tensor = |name: &str, layer| TensorSpec { name: name.to_owned(), rows: 3, cols: 2, layer };
+    let tensor = |name: &str, layer| TensorSpec {
+        name: name.to_owned(),
+        rows: 3,
+        cols: 2,
+        layer,
+        vector: false,
+    };
     Arc::new(Layout {
         tensors: vec![tensor("a", Some(0)), tensor("b", Some(1)), tensor("c", None)],
     })

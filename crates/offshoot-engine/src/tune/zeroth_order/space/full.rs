@@ -86,8 +86,8 @@ impl FullSpace {
             return Err(Error::Training(what));
         }
         let spec = |&i: &usize| {
-            let TrainableTensor { name, rows, cols, layer } = model.tensors()[i].clone();
-            TensorSpec { name, rows, cols, layer }
+            let TrainableTensor { name, rows, cols, layer, vector } = model.tensors()[i].clone();
+            TensorSpec { name, rows, cols, layer, vector }
         };
         let layout = Layout { tensors: tensors.iter().map(spec).collect() };
         let entries = Entries::new(&layout, options.seed, options.distribution)?;

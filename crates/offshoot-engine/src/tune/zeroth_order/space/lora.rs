@@ -143,6 +143,7 @@ impl LoraSpace {
                 rows,
                 cols,
                 layer,
+                vector: false,
             };
             match options.fixed_a {
                 true => fixed.push(a),

@@ -125,9 +125,13 @@ mod tests {
     use super::*;
 
     fn layout() -> Layout {
-        let spec =
-            |name: &str, rows, cols| TensorSpec { name: name.to_owned(), rows, cols, layer: None };
-        Layout { tensors: vec![spec("a", 5, 7), spec("b", 1, 40), spec("c", 24, 3)] }
+        let spec = |name: &str, rows, cols, vector| {
+            let name = name.to_owned();
+            TensorSpec { name, rows, cols, layer: None, vector }
+        };
+        let matrix = |name, rows, cols| spec(name, rows, cols, false);
+        let vector = spec("b", 1, 40, true);
+        Layout { tensors: vec![matrix("a", 5, 7), vector, matrix("c", 24, 3), matrix("d", 1, 40)] }
     }
 
     fn values() -> Vec<Vec<f32>> {
@@ -153,7 +157,7 @@ mod tests {
         let mut terms = Vec::new();
         for (index, form) in forms.into_iter().enumerate() {
             for (step, mask) in masks.into_iter().enumerate() {
-                let tensors = (step == 1).then(|| Arc::from([true, index % 2 == 0, false]));
+                let tensors = (step == 1).then(|| Arc::from([true, index % 2 == 0, false, true]));
                 let (step, index) = (step as u32, index as u32);
                 let direction = Direction { step, index, form, tensors, mask };
                 terms.push(Term { scale: 0.01 + 0.003 * step as f32, direction });
@@ -189,7 +193,7 @@ mod tests {
                 apply_update(&update, &mut theirs);
                 assert!(bits(ours.values()) == bits(&theirs.tensors), "{distribution:?}");
                 let probe = Probe { terms: terms() };
-                let at: Vec<_> = (0..3).map(|tensor| theirs.at(&probe, tensor)).collect();
+                let at: Vec<_> = (0..4).map(|tensor| theirs.at(&probe, tensor)).collect();
                 assert!(bits(&ours.at(&probe).unwrap()) == bits(&at), "{distribution:?}");
             }
             assert!(bits(ours.values()) != bits(&values()));
@@ -204,7 +208,7 @@ mod tests {
         let terms = vec![terms()[0].clone(), Term { scale: 1.0, direction }];
         let update = Update::Linear { decay: 0.5, terms: terms.clone() };
         let told = ours.apply(&update, |_| {}).unwrap_err().to_string();
-        assert!(told.contains("over 1 tensors, where 3 are tuned"), "{told}");
+        assert!(told.contains("over 1 tensors, where 4 are tuned"), "{told}");
         assert!(ours.at(&Probe { terms }).is_err());
         assert!(bits(ours.values()) == bits(&values()));
     }

@@ -67,6 +67,7 @@ impl VirtualSpace {
                 rows: tokens,
                 cols,
                 layer: Some(layer),
+                vector: false,
             };
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for position in 0..tokens {

@@ -58,7 +58,8 @@ impl VirtualSpace {
         let mut before = Before::new(cpu, model, VirtualKind::Prompt, tokens)?;
         let (numbers, _) = before.of_random_tokens(seed, "prompt")?;
         let cols = before.model.config().hidden_size;
-        let spec = TensorSpec { name: "prompt".to_owned(), rows: tokens, cols, layer: None };
+        let (name, rows) = ("prompt".to_owned(), tokens);
+        let spec = TensorSpec { name, rows, cols, layer: None, vector: false };
         let layout = Layout { tensors: vec![spec] };
         Self::of(cpu, before, (layout, vec![numbers]), Vec::new(), (seed, distribution))
     }

@@ -81,6 +81,7 @@ impl ScalesSpace {
                     rows: linear.rows,
                     cols: linear.cols / group,
                     layer: layer_of(&linear.name),
+                    vector: false,
                 };
                 tensors.push((spec, (linear.name.clone(), group)));
             }
