@@ -5,6 +5,7 @@ mod gradient;
 mod laws;
 mod learning;
 mod metrics;
+mod on_disk;
 mod quantised;
 mod replays;
 mod served;
