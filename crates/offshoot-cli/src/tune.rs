@@ -117,7 +117,7 @@ fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(),
         let megabytes = |bytes: u64| bytes / 1_000_000;
         say(format_args!(
             "# output: {}\n# learning rate: {}\n# memory: about {} MB: weights {}, what is trained \
-             {}, a batch {}{}",
+             {}, a batch {}{}{}",
             config.folder().display(),
             config
                 .rate()
@@ -126,7 +126,14 @@ fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(),
             megabytes(need.weights),
             megabytes(need.trained),
             megabytes(need.batch),
-            available.map_or(String::new(), |free| format!("; {} MB are free", megabytes(free)))
+            available.map_or(String::new(), |free| format!("; {} MB are free", megabytes(free))),
+            match need.disk {
+                0 => String::new(),
+                bytes => format!(
+                    "\n# disk: {} MB of weights in the output's folder while the run goes on",
+                    megabytes(bytes)
+                ),
+            }
         ))?;
     }
     match available {
@@ -204,7 +211,7 @@ fn tune(
     let description = description.join(&**exchange)?;
     // Before the folder is the run's: an option that is wrong leaves nothing behind.
     let tools = (renderer.tokenizer(), &cpu);
-    let mut trainer = base.trainer(&description, &train, tools, exchange)?;
+    let mut trainer = base.trainer(&description, &train, tools, exchange, folder)?;
     let mut evaluate = |scorer: &mut dyn Scorer, held_out: &dyn Examples| {
         evaluate_held_out(config, renderer.tokenizer(), scorer, held_out)
     };

@@ -2,7 +2,8 @@
 //!
 //! Everything here works on plain slices and knows nothing of models, files' formats or tokens.
 //! It is the only crate of the workspace with `unsafe` code; it gives the others a safe read-only
-//! file map ([`FileMap`]) and a thread team ([`Team`]) so that they need none.
+//! file map ([`FileMap`]), weights on disk ([`ScratchFile`]) and a thread team ([`Team`]) so that they
+//! need none.
 //!
 //! Every kernel is one generic function over sixteen logical lanes, compiled once per instruction
 //! set ([`Isa`]). The order of operations is part of its definition: a row's bits depend neither on
@@ -16,6 +17,7 @@ mod bytes;
 mod ceilings;
 mod cpu;
 mod disjoint;
+mod file_block;
 mod file_map;
 mod gated;
 mod greatest;
@@ -47,6 +49,7 @@ pub use buffer::{Buffer, Plain};
 pub use bytes::SharedBytes;
 pub use ceilings::{dot_rate, stream_read};
 pub use cpu::Cpu;
+pub use file_block::{FileBlock, ScratchFile};
 pub use file_map::FileMap;
 pub use gated::{GatedPair, multiply_gated, multiply_gated_parts};
 pub use greatest::{Greatest, GreatestScratch, multiply_greatest};

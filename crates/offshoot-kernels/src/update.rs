@@ -102,7 +102,8 @@ impl<'a> Change<'a> {
 /// Changes the weights of `matrix`.
 ///
 /// # Errors
-/// [`TileError::Fixed`] if they are not in single precision, or in memory that others share.
+/// [`TileError::Fixed`] if they are not in single precision, or in memory that others share;
+/// [`TileError::File`] if they lie in a file that fails, where some are changed then.
 ///
 /// # Panics
 /// If a term is not of such a matrix.
@@ -113,16 +114,9 @@ pub fn update_matrix(
 ) -> Result<(), TileError> {
     let shape = (matrix.rows(), matrix.cols());
     check_terms(change.terms(), shape);
-    let (tiles, each) = (matrix.tiles(), shape.1 * TILE_ROWS);
-    let weights = Disjoint::new(matrix.singles_mut().ok_or(TileError::Fixed)?);
-    cpu.team().for_pieces(tiles, 1, |_, piece| {
-        for tile in piece {
-            // SAFETY: pieces do not overlap, so this member alone has the tile.
-            let w = unsafe { weights.slice(tile * each, each) };
-            update_tile(cpu.isa(), change, shape, tile * TILE_ROWS, w);
-        }
-    });
-    Ok(())
+    matrix.change_tiles(cpu, true, |tile, w| {
+        update_tile(cpu.isa(), change, shape, tile * TILE_ROWS, w);
+    })
 }
 
 /// Changes the weights `w` of a tensor of `shape`, in row-major order.

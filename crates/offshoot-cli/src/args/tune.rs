@@ -20,6 +20,7 @@ pub(crate) fn tune_help() -> String {
          offshoot tune smollm2 --data reviews.csv --task sst2 --method mezo --eval-fraction 0.1\n  \
          offshoot tune smollm2 --data answers.jsonl --medusa-heads 3 --medusa-self-distillation\n  \
          offshoot tune smollm2 --data qa.jsonl --method mezo --objective \"command:./score.py\"\n  \
+         offshoot tune llama --data qa.jsonl --method mezo --space full --offload disk\n  \
          offshoot tune --config run.toml --dry-run\n  \
          offshoot tune smollm2 --data reviews.csv --task sst2 --advise\n  \
          offshoot tune --resume poet\n  \
@@ -158,6 +159,12 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_BFLOAT16", value_parser = FalseyValueParser::new())]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) bfloat16: bool,
+    /// Where weights are kept that a method without gradients tunes all of: none for in memory, or disk
+    /// for in a file of the run's folder that each step reads, for models that memory has no room for; no
+    /// bit depends on it [default: none]
+    #[arg(long, env = "OFFSHOOT_OFFLOAD", value_name = "WHERE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) offload: Option<String>,
     /// Rank of what is added to a matrix [default: 8]
     #[arg(long, env = "OFFSHOOT_RANK", value_name = "R")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -446,6 +453,8 @@ mod tests {
             "9",
             "--activations",
             "stored",
+            "--offload",
+            "disk",
         ];
         let json = serde_json::to_value(settings(&flags)).unwrap();
         let given: Given = json.as_object().unwrap().clone();

@@ -193,6 +193,11 @@ fn a_dry_run_says_everything_and_does_nothing() {
     assert_eq!(again.stdout.lines().next(), text.lines().next());
     let json = run(home.offshoot(words.iter().chain(&["--json"]))).ended_with(0).json();
     assert_eq!((&json["config"]["rank"], &json["output"]), (&4.into(), &"long-lora".into()));
+    assert_eq!(json["memory"]["disk"], 0);
+    let all = ["tune", "long.gguf", "--data", "texts.jsonl", "--method", "mezo", "--space", "full"];
+    let on_disk = all.iter().chain(&["--offload", "disk", "--dry-run"]);
+    let text = run(home.offshoot(on_disk)).ended_with(0).stdout;
+    assert!(text.contains("offload = \"disk\"") && text.contains("# disk: "), "{text}");
 }
 
 #[test]
@@ -207,6 +212,7 @@ fn what_cannot_be_is_told_before_anything_is_done() {
         (&["--data", "texts.jsonl", "--method", "mezzo"], 2, "did you mean `mezo`?"),
         (&["--data", "texts.jsonl", "--lr=-1"], 2, "learning_rate is -1.0"),
         (&["--data", "texts.jsonl", "--rank", "0"], 2, "rank is 0: must be from 1"),
+        (&["--data", "texts.jsonl", "--offload", "disk"], 2, "offload: is for methods without"),
         (&["--data", "texts.jsonl", "--patience", "2"], 2, "no held-out examples"),
         (&["--data", "absent.jsonl"], 1, "absent.jsonl"),
         (&["--data", "absent.jsonl", "--dry-run"], 1, "absent.jsonl"),

@@ -165,3 +165,56 @@ fn a_full_disk_ends_a_run_with_a_reason_and_what_was_whole_goes_on() {
     resume(&home).ended_with(0);
     assert_eq!(learned(&home.path().join("out")), learned(&whole.path().join("out")));
 }
+
+/// What is said of a run of all weights that are kept there.
+fn all_weights(place: &str) -> Vec<String> {
+    let mut all = words("mezo");
+    let rate = all.iter().position(|word| word == "0.005").unwrap();
+    all[rate] = "0.0001".to_owned();
+    all.extend(["--space", "full", "--offload", place].map(str::to_owned));
+    all
+}
+
+fn weights(home: &Home) -> Vec<Vec<u8>> {
+    let files = ["model.safetensors", "trajectory.traj"];
+    files.map(|file| std::fs::read(home.path().join("out/variant").join(file)).unwrap()).into()
+}
+
+#[test]
+fn weights_on_disk_are_made_again_after_a_kill_and_leave_no_file_behind() {
+    let whole = home();
+    run(whole.offshoot(all_weights("none"))).ended_with(0);
+    let home = home();
+    let folder = home.path().join("out");
+    let mut child = begin(&home, &all_weights("disk"));
+    let begun = Instant::now();
+    while steps(&folder) < 10 {
+        assert!(begun.elapsed() < PATIENCE, "no step was made");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Nobody else can be led to the file, nor to the run.
+    let left = resume(&home).ended_with(1);
+    assert!(left.stderr.contains("another run works here"), "{}", left.stderr);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    resume(&home).ended_with(0);
+    assert_eq!(course(&folder), course(&whole.path().join("out")));
+    assert!(weights(&home) == weights(&whole));
+    let names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains("weights")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_disk_without_room_for_the_weights_is_told_before_a_run_begins() {
+    let home = home();
+    let program = home.offshoot(all_weights("disk"));
+    let mut command = std::process::Command::new("sh");
+    home.settle(&mut command);
+    command.args(["-c", "trap '' XFSZ; ulimit -f 80; exec \"$@\"", "sh"]);
+    command.arg(program.get_program()).args(program.get_args());
+    let left = run(command).ended_with(1);
+    let told = "out: the weights that are kept here while the run goes on: File too large";
+    assert!(left.stderr.contains(told), "{}", left.stderr);
+    assert!(!home.path().join("out/run.json").exists(), "no run was begun");
+}

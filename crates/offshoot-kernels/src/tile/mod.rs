@@ -19,11 +19,13 @@
 pub(crate) mod format;
 mod pack;
 
+use std::sync::{Mutex, PoisonError};
+
 use thiserror::Error;
 
 use crate::blocks::iq4_nl::CODEBOOK;
 use crate::disjoint::Disjoint;
-use crate::{BlockError, BlockType, Buffer, Cpu, SharedBytes};
+use crate::{BlockError, BlockType, Buffer, Cpu, FileBlock, ScratchFile, SharedBytes};
 use format::Shape;
 use half::f16;
 
@@ -61,6 +63,14 @@ pub enum TileError {
     /// The weights cannot be changed where they are.
     #[error("weights change only in single precision and in memory of their own")]
     Fixed,
+    /// The file that the weights lie in could not be read or written.
+    #[error("the weights' working file: {told}")]
+    File {
+        /// What kind of failure it is to the system.
+        kind: std::io::ErrorKind,
+        /// The system's reason.
+        told: String,
+    },
     /// A block could not be read.
     #[error(transparent)]
     Block(#[from] BlockError),
@@ -171,29 +181,60 @@ impl PackedMatrix {
         Self::from_packed(BlockType::F32, rows, cols, SharedBytes::from(bytes))
     }
 
+    /// A matrix `[rows, cols]` of zeros in single precision, in a block of `file`.
+    ///
+    /// # Errors
+    /// [`TileError::Shape`] if there is no such matrix, [`TileError::File`] if the file fails.
+    pub fn in_file(rows: usize, cols: usize, file: &mut ScratchFile) -> Result<Self, TileError> {
+        let block = file.block(Self::packed_bytes(BlockType::F32, rows, cols)?);
+        let block = block.map_err(|e| file_error(&e))?;
+        Self::from_packed(BlockType::F32, rows, cols, SharedBytes::from(block))
+    }
+
+    /// The block of a file that the tiles are, if they are not in memory.
+    pub fn file_block(&self) -> Option<&FileBlock> {
+        self.bytes.block()
+    }
+
     /// Replaces all weights: `produce(row, out)` writes each row, by several threads.
     ///
     /// # Errors
-    /// [`TileError::Fixed`] if they are not in single precision, or in memory that others share.
+    /// As [`update_matrix`](crate::update_matrix).
     pub fn fill_rows(
         &mut self,
         cpu: &Cpu,
         produce: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<(), TileError> {
-        let (rows, cols, tiles) = (self.rows, self.cols, self.tiles());
-        let each = cols * TILE_ROWS;
+        let (rows, cols) = (self.rows, self.cols);
+        self.change_tiles(cpu, false, |tile, w| {
+            let mut row = vec![0f32; cols];
+            for lane in 0..TILE_ROWS.min(rows - tile * TILE_ROWS) {
+                produce(tile * TILE_ROWS + lane, &mut row);
+                for (w, x) in w.chunks_exact_mut(TILE_ROWS).zip(&row) {
+                    w[lane] = *x;
+                }
+            }
+        })
+    }
+
+    /// Changes the weights of each tile row, `[column][16 rows]`, by several threads: as they are, if
+    /// they are `read`, or else with nothing known but that, in a file, all are zero.
+    pub(crate) fn change_tiles(
+        &mut self,
+        cpu: &Cpu,
+        read: bool,
+        change: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<(), TileError> {
+        let (tiles, each) = (self.tiles(), self.cols * TILE_ROWS);
+        let single = self.block == BlockType::F32;
+        if let Some(file) = self.bytes.block_mut().filter(|_| single) {
+            return change_file(cpu, (file, tiles, each), read, change);
+        }
         let weights = Disjoint::new(self.singles_mut().ok_or(TileError::Fixed)?);
         cpu.team().for_pieces(tiles, 1, |_, piece| {
-            let mut row = vec![0f32; cols];
             for tile in piece {
                 // SAFETY: pieces do not overlap, so this member alone has the tile.
-                let w = unsafe { weights.slice(tile * each, each) };
-                for lane in 0..TILE_ROWS.min(rows - tile * TILE_ROWS) {
-                    produce(tile * TILE_ROWS + lane, &mut row);
-                    for (w, x) in w.chunks_exact_mut(TILE_ROWS).zip(&row) {
-                        w[lane] = *x;
-                    }
-                }
+                change(tile, unsafe { weights.slice(tile * each, each) });
             }
         });
         Ok(())
@@ -249,6 +290,46 @@ impl PackedMatrix {
                 }
             }
         }
+    }
+}
+
+fn file_error(error: &std::io::Error) -> TileError {
+    TileError::File { kind: error.kind(), told: error.to_string() }
+}
+
+/// [`PackedMatrix::change_tiles`] of weights in a file, of so many tile rows of `each` floats.
+fn change_file(
+    cpu: &Cpu,
+    (file, tiles, each): (&mut FileBlock, usize, usize),
+    read: bool,
+    change: impl Fn(usize, &mut [f32]) + Sync,
+) -> Result<(), TileError> {
+    let failed = Mutex::new(None);
+    let file = &*file;
+    cpu.team().for_pieces(tiles, 1, |_, piece| {
+        let mut w = vec![0f32; each];
+        for tile in piece {
+            let at = 4 * tile * each;
+            let brought = if read { file.read_at(at, &mut w) } else { Ok(()) };
+            let done = brought.and_then(|()| {
+                change(tile, &mut w);
+                // SAFETY: the block is borrowed mutably, so no part of it is in use, and pieces do not
+                // overlap, so this member alone has the tile.
+                unsafe { file.write_at(at, &w) }
+            });
+            if let Err(e) = done {
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.get_or_insert(e);
+                return;
+            }
+            if !read {
+                w.fill(0.0);
+            }
+        }
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(e) => Err(file_error(&e)),
+        None => Ok(()),
     }
 }
 

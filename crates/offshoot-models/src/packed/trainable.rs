@@ -1,17 +1,27 @@
-//! A packed model whose weights change: single precision, in memory of its own.
+//! A packed model whose weights change: single precision, in memory of its own or in a file.
 //!
 //! Steps run on the packed executor as those of any packed model. What a step adds to weights, along
 //! directions that are made again where they are needed, reaches it as [`Perturbed`] hooks and leaves
 //! no trace; what tuning does to them for good is an update, tensor by tensor. Memory is that of the
 //! weights: a tied embedding is the output head's tiles, and a file's pages are let go while it is read.
+//!
+//! Weights that lie in a file are read a layer at a time: while a step runs a layer, the next but one is
+//! read ahead, and the pages of those behind leave the process. So no more is resident than a few layers
+//! or the output head, and bits are the same.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::{Change, Compute, Cpu, Forming, Forms, Term, update_matrix, update_rows};
+use offshoot_kernels::{
+    Change, Compute, Cpu, FileBlock, Forming, Forms, ScratchFile, Term, update_matrix, update_rows,
+};
 
 use super::hooks::Hooks;
-use super::weights::PackedModel;
-use crate::{Checkpoint, Error, LinearId, VectorId};
+use super::weights::{PackedModel, tile_error};
+use crate::{Checkpoint, Error, LinearId, Site, VectorId};
+
+/// Layers that are read ahead of the one that a step runs.
+const AHEAD: usize = 2;
 
 /// A tensor of a model that can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +56,8 @@ pub struct TrainableModel {
     tensors: Vec<TrainableTensor>,
     /// Of each tensor.
     places: Vec<Place>,
+    /// What the matrices lie in, if not in memory.
+    file: Option<ScratchFile>,
 }
 
 impl TrainableModel {
@@ -55,11 +67,72 @@ impl TrainableModel {
     /// # Errors
     /// As [`PackedModel::load`].
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: &Cpu) -> Result<Self, Error> {
-        let model = PackedModel::in_singles(checkpoint, cpu)?;
+        Self::load_in(checkpoint, cpu, None)
+    }
+
+    /// The same, with matrices in memory or in a file without a name on the disk of `folder`.
+    ///
+    /// # Errors
+    /// As [`PackedModel::load`], and [`Error::Io`] if there cannot be such a file, or no room for it.
+    pub fn load_in(
+        checkpoint: Arc<Checkpoint>,
+        cpu: &Cpu,
+        folder: Option<&Path>,
+    ) -> Result<Self, Error> {
+        let create = |folder: &Path| {
+            let io = |source| Error::Io { path: folder.to_owned(), source };
+            ScratchFile::create(folder).map_err(io)
+        };
+        let mut file = folder.map(create).transpose()?;
+        let model = PackedModel::in_singles(checkpoint, cpu, file.as_mut())?;
         let mut all = places(&model);
         all.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         let (tensors, places) = all.into_iter().unzip();
-        Ok(Self { model, tensors, places })
+        Ok(Self { model, tensors, places, file })
+    }
+
+    /// Waits until the weights are on the disk, if that is where they are kept.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if some could not be written: they are lost then.
+    pub fn sync(&self) -> Result<(), Error> {
+        let io = |file: &ScratchFile, source| {
+            let path = file.folder().to_owned();
+            Error::Io { path, source }
+        };
+        self.file.as_ref().map_or(Ok(()), |file| file.sync().map_err(|e| io(file, e)))
+    }
+
+    /// Lets the pages of a tensor leave memory, if it lies in a file.
+    pub fn release(&self, tensor: usize) {
+        let place = self.places.get(tensor);
+        if let Some(block) = place.and_then(|place| self.block(*place)) {
+            block.release();
+        }
+    }
+
+    /// The block of the file that a tensor lies in.
+    fn block(&self, place: Place) -> Option<&FileBlock> {
+        match place {
+            Place::Matrix(id) => self.model.linear(id).matrix.file_block(),
+            Place::Embedding => self.model.own_embedding()?.file_block(),
+            Place::Bias(_) | Place::Vector(_) => None,
+        }
+    }
+
+    /// The blocks of the matrices of `layer`, or of those of none.
+    fn blocks(&self, layer: Option<usize>) -> impl Iterator<Item = &FileBlock> {
+        let of_it = self.tensors.iter().zip(&self.places).filter(move |(t, _)| t.layer == layer);
+        of_it.filter_map(|(_, place)| self.block(*place))
+    }
+
+    /// Between steps: lets the pages go that one left in memory, as those of the output head, and has those
+    /// read that the next begins with.
+    pub fn rest(&self) {
+        if self.file.is_some() {
+            self.blocks(None).for_each(FileBlock::release);
+            (0..AHEAD).for_each(|layer| self.blocks(Some(layer)).for_each(FileBlock::read_ahead));
+        }
     }
 
     /// The model as the packed executor takes it.
@@ -78,7 +151,7 @@ impl TrainableModel {
     /// # Panics
     /// If `terms` has not one list for each tensor. A step panics if a term is not of its tensor's
     /// shape.
-    pub fn perturbed<'a>(&self, terms: &'a [Vec<Term<'a>>], compute: Compute) -> Perturbed<'a> {
+    pub fn perturbed<'a>(&'a self, terms: &'a [Vec<Term<'a>>], compute: Compute) -> Perturbed<'a> {
         assert_eq!(terms.len(), self.tensors.len(), "terms of each tensor");
         let blueprint = self.model.blueprint();
         let mut all = Perturbed {
@@ -87,6 +160,7 @@ impl TrainableModel {
             vectors: vec![&[]; blueprint.vectors.len()],
             embedding: &[],
             compute,
+            on_disk: self.file.is_some().then_some(self),
         };
         for (place, terms) in self.places.iter().zip(terms) {
             match *place {
@@ -118,6 +192,7 @@ impl TrainableModel {
     /// If a term is not of the tensor's shape.
     pub fn update(&mut self, cpu: &Cpu, tensor: usize, change: &Change<'_>) -> Result<(), Error> {
         let (name, shape, place) = self.find(tensor)?;
+        let folder = self.file.as_ref().map(|file| file.folder());
         let model = &mut self.model;
         let matrix = match place {
             Place::Matrix(id) => Some(&mut model.linear_mut(id).matrix),
@@ -134,7 +209,7 @@ impl TrainableModel {
             }
         };
         let changed = matrix.map_or(Ok(()), |matrix| update_matrix(cpu, matrix, change));
-        changed.map_err(|e| Error::Tensor { name, what: e.to_string() })
+        changed.map_err(|e| tile_error(&name, folder, e))
     }
 
     /// Writes row `row` of a tensor to `out`, which has the tensor's columns.
@@ -188,6 +263,7 @@ impl TrainableModel {
             let what = format!("{} weights given, {rows} x {cols} needed", values.len());
             return Err(Error::Tensor { name, what });
         }
+        let folder = self.file.as_ref().map(|file| file.folder());
         let model = &mut self.model;
         let matrix = match place {
             Place::Matrix(id) => Some(&mut model.linear_mut(id).matrix),
@@ -206,7 +282,7 @@ impl TrainableModel {
         let produce =
             |row: usize, out: &mut [f32]| out.copy_from_slice(&values[row * cols..][..cols]);
         let filled = matrix.map_or(Ok(()), |matrix| matrix.fill_rows(cpu, produce));
-        filled.map_err(|e| Error::Tensor { name, what: e.to_string() })
+        filled.map_err(|e| tile_error(&name, folder, e))
     }
 
     /// Name, shape and place of a tensor.
@@ -261,9 +337,30 @@ pub struct Perturbed<'a> {
     vectors: Vec<&'a [Term<'a>]>,
     embedding: &'a [Term<'a>],
     compute: Compute,
+    /// The model, if its matrices lie in a file.
+    on_disk: Option<&'a TrainableModel>,
 }
 
 impl Hooks for Perturbed<'_> {
+    fn taps(&self, site: Site) -> bool {
+        self.on_disk.is_some() && matches!(site, Site::Block(_))
+    }
+
+    fn tap(&mut self, site: Site, _rows: &[f32], _width: usize) {
+        let (Some(model), Site::Block(layer)) = (self.on_disk, site) else { return };
+        model.blocks(Some(layer)).for_each(FileBlock::release);
+        if layer == 0 {
+            // What texts looked up of the embedding.
+            model.blocks(None).for_each(FileBlock::release);
+        }
+        match layer + AHEAD {
+            next if next < model.model.config().num_hidden_layers => {
+                model.blocks(Some(next)).for_each(FileBlock::read_ahead);
+            }
+            _ => model.blocks(None).for_each(FileBlock::read_ahead),
+        }
+    }
+
     fn forming(&self, linear: LinearId) -> Option<Forming<'_>> {
         Some(Forming {
             terms: self.matrices[linear.index()],

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::{
-    BlockType, Buffer, Conversion, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, SharedBytes,
-    TILE_KIND, TileError, form_for,
+    BlockType, Buffer, Conversion, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, ScratchFile,
+    SharedBytes, TILE_KIND, TileError, form_for,
 };
 
 use crate::{
@@ -163,18 +163,24 @@ impl PackedModel {
         Ok(model)
     }
 
-    /// The weights of `checkpoint` in single precision, each matrix in memory of its own, and the
-    /// embedding too unless it is the output head. The file's pages are released on the way.
+    /// The weights of `checkpoint` in single precision, each matrix in memory of its own or in a block of
+    /// `file`, and the embedding too unless it is the output head. The checkpoint's pages are released on
+    /// the way.
     ///
     /// # Errors
-    /// As [`PackedModel::load`].
-    pub(super) fn in_singles(checkpoint: Arc<Checkpoint>, cpu: &Cpu) -> Result<Self, Error> {
+    /// As [`PackedModel::load`], and [`Error::Io`] if `file` fails.
+    pub(super) fn in_singles(
+        checkpoint: Arc<Checkpoint>,
+        cpu: &Cpu,
+        mut file: Option<&mut ScratchFile>,
+    ) -> Result<Self, Error> {
         check_config(checkpoint.config())?;
         let (architecture, blueprint) = Architecture::new(checkpoint.config());
         let mut linears = Vec::with_capacity(blueprint.linears.len());
         for spec in &blueprint.linears {
             let name = format!("{}.weight", spec.name);
-            let matrix = single_matrix(&checkpoint, cpu, &name, [spec.rows, spec.cols])?;
+            let shape = [spec.rows, spec.cols];
+            let matrix = single_matrix(&checkpoint, cpu, &name, shape, file.as_deref_mut())?;
             let bias = match spec.bias {
                 true => Some(vector(&checkpoint, &format!("{}.bias", spec.name), spec.rows)?),
                 false => None,
@@ -192,7 +198,10 @@ impl PackedModel {
         });
         let embedding = match tied {
             true => Embedding::Head,
-            false => Embedding::Own(single_matrix(&checkpoint, cpu, &blueprint.embedding, shape)?),
+            false => {
+                let name = &blueprint.embedding;
+                Embedding::Own(single_matrix(&checkpoint, cpu, name, shape, file)?)
+            }
         };
         let (forms, from_cache) = (Forms::default(), false);
         let model = Self {
@@ -347,19 +356,25 @@ fn check_config(config: &ModelConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// A matrix of the checkpoint in single precision.
+/// A matrix of the checkpoint in single precision, in memory or in `file`.
 fn single_matrix(
     checkpoint: &Checkpoint,
     cpu: &Cpu,
     name: &str,
     shape: [usize; 2],
+    file: Option<&mut ScratchFile>,
 ) -> Result<PackedMatrix, Error> {
     let tensor = checkpoint.require(name)?;
     if tensor.info.shape != shape {
         return Err(shape_error(name, &tensor.info.shape, &shape));
     }
-    let error = |e: TileError| Error::Tensor { name: name.to_owned(), what: e.to_string() };
-    let mut matrix = PackedMatrix::zeroed(shape[0], shape[1]).map_err(error)?;
+    let folder = file.as_deref().map(|file| file.folder().to_owned());
+    let error = |e: TileError| tile_error(name, folder.as_deref(), e);
+    let matrix = match file {
+        Some(file) => PackedMatrix::in_file(shape[0], shape[1], file),
+        None => PackedMatrix::zeroed(shape[0], shape[1]),
+    };
+    let mut matrix = matrix.map_err(error)?;
     let tensor = tensor.passing();
     let failed = std::sync::Mutex::new(None);
     let read = |row: usize, out: &mut [f32]| {
@@ -372,6 +387,18 @@ fn single_matrix(
     match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         Some(e) => Err(e),
         None => Ok(matrix),
+    }
+}
+
+/// A fault of tensor `name`, or of the file in `folder` that weights lie in.
+pub(super) fn tile_error(name: &str, folder: Option<&Path>, error: TileError) -> Error {
+    match (error, folder) {
+        (TileError::File { kind, told }, Some(folder)) => {
+            let what = format!("the weights that are kept here while the run goes on: {told}");
+            let source = std::io::Error::new(kind, what);
+            Error::Io { path: folder.to_owned(), source }
+        }
+        (error, _) => Error::Tensor { name: name.to_owned(), what: error.to_string() },
     }
 }
 

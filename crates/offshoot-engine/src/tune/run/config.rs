@@ -62,6 +62,8 @@ pub struct RunConfig {
     /// Whether a method without gradients that tunes all weights multiplies in bfloat16; the
     /// weights themselves stay in single precision.
     pub bfloat16: bool,
+    /// Where all weights that such a method tunes are kept while it does; no bit depends on it.
+    pub offload: Offload,
     /// What float matrices of the base are quantised to while they are loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
@@ -165,6 +167,7 @@ impl Default for RunConfig {
             train: None,
             freeze: None,
             bfloat16: false,
+            offload: Offload::default(),
             quantize: None,
             rank: 8,     // PEFT's LoraConfig
             alpha: 16.0, // twice the rank, as PEFT's own examples; its default is 8
@@ -233,6 +236,17 @@ impl Space {
             Self::Full => SpaceKind::Full,
         }
     }
+}
+
+/// Where weights are kept that are too many for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// In memory.
+    #[default]
+    None,
+    /// In a file without a name on the disk of the run's folder, which a step reads layer by layer.
+    Disk,
 }
 
 /// What a method without gradients makes less.
@@ -381,6 +395,11 @@ impl RunConfig {
         self.method == Method::Full || (of_space && self.space == Space::Full)
     }
 
+    /// Whether all weights are tuned without gradients.
+    pub(crate) fn tunes_all_without_gradients(&self) -> bool {
+        matches!(self.method, Method::ZerothOrder(_)) && self.space == Space::Full
+    }
+
     /// Refuses what cannot be.
     ///
     /// # Errors
@@ -505,8 +524,8 @@ impl RunConfig {
             (space(Space::Prompt), &["prompt_tokens"], "space = \"prompt\""),
             (zeroth, &["activations"], "methods without gradients"),
             (
-                zeroth && self.space == Space::Full,
-                &["train", "freeze", "bfloat16"],
+                self.tunes_all_without_gradients(),
+                &["train", "freeze", "bfloat16", "offload"],
                 "methods without gradients and space = \"full\"",
             ),
             (self.eval_data.is_empty(), &["eval_fraction"], "runs without eval_data"),

@@ -3,6 +3,7 @@
 //! ```text
 //! first order    weights 4 P    what is trained 4 n s    activations of b l tokens
 //! zeroth order   packed weights, registers, keys and values of a step, what is trained 4 n
+//!   on disk      of the weights, two layers and what belongs to none; 4 P on the disk
 //! ```
 //! P: weights of the model, n: numbers that are trained, s: how often each is there, with its
 //! gradient and the optimiser's state, b: examples at once, l: tokens of one. An activation is
@@ -11,10 +12,12 @@
 //! the feed-forward gate. Where the tensor library keeps its graph, of full tuning and of dropout, each
 //! product's operand and result come to that. One block's gradients stand beside.
 
+use std::collections::BTreeMap;
+
 use offshoot_models::{Architecture, Checkpoint, ModelConfig, VirtualKind};
 use serde::Serialize;
 
-use super::{Method, Optimizer, RunConfig, RunError, Space};
+use super::{Method, Offload, Optimizer, RunConfig, RunError, Space};
 use crate::tune::DraftHeads;
 use crate::tune::zeroth_order::StepLimits;
 use crate::{DenseDevice, DenseType, ExecutorKind, MemoryNeed};
@@ -35,6 +38,8 @@ pub struct TuneNeed {
     pub trained: u64,
     /// What a batch leaves for the backward pass, or in caches.
     pub batch: u64,
+    /// What the run keeps on the disk of its folder while it works, beside what it leaves there.
+    pub disk: u64,
     /// All of it, with the program itself.
     pub total: u64,
 }
@@ -58,7 +63,7 @@ impl TuneNeed {
         let trained = FLOAT * numbers * copies;
         let batch = activations(checkpoint.config(), config);
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
-        Self { weights: need.weights, trained, batch, total }
+        Self { weights: need.weights, trained, batch, disk: 0, total }
     }
 
     fn without_gradients(checkpoint: &Checkpoint, config: &RunConfig) -> Self {
@@ -69,6 +74,10 @@ impl TuneNeed {
             let numbers: u64 = checkpoint.tensors().map(|t| t.len() as u64).sum();
             (need.weights, trained) = (FLOAT * numbers, 0);
         }
+        let disk = match config.offload {
+            Offload::Disk => std::mem::replace(&mut need.weights, resident(checkpoint)),
+            Offload::None => 0,
+        };
         let limits = StepLimits::default();
         // A step runs so many rows at most, however large the batch; one example is never cut.
         let rows = (limits.rows as u64).max(config.max_length as u64);
@@ -76,7 +85,7 @@ impl TuneNeed {
         let batch = row.saturating_mul(rows);
         trained *= POINT_COPIES;
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
-        Self { weights: need.weights, trained, batch, total }
+        Self { weights: need.weights, trained, batch, disk, total }
     }
 
     /// Refuses a run of `config` that does not fit into `available` bytes.
@@ -98,8 +107,14 @@ impl TuneNeed {
 }
 
 /// What makes a run fit, if anything does: the same step in smaller batches, before anything that
-/// changes what is learned.
+/// changes what is learned. A step without gradients is cut to size however large the batch is.
 fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
+    if config.tunes_all_without_gradients()
+        && config.offload == Offload::None
+        && fits(&RunConfig { offload: Offload::Disk, ..config.clone() })
+    {
+        return "give --offload disk, which reads the weights from a file in every step".to_owned();
+    }
     let all = config.batch.saturating_mul(config.accumulation).max(1);
     let smaller = |batch: u32| RunConfig { batch, accumulation: all / batch, ..config.clone() };
     // Divisors of a step's examples, so that it stays the same step.
@@ -127,6 +142,26 @@ fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
         true => format!("give --method lora, and {}", &told(&lora, "")[5..]),
         false => "end other programs, or take a smaller model".to_owned(),
     }
+}
+
+/// Bytes of weights in single precision that are in memory at most where steps read them from a file:
+/// of matrices those of two layers, and of none.
+fn resident(checkpoint: &Checkpoint) -> u64 {
+    let mut layers: BTreeMap<String, u64> = BTreeMap::new();
+    let mut others = 0;
+    for tensor in checkpoint.tensors() {
+        let bytes = FLOAT * tensor.len() as u64;
+        let mut parts = tensor.name.split('.').skip_while(|part| *part != "layers").skip(1);
+        match parts.next() {
+            Some(layer) if tensor.info.shape.len() > 1 => {
+                *layers.entry(layer.to_owned()).or_default() += bytes;
+            }
+            _ => others += bytes,
+        }
+    }
+    let mut layers: Vec<u64> = layers.into_values().collect();
+    layers.sort_unstable();
+    others + layers.iter().rev().take(2).sum::<u64>()
 }
 
 /// Numbers that are trained.
@@ -242,6 +277,29 @@ mod tests {
         let told = refused(&config, TuneNeed::of(&checkpoint, &one).total - 1);
         assert!(told.contains("--max-length 2048 --batch 1 --accumulation 16"), "{told}");
         assert!(refused(&config, 1).ends_with("a smaller model"));
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_are_asked_for_on_disk() {
+        let checkpoint = checkpoint();
+        let (method, space) = ("mezo".parse().unwrap(), Space::Full);
+        let config = RunConfig { method, space, ..RunConfig::default() };
+        let on_disk = RunConfig { offload: Offload::Disk, ..config.clone() };
+        let [need, less] = [&config, &on_disk].map(|config| TuneNeed::of(&checkpoint, config));
+        assert_eq!((less.disk, need.disk), (need.weights, 0));
+        // Of two layers and what belongs to none, here, that is all but what deeper models have.
+        assert_eq!(need.total - less.total, need.weights - less.weights);
+        let mut deep = 0;
+        for tensor in checkpoint.tensors().filter(|t| t.info.shape.len() > 1) {
+            deep +=
+                if tensor.name.starts_with("model.layers.") { 4 * tensor.len() as u64 } else { 0 };
+        }
+        let layers = checkpoint.config().num_hidden_layers as u64;
+        assert_eq!(need.weights - less.weights, deep / layers * layers.saturating_sub(2));
+        let hint = hint(&config, &|other| other.offload == Offload::Disk);
+        assert!(hint.starts_with("give --offload disk"), "{hint}");
+        let none = super::hint(&on_disk, &|_| false);
+        assert!(none.ends_with("a smaller model"), "{none}");
     }
 
     #[test]

@@ -36,7 +36,7 @@ mod variant;
 pub use crate::tune::zeroth_order::Share;
 pub use advice::{Advice, Way};
 use checkpoint::Checkpoints;
-pub use config::{Metric, Objective, Optimizer, RunConfig, RunPlan, Space};
+pub use config::{Metric, Objective, Offload, Optimizer, RunConfig, RunPlan, Space};
 pub use config_file::{Given, read_config};
 pub use description::RunDescription;
 use drive::TRAINER;

@@ -1,5 +1,6 @@
 //! From settings to what a run drives.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ use serde_json::{Map, Value};
 
 use super::config::{LOCAL_STEPS, Objective as Aim, Space as Tuned};
 use super::evaluation::answers;
-use super::{Examples, Method, Optimizer, RunConfig, RunDescription, RunError};
+use super::files::output;
+use super::{Examples, Method, Offload, Optimizer, RunConfig, RunDescription, RunError};
 use crate::medusa::most_counted;
 use crate::tune::eval::EvalOptions;
 use crate::tune::zeroth_order::{
@@ -68,7 +70,8 @@ impl Base {
     }
 
     /// Makes the trainer of the run that `description` is of, on `cpu`, as one of the processes of
-    /// `exchange`, which has the examples `train`. Their tokens say which ones draft heads score.
+    /// `exchange`, which has the examples `train`. Their tokens say which ones draft heads score. Weights
+    /// that are kept on disk are there in `folder`, the run's, which is made for them.
     ///
     /// # Errors
     /// If a setting is not one that the method takes, or the weights cannot be read.
@@ -78,12 +81,35 @@ impl Base {
         train: &dyn Examples,
         (tokenizer, cpu): (&Arc<Tokenizer>, &Cpu),
         exchange: &Rc<dyn Exchange>,
+        folder: &Path,
     ) -> Result<Box<dyn Trainer>, Error> {
         let config = &description.config;
         let Method::ZerothOrder(name) = config.method else {
             return with_gradients(description, train, self.stored()?, exchange);
         };
-        let space = self.space(config, cpu)?;
+        let made = config.offload == Offload::Disk && !folder.exists();
+        if made {
+            std::fs::create_dir_all(folder).map_err(output(folder))?;
+        }
+        let trainer =
+            self.without_gradients(name, description, train, (tokenizer, cpu), (exchange, folder));
+        if made && trainer.is_err() {
+            // Nothing is in it yet, unless another process of the run was faster.
+            let _ = std::fs::remove_dir(folder);
+        }
+        trainer
+    }
+
+    fn without_gradients(
+        &self,
+        name: &str,
+        description: &RunDescription,
+        train: &dyn Examples,
+        (tokenizer, cpu): (&Arc<Tokenizer>, &Cpu),
+        (exchange, folder): (&Rc<dyn Exchange>, &Path),
+    ) -> Result<Box<dyn Trainer>, Error> {
+        let config = &description.config;
+        let space = self.space(config, cpu, folder)?;
         let options = ZerothOrderOptions {
             method: name.to_owned(),
             options: Value::Object(self.options(config)?),
@@ -128,7 +154,7 @@ impl Base {
         }
     }
 
-    fn space(&self, config: &RunConfig, cpu: &Cpu) -> Result<Box<dyn Space>, Error> {
+    fn space(&self, config: &RunConfig, cpu: &Cpu, folder: &Path) -> Result<Box<dyn Space>, Error> {
         let distribution = config.method.card().map_or_else(Default::default, |c| c.distribution);
         let seed = config.seed;
         let packed = || match self {
@@ -141,6 +167,7 @@ impl Base {
                     train: config.train.clone(),
                     freeze: config.freeze.clone(),
                     bfloat16: config.bfloat16,
+                    folder: (config.offload == Offload::Disk).then(|| folder.to_owned()),
                     seed,
                     distribution,
                 };

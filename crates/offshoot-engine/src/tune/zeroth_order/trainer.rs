@@ -363,6 +363,7 @@ impl Trainer for ZerothOrderTrainer {
     }
 
     fn save(&self, folder: &Path) -> Result<(), Error> {
+        self.space.sync()?;
         snapshot::write(&folder.join(SNAPSHOT_FILE), &*self.space)?;
         write_whole(&folder.join(TRAJECTORY_FILE), &self.recorder.bytes(None))
     }
@@ -374,6 +375,7 @@ impl Trainer for ZerothOrderTrainer {
     }
 
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {
+        self.space.sync()?;
         self.space.write_variant(folder)?;
         let end: Hash = weights_hash(&*self.space)?;
         write_whole(&folder.join(TRAJECTORY_FILE), &self.recorder.bytes(Some(&end)))

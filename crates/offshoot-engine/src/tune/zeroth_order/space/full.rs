@@ -4,10 +4,13 @@
 //! point adds to them is made and added where a tile is multiplied, so that no weight changes but by an
 //! update. One point is evaluated at a time, each over all texts of a step.
 //!
+//! They may lie in a file instead, from which a step reads them layer by layer: the same bits, in the memory
+//! of a few layers, for two readings of the file and a writing a step.
+//!
 //! Cost: four bytes a weight, and nothing beside that grows with the model; an embedding that is the
 //! output head too is one tensor, moved along one direction in both uses.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use offshoot_kernels::{Compute, Cpu, Distribution};
@@ -36,6 +39,9 @@ pub struct FullOptions {
     pub freeze: Option<String>,
     /// Whether products are computed in bfloat16; the weights themselves stay in single precision.
     pub bfloat16: bool,
+    /// The folder on whose disk the matrices are kept, if not in memory.
+    #[serde(skip)]
+    pub folder: Option<PathBuf>,
     /// Draws the directions.
     #[serde(skip)]
     pub seed: u64,
@@ -70,7 +76,7 @@ impl FullSpace {
         options: &FullOptions,
     ) -> Result<Self, Error> {
         let (train, freeze) = (pattern(&options.train)?, pattern(&options.freeze)?);
-        let model = TrainableModel::load(checkpoint, cpu)?;
+        let model = TrainableModel::load_in(checkpoint, cpu, options.folder.as_deref())?;
         let mut tensors = Vec::new();
         for (i, tensor) in model.tensors().iter().enumerate() {
             let tuned = train.as_ref().map_or(Ok(true), |train| found(train, &tensor.name))?;
@@ -180,6 +186,7 @@ impl Space for FullSpace {
         for (row, out) in (first..).zip(out.chunks_exact_mut(spec.cols)) {
             self.model.read_row(at, row, out)?;
         }
+        self.model.release(at);
         Ok(())
     }
 
@@ -226,7 +233,14 @@ impl Space for FullSpace {
         let all: Vec<_> = self.point.iter().map(|drawn| terms(drawn)).collect();
         let compute = if self.options.bfloat16 { Compute::Bfloat16 } else { Compute::Single };
         let mut hooks = self.model.perturbed(&all, compute);
-        run(self.model.model(), &mut hooks)
+        self.model.rest();
+        let done = run(self.model.model(), &mut hooks);
+        self.model.rest();
+        done
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        Ok(self.model.sync()?)
     }
 
     fn write_variant(&self, folder: &Path) -> Result<(), Error> {

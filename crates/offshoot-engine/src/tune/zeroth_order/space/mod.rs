@@ -122,6 +122,14 @@ pub trait Space: std::fmt::Debug + Send {
         Ok(())
     }
 
+    /// Makes sure that nothing of what is tuned was lost on its way to a disk, if that is where it is kept.
+    ///
+    /// # Errors
+    /// If something was.
+    fn sync(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Writes what was learned into `folder`, in the form in which it is served.
     ///
     /// # Errors
