@@ -21,6 +21,7 @@ mod reader;
 mod rope;
 mod sampling;
 mod split;
+mod template;
 mod tokenizer;
 mod value;
 mod writer;
