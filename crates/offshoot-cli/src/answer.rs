@@ -40,6 +40,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
             model.encode_text(&prompt)?
         }
         Some(_) => {
+            chat::note_assumed(&model);
             let mut messages: Vec<Message> =
                 system.iter().map(|text| Message::new("system", text)).collect();
             messages.push(Message::new("user", prompt));

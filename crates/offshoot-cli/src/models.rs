@@ -252,7 +252,7 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
             .iter()
             .map(|e| match &e.state {
                 EntryState::Ready { path, manifest } => json!({
-                    "name": e.name, "state": "ready", "path": path, "size": manifest.size,
+                    "name": e.name, "state": "ready", "path": path, "size": manifest.total_size(),
                 }),
                 EntryState::Partial { bytes } => {
                     json!({ "name": e.name, "state": "partial", "size": bytes })
@@ -270,7 +270,9 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), Failure> {
     }
     for e in &entries {
         let state = match &e.state {
-            EntryState::Ready { manifest, .. } => format!("{:>6} MB", manifest.size / 1_000_000),
+            EntryState::Ready { manifest, .. } => {
+                format!("{:>6} MB", manifest.total_size() / 1_000_000)
+            }
             EntryState::Partial { bytes } => {
                 format!("{:>6} MB so far: offshoot pull {} goes on", bytes / 1_000_000, e.name)
             }

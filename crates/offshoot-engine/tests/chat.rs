@@ -9,7 +9,8 @@ use offshoot_engine::store::{PullPolicy, Quiet, Store};
 use offshoot_engine::{Control, Error, GenerateOptions, LoadOptions, Model, Session};
 use offshoot_kernels::{Cpu, Isa};
 use offshoot_methods::SamplingOptions;
-use offshoot_models::{Controls, Message, Special};
+use offshoot_models::gguf::Array;
+use offshoot_models::{Controls, Message, RenderOptions, Special};
 use serde_json::json;
 use support::tiny::Tiny;
 
@@ -20,6 +21,10 @@ fn tiny(template: Option<&'static str>) -> Model {
         Some(template) => tiny.set("tokenizer.chat_template", template),
         None => assert!(tiny.keys.remove("tokenizer.chat_template").is_some()),
     }
+    load(&tiny)
+}
+
+fn load(tiny: &Tiny) -> Model {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), tiny.bytes()).unwrap();
     let options = LoadOptions { threads: 1, ..LoadOptions::default() };
@@ -143,10 +148,37 @@ fn an_answer_loses_the_space_that_it_begins_with_unless_its_text_goes_on() {
 }
 
 #[test]
-fn a_model_without_a_template_has_no_chat() {
-    assert!(tiny(None).encode_chat(&[Message::new("user", "ab")]).unwrap().is_none());
-    let raw = tiny(None).encode_messages(&[Message::new("user", "ab")]).unwrap();
-    assert_eq!(raw, tiny(None).encode_text("ab").unwrap());
+fn a_model_without_a_template_has_chatml_if_its_marks_are_control_tokens_and_else_no_chat() {
+    let ask = [Message::new("user", "ab")];
+    let assumed = tiny(None);
+    assert!(assumed.checkpoint().assumes_template());
+    assert!(!tiny(Some("{{ messages[0].content }}")).checkpoint().assumes_template());
+    // `user` and the ends of lines have no tokens here.
+    let (start, end) = (1, 2);
+    let spelt = assumed.encode_chat(&ask).unwrap().unwrap();
+    let marks: Vec<u32> = spelt.iter().copied().filter(|id| [start, end].contains(id)).collect();
+    assert_eq!(marks, [start, end, start]);
+    let template = assumed.template().unwrap();
+    let talk = [Message::new("system", "s"), Message::new("user", "u")];
+    let shown = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n";
+    let rendered = |add_generation_prompt| {
+        let options = RenderOptions { add_generation_prompt, ..RenderOptions::default() };
+        template.render(&talk, &options).unwrap()
+    };
+    assert_eq!(rendered(false), shown);
+    assert_eq!(rendered(true), format!("{shown}<|im_start|>assistant\n"));
+    // As a token that users may write, or none, a mark is no mark.
+    for kind in [1i32, 4] {
+        let mut tiny = Tiny::smallest("llama");
+        tiny.keys.remove("tokenizer.chat_template");
+        let kinds = [3, kind, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1];
+        tiny.set("tokenizer.ggml.token_type", kinds.into_iter().collect::<Array<'_>>());
+        tiny.set("tokenizer.ggml.add_bos_token", false);
+        let without = load(&tiny);
+        assert!(without.encode_chat(&ask).unwrap().is_none());
+        let raw = without.encode_messages(&ask).unwrap();
+        assert_eq!(raw, without.encode_text("ab").unwrap());
+    }
 }
 
 #[test]

@@ -53,10 +53,11 @@ fn a_real_model_loses_little_at_8_bits_and_at_4_what_it_had_lost_before() {
     let float = score(&half, None);
     let (eight, four) = (score(&half, Some(Recipe::Q8_0)), score(&half, Some(Recipe::Q4_1)));
     let before = score(&source, None);
-    // The file's activations have 8 bits as those of the other two have, and the half-precision
-    // model's are floats: what that costs is 0.6 %, what 8 bits of weights cost 0.05 % more.
-    assert!((eight / before - 1.0).abs() < 0.005, "8 bits: {eight}, the file itself: {before}");
-    assert!((eight / float - 1.0).abs() < 0.02, "8 bits: {eight}, floats: {float}");
+    // The inputs of 8-bit weights have two planes of 8 bits, so they cost next to nothing, and the
+    // weights a little; with one plane this model loses 0.5 to 0.7 %.
+    assert!((eight / float - 1.0).abs() < 0.003, "8 bits: {eight}, floats: {float}");
+    // The file's activations have 8 bits, the half-precision model's are floats: that costs 0.6 %.
+    assert!((before / float - 1.0).abs() < 0.02, "the file itself: {before}, floats: {float}");
     // The weights come from Q4_1, and the search finds their scales again but for the rounding to
     // half precision between.
     assert!((four / before - 1.0).abs() < 0.02, "4 bits: {four}, the file itself: {before}");

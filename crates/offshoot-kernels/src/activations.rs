@@ -12,7 +12,12 @@
 //!       52..60  -sum of q over each half, 2 x i32
 //! ```
 //!
-//! Up to [`PANEL`] tokens form a panel: their lines for block 0, then for block 1, and so on.
+//! What that leaves over may be kept too, in the same way: `q' = round(254 * (x / d - q))` with the
+//! scale `d / 254`, so that both together err by a 508th of `d`. Such a second plane has lines of its
+//! own, and a product with both is the sum of the products with each.
+//!
+//! Up to [`PANEL`] tokens form a panel: their lines for block 0, then those of its second plane, then
+//! for block 1, and so on.
 
 use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
@@ -29,6 +34,8 @@ pub(crate) const LINE: usize = 64;
 pub struct Forms {
     /// 8-bit blocks, for quantised weights.
     pub q8: bool,
+    /// What 8-bit blocks leave over, in 8-bit blocks again, for weights of 8 bits; others do without.
+    pub rest: bool,
     /// bfloat16, for bfloat16 weights.
     pub bf16: bool,
 }
@@ -44,6 +51,35 @@ pub struct Activations {
     x: Buffer<f32>,
     lines: Buffer<u8>,
     bf16: Buffer<u16>,
+}
+
+impl Forms {
+    /// All forms of `self` and of `other`.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            q8: self.q8 || other.q8,
+            rest: self.rest || other.rest,
+            bf16: self.bf16 || other.bf16,
+        }
+    }
+
+    /// How many lines a token's block has.
+    const fn planes(self) -> usize {
+        if self.q8 && self.rest { 2 } else { self.q8 as usize }
+    }
+}
+
+/// The lines of a panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    pub(crate) lines: &'a [u8],
+    /// Tokens that it is laid out for, and those that it has.
+    pub(crate) width: usize,
+    pub(crate) count: usize,
+    /// Bytes from a block's lines to the next block's.
+    pub(crate) stride: usize,
+    /// Bytes from a line to that of the second plane; 0 if there is none.
+    pub(crate) rest: usize,
 }
 
 impl Default for Activations {
@@ -145,7 +181,7 @@ impl Activations {
         let panels = tokens.div_ceil(PANEL);
         self.x.grow(tokens * cols);
         if forms.q8 {
-            self.lines.grow(panels * PANEL * LINE * (cols / 32));
+            self.lines.grow(panels * forms.planes() * PANEL * LINE * (cols / 32));
         }
         if forms.bf16 {
             self.bf16.grow(tokens * cols.next_multiple_of(2));
@@ -156,11 +192,19 @@ impl Activations {
         (self.tokens, self.cols, self.forms) = (tokens, cols, forms);
     }
 
-    /// The lines of panel `panel` and how many tokens it is laid out for.
-    pub(crate) fn panel(&self, panel: usize) -> (&[u8], usize, usize) {
-        let panel_bytes = PANEL * LINE * (self.cols / 32);
+    /// Panel `panel`.
+    pub(crate) fn panel(&self, panel: usize) -> Panel<'_> {
+        let planes = self.forms.planes();
+        let bytes = planes * PANEL * LINE * (self.cols / 32);
         let count = PANEL.min(self.tokens - panel * PANEL);
-        (&self.lines[panel * panel_bytes..(panel + 1) * panel_bytes], panel_width(count), count)
+        let width = panel_width(count);
+        Panel {
+            lines: &self.lines[panel * bytes..(panel + 1) * bytes],
+            width,
+            count,
+            stride: planes * width * LINE,
+            rest: if planes == 2 { width * LINE } else { 0 },
+        }
     }
 
     /// bfloat16 rows, `[tokens, cols rounded up to even]`.
@@ -203,10 +247,15 @@ impl NewRows<'_> {
         if self.forms.q8 {
             let (panel, token) = (row / PANEL, row % PANEL);
             let width = panel_width(PANEL.min(self.tokens - panel * PANEL));
-            let start = panel * PANEL * LINE * (self.cols / 32);
-            let first = start + (col / 32 * width + token) * LINE;
-            // The lines of these inputs, a line for each block, belong to them alone.
-            quantize_blocks(self.isa, x, &self.lines, first, width * LINE);
+            let planes = self.forms.planes();
+            let start = panel * planes * PANEL * LINE * (self.cols / 32);
+            let places = Places {
+                first: start + (col / 32 * planes * width + token) * LINE,
+                stride: planes * width * LINE,
+                rest: if planes == 2 { width * LINE } else { 0 },
+            };
+            // The lines of these inputs, one or two for each block, belong to them alone.
+            quantize_blocks(self.isa, x, &self.lines, places);
         }
         if self.forms.bf16 {
             let at = row * self.cols.next_multiple_of(2) + col;
@@ -219,49 +268,72 @@ impl NewRows<'_> {
     }
 }
 
-by_isa! {
-    fn quantize_blocks(x: &[f32], lines: &Disjoint<'_, u8>, first: usize, stride: usize)
-        = quantize_blocks_lanes
+/// Where the lines of a token's blocks go.
+#[derive(Clone, Copy)]
+struct Places {
+    first: usize,
+    /// Bytes from a block's line to the next one's.
+    stride: usize,
+    /// Bytes from a line to that of the second plane; 0 if there is none.
+    rest: usize,
 }
 
-/// Quantises whole blocks of inputs; block `b` goes to the line at `first + b * stride`, which no one
-/// else uses meanwhile.
+by_isa! {
+    fn quantize_blocks(x: &[f32], lines: &Disjoint<'_, u8>, places: Places) = quantize_blocks_lanes
+}
+
+/// Quantises whole blocks of inputs; no one else uses their lines meanwhile.
 #[inline(always)]
-unsafe fn quantize_blocks_lanes<L: Lanes>(
-    x: &[f32],
-    lines: &Disjoint<'_, u8>,
-    first: usize,
-    stride: usize,
-) {
+unsafe fn quantize_blocks_lanes<L: Lanes>(x: &[f32], lines: &Disjoint<'_, u8>, places: Places) {
     for (b, x) in x.chunks_exact(32).enumerate() {
-        // SAFETY: `x` holds 32 floats and `line` 64 bytes, of which 60 are written; nobody else uses
-        // the line.
+        let at = places.first + b * places.stride;
+        // SAFETY: `x` holds 32 floats; nobody else uses the lines.
         unsafe {
-            let line = lines.slice(first + b * stride, LINE);
             let (x0, x1) = (L::load(x.as_ptr()), L::load(x.as_ptr().add(16)));
             let greatest = L::greatest(L::max(L::abs(x0), L::abs(x1)));
             let (d, inverse) =
                 if greatest <= 1e-30 { (0.0, 0.0) } else { (greatest / 127.0, 127.0 / greatest) };
-            let q0 = L::to_i32(L::mul(x0, L::splat(inverse)));
-            let q1 = L::to_i32(L::mul(x1, L::splat(inverse)));
-            let p = line.as_mut_ptr();
-            L::store_i8(p.cast(), q0);
-            L::store_i8(p.cast::<i8>().add(16), q1);
-            // Sums of at most 32 x 127 are exact in f32, so their order is free. What is added to
-            // them is zero, or a NaN where an input is none of the finite numbers: it must reach the
-            // logits, where it is an error.
-            let zero = L::splat(0.0);
-            let s0 = L::sum(L::fma(x0, zero, L::to_f32(q0)));
-            let s1 = L::sum(L::fma(x1, zero, L::to_f32(q1)));
-            let d = d + 0.0 * (s0 + s1);
-            let floats = p.cast::<f32>();
-            floats.add(8).write_unaligned(d);
-            floats.add(9).write_unaligned(d * (s0 + s1));
-            floats.add(10).cast::<i32>().write_unaligned(((s0 + s1) as i32).wrapping_neg());
-            floats.add(11).write_unaligned(d * s0);
-            floats.add(12).write_unaligned(d * s1);
-            floats.add(13).cast::<i32>().write_unaligned((s0 as i32).wrapping_neg());
-            floats.add(14).cast::<i32>().write_unaligned((s1 as i32).wrapping_neg());
+            let inverse = L::splat(inverse);
+            let (y0, y1) = (L::mul(x0, inverse), L::mul(x1, inverse));
+            let (q0, q1) = (L::to_i32(y0), L::to_i32(y1));
+            write_line::<L>(lines.slice(at, LINE), [x0, x1], [q0, q1], d);
+            if places.rest > 0 {
+                // The differences are exact: they have no more places than the minuends.
+                let steps = L::splat(254.0);
+                let r0 = L::to_i32(L::mul(L::sub(y0, L::to_f32(q0)), steps));
+                let r1 = L::to_i32(L::mul(L::sub(y1, L::to_f32(q1)), steps));
+                write_line::<L>(lines.slice(at + places.rest, LINE), [x0, x1], [r0, r1], d / 254.0);
+            }
         }
+    }
+}
+
+/// Writes a line: quants of the inputs `x` whose scale is `d`, and what products need of them.
+///
+/// # Safety
+/// Where the instructions of `L` exist.
+#[inline(always)]
+unsafe fn write_line<L: Lanes>(line: &mut [u8], x: [L::F; 2], q: [L::I; 2], d: f32) {
+    assert_eq!(line.len(), LINE, "a line");
+    // SAFETY: 60 of the line's 64 bytes are written.
+    unsafe {
+        let p = line.as_mut_ptr();
+        L::store_i8(p.cast(), q[0]);
+        L::store_i8(p.cast::<i8>().add(16), q[1]);
+        // Sums of at most 32 x 127 are exact in f32, so their order is free. What is added to
+        // them is zero, or a NaN where an input is none of the finite numbers: it must reach the
+        // logits, where it is an error.
+        let zero = L::splat(0.0);
+        let s0 = L::sum(L::fma(x[0], zero, L::to_f32(q[0])));
+        let s1 = L::sum(L::fma(x[1], zero, L::to_f32(q[1])));
+        let d = d + 0.0 * (s0 + s1);
+        let floats = p.cast::<f32>();
+        floats.add(8).write_unaligned(d);
+        floats.add(9).write_unaligned(d * (s0 + s1));
+        floats.add(10).cast::<i32>().write_unaligned(((s0 + s1) as i32).wrapping_neg());
+        floats.add(11).write_unaligned(d * s0);
+        floats.add(12).write_unaligned(d * s1);
+        floats.add(13).cast::<i32>().write_unaligned((s0 as i32).wrapping_neg());
+        floats.add(14).cast::<i32>().write_unaligned((s1 as i32).wrapping_neg());
     }
 }

@@ -81,13 +81,14 @@ fn tokens_of_a_part_have_the_bits_of_a_token_alone() {
         let cpu = Cpu::new(isa, 3);
         for block in BLOCKS {
             let weights = [0, 1, 2].map(|seed| matrix(&cpu, block, (ROWS, COLS), seed));
-            let acts = inputs(&cpu, &x, form_for(block));
+            let forms = Forms { rest: true, ..form_for(block) };
+            let acts = inputs(&cpu, &x, forms);
             let mut out = vec![f32::NAN; tokens * ROWS];
             multiply_parts(&cpu, &acts, &parts, |i| &weights[i], &mut out);
             for part in &parts {
                 let weights = &weights[part.matrix];
                 for token in part.start..part.end {
-                    let one = inputs(&cpu, &x[token * COLS..(token + 1) * COLS], form_for(block));
+                    let one = inputs(&cpu, &x[token * COLS..(token + 1) * COLS], forms);
                     let mut alone = vec![0.0; ROWS];
                     let product =
                         Product { weights, bias: None, accumulate: false, out: &mut alone };
@@ -123,7 +124,7 @@ fn gated_parts_have_the_bits_of_a_token_alone_in_every_form() {
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 3);
         for block in BLOCKS {
-            let forms = Forms { q8: true, bf16: block == BlockType::Bf16 };
+            let forms = Forms { q8: true, bf16: block == BlockType::Bf16, ..Forms::default() };
             let weights = [0, 1, 2, 3].map(|seed| matrix(&cpu, block, (INNER, COLS), seed));
             let pair = |i: usize| GatedPair {
                 gate: (&weights[i], None),

@@ -72,10 +72,19 @@ fn pack(cpu: &Cpu, block: BlockType, rows: usize, cols: usize, bytes: &[u8]) -> 
     PackedMatrix::from_packed(block, rows, cols, SharedBytes::from(out)).unwrap()
 }
 
+/// What weights of `block` need, and the second plane of 8-bit inputs, which only some use.
+fn with_rest(block: BlockType) -> Forms {
+    Forms { rest: true, ..form_for(block) }
+}
+
 fn product(cpu: &Cpu, w: &PackedMatrix, x: &[f32], tokens: usize) -> Vec<f32> {
+    product_in(form_for(w.block()), cpu, w, x, tokens)
+}
+
+fn product_in(forms: Forms, cpu: &Cpu, w: &PackedMatrix, x: &[f32], tokens: usize) -> Vec<f32> {
     let mut acts = Activations::new();
     let cols = w.cols();
-    acts.fill(cpu, (tokens, cols), form_for(w.block()), |row, out| {
+    acts.fill(cpu, (tokens, cols), forms, |row, out| {
         out.copy_from_slice(&x[row * cols..(row + 1) * cols]);
     });
     let mut out = vec![f32::NAN; tokens * w.rows()];
@@ -151,6 +160,40 @@ fn products_are_near_the_exact_ones() {
 }
 
 #[test]
+fn a_second_plane_of_inputs_makes_8_bit_weights_exact_and_changes_no_others() {
+    let cpu = Cpu::new(Isa::best(), 2);
+    for block in BlockType::ALL {
+        let (rows, cols, tokens) = (24, width_for(block, 3), 3);
+        let mut random = Random(11);
+        let bytes = random_rows(block, rows, cols, &mut random);
+        let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
+        let w = pack(&cpu, block, rows, cols, &bytes);
+        let (one, two) =
+            (product(&cpu, &w, &x, tokens), product_in(with_rest(block), &cpu, &w, &x, tokens));
+        if block != BlockType::Q8_0 {
+            assert_eq!(bits(&one), bits(&two), "{block}");
+            continue;
+        }
+        let mut row_w = vec![0.0; cols];
+        let error = |y: &[f32], row: usize, token: usize, w: &[f32]| {
+            let x = &x[token * cols..(token + 1) * cols];
+            let exact: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            (f64::from(y[token * rows + row]) - exact).abs()
+        };
+        let mut sums = [0.0; 2];
+        for row in 0..rows {
+            w.dequantize_row(row, &mut row_w);
+            for token in 0..tokens {
+                sums[0] += error(&one, row, token, &row_w);
+                sums[1] += error(&two, row, token, &row_w);
+            }
+        }
+        // Steps are 254 times smaller; sums in single precision are not.
+        assert!(sums[1] < sums[0] / 100.0, "{sums:?}");
+    }
+}
+
+#[test]
 fn float_products_are_exact_to_rounding() {
     let cpu = Cpu::new(Isa::best(), 1);
     for block in [BlockType::F32, BlockType::F16] {
@@ -219,13 +262,17 @@ proptest! {
         let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit() * scale).collect();
         let oracle = Cpu::new(Isa::PORTABLE, 1);
         let w = pack(&oracle, block, rows, cols, &bytes);
-        let expected = bits(&product(&oracle, &w, &x, tokens));
-        for isa in Isa::available() {
-            let cpu = Cpu::new(isa, threads);
-            prop_assert_eq!(&bits(&product(&cpu, &w, &x, tokens)), &expected, "{} {}", block, isa);
-            let token = (seed % tokens as u64) as usize;
-            let alone = product(&cpu, &w, &x[token * cols..(token + 1) * cols], 1);
-            prop_assert_eq!(&bits(&alone)[..], &expected[token * rows..(token + 1) * rows]);
+        for forms in [form_for(block), with_rest(block)] {
+            let expected = bits(&product_in(forms, &oracle, &w, &x, tokens));
+            for isa in Isa::available() {
+                let cpu = Cpu::new(isa, threads);
+                let all = bits(&product_in(forms, &cpu, &w, &x, tokens));
+                prop_assert_eq!(&all, &expected, "{} {} {:?}", block, isa, forms);
+                let token = (seed % tokens as u64) as usize;
+                let x = &x[token * cols..(token + 1) * cols];
+                let alone = product_in(forms, &cpu, &w, x, 1);
+                prop_assert_eq!(&bits(&alone)[..], &expected[token * rows..(token + 1) * rows]);
+            }
         }
     }
 }
@@ -248,12 +295,15 @@ fn the_greatest_quants_and_inputs_do_not_overflow() {
             }
             let oracle = Cpu::new(Isa::PORTABLE, 1);
             let w = pack(&oracle, block, rows, cols, &bytes);
-            // Every input is quantised to 127, to -127, or to both by turns.
+            // Inputs are quantised to 127, to -127, or to both by turns, or to 126 with half a step left.
             for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
-                let x: Vec<f32> = (0..tokens * cols).map(|i| signs[i % 2]).collect();
-                let expected = bits(&product(&oracle, &w, &x, tokens));
+                // All but the first of 32 leave over half a step, or nearly, as far as there is one.
+                let size = |i: usize| if i % 32 == 0 { 1.0 } else { 126.4999 / 127.0 };
+                let x: Vec<f32> = (0..tokens * cols).map(|i| size(i) * signs[i % 2]).collect();
+                let forms = with_rest(block);
+                let expected = bits(&product_in(forms, &oracle, &w, &x, tokens));
                 for isa in Isa::available() {
-                    let found = bits(&product(&Cpu::new(isa, 1), &w, &x, tokens));
+                    let found = bits(&product_in(forms, &Cpu::new(isa, 1), &w, &x, tokens));
                     assert_eq!(found, expected, "{block} of {fill:#x} by {isa}");
                 }
             }
@@ -271,10 +321,14 @@ fn shapes_that_cannot_be_packed_are_errors() {
     assert!(PackedMatrix::from_packed(BlockType::Q8_0, 16, 32, bytes).is_err());
 }
 
-/// Inputs in every form that any weights need.
-fn inputs(cpu: &Cpu, tokens: usize, cols: usize, x: &[f32]) -> Activations {
+/// Every form that any weights of `cols` inputs need, with the second plane or not.
+fn all_forms(cols: usize, rest: bool) -> Forms {
+    Forms { q8: cols.is_multiple_of(32), bf16: true, rest }
+}
+
+fn inputs(cpu: &Cpu, (tokens, cols): (usize, usize), x: &[f32], rest: bool) -> Activations {
     let mut acts = Activations::new();
-    let forms = Forms { q8: cols.is_multiple_of(32), bf16: true };
+    let forms = all_forms(cols, rest);
     acts.fill(cpu, (tokens, cols), forms, |row, out| {
         out.copy_from_slice(&x[row * cols..(row + 1) * cols]);
     });
@@ -303,7 +357,8 @@ proptest! {
         });
         let bias: Vec<f32> = (0..outputs).map(|_| random.unit()).collect();
         let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
-        let acts = inputs(&cpu, tokens, cols, &x);
+        let rest = seed % 2 == 1;
+        let acts = inputs(&cpu, (tokens, cols), &x, rest);
         let mut steps = [vec![0.0; tokens * outputs], vec![0.0; tokens * outputs]];
         let [a, b] = &mut steps;
         multiply(&cpu, &acts, &mut [
@@ -312,7 +367,7 @@ proptest! {
         ]);
         let mut expected = vec![0.0; tokens * outputs];
         activation.gate(cpu.isa(), &steps[0], &steps[1], &mut expected);
-        let forms = Forms { q8: outputs.is_multiple_of(32), bf16: true };
+        let forms = all_forms(outputs, rest);
         let pair = GatedPair { gate: (&gate, Some(&bias)), up: (&up, None), activation };
         let mut gated = Activations::new();
         multiply_gated(&cpu, &acts, pair, forms, &mut gated);
@@ -323,7 +378,7 @@ proptest! {
         let mut out = vec![0.0; tokens * 40];
         let one = Product { weights: &w, bias: None, accumulate: false, out: &mut out };
         multiply(&cpu, &gated, &mut [one]);
-        prop_assert_eq!(bits(&out), bits(&product(&cpu, &w, &expected, tokens)));
+        prop_assert_eq!(bits(&out), bits(&product_in(forms, &cpu, &w, &expected, tokens)));
     }
 
     /// The greatest product is found where it is, the lowest index of equals, on every instruction
@@ -345,7 +400,7 @@ proptest! {
         for isa in Isa::available() {
             let cpu = Cpu::new(isa, threads);
             let w = pack(&cpu, block, 2 * half, cols, &bytes);
-            let acts = inputs(&cpu, tokens, cols, &x);
+            let acts = inputs(&cpu, (tokens, cols), &x, seed % 2 == 1);
             let mut bias = vec![0.0; 2 * half];
             if let Some(bias) = bias.get_mut(nan) {
                 *bias = f32::NAN;
@@ -377,8 +432,10 @@ fn an_input_that_is_no_number_reaches_every_output() {
             for at in 0..64 {
                 let mut x: Vec<f32> = (0..cols).map(|_| random.unit()).collect();
                 x[at] = f32::NAN;
-                let out = product(&cpu, &w, &x, 1);
-                assert!(out.iter().all(|y| y.is_nan()), "{isa} {block} input {at}");
+                for forms in [form_for(block), with_rest(block)] {
+                    let out = product_in(forms, &cpu, &w, &x, 1);
+                    assert!(out.iter().all(|y| y.is_nan()), "{isa} {block} input {at}");
+                }
             }
             assert!(product(&cpu, &w, &vec![f32::NAN; cols], 1).iter().all(|y| y.is_nan()));
         }

@@ -226,8 +226,10 @@ pub struct Contents {
     pub unused: Vec<String>,
     /// The tokenizer, or why offshoot cannot build the one that the file has.
     pub tokenizer: Result<TokenizerSpec, String>,
-    /// The chat template's source, if the file has one.
+    /// The chat template's source, if the file has one or one is assumed.
     pub chat_template: Option<String>,
+    /// Whether the chat template is not the file's.
+    pub assumes_template: bool,
     /// Ids at which an answer ends, ascending.
     pub stop_tokens: Vec<u32>,
     /// How the model's makers would have answers made.
@@ -368,9 +370,15 @@ impl Checkpoint {
             .map_err(|what| Error::File { path: self.path.clone(), what: what.clone() })
     }
 
-    /// The chat template's source, if the file has one.
+    /// The chat template's source, if the file has one. A GGUF file without one whose vocabulary has the
+    /// marks of ChatML has that.
     pub fn chat_template(&self) -> Option<&str> {
         self.contents.chat_template.as_deref()
+    }
+
+    /// Whether the chat template is not the file's, but ChatML as its vocabulary suggests.
+    pub fn assumes_template(&self) -> bool {
+        self.contents.assumes_template
     }
 
     /// Ids at which an answer ends, ascending: what the file names as end of text, turn or message,

@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::{
-    Checkpoint, Error, Pieces, PreTokenizer, SentencePiece, SpacePrefix, Tensor, TokenKind,
-    TokenizerModel, TokenizerSpec,
+    Checkpoint, Error, Pieces, SentencePiece, SpacePrefix, Tensor, TokenKind, TokenizerModel,
+    TokenizerSpec,
 };
 
 const TENSOR: &str = "offshoot 2026 tensor digest v1";
@@ -150,7 +150,7 @@ impl TokenizerId {
                     fields.text(left);
                     fields.text(right);
                 }
-                fields.text(pre_name(*pre));
+                fields.text(pre.name());
             }
             TokenizerModel::SentencePiece(model) => sentence_piece(&mut fields, model),
         }
@@ -219,17 +219,6 @@ fn kind_byte(kind: TokenKind) -> u8 {
         TokenKind::UserDefined => 4,
         TokenKind::Unused => 5,
         TokenKind::Byte => 6,
-    }
-}
-
-fn pre_name(pre: PreTokenizer) -> &'static str {
-    match pre {
-        PreTokenizer::Gpt2 => "gpt-2",
-        PreTokenizer::SmolLm => "smollm",
-        PreTokenizer::Qwen2 => "qwen2",
-        PreTokenizer::Llama3 => "llama-bpe",
-        PreTokenizer::Tekken => "tekken",
-        PreTokenizer::Gpt4o => "gpt-4o",
     }
 }
 

@@ -21,18 +21,56 @@ pub enum TokenKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PreTokenizer {
-    /// GPT-2's pattern (GGUF `gpt-2`, `phi-2`, `default`).
+    /// GPT-2's pattern (GGUF `gpt-2`, `phi-2`, `default`, and others that llama.cpp cuts alike).
     Gpt2,
-    /// Digits one by one, then GPT-2's pattern (GGUF `smollm`).
+    /// Digits one by one, then GPT-2's pattern (GGUF `smollm`, `starcoder`, `refact`, `command-r` and
+    /// others).
     SmolLm,
-    /// Qwen2's pattern, after NFC (GGUF `qwen2`, `deepseek-r1-qwen`).
+    /// Qwen2's pattern, after NFC (GGUF `qwen2`, `deepseek-r1-qwen` and others).
     Qwen2,
-    /// Llama 3's pattern (GGUF `llama-bpe`, `llama3`, `llama-v3`, `falcon3`, `pixtral`, `lfm2`).
+    /// Qwen3.5's, which keeps marks with their letters, after NFC (GGUF `qwen35`).
+    Qwen35,
+    /// Llama 3's pattern (GGUF `llama-bpe`, `llama3`, `llama-v3`, `falcon3`, `pixtral`, `lfm2` and
+    /// others).
     Llama3,
     /// Mistral's of the byte-level tokenizers, which they call Tekken (GGUF `tekken`).
     Tekken,
-    /// GPT-4o's pattern, Phi-4's too (GGUF `gpt-4o`).
+    /// GPT-4o's pattern, Phi-4's too (GGUF `gpt-4o`, `llama4`, `kanana2`).
     Gpt4o,
+    /// The patterns of DeepSeek's first language models, one after another (GGUF `deepseek-llm`).
+    DeepSeekLlm,
+    /// Those of DeepSeek-Coder (GGUF `deepseek-coder`).
+    DeepSeekCoder,
+    /// Those of DeepSeek-V3 and its successors (GGUF `deepseek-v3`, `hunyuan-dense`).
+    DeepSeekV3,
+}
+
+impl PreTokenizer {
+    /// GGUF's name of it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt-2",
+            Self::SmolLm => "smollm",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen35 => "qwen35",
+            Self::Llama3 => "llama-bpe",
+            Self::Tekken => "tekken",
+            Self::Gpt4o => "gpt-4o",
+            Self::DeepSeekLlm => "deepseek-llm",
+            Self::DeepSeekCoder => "deepseek-coder",
+            Self::DeepSeekV3 => "deepseek-v3",
+        }
+    }
+
+    /// Whether text is brought into NFC first.
+    pub(crate) const fn is_nfc(self) -> bool {
+        matches!(self, Self::Qwen2 | Self::Qwen35)
+    }
+
+    /// Whether a word that is a token is taken whole, without merges.
+    pub(crate) const fn takes_whole_words(self) -> bool {
+        matches!(self, Self::Llama3 | Self::Tekken)
+    }
 }
 
 /// How text becomes tokens.

@@ -17,13 +17,17 @@ use support::tiny::{TOKENS, Tiny};
 use support::tokenizer_files::{tokenizer_config, tokenizer_json};
 
 /// GGUF's names of the rules.
-const RULES: [(&str, PreTokenizer); 6] = [
+const RULES: [(&str, PreTokenizer); 10] = [
     ("gpt-2", PreTokenizer::Gpt2),
     ("smollm", PreTokenizer::SmolLm),
     ("qwen2", PreTokenizer::Qwen2),
     ("llama-bpe", PreTokenizer::Llama3),
     ("tekken", PreTokenizer::Tekken),
     ("gpt-4o", PreTokenizer::Gpt4o),
+    ("qwen35", PreTokenizer::Qwen35),
+    ("deepseek-llm", PreTokenizer::DeepSeekLlm),
+    ("deepseek-coder", PreTokenizer::DeepSeekCoder),
+    ("deepseek-v3", PreTokenizer::DeepSeekV3),
 ];
 
 fn gguf(tiny: &Tiny) -> Checkpoint {

@@ -374,6 +374,15 @@ fn every_pre_tokenizer_name_maps_to_its_rule() {
         ("tekken", PreTokenizer::Tekken, true),
         ("gpt-4o", PreTokenizer::Gpt4o, false),
         ("deepseek-r1-qwen", PreTokenizer::Qwen2, false),
+        ("qwen35", PreTokenizer::Qwen35, false),
+        ("starcoder", PreTokenizer::SmolLm, false),
+        ("refact", PreTokenizer::SmolLm, false),
+        ("command-r", PreTokenizer::SmolLm, false),
+        ("falcon3", PreTokenizer::Llama3, true),
+        ("llama4", PreTokenizer::Gpt4o, false),
+        ("deepseek-llm", PreTokenizer::DeepSeekLlm, false),
+        ("deepseek-coder", PreTokenizer::DeepSeekCoder, false),
+        ("deepseek-v3", PreTokenizer::DeepSeekV3, false),
     ] {
         let mut tiny = Tiny::llama();
         tiny.set("tokenizer.ggml.pre", name);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use logits::{MODELS, checkpoint, max_error, packed, reference};
 use offshoot_kernels::{Cpu, Isa, KvCache};
 use offshoot_models::{
-    LogitRows, NoHooks, PackedExecutor, PackedModel, RopeId, Segment, VariantId, chain,
+    LogitRows, NoHooks, PackedExecutor, PackedModel, Recipe, RopeId, Segment, VariantId, chain,
 };
 
 /// Keys and values are halves, which err by up to 2^-11 of their size; these random models, whose
@@ -20,6 +20,12 @@ const CLOSE: f32 = 2.5e-3;
 /// Logits of all tokens, read in chunks of `chunk`.
 fn run(name: &str, isa: Isa, threads: usize, chunk: usize) -> Vec<f32> {
     packed(checkpoint(name), Cpu::new(isa, threads), &reference(name).tokens, chunk)
+}
+
+/// The same of the model quantised to 8 bits, whose inputs have two planes of them.
+fn run_at_8_bits(name: &str, isa: Isa, threads: usize, chunk: usize) -> Vec<f32> {
+    let checkpoint = checkpoint(name).quantized(Recipe::Q8_0);
+    packed(checkpoint, Cpu::new(isa, threads), &reference(name).tokens, chunk)
 }
 
 #[test]
@@ -36,10 +42,13 @@ fn logits_are_those_of_transformers() {
 fn bits_do_not_depend_on_instructions_threads_or_chunks() {
     for name in MODELS {
         let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        let expected = bits(run(name, Isa::PORTABLE, 1, 1000));
-        for isa in Isa::available() {
-            for (threads, chunk) in [(1, 1), (2, 3), (3, 1000)] {
-                assert!(bits(run(name, isa, threads, chunk)) == expected, "{name} {isa} {chunk}");
+        for run in [run, run_at_8_bits] {
+            let expected = bits(run(name, Isa::PORTABLE, 1, 1000));
+            for isa in Isa::available() {
+                for (threads, chunk) in [(1, 1), (2, 3), (3, 1000)] {
+                    let found = bits(run(name, isa, threads, chunk));
+                    assert!(found == expected, "{name} {isa} {chunk}");
+                }
             }
         }
     }

@@ -65,24 +65,49 @@ fn a_model_of_the_hub_is_shown_kept_found_offline_and_removed() {
 }
 
 #[test]
-fn one_part_of_one_is_a_whole_model_and_one_of_two_is_none() {
-    let bytes = Tiny::llama().bytes();
+fn a_model_in_parts_is_pulled_whole_and_one_part_of_one_is_a_whole_model() {
+    let mut first = Tiny::llama();
+    let bytes = first.bytes();
+    let mut second = first.clone();
+    second.keys.clear();
+    for (number, part) in [&mut first, &mut second].into_iter().enumerate() {
+        part.set("split.no", number as u16);
+        part.set("split.count", 2u16);
+        part.set("split.tensors.count", part.tensors.len() as i32);
+    }
+    let half = first.tensors.keys().nth(first.tensors.len() / 2).unwrap().clone();
+    second.tensors = first.tensors.split_off(&half);
+    let parts = [first.bytes(), second.bytes()];
     let whole = "m-00001-of-00001.gguf";
-    let (listing, body) = (tree(whole, &bytes), bytes);
-    let hub = Server::start(move |request, _| match request.path.contains("/tree/") {
-        true => Answer::ok(&listing),
-        false => Answer::ranged(request, &body),
+    let hub = Server::start(move |request, _| match request.path.rsplit_once('/') {
+        Some((folder, _)) if folder.ends_with("/tree") => {
+            let mut list: Value = serde_json::from_slice(&tree(whole, &bytes)).unwrap();
+            for (number, part) in parts.iter().enumerate() {
+                let name = format!("p/n-{:05}-of-00002.gguf", number + 1);
+                let one: Value = serde_json::from_slice(&tree(&name, part)).unwrap();
+                list.as_array_mut().unwrap().push(one[0].clone());
+            }
+            Answer::ok(list.to_string().as_bytes())
+        }
+        Some((_, "n-00001-of-00002.gguf")) => Answer::ranged(request, &parts[0]),
+        Some((_, "n-00002-of-00002.gguf")) => Answer::ranged(request, &parts[1]),
+        _ => Answer::ranged(request, &bytes),
     });
     let home = Home::new();
-    let pull = |file: &str| {
-        let mut command = home.offshoot(["pull", &format!("hf:org/repo/{file}")]);
+    let at = |args: &[&str]| {
+        let mut command = home.offshoot(args);
         command.env("HF_ENDPOINT", hub.url());
         run(command)
     };
-    pull("m-00001-of-00002.gguf").complained(&["parts are not pulled yet"]);
-    assert!(hub.seen().is_empty());
-    pull(whole).ended_with(0);
-    assert_eq!(ready(&home), [format!("hf:org/repo/{whole}")]);
+    let name = "hf:org/repo/p/n-00001-of-00002.gguf";
+    at(&["pull", "hf:org/repo/p/n-00002-of-00002.gguf"]).ended_with(0);
+    assert_eq!(ready(&home), [name]);
+    let shown = at(&["show", name, "--offline", "--json"]).ended_with(0).json();
+    let alone = format!("hf:org/repo/{whole}");
+    at(&["pull", &alone]).ended_with(0);
+    let other = at(&["show", &alone, "--offline", "--json"]).ended_with(0).json();
+    assert_eq!(shown["base_id"], other["base_id"], "the same weights, in parts or not");
+    assert_eq!(ready(&home), [alone.as_str(), name]);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use super::http::{Again, Failure, Http, Linked, Patience, Reply, status_failure, text};
 use super::partial::{Partial, Promise};
 use super::{Event, Progress, Sha256Digest, StoreConfig, StoreError};
+use offshoot_models::gguf::{PARTS_MAX, PartName};
 use serde::Deserialize;
+use std::collections::HashSet;
 use std::io::Read;
 
 const MAX_LISTING_BYTES: u64 = 16 << 20;
@@ -321,7 +323,8 @@ fn encode_segment(segment: &str) -> String {
     out
 }
 
-/// Picks the model file among a repository's files: the only GGUF file, else the only `Q4_K_M`.
+/// Picks the model file among a repository's files: the only GGUF file, else the only `Q4_K_M`; where
+/// none is whole, the same of those in parts, of which it gives the first.
 ///
 /// # Errors
 /// [`StoreError::Choice`] with the candidates, if that does not settle it.
@@ -331,8 +334,15 @@ pub(super) fn choose<'f>(
 ) -> Result<&'f str, StoreError> {
     let lower = |f: &str| f.to_ascii_lowercase();
     let gguf: Vec<&str> = files.filter(|f| lower(f).ends_with(".gguf")).collect();
-    let whole = |f: &&str| !is_split_part(f) && !lower(f).contains("mmproj");
-    let candidates: Vec<&str> = gguf.iter().copied().filter(whole).collect();
+    let models = || gguf.iter().copied().filter(|f| !lower(f).contains("mmproj"));
+    let whole: Vec<&str> = models().filter(|f| !is_split_part(f)).collect();
+    let is_first = |f: &&str| match first_part(f) {
+        Some(first) => first == **f && files_of(repo, f).is_ok_and(|all| holds(&gguf, &all)),
+        // One of one is the whole.
+        None => is_split_part(f) && part_of(f).is_some(),
+    };
+    let in_parts: Vec<&str> = models().filter(is_first).collect();
+    let candidates = if whole.is_empty() { &in_parts } else { &whole };
     let usual: Vec<&str> =
         candidates.iter().copied().filter(|f| lower(f).contains("q4_k_m")).collect();
     let why = match (candidates.as_slice(), usual.as_slice()) {
@@ -341,21 +351,53 @@ pub(super) fn choose<'f>(
             "it holds no .gguf file; pick a repository that does, or download it whole with the \
              hub's own tools, in whose cache it is found"
         }
-        ([], _) => return Err(parts(repo)),
+        ([], _) => {
+            "its .gguf files are no language models, or parts of some whose other parts it lacks; \
+             pick another repository"
+        }
         _ => "it holds several .gguf files",
     };
-    let choices = candidates.iter().map(|&f| f.to_owned()).collect();
+    let choices = whole.iter().chain(&in_parts).map(|&f| f.to_owned()).collect();
     Err(StoreError::Choice { repo: repo.to_owned(), why: why.to_owned(), choices })
 }
 
-/// The error for a repository whose model is in parts.
-pub(super) fn parts(repo: &str) -> StoreError {
-    let why = "its .gguf files are split, and parts are not pulled yet, or no language models; \
-               download all parts into one folder and give the path of the first";
-    StoreError::Choice { repo: repo.to_owned(), why: why.to_owned(), choices: Vec::new() }
+/// Whether all of `wanted` are among `files`.
+fn holds(files: &[&str], wanted: &[String]) -> bool {
+    let files: HashSet<&str> = files.iter().copied().collect();
+    wanted.iter().all(|file| files.contains(file.as_str()))
 }
 
-/// True for `name-00001-of-00003.gguf`.
+/// What the name of `file` says of the model that it is a part of, and the folder before the name.
+fn part_of(file: &str) -> Option<(&str, PartName<'_>)> {
+    let name = file.rfind('/').map_or(0, |slash| slash + 1);
+    Some((&file[..name], PartName::parse(&file[name..])?))
+}
+
+/// The first part of the model that `file` is one of several parts of.
+pub(super) fn first_part(file: &str) -> Option<String> {
+    let (folder, part) = part_of(file).filter(|(_, part)| part.count > 1)?;
+    Some(format!("{folder}{}", PartName { number: 0, ..part }))
+}
+
+/// The files of the model of `repo` that `file` is, or is a part of, in order.
+///
+/// # Errors
+/// [`StoreError::Choice`] if it would be of more parts than are loaded.
+pub(super) fn files_of(repo: &str, file: &str) -> Result<Vec<String>, StoreError> {
+    match part_of(file) {
+        Some((_, part)) if part.count > PARTS_MAX => {
+            let why = format!("{file}: a model in more than {PARTS_MAX} parts is not loaded");
+            Err(StoreError::Choice { repo: repo.to_owned(), why, choices: Vec::new() })
+        }
+        Some((folder, part)) => {
+            let name = |number| format!("{folder}{}", PartName { number, ..part });
+            Ok((0..part.count).map(name).collect())
+        }
+        None => Ok(vec![file.to_owned()]),
+    }
+}
+
+/// True for `name-00001-of-00003.gguf`, with any number of digits.
 fn is_split_part(file: &str) -> bool {
     let stem = &file[..file.len() - ".gguf".len()];
     let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
@@ -384,9 +426,27 @@ mod tests {
         assert!(error.contains("a.Q5_0.gguf"), "{error}");
         let none = choose("o/r", ["model.safetensors"].into_iter()).unwrap_err().to_string();
         assert!(none.contains("no .gguf file"), "{none}");
-        let parts = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
+        let parts = ["m-00001-of-00002.gguf", "n-00002-of-00002.gguf", "o-1-of-1.gguf"];
         let parts = choose("o/r", parts.into_iter()).unwrap_err().to_string();
-        assert!(parts.contains("download all parts into one folder"), "{parts}");
+        assert!(parts.contains("other parts it lacks"), "{parts}");
+    }
+
+    #[test]
+    fn a_model_in_parts_is_chosen_where_none_is_whole() {
+        let pick = |files: &[&str]| choose("o/r", files.iter().copied()).map(str::to_owned);
+        let m = ["d/m-00002-of-00002.gguf", "d/m-00001-of-00002.gguf"];
+        assert_eq!(pick(&m).unwrap(), m[1]);
+        assert_eq!(pick(&["m-00001-of-00001.gguf"]).unwrap(), "m-00001-of-00001.gguf");
+        let q4 = "m-q4_k_m-00001-of-00001.gguf";
+        assert_eq!(pick(&[m[0], m[1], q4]).unwrap(), q4);
+        assert_eq!(pick(&[m[0], m[1], "a.gguf"]).unwrap(), "a.gguf");
+        let open = pick(&[m[0], m[1], "m-00001-of-00001.gguf"]).unwrap_err().to_string();
+        assert!(open.contains(m[1]) && !open.contains(m[0]), "{open}");
+        assert_eq!(first_part(m[0]).as_deref(), Some(m[1]));
+        assert_eq!(first_part("m-00001-of-00001.gguf"), None);
+        assert_eq!(files_of("o/r", m[0]).unwrap(), [m[1], m[0]]);
+        let many = files_of("o/r", "m-00001-of-99999.gguf").unwrap_err().to_string();
+        assert!(many.contains("more than 1024 parts"), "{many}");
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! ```
 //! A process killed at any point leaves a model absent, unfinished or ready, never half ready.
 
-use super::{Event, Progress, Sha256Digest, StoreError};
+use super::{Event, Progress, Sha256Digest, StoreError, partial};
 use crate::beside::replace_file;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -35,6 +35,33 @@ pub struct Manifest {
     pub licence: Option<String>,
     /// When it was pulled, in seconds since 1970.
     pub pulled_unix_s: u64,
+    /// The further files of a model in parts, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<FurtherFile>,
+}
+
+/// A file of a model in parts that is not the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FurtherFile {
+    /// The file's name in the model's folder.
+    pub file: String,
+    /// The file's size in bytes.
+    pub size: u64,
+    /// The file's SHA-256, computed when it was pulled.
+    pub sha256: Sha256Digest,
+}
+
+impl Manifest {
+    /// Bytes of all files.
+    pub fn total_size(&self) -> u64 {
+        self.files().map(|(_, size)| size).sum()
+    }
+
+    /// Name and size of each file.
+    fn files(&self) -> impl Iterator<Item = (&str, u64)> {
+        let more = self.more.iter().map(|further| (further.file.as_str(), further.size));
+        std::iter::once((self.file.as_str(), self.size)).chain(more)
+    }
 }
 
 /// A model's folder in the store.
@@ -147,17 +174,18 @@ impl Layout {
         Ok(names.iter().filter_map(|name| self.entry(name)).collect())
     }
 
-    /// Makes the verified file in `staging` the ready model of `manifest.name`.
+    /// Makes the verified files in `staging` the ready model of `manifest.name`.
     pub(super) fn install(
         &self,
         staging: &Path,
-        partial: &Path,
         manifest: &Manifest,
     ) -> Result<PathBuf, StoreError> {
         let json = serde_json::to_vec_pretty(manifest)
             .map_err(|e| StoreError::Config(format!("manifest of {}: {e}", manifest.name)))?;
         write_whole(&staging.join(MANIFEST), &json)?;
-        rename(partial, &staging.join(&manifest.file))?;
+        for (file, _) in manifest.files() {
+            rename(&partial::path_of(staging, file), &staging.join(file))?;
+        }
         sync_dir(staging);
         let folder = self.folder(&manifest.name);
         if folder.exists() {
@@ -166,7 +194,9 @@ impl Layout {
         rename(staging, &folder)?;
         sync_dir(&self.root);
         // Of no use any more, and harmless if it stays.
-        let _ = fs::remove_file(folder.join(super::partial::IDENTITY));
+        for (file, _) in manifest.files() {
+            let _ = fs::remove_file(partial::identity_of(&folder, file));
+        }
         Ok(folder.join(&manifest.file))
     }
 
@@ -237,15 +267,17 @@ fn read_manifest(folder: &Path, name: &str) -> Result<Manifest, String> {
     if manifest.name != name {
         return Err(format!("{MANIFEST} is that of {}", manifest.name));
     }
-    if Path::new(&manifest.file).file_name() != Some(manifest.file.as_ref()) {
-        return Err(format!("{MANIFEST} names the file {:?}", manifest.file));
+    for (file, expected) in manifest.files() {
+        if Path::new(file).file_name() != Some(file.as_ref()) {
+            return Err(format!("{MANIFEST} names the file {file:?}"));
+        }
+        match fs::metadata(folder.join(file)).map(|m| m.len()) {
+            Ok(size) if size == expected => {}
+            Ok(size) => return Err(format!("{file} has {size} bytes, not {expected}")),
+            Err(e) => return Err(format!("{file}: {e}")),
+        }
     }
-    let found = fs::metadata(folder.join(&manifest.file));
-    match found.map(|m| m.len()) {
-        Ok(size) if size == manifest.size => Ok(manifest),
-        Ok(size) => Err(format!("{} has {size} bytes, not {}", manifest.file, manifest.size)),
-        Err(e) => Err(format!("{}: {e}", manifest.file)),
-    }
+    Ok(manifest)
 }
 
 /// Bytes of unfinished files in a folder, which may be absent.
@@ -318,6 +350,7 @@ mod tests {
             source: "test".into(),
             licence: None,
             pulled_unix_s: 0,
+            more: Vec::new(),
         };
         let save = |m: &Manifest| {
             fs::write(folder.join(MANIFEST), serde_json::to_vec(m).unwrap()).unwrap();

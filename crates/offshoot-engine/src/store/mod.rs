@@ -36,7 +36,7 @@ pub use digests::FileDigests;
 pub(crate) use digests::{hash, joined};
 pub use error::{StoreError, StoreErrorKind};
 pub(crate) use layout::write_whole;
-pub use layout::{Entry, EntryState, Manifest};
+pub use layout::{Entry, EntryState, FurtherFile, Manifest};
 pub use progress::{Event, Progress, Quiet};
 pub use reference::{HubRef, ModelRef};
 pub use sha256::Sha256Digest;
@@ -71,13 +71,13 @@ pub struct ResolvedModel {
     /// The name in full: a catalogue name, `hf:org/repo` with or without a file, the file's stem, or
     /// the folder's name.
     pub name: String,
-    /// The file or folder.
+    /// The file, the first one of a model in parts, or the folder.
     pub path: PathBuf,
     /// Whose file it is.
     pub origin: Origin,
     /// The licence of the weights, if known.
     pub licence: Option<String>,
-    /// The file's SHA-256, where it is known without reading the file.
+    /// The file's SHA-256, where it is known without reading the file and is the whole model's.
     pub sha256: Option<Sha256Digest>,
 }
 
@@ -276,6 +276,9 @@ impl Store {
         policy: PullPolicy,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, StoreError> {
+        // Any part stands for the model, which bears the name of the first.
+        let first = hub.file.as_deref().and_then(hub::first_part);
+        let hub = &first.map_or_else(|| hub.clone(), |first| hub.with_file(&first));
         let local = match &hub.file {
             Some(_) => self.hub_file_here(hub),
             None => self.hub_choice_here(hub),
@@ -296,7 +299,9 @@ impl Store {
             return Some(found);
         }
         let cache = HubCache::new(self.config.hub_cache.as_deref()?);
-        let path = cache.file(&hub.repo, hub.file.as_deref()?, hub.revision())?;
+        let files = hub::files_of(&hub.repo, hub.file.as_deref()?).ok()?;
+        let paths = files.iter().map(|file| cache.file(&hub.repo, file, hub.revision()));
+        let path = paths.collect::<Option<Vec<_>>>()?.into_iter().next()?;
         Some(ResolvedModel { name, path, origin: Origin::HubCache, licence: None, sha256: None })
     }
 
@@ -306,9 +311,12 @@ impl Store {
         let ready = entries.into_iter().filter(|e| matches!(e.state, EntryState::Ready { .. }));
         let mut files: Vec<String> = ready
             .filter_map(|entry| match entry.name.parse::<ModelRef>().ok()? {
-                ModelRef::Hub(h) if h.repo == hub.repo && h.revision == hub.revision => h.file,
+                ModelRef::Hub(h) if h.repo == hub.repo && h.revision == hub.revision => {
+                    hub::files_of(&h.repo, &h.file?).ok()
+                }
                 _ => None,
             })
+            .flatten()
             .collect();
         if let Some(root) = self.config.hub_cache.as_deref() {
             files.extend(HubCache::new(root).files(&hub.repo, hub.revision()));
@@ -379,6 +387,6 @@ fn in_store(path: PathBuf, manifest: Manifest) -> ResolvedModel {
         path,
         origin: Origin::Store,
         licence: manifest.licence,
-        sha256: Some(manifest.sha256),
+        sha256: manifest.more.is_empty().then_some(manifest.sha256),
     }
 }

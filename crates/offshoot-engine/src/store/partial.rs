@@ -7,8 +7,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// Beside the bytes so far, the file that tells which file they belong to.
-pub(super) const IDENTITY: &str = "partial.json";
+/// Where the bytes so far of `file` are.
+pub(super) fn path_of(staging: &Path, file: &str) -> PathBuf {
+    staging.join(format!("{file}.partial"))
+}
+
+/// Beside the bytes so far of `file`, what tells which file they belong to.
+pub(super) fn identity_of(staging: &Path, file: &str) -> PathBuf {
+    staging.join(format!("{file}.partial.json"))
+}
 
 /// What is promised of a file before it is fetched.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +50,7 @@ impl Partial {
         promise: &Promise,
     ) -> Result<Self, StoreError> {
         create_dir(staging)?;
-        let path = staging.join(format!("{file_name}.partial"));
+        let path = path_of(staging, file_name);
         let finished = staging.join(file_name);
         if finished.is_file() && !path.exists() {
             // A pull that was stopped between its last two renames.
@@ -53,7 +60,7 @@ impl Partial {
         options.create(true).read(true).write(true).truncate(false);
         let mut file = options.open(&path).map_err(|e| StoreError::io("open", &path, e))?;
         let len = file.seek(SeekFrom::End(0)).map_err(|e| StoreError::io("open", &path, e))?;
-        let identity_path = staging.join(IDENTITY);
+        let identity_path = identity_of(staging, file_name);
         let identity = fs::read(&identity_path).ok();
         let identity: Identity =
             identity.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
@@ -75,10 +82,6 @@ impl Partial {
             self.identify(Identity { sha256: promise.sha256, etag: None })?;
         }
         Ok(())
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -105,7 +108,7 @@ impl Partial {
 
     fn identify(&mut self, identity: Identity) -> Result<(), StoreError> {
         let json = serde_json::to_vec(&identity)
-            .map_err(|e| StoreError::Config(format!("partial.json: {e}")))?;
+            .map_err(|e| StoreError::Config(format!("{}: {e}", self.identity_path.display())))?;
         write_whole(&self.identity_path, &json)?;
         self.identity = identity;
         Ok(())
@@ -211,7 +214,7 @@ mod tests {
         partial.append(b"abc").unwrap();
         let error = partial.verify("m", &promise(3, 0), &Quiet).unwrap_err();
         assert!(matches!(error, StoreError::Verification { .. }), "{error}");
-        assert_eq!(fs::metadata(partial.path()).unwrap().len(), 0);
+        assert_eq!(fs::metadata(path_of(dir.path(), "f")).unwrap().len(), 0);
     }
 
     /// `/dev/full` answers every write with ENOSPC, as a full disk does.

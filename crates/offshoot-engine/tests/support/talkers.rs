@@ -74,7 +74,11 @@ pub(crate) fn talker(template: Option<&Template>) -> Tiny {
     let feed = letter(b'\n');
     tokens.push(format!("{feed}{feed}"));
     let id = |text: &str| tokens.iter().position(|token| token == text).unwrap() as u32;
-    let kinds = (0..tokens.len()).map(|i| if i < CONTROLS.len() { 3i32 } else { 1 });
+    // Without a template, ChatML would be assumed if its marks were control tokens.
+    let is_control = |i: usize| {
+        CONTROLS.get(i).is_some_and(|text| template.is_some() || *text != "<|im_start|>")
+    };
+    let kinds = (0..tokens.len()).map(|i| if is_control(i) { 3i32 } else { 1 });
     tiny.set("tokenizer.ggml.token_type", kinds.collect::<Array<'_>>());
     let bos = template.and_then(|t| t.bos.clone());
     tiny.set("tokenizer.ggml.bos_token_id", id(bos.as_deref().unwrap_or("<s>")));

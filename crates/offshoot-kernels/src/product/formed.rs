@@ -37,7 +37,7 @@ pub enum Compute {
 impl Compute {
     /// The form of activations that it multiplies.
     pub fn forms(self) -> Forms {
-        Forms { q8: false, bf16: self == Self::Bfloat16 }
+        Forms { bf16: self == Self::Bfloat16, ..Forms::default() }
     }
 
     /// Floats of scratch that a tile row of `cols` inputs takes.

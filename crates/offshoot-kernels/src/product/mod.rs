@@ -9,6 +9,8 @@
 //! acc = fma(offset, d * sum(q), acc)             if the format has offsets
 //! ```
 //!
+//! 8-bit weights take both planes of inputs that have two, each by itself: `first + second`.
+//!
 //! Float weights: for each block of 32 inputs in order, a partial sum of fused multiply-adds from
 //! zero, then `acc += partial`; bfloat16 weights take pairs of inputs by the rule of the BF16 dot
 //! instruction. At the end `acc + bias`, then `out + acc` where the product accumulates.
@@ -22,7 +24,7 @@ mod plain;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use crate::activations::{LINE, PANEL};
+use crate::activations::{LINE, PANEL, Panel};
 use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
 use crate::lanes::Lanes;
@@ -275,37 +277,101 @@ unsafe fn quantized<L: Lanes, F: Format>(t: &Task<'_>, from: usize, to: usize) {
 #[inline(always)]
 unsafe fn tile_panel<L: Lanes, F: Format>(t: &Task<'_>, tile: usize, panel: usize) {
     let nblk = t.acts.cols() / 32;
-    let (lines, width, count) = t.acts.panel(panel);
-    let (w, stride, first) = (t.weights.tile(tile).as_ptr(), width * LINE, panel * PANEL);
+    let first = panel * PANEL;
+    let panel_of = t.acts.panel(panel);
+    let Panel { lines, width, count, .. } = panel_of;
+    let w = t.weights.tile(tile).as_ptr();
     let mut token = t.tokens.start.saturating_sub(first);
     let end = count.min(t.tokens.end - first);
+    let two = F::BITS == 8 && panel_of.rest > 0;
+    if two && token == 0 && end == width && 2 * width <= L::TOKENS {
+        let at = Place { tile, token: first, count: end };
+        // SAFETY: as below; the lines of both planes follow one another.
+        unsafe {
+            match end {
+                1 => store::<L, 1>(t, at, both_planes::<L, F, 1, 2>(w, nblk, panel_of)),
+                2 => store::<L, 2>(t, at, both_planes::<L, F, 2, 4>(w, nblk, panel_of)),
+                _ if L::TOKENS < PANEL => {}
+                3 => store::<L, 3>(t, at, both_planes::<L, F, 3, 6>(w, nblk, panel_of)),
+                _ => store::<L, 4>(t, at, both_planes::<L, F, 4, 8>(w, nblk, panel_of)),
+            }
+        }
+        return;
+    }
     // Panels after the first find the next tile row close already.
     let mut near = panel > t.tokens.start / PANEL;
     while token < end {
         let (run, n) = run_of(L::TOKENS, end - token, width - token);
         let at = Place { tile, token: first + token, count: n };
         let x = lines.as_ptr().wrapping_add(token * LINE);
-        // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines of which `run`
-        // from `token` on are read, and the caller runs where the instructions of `L` exist.
+        let p = panel_of;
+        // SAFETY: a tile row holds `nblk` blocks of `F`, a panel `nblk * width` lines of each plane of
+        // which `run` from `token` on are read, and the caller runs where the instructions of `L`
+        // exist.
         unsafe {
             match run {
-                1 => store::<L, 1>(t, at, panel_product::<L, F, 1, true>(w, nblk, x, stride)),
+                1 => store::<L, 1>(t, at, by_planes::<L, F, 1, true>(w, nblk, x, p)),
                 _ if L::TOKENS == 1 => {}
-                2 => store::<L, 2>(t, at, panel_product::<L, F, 2, true>(w, nblk, x, stride)),
-                3 => store::<L, 3>(t, at, panel_product::<L, F, 3, true>(w, nblk, x, stride)),
+                2 => store::<L, 2>(t, at, by_planes::<L, F, 2, true>(w, nblk, x, p)),
+                3 => store::<L, 3>(t, at, by_planes::<L, F, 3, true>(w, nblk, x, p)),
                 4 if near && L::TOKENS < PANEL => {
-                    store::<L, 4>(t, at, panel_product::<L, F, 4, false>(w, nblk, x, stride));
+                    store::<L, 4>(t, at, by_planes::<L, F, 4, false>(w, nblk, x, p));
                 }
-                4 => store::<L, 4>(t, at, panel_product::<L, F, 4, true>(w, nblk, x, stride)),
+                4 => store::<L, 4>(t, at, by_planes::<L, F, 4, true>(w, nblk, x, p)),
                 _ if L::TOKENS < PANEL => {}
-                6 => store::<L, 6>(t, at, panel_product::<L, F, 6, true>(w, nblk, x, stride)),
+                6 => store::<L, 6>(t, at, by_planes::<L, F, 6, true>(w, nblk, x, p)),
                 _ if near => {
-                    store::<L, 8>(t, at, panel_product::<L, F, 8, false>(w, nblk, x, stride));
+                    store::<L, 8>(t, at, by_planes::<L, F, 8, false>(w, nblk, x, p));
                 }
-                _ => store::<L, 8>(t, at, panel_product::<L, F, 8, true>(w, nblk, x, stride)),
+                _ => store::<L, 8>(t, at, by_planes::<L, F, 8, true>(w, nblk, x, p)),
             }
         }
         (token, near) = (token + n, true);
+    }
+}
+
+/// The products of one tile row with all `T` tokens of a panel, whose two planes are gone through at
+/// once: `LINES` is twice `T`.
+#[inline(always)]
+unsafe fn both_planes<L: Lanes, F: Format, const T: usize, const LINES: usize>(
+    w: *const u8,
+    nblk: usize,
+    panel: Panel<'_>,
+) -> [L::F; T] {
+    let x = panel.lines.as_ptr();
+    // SAFETY: see the caller.
+    unsafe {
+        let all = panel_product::<L, F, LINES, true>(w, nblk, x, panel.stride);
+        let mut sums = [all[0]; T];
+        for i in 0..T {
+            sums[i] = L::add(all[i], all[i + T]);
+        }
+        sums
+    }
+}
+
+/// The products of one tile row with the `T` tokens of a panel whose lines begin at `x`; of 8-bit
+/// weights those of the second plane, where there is one, are added.
+#[inline(always)]
+unsafe fn by_planes<L: Lanes, F: Format, const T: usize, const AHEAD: bool>(
+    w: *const u8,
+    nblk: usize,
+    x: *const u8,
+    panel: Panel<'_>,
+) -> [L::F; T] {
+    // SAFETY: see the caller.
+    unsafe {
+        let first = panel_product::<L, F, T, AHEAD>(w, nblk, x, panel.stride);
+        if F::BITS < 8 || panel.rest == 0 {
+            return first;
+        }
+        let x = x.wrapping_add(panel.rest);
+        let second = panel_product::<L, F, T, false>(w, nblk, x, panel.stride);
+        let mut sums = first;
+        for i in 0..T {
+            sums[i] = L::add(first[i], second[i]);
+        }
+        sums
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
 use super::reader::{Gguf, GgufTensor};
-use super::{Shown, experts, malformed, rope, sampling, tokenizer};
+use super::{Shown, experts, malformed, rope, sampling, template, tokenizer};
 use crate::{
     Contents, Error, Experts, Family, ModelConfig, RopeScaling, RowOrder, SlidingWindow, TensorInfo,
 };
@@ -53,12 +53,11 @@ impl Gguf<'_> {
             )));
         }
         let told = tokenizer::read(self, config.vocab_size)?;
+        let (chat_template, assumes_template) = template::read(self, &told.spec)?;
         Ok(Contents {
             name: self.text("general.name")?.map(str::to_owned),
-            chat_template: self
-                .text("tokenizer.chat_template")?
-                .filter(|template| !template.is_empty())
-                .map(str::to_owned),
+            chat_template,
+            assumes_template,
             config,
             tensors,
             unused,

@@ -16,8 +16,8 @@ use super::value::Array;
 use super::{Gguf, MAGIC, Shown, Writer, canonical, join, keys, parse, pieces, sampling};
 use crate::written::{ExportError, Written, merge};
 use crate::{
-    Adapter, Checkpoint, Error, PreTokenizer, Recipe, Tensor, TokenKind, TokenizerModel,
-    TokenizerSpec, stop_tokens,
+    Adapter, Checkpoint, Error, Recipe, Tensor, TokenKind, TokenizerModel, TokenizerSpec,
+    stop_tokens,
 };
 
 /// Keys that say how the tensors of one file are stored.
@@ -260,7 +260,7 @@ fn tokenizer(spec: &TokenizerSpec, arch: &str, writer: &mut Writer) -> Result<()
     writer.key(&key("tokens"), tokens)?.key(&key("token_type"), kinds)?;
     match &spec.model {
         TokenizerModel::ByteLevel { merges, pre } => {
-            writer.key(&key("model"), BYTE_LEVEL)?.key(&key("pre"), pre_name(*pre))?;
+            writer.key(&key("model"), BYTE_LEVEL)?.key(&key("pre"), pre.name())?;
             writer.key(&key("merges"), joined(merges)?)?;
         }
         TokenizerModel::SentencePiece(model) => {
@@ -300,17 +300,6 @@ fn joined(merges: &[(String, String)]) -> Result<Array<'static>, Error> {
         texts.push(merge);
     }
     Ok(texts.iter().map(String::as_str).collect())
-}
-
-fn pre_name(pre: PreTokenizer) -> &'static str {
-    match pre {
-        PreTokenizer::Gpt2 => "gpt-2",
-        PreTokenizer::SmolLm => "smollm",
-        PreTokenizer::Qwen2 => "qwen2",
-        PreTokenizer::Llama3 => "llama-bpe",
-        PreTokenizer::Tekken => "tekken",
-        PreTokenizer::Gpt4o => "gpt-4o",
-    }
 }
 
 fn kind_number(kind: TokenKind) -> i32 {

@@ -21,6 +21,7 @@ mod reader;
 mod rope;
 mod sampling;
 mod split;
+mod template;
 mod tokenizer;
 mod value;
 mod writer;
@@ -30,7 +31,7 @@ use crate::shown::Shown;
 pub use export::{Export, ExportOptions};
 pub use reader::{Gguf, GgufTensor, parse};
 pub(crate) use split::open;
-pub use split::{PartName, join};
+pub use split::{PARTS_MAX, PartName, join};
 pub use value::{Array, Value, ValueKind};
 pub use writer::Writer;
 

@@ -21,7 +21,7 @@ const NUMBER: &str = "split.no";
 const COUNT: &str = "split.count";
 const TENSORS: &str = "split.tensors.count";
 /// Most files of a model; those of the largest published ones are some 30.
-const PARTS_MAX: u64 = 1024;
+pub const PARTS_MAX: u64 = 1024;
 
 /// Which part of a model a file is by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -201,19 +201,35 @@ fn spec(
     }))
 }
 
+/// The rule of a name. Those that share a rule are the ones that llama.cpp's converter gives it
+/// (<https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>).
 fn pre_tokenizer(name: Option<&str>) -> Result<PreTokenizer, String> {
     match name {
-        Some("gpt-2" | "phi-2" | "default") => Ok(PreTokenizer::Gpt2),
-        Some("smollm") => Ok(PreTokenizer::SmolLm),
-        Some("qwen2" | "deepseek-r1-qwen") => Ok(PreTokenizer::Qwen2),
-        Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "lfm2") => {
-            Ok(PreTokenizer::Llama3)
+        Some(
+            "gpt-2" | "phi-2" | "default" | "trillion" | "granite-docling" | "exaone4" | "mellum"
+            | "gigachat" | "a.x-4.0",
+        ) => Ok(PreTokenizer::Gpt2),
+        Some(
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b"
+            | "mellum2",
+        ) => Ok(PreTokenizer::SmolLm),
+        Some("qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" | "f2llmv2") => {
+            Ok(PreTokenizer::Qwen2)
         }
+        Some("qwen35") => Ok(PreTokenizer::Qwen35),
+        Some(
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
+            | "lfm2" | "jina-v5-nano",
+        ) => Ok(PreTokenizer::Llama3),
         Some("tekken") => Ok(PreTokenizer::Tekken),
-        Some("gpt-4o") => Ok(PreTokenizer::Gpt4o),
+        Some("gpt-4o" | "llama4" | "kanana2") => Ok(PreTokenizer::Gpt4o),
+        Some("deepseek-llm") => Ok(PreTokenizer::DeepSeekLlm),
+        Some("deepseek-coder") => Ok(PreTokenizer::DeepSeekCoder),
+        Some("deepseek-v3" | "hunyuan-dense") => Ok(PreTokenizer::DeepSeekV3),
         Some(other) => Err(format!(
-            "key \"tokenizer.ggml.pre\": {}, expected gpt-2, default, smollm, qwen2, llama-bpe, \
-             tekken or gpt-4o",
+            "key \"tokenizer.ggml.pre\": {}, expected gpt-2, default, smollm, starcoder, refact, \
+             command-r, qwen2, qwen35, llama-bpe, tekken, gpt-4o, deepseek-llm, deepseek-coder, \
+             deepseek-v3 or another name of these rules",
             Shown(other)
         )),
         None => Err("the file lacks key \"tokenizer.ggml.pre\", the rule that cuts text into \

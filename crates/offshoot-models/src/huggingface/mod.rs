@@ -113,6 +113,7 @@ pub fn contents(parts: &Parts<'_>) -> Result<Contents, Error> {
         unused,
         tokenizer,
         chat_template: tokenizer_config::template(names, parts.chat_template)?,
+        assumes_template: false,
     })
 }
 

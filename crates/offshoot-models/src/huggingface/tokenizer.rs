@@ -13,7 +13,7 @@ use super::tokenizer_config::{Special, TokenizerConfig};
 use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson, Vocab};
 use super::{TOKENIZER, config, not_json, wrong};
 use crate::shown::Shown;
-use crate::tokenizer::{byte_of, pattern};
+use crate::tokenizer::{byte_of, patterns};
 use crate::{Error, Matching, PreTokenizer, TokenKind, TokenizerModel, TokenizerSpec};
 
 /// Longest file that is read; those of 150 thousand tokens have 7 to 17 MB.
@@ -109,8 +109,7 @@ fn pipeline(file: &TokenizerJson) -> Result<Pipeline, String> {
     let pre = cutting(file.pre_tokenizer.as_ref(), normalized(file.normalizer.as_ref())?)?;
     // Llama 3 and Tekken take a word that is a token whole; files saved before the library knew that
     // say false and mean it all the same.
-    let whole = matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken);
-    if file.model.ignore_merges && !whole {
+    if file.model.ignore_merges && !pre.takes_whole_words() {
         return Err(format!("model.ignore_merges: not supported beside the pattern of {pre:?}"));
     }
     flat(file.post_processor.as_ref(), "post_processor", &["ByteLevel", "TemplateProcessing"])?;
@@ -198,7 +197,7 @@ fn flat(step: Option<&Step>, field: &str, known: &[&str]) -> Result<bool, String
 fn cutting(step: Option<&Step>, nfc: bool) -> Result<PreTokenizer, String> {
     let other = || {
         Err("pre_tokenizer: cuts text by a rule that is not supported; those of GPT-2, GPT-4o, \
-             SmolLM2, Qwen2, Llama 3 and Mistral are"
+             SmolLM2, Qwen, Llama 3, Mistral and DeepSeek are"
             .to_owned())
     };
     let Some(step) = step else { return other() };
@@ -207,14 +206,20 @@ fn cutting(step: Option<&Step>, nfc: bool) -> Result<PreTokenizer, String> {
         ("Sequence", Some(List(steps))) => match &steps[..] {
             [only] if byte_level(only, true) => PreTokenizer::Gpt2,
             [first, last] if digits(first) && byte_level(last, true) => PreTokenizer::SmolLm,
-            [first, last] if byte_level(last, false) => {
+            [stages @ .., last] if byte_level(last, false) => {
                 let known = [
                     PreTokenizer::Qwen2,
+                    PreTokenizer::Qwen35,
                     PreTokenizer::Llama3,
                     PreTokenizer::Tekken,
                     PreTokenizer::Gpt4o,
+                    PreTokenizer::DeepSeekLlm,
+                    PreTokenizer::DeepSeekCoder,
+                    PreTokenizer::DeepSeekV3,
                 ];
-                match known.into_iter().find(|pre| split(first) == Some(pattern(*pre))) {
+                let found: Option<Vec<&str>> = stages.iter().map(split).collect();
+                let is_it = |pre: &PreTokenizer| found.as_deref() == Some(patterns(*pre));
+                match known.into_iter().find(is_it) {
                     Some(pre) => pre,
                     None => return other(),
                 }
@@ -223,8 +228,8 @@ fn cutting(step: Option<&Step>, nfc: bool) -> Result<PreTokenizer, String> {
         },
         _ => return other(),
     };
-    match (pre == PreTokenizer::Qwen2, nfc) {
-        (true, false) => Err("normalizer: missing, expected NFC beside Qwen2's pattern".to_owned()),
+    match (pre.is_nfc(), nfc) {
+        (true, false) => Err("normalizer: missing, expected NFC beside Qwen's pattern".to_owned()),
         (false, true) => Err(format!("normalizer: NFC is not supported for {pre:?}")),
         _ => Ok(pre),
     }
@@ -243,6 +248,9 @@ fn digits(stage: &Stage<IgnoredAny>) -> bool {
 
 /// The pattern of a stage whose matches are words of their own.
 fn split(stage: &Stage<IgnoredAny>) -> Option<&str> {
+    if stage.kind == "Digits" {
+        return Some(if digits(stage) { r"\p{N}" } else { r"\p{N}+" });
+    }
     let isolated = stage.kind == "Split" && stage.behavior.as_deref() == Some("Isolated");
     let pattern = stage.pattern.as_ref()?.regex.as_deref()?;
     (isolated && stage.invert != Some(true)).then_some(pattern)

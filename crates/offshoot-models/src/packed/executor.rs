@@ -372,8 +372,7 @@ pub(super) fn moved<'v>(
 impl Run<'_, '_> {
     /// The forms that a register of `width` inputs is brought into.
     pub(super) fn forms(&self, width: usize) -> Forms {
-        let (own, more) = (self.model.forms, self.hooks.forms());
-        forms_for(Forms { q8: own.q8 || more.q8, bf16: own.bf16 || more.bf16 }, width)
+        forms_for(self.model.forms.and(self.hooks.forms()), width)
     }
 
     /// Multiplies with one matrix and hands the product to whoever adds to it.

@@ -125,10 +125,12 @@ impl PackedModel {
         };
         let tiles = SharedBytes::from(tiles);
         let mut linears = Vec::with_capacity(blueprint.linears.len());
-        let mut forms = Forms::default();
+        // Who takes 8 bits wants the model as it is; beside coarser weights the difference is lost.
+        let fine = |block: &BlockType| block.is_float() || *block == BlockType::Q8_0;
+        let rest = layout.places.iter().all(|(block, ..)| fine(block));
+        let mut forms = Forms { rest, ..Forms::default() };
         for (spec, &(block, start, len)) in blueprint.linears.iter().zip(&layout.places) {
-            let need = form_for(block);
-            forms = Forms { q8: forms.q8 || need.q8, bf16: forms.bf16 || need.bf16 };
+            forms = forms.and(form_for(block));
             let bytes = tiles.slice(start..start + len).ok_or_else(|| wrong(spec, "tiles"))?;
             let matrix = PackedMatrix::from_packed(block, spec.rows, spec.cols, bytes)
                 .map_err(|e| wrong(spec, e))?;

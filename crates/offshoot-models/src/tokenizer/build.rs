@@ -88,7 +88,7 @@ fn byte_level(
         merges: merges_of(merges, &alphabet, &vocab)?,
         byte_ids: std::array::from_fn(|byte| vocab.id_of(&[byte as u8]).unwrap_or(NONE)),
         cutter: Cutter::new(pre)?,
-        whole_words: matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken),
+        whole_words: pre.takes_whole_words(),
     };
     Ok((vocab, words))
 }

@@ -3,7 +3,8 @@
 //! Each rule is the published pattern of its family's `tokenizer.json`, run by the same regular
 //! expression engine as there (Oniguruma), so that classes, case folding and look-ahead agree on
 //! every character. Qwen2's and Llama 3's texts are as in the models' own files; GPT-2's is in
-//! <https://github.com/openai/gpt-2/blob/master/src/encoder.py>.
+//! <https://github.com/openai/gpt-2/blob/master/src/encoder.py>, Qwen3.5's in transformers, and those of
+//! DeepSeek are as <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp> has them.
 
 use std::borrow::Cow;
 
@@ -19,24 +20,51 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const DEEPSEEK_LLM: &[&str] = &[
+    "[\r\n]",
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+    "\\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    SPACE_AT_END,
+    "[一-龥ࠀ-一가-퟿]+",
+    "\\p{N}+",
+];
+const DEEPSEEK_CODER: &[&str] =
+    &["[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[一-龥ࠀ-一가-퟿]+", "\\p{N}"];
+const DEEPSEEK_V3: &[&str] = &[
+    "\\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+];
+/// White space at the end of a piece, as it is published. At a long run of it somewhere else this is
+/// tried from each of its characters to its end, so what is run looks at where runs begin alone, which
+/// is where the first match is.
+const SPACE_AT_END: &str = r"\s+$";
+const RUN_AT_END: &str = r"(?<!\s)\s++$";
+
 /// Characters of one kind in a row that a pattern may step over: beyond, the engine's stack would
 /// take hundreds of megabytes.
 const RUN_LIMIT: u32 = 4 << 20;
 
-/// The published pattern of `pre`.
-pub(crate) fn pattern(pre: PreTokenizer) -> &'static str {
+/// The published patterns of `pre`: each cuts what the one before it left, and its matches and what
+/// lies between them are words. Before SmolLM's each digit is a word of its own.
+pub(crate) fn patterns(pre: PreTokenizer) -> &'static [&'static str] {
     match pre {
-        PreTokenizer::Gpt2 | PreTokenizer::SmolLm => GPT2,
-        PreTokenizer::Qwen2 => QWEN2,
-        PreTokenizer::Llama3 => LLAMA3,
-        PreTokenizer::Tekken => TEKKEN,
-        PreTokenizer::Gpt4o => GPT4O,
+        PreTokenizer::Gpt2 | PreTokenizer::SmolLm => &[GPT2],
+        PreTokenizer::Qwen2 => &[QWEN2],
+        PreTokenizer::Qwen35 => &[QWEN35],
+        PreTokenizer::Llama3 => &[LLAMA3],
+        PreTokenizer::Tekken => &[TEKKEN],
+        PreTokenizer::Gpt4o => &[GPT4O],
+        PreTokenizer::DeepSeekLlm => DEEPSEEK_LLM,
+        PreTokenizer::DeepSeekCoder => DEEPSEEK_CODER,
+        PreTokenizer::DeepSeekV3 => DEEPSEEK_V3,
     }
 }
 
 /// A family's rule, ready to run.
 pub(super) struct Cutter {
-    regex: Regex,
+    stages: Vec<Regex>,
     digits_alone: bool,
     nfc: bool,
 }
@@ -44,12 +72,15 @@ pub(super) struct Cutter {
 impl Cutter {
     /// Compiles the rule of `pre`.
     pub(super) fn new(pre: PreTokenizer) -> Result<Self, Error> {
-        let regex = Regex::new(pattern(pre))
-            .map_err(|e| Error::Tokenizer(format!("pattern of {pre:?}: {}", e.description())))?;
+        let compile = |published: &&'static str| {
+            let run = if *published == SPACE_AT_END { RUN_AT_END } else { published };
+            Regex::new(run)
+                .map_err(|e| Error::Tokenizer(format!("pattern of {pre:?}: {}", e.description())))
+        };
         Ok(Self {
-            regex,
+            stages: patterns(pre).iter().map(compile).collect::<Result<_, _>>()?,
             digits_alone: pre == PreTokenizer::SmolLm,
-            nfc: pre == PreTokenizer::Qwen2,
+            nfc: pre.is_nfc(),
         })
     }
 
@@ -57,15 +88,15 @@ impl Cutter {
     pub(super) fn words(&self, text: &str, mut word: impl FnMut(&str)) -> Result<(), Error> {
         let text = self.normalize(text);
         if !self.digits_alone {
-            return self.matches(&text, &mut word);
+            return cut(&self.stages, &text, &mut word);
         }
         let mut start = 0;
         for (at, digit) in text.match_indices(char::is_numeric) {
-            self.matches(&text[start..at], &mut word)?;
+            cut(&self.stages, &text[start..at], &mut word)?;
             word(digit);
             start = at + digit.len();
         }
-        self.matches(&text[start..], &mut word)
+        cut(&self.stages, &text[start..], &mut word)
     }
 
     /// NFC where the family asks for it; text that is in it already is not copied.
@@ -73,47 +104,50 @@ impl Cutter {
         let plain = !self.nfc || is_nfc_quick(text.chars()) == IsNormalized::Yes;
         if plain { text.into() } else { text.nfc().map(|(c, _)| c).collect::<String>().into() }
     }
+}
 
-    /// Calls `word` with each match of the pattern and with what lies between matches.
-    fn matches(&self, text: &str, word: &mut impl FnMut(&str)) -> Result<(), Error> {
-        let mut region = Region::new();
-        let mut done = 0;
-        while done < text.len() {
-            let (start, end) = self.next_match(text, done, &mut region)?;
-            if start > done {
-                word(&text[done..start]);
-            }
-            if end > start {
-                word(&text[start..end]);
-            }
-            done = end;
+/// Calls `word` with what the patterns of `stages` make of `text`.
+fn cut(stages: &[Regex], text: &str, word: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    let Some((regex, later)) = stages.split_first() else {
+        word(text);
+        return Ok(());
+    };
+    let mut region = Region::new();
+    let mut done = 0;
+    while done < text.len() {
+        let (start, end) = next_match(regex, text, done, &mut region)?;
+        if start > done {
+            cut(later, &text[done..start], word)?;
         }
-        Ok(())
+        if end > start {
+            cut(later, &text[start..end], word)?;
+        }
+        done = end;
     }
+    Ok(())
+}
 
-    /// The first match at or after byte `from`, or the empty one at the end. No pattern here
-    /// matches the empty text, so every match goes forward.
-    fn next_match(
-        &self,
-        text: &str,
-        from: usize,
-        region: &mut Region,
-    ) -> Result<(usize, usize), Error> {
-        let mut limits = MatchParam::default();
-        limits.set_match_stack_limit(RUN_LIMIT);
-        limits.set_retry_limit_in_match(0); // The patterns are linear: only the stack can grow.
-        let options = SearchOptions::SEARCH_OPTION_NONE;
-        region.clear();
-        let found = self
-            .regex
-            .search_with_param(text, from, text.len(), options, Some(region), limits)
-            .map_err(|e| {
-                Error::Tokenizer(format!(
-                    "the word at byte {from} cannot be cut ({}): break up runs of more than a \
-                     million like characters",
-                    e.description()
-                ))
-            })?;
-        Ok(found.and_then(|_| region.pos(0)).unwrap_or((text.len(), text.len())))
-    }
+/// The first match at or after byte `from`, or the empty one at the end. No pattern here matches the
+/// empty text, so every match goes forward.
+fn next_match(
+    regex: &Regex,
+    text: &str,
+    from: usize,
+    region: &mut Region,
+) -> Result<(usize, usize), Error> {
+    let mut limits = MatchParam::default();
+    limits.set_match_stack_limit(RUN_LIMIT);
+    limits.set_retry_limit_in_match(0); // The patterns are linear: only the stack can grow.
+    let options = SearchOptions::SEARCH_OPTION_NONE;
+    region.clear();
+    let found = regex
+        .search_with_param(text, from, text.len(), options, Some(region), limits)
+        .map_err(|e| {
+            Error::Tokenizer(format!(
+                "the word at byte {from} cannot be cut ({}): break up runs of more than a million \
+                 like characters",
+                e.description()
+            ))
+        })?;
+    Ok(found.and_then(|_| region.pos(0)).unwrap_or((text.len(), text.len())))
 }

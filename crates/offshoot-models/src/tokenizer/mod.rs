@@ -31,7 +31,7 @@ use std::fmt;
 
 use added::Added;
 use byte_level::ByteLevel;
-pub(crate) use cut::pattern;
+pub(crate) use cut::patterns;
 use merges::Scratch;
 pub(crate) use pieces::byte_of;
 use pieces::{Chooser, PieceTable};

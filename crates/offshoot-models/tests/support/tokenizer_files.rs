@@ -24,7 +24,7 @@ pub(crate) fn tokenizer_json(spec: &TokenizerSpec) -> Value {
     let pre = *pre;
     let merges: Vec<String> =
         merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
-    let nfc = pre == PreTokenizer::Qwen2;
+    let nfc = matches!(pre, PreTokenizer::Qwen2 | PreTokenizer::Qwen35);
     json!({
         "version": "1.0",
         "truncation": null,
@@ -58,40 +58,66 @@ fn byte_level(use_regex: bool) -> Value {
 
 /// The stages that the published files of each rule's models have.
 fn pre_tokenizer(pre: PreTokenizer) -> Value {
-    let sequence = |first: Value, regex| json!({ "type": "Sequence", "pretokenizers": [first, byte_level(regex)] });
     let split = |pattern: String| {
         json!({
             "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated",
             "invert": false,
         })
     };
+    let digits = |each: bool| json!({ "type": "Digits", "individual_digits": each });
+    let mut stages: Vec<Value> = patterns(pre).into_iter().map(split).collect();
     match pre {
-        PreTokenizer::SmolLm => {
-            sequence(json!({ "type": "Digits", "individual_digits": true }), true)
-        }
-        PreTokenizer::Gpt2 => byte_level(true),
-        other => sequence(split(pattern(other)), false),
+        PreTokenizer::Gpt2 => return byte_level(true),
+        PreTokenizer::SmolLm => stages = vec![digits(true)],
+        PreTokenizer::DeepSeekLlm => stages.extend([digits(false)]),
+        PreTokenizer::DeepSeekCoder => stages.extend([digits(true)]),
+        _ => {}
     }
+    stages.push(byte_level(pre == PreTokenizer::SmolLm));
+    json!({ "type": "Sequence", "pretokenizers": stages })
 }
 
-/// The pattern of a rule whose words are its matches, as the published files have it.
-pub(crate) fn pattern(pre: PreTokenizer) -> String {
+/// The patterns of a rule whose words are their matches and what is between them, as the published
+/// files have them; DeepSeek's first two rules cut digits behind them.
+pub(crate) fn patterns(pre: PreTokenizer) -> Vec<String> {
     let by_case = |endings: &str, digits: &str| {
         let (upper, lower) = (r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]");
         let first = r"[^\r\n\p{L}\p{N}]?";
-        format!(
+        vec![format!(
             r"{first}{upper}*{lower}+{endings}|{first}{upper}+{lower}*{endings}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )
+        )]
     };
-    let digits = match pre {
-        PreTokenizer::Tekken => return by_case("", r"\p{N}"),
-        PreTokenizer::Gpt4o => return by_case(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}"),
-        PreTokenizer::Qwen2 => r"\p{N}",
-        _ => r"\p{N}{1,3}",
+    let usual = |marks: &str, digits: &str| {
+        let letters =
+            if marks.is_empty() { r"\p{L}".to_owned() } else { format!(r"[\p{{L}}{marks}]") };
+        vec![format!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{digits}| ?[^\s\p{{L}}{marks}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )]
     };
-    format!(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+    let owned = |patterns: &[&str]| patterns.iter().map(|&pattern| pattern.to_owned()).collect();
+    let east = "[一-龥\u{800}-一가-\u{d7ff}]+";
+    match pre {
+        PreTokenizer::Gpt2 | PreTokenizer::SmolLm => Vec::new(),
+        PreTokenizer::Tekken => by_case("", r"\p{N}"),
+        PreTokenizer::Gpt4o => by_case(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}"),
+        PreTokenizer::Qwen2 => usual("", r"\p{N}"),
+        PreTokenizer::Qwen35 => usual(r"\p{M}", r"\p{N}"),
+        PreTokenizer::Llama3 => usual("", r"\p{N}{1,3}"),
+        PreTokenizer::DeepSeekLlm => owned(&[
+            "[\r\n]",
+            "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+            "\\s?[!-/:-~！-／：-～‘-‟\u{3000}-。]+",
+            "\\s+$",
+            east,
+        ]),
+        PreTokenizer::DeepSeekCoder => owned(&["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", east]),
+        PreTokenizer::DeepSeekV3 => owned(&[
+            r"\p{N}{1,3}",
+            "[一-龥\u{3040}-ゟ゠-ヿ]+",
+            "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+        ]),
+        other => panic!("no published patterns of {other:?} here"),
+    }
 }
 
 /// `tokenizer_config.json` of `spec`: its special tokens by their texts.

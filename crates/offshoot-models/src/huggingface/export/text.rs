@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::{TOKENIZER, TOKENIZER_CONFIG, generation_config as file};
 use super::json as text;
-use crate::tokenizer::pattern;
+use crate::tokenizer::patterns;
 use crate::{
     Checkpoint, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
     TokenizerSpec,
@@ -170,7 +170,7 @@ fn tokenizer_json(spec: &TokenizerSpec) -> File<'_> {
 
 /// The stages of byte-pair merges of words.
 fn of_bytes(spec: &TokenizerSpec, pre: PreTokenizer) -> [(&'static str, Value); 5] {
-    let nfc = pre == PreTokenizer::Qwen2;
+    let nfc = pre.is_nfc();
     let model = json!({
         "type": "BPE",
         "dropout": null,
@@ -179,7 +179,7 @@ fn of_bytes(spec: &TokenizerSpec, pre: PreTokenizer) -> [(&'static str, Value); 
         "end_of_word_suffix": null,
         "fuse_unk": false,
         "byte_fallback": false,
-        "ignore_merges": matches!(pre, PreTokenizer::Llama3 | PreTokenizer::Tekken),
+        "ignore_merges": pre.takes_whole_words(),
     });
     [
         ("normalizer", if nfc { json!({ "type": "NFC" }) } else { Value::Null }),
@@ -254,20 +254,20 @@ fn byte_level(use_regex: bool) -> Value {
 }
 
 fn pre_tokenizer(pre: PreTokenizer) -> Value {
-    let sequence = |first: Value, regex| json!({ "type": "Sequence", "pretokenizers": [first, byte_level(regex)] });
-    match pre {
-        PreTokenizer::Gpt2 => byte_level(true),
+    let split = |pattern: &&str| {
+        json!({
+            "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated",
+            "invert": false,
+        })
+    };
+    let stages = match pre {
+        PreTokenizer::Gpt2 => return byte_level(true),
         PreTokenizer::SmolLm => {
-            sequence(json!({ "type": "Digits", "individual_digits": true }), true)
+            vec![json!({ "type": "Digits", "individual_digits": true }), byte_level(true)]
         }
-        PreTokenizer::Qwen2 | PreTokenizer::Llama3 | PreTokenizer::Tekken | PreTokenizer::Gpt4o => {
-            let split = json!({
-                "type": "Split", "pattern": { "Regex": pattern(pre) }, "behavior": "Isolated",
-                "invert": false,
-            });
-            sequence(split, false)
-        }
-    }
+        other => patterns(other).iter().map(split).chain([byte_level(false)]).collect(),
+    };
+    json!({ "type": "Sequence", "pretokenizers": stages })
 }
 
 /// Puts the tokens of both ends of a text, behind another stage if there is one.
