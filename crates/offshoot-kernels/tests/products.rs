@@ -298,7 +298,7 @@ fn the_greatest_quants_and_inputs_do_not_overflow() {
             // Inputs are quantised to 127, to -127, or to both by turns, or to 126 with half a step left.
             for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
                 // All but the first of 32 leave over half a step, or nearly, as far as there is one.
-                let size = |i: usize| if i % 32 == 0 { 1.0 } else { 126.4999 / 127.0 };
+                let size = |i: usize| if i.is_multiple_of(32) { 1.0 } else { 126.4999 / 127.0 };
                 let x: Vec<f32> = (0..tokens * cols).map(|i| size(i) * signs[i % 2]).collect();
                 let forms = with_rest(block);
                 let expected = bits(&product_in(forms, &oracle, &w, &x, tokens));
