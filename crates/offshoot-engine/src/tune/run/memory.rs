@@ -11,7 +11,7 @@
 //! the feed-forward gate. Where the tensor library keeps its graph, of full tuning and of dropout, each
 //! product's operand and result come to that. One block's gradients stand beside.
 
-use offshoot_models::{Architecture, Checkpoint, ModelConfig, VirtualKind};
+use offshoot_models::{Architecture, Checkpoint, ModelConfig};
 use serde::Serialize;
 
 use super::{Method, Optimizer, RunConfig, RunError, Space};
@@ -117,10 +117,11 @@ fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
     if !config.gradient_checkpointing && fits(&again) {
         return told(&again, "--gradient-checkpointing true ");
     }
-    let halves = (1..16).map(|n| config.max_length >> n).take_while(|&length| length >= 64);
-    let shorter = halves.map(|max_length| RunConfig { max_length, ..again.clone() });
+    let halves = (1..16).map(|n| config.length() >> n).take_while(|&length| length >= 64);
+    let shorter =
+        halves.map(|max_length| RunConfig { max_length: Some(max_length), ..again.clone() });
     if let Some(found) = shorter.into_iter().find(|other| fits(other)) {
-        return told(&found, &format!("--max-length {} ", found.max_length));
+        return told(&found, &format!("--max-length {} ", found.length()));
     }
     let lora = RunConfig { method: Method::Lora, ..again };
     match config.method != Method::Lora && fits(&lora) {
@@ -131,15 +132,6 @@ fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
 
 /// Numbers that are trained.
 fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
-    let before = match (config.method, config.space) {
-        (Method::ZerothOrder(_), Space::Prefix) => {
-            Some((VirtualKind::Prefix, config.prefix_tokens))
-        }
-        (Method::ZerothOrder(_), Space::Prompt) => {
-            Some((VirtualKind::Prompt, config.prompt_tokens))
-        }
-        _ => None,
-    };
     if let (Method::ZerothOrder(_), Space::Scales) = (config.method, config.space) {
         let blocks = |t: offshoot_models::Tensor<'_>| match t.block.block_len() {
             1 => 0,
@@ -147,7 +139,7 @@ fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
         };
         return checkpoint.tensors().map(blocks).sum();
     }
-    if let Some((kind, tokens)) = before {
+    if let Some((kind, tokens)) = config.before() {
         return (kind.width(checkpoint.config()) * tokens) as u64;
     }
     if config.tunes_all_by_gradients() {
@@ -195,7 +187,7 @@ fn registers(model: &ModelConfig) -> u64 {
 
 /// Bytes of what a batch of the longest examples leaves.
 fn activations(model: &ModelConfig, config: &RunConfig) -> u64 {
-    let tokens = u64::from(config.batch) * config.max_length as u64;
+    let tokens = u64::from(config.batch) * config.length() as u64;
     let [hidden, queries, keys, inner] = widths(model);
     let inputs = 5 * hidden + queries + inner;
     let results = 2 * hidden + queries + 2 * keys + 2 * inner;
@@ -228,7 +220,7 @@ mod tests {
     #[test]
     fn what_is_refused_fits_with_the_flags_that_are_named() {
         let checkpoint = checkpoint();
-        let config = RunConfig { batch: 16, max_length: 4096, ..RunConfig::default() };
+        let config = RunConfig { batch: 16, max_length: Some(4096), ..RunConfig::default() };
         let need = TuneNeed::of(&checkpoint, &config);
         TuneNeed::check(&checkpoint, &config, need.total).unwrap();
         let refused = |config: &RunConfig, available| {
