@@ -258,6 +258,13 @@ pub enum Objective {
     Command(String),
 }
 
+impl Objective {
+    /// Whether it is of answers that have to be written.
+    pub(super) fn is_of_answers(&self) -> bool {
+        matches!(self, Self::F1 | Self::ExactMatch | Self::Command(_))
+    }
+}
+
 /// Objectives that are a name, as they are written.
 const OBJECTIVES: [(&str, Objective); 5] = [
     ("loss", Objective::Loss),

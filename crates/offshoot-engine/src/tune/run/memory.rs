@@ -71,8 +71,9 @@ impl TuneNeed {
         }
         let limits = StepLimits::default();
         // A step runs so many rows at most, however large the batch; one example is never cut.
-        let rows = (limits.rows as u64).max(config.max_length as u64);
-        let row = need.per_token.saturating_add(registers(checkpoint.config()));
+        let rows = (limits.rows as u64).max(config.length() as u64);
+        let row = kept(&need, checkpoint.config(), config);
+        let row = row.saturating_add(registers(checkpoint.config()));
         let batch = row.saturating_mul(rows);
         trained *= POINT_COPIES;
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
@@ -177,6 +178,17 @@ fn widths(model: &ModelConfig) -> [u64; 4] {
     };
     let (queries, keys) = (model.num_attention_heads, model.num_key_value_heads);
     [model.hidden_size, queries * model.head_dim, keys * model.head_dim, inner].map(|n| n as u64)
+}
+
+/// Bytes of keys and values that a row of a step without gradients keeps: in half precision where texts
+/// are written, else unrounded, of all layers where something stands before texts, and of one where not.
+fn kept(need: &MemoryNeed, model: &ModelConfig, config: &RunConfig) -> u64 {
+    let scores = 2 * match config.before() {
+        Some(_) => need.per_token,
+        None => FLOAT * widths(model)[2],
+    };
+    let writes = config.metric.is_of_answers() || config.objective.is_of_answers();
+    if writes { scores.max(need.per_token) } else { scores }
 }
 
 /// Bytes of the registers of the packed executor that a row of a step takes.
