@@ -105,6 +105,7 @@ fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(),
         std::fs::metadata(file).map_err(wrong)?;
     }
     let checkpoint = opened(model, &engine_args(args, config)?)?;
+    let config = &config.fitted(checkpoint.config())?;
     let need = TuneNeed::of(&checkpoint, config);
     let available = available_memory();
     if args.output.json {
@@ -150,6 +151,7 @@ fn advise(
     signals: &Signals,
 ) -> Result<(), Failure> {
     let checkpoint = opened(model, &engine_args(args, config)?)?;
+    let config = &config.fitted(checkpoint.config())?;
     let renderer = Renderer::new(&checkpoint)?;
     let mut on = |_: DataEvent<'_>| signals.control();
     let (all, _) = read_examples(&config.data, &renderer, &config.data_options()?, &mut on)?;
@@ -169,11 +171,14 @@ fn tune(
     (processes, signals): (&Processes, &Signals),
 ) -> Result<Option<Outcome>, Failure> {
     let engine = engine_args(args, config)?;
+    let checkpoint = opened(model, &engine)?;
+    let config = &config.fitted(checkpoint.config())?;
     if let Some(available) = available_memory() {
-        TuneNeed::check(&opened(model, &engine)?, config, available)?;
+        TuneNeed::check(&checkpoint, config, available)?;
     }
     // Faults of the data are told before the weights are read.
-    let renderer = Renderer::new(&opened(model, &engine)?)?;
+    let renderer = Renderer::new(&checkpoint)?;
+    drop(checkpoint);
     let examples_folder = examples_folder(args, folder);
     let leads = processes.exchange().rank() == 0;
     let tell = |line: &dyn std::fmt::Display| {
@@ -212,8 +217,10 @@ fn tune(
     // Before the folder is the run's: an option that is wrong leaves nothing behind.
     let tools = (renderer.tokenizer(), &cpu);
     let mut trainer = base.trainer(&description, &train, tools, exchange, folder)?;
-    let mut evaluate = |scorer: &mut dyn Scorer, held_out: &dyn Examples| {
-        evaluate_held_out(config, renderer.tokenizer(), scorer, held_out)
+    let mut evaluate = |scorer: &mut dyn Scorer,
+                        held_out: &dyn Examples,
+                        progress: &mut dyn FnMut(u64) -> Control| {
+        evaluate_held_out(config, renderer.tokenizer(), scorer, held_out, progress)
     };
     let examples = (&train as &dyn Examples, &held_out as &dyn Examples);
     if exchange.rank() > 0 {
@@ -282,7 +289,10 @@ fn examples(
     if report.cut + report.dropped > 0 {
         tell(&format_args!(
             "of {} rows {} were cut and {} left out, longer than {} tokens",
-            report.rows, report.cut, report.dropped, config.max_length
+            report.rows,
+            report.cut,
+            report.dropped,
+            config.length()
         ));
     }
     Ok(prepared.file)

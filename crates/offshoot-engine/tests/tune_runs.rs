@@ -173,13 +173,17 @@ fn described(config: &RunConfig, train: &Part<'_>, held_out: &Part<'_>) -> RunDe
     }
 }
 
-/// The mean loss of the tokens of all texts.
+/// The mean loss of the tokens of all texts, one after the other.
 fn mean_loss(
     scorer: &mut dyn Scorer,
     examples: &dyn Examples,
+    progress: &mut dyn FnMut(u64) -> Control,
 ) -> Result<BTreeMap<String, f64>, Error> {
     let (mut nats, mut tokens) = (0.0, 0);
     for index in 0..examples.count() {
+        if progress(index as u64) == Control::Stop {
+            return Err(Error::Stopped);
+        }
         let Example::Text(sequence) = examples.example(index)? else { panic!("texts alone") };
         let scored = scorer.score(&[&sequence])?[0];
         nats -= scored.logprob;
@@ -271,6 +275,47 @@ fn a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits() {
     }
 }
 
+/// The evaluation after the tenth step, after one that is a checkpoint too, and after the last.
+#[test]
+fn a_run_that_is_stopped_within_an_evaluation_leaves_it_and_makes_it_when_it_goes_on() {
+    for (eval_every, at) in [(10, 10), (7, 14), (10, 60)] {
+        let config = RunConfig { eval_every: Some(eval_every), ..config() };
+        let whole = tempfile::tempdir().unwrap();
+        let (outcome, trainer) = finish(whole.path(), &config);
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let (mut step, mut seen) = (0, 0);
+            let mut watch = |happening: &Happening<'_>| {
+                match happening {
+                    Happening::Line(LogLine::Step(line)) => step = line.step,
+                    Happening::Line(LogLine::Resume { step: begun, .. }) => step = *begun,
+                    Happening::Evaluating { done } if step == at => seen = *done,
+                    _ => {}
+                }
+                if step == at && seen >= 3 { Control::Stop } else { Control::Continue }
+            };
+            let stopped = go(dir.path(), &config, &mut Bigrams::new(), &mut watch).unwrap();
+            assert_eq!((stopped.reason, stopped.step), (None, at));
+            assert_eq!(seen, 3, "it was left at once");
+            assert!(log(dir.path()).iter().all(|line| !is_evaluation(line, at)));
+        }
+        let (other, again) = finish(dir.path(), &config);
+        assert_eq!(again, trainer);
+        assert_eq!((other.best, other.reason), (outcome.best, outcome.reason));
+        assert_eq!(losses(dir.path()), losses(whole.path()));
+        let evaluated = |folder: &Path| {
+            log(folder).iter().filter(|line| matches!(line, LogLine::Eval(_))).count()
+        };
+        assert_eq!(evaluated(dir.path()), evaluated(whole.path()));
+        let weights = |outcome: &Outcome| fs::read(outcome.variant.join("weights.bin")).unwrap();
+        assert_eq!(weights(&other), weights(&outcome));
+    }
+}
+
+fn is_evaluation(line: &LogLine, after: u64) -> bool {
+    matches!(line, LogLine::Eval(line) if line.step == after)
+}
+
 #[test]
 fn a_finished_run_that_goes_on_is_finished() {
     let dir = tempfile::tempdir().unwrap();
@@ -296,7 +341,11 @@ fn patience_ends_a_run_and_the_best_is_what_is_served() {
     trainer.weights.copy_from_slice(&served[..TOKENS * TOKENS]);
     let all = texts(40);
     let (_, held_out) = Part::split(&all, config.eval_fraction, config.seed).unwrap();
-    assert_eq!(mean_loss(&mut trainer, &held_out).unwrap()["loss"], value, "of step {best}");
+    assert_eq!(
+        mean_loss(&mut trainer, &held_out, &mut |_| Control::Continue).unwrap()["loss"],
+        value,
+        "of step {best}"
+    );
 }
 
 #[test]
@@ -308,9 +357,10 @@ fn a_loss_that_grows_to_twice_the_least_and_stays_there_ends_a_run() {
         let dir = tempfile::tempdir().unwrap();
         let run = Run::begin(dir.path(), described(&config(), &train, &held_out)).unwrap();
         let mut told = losses.iter();
-        let mut evaluate = |_: &mut dyn Scorer, _: &dyn Examples| {
-            Ok(BTreeMap::from([("loss".to_owned(), *told.next().unwrap())]))
-        };
+        let mut evaluate =
+            |_: &mut dyn Scorer, _: &dyn Examples, _: &mut dyn FnMut(u64) -> Control| {
+                Ok(BTreeMap::from([("loss".to_owned(), *told.next().unwrap())]))
+            };
         let (mut trainer, mut watch) = (Bigrams::new(), |_: &Happening<'_>| Control::Continue);
         let parts = (&train as &dyn Examples, &held_out as &dyn Examples);
         let outcome = run.drive(&mut trainer, parts, &plan, &mut evaluate, &mut watch).unwrap();

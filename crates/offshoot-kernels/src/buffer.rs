@@ -26,8 +26,8 @@ const LARGE_PAGE: usize = 2 << 20;
 /// A slice of fixed length, zeroed at first, aligned to 64 bytes.
 ///
 /// Buffers of two megabytes and more are mapped on their own, aligned to large pages and offered to
-/// the system as such: streaming weights then costs fewer page walks. Untouched pages of those take
-/// no memory.
+/// the system as such as far as they fill some: streaming weights then costs fewer page walks.
+/// Untouched pages of those take no memory.
 pub struct Buffer<T: Plain> {
     ptr: NonNull<T>,
     len: usize,
@@ -84,14 +84,16 @@ impl<T: Plain> Buffer<T> {
     fn mapped(len: usize, layout: Layout, large_pages: bool) -> Self {
         let Some(size) = layout.size().checked_add(LARGE_PAGE) else { handle_alloc_error(layout) };
         let Ok(mut map) = memmap2::MmapMut::map_anon(size) else { handle_alloc_error(layout) };
+        let skip = map.as_ptr().align_offset(LARGE_PAGE);
         #[cfg(target_os = "linux")]
         if large_pages {
-            // A hint: where large pages are off, small ones serve.
-            let _ = map.advise(memmap2::Advice::HugePage);
+            // A hint: where large pages are off, small ones serve. They also serve what is less than a
+            // large page at the end, which would otherwise take one.
+            let whole = layout.size() / LARGE_PAGE * LARGE_PAGE;
+            let _ = map.advise_range(memmap2::Advice::HugePage, skip, whole);
         }
         #[cfg(not(target_os = "linux"))]
         let _ = large_pages;
-        let skip = map.as_ptr().align_offset(LARGE_PAGE);
         let ptr = NonNull::from(&mut map[skip..skip + layout.size()]).cast::<T>();
         Self { ptr, len, map: Some(map) }
     }

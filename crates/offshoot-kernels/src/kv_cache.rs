@@ -1,10 +1,155 @@
-//! Keys and values of one sequence, in half precision, in the order that attention reads them.
+//! Keys and values of one sequence, in the order that attention reads them.
 
-use crate::Buffer;
+use std::ops::Range;
+
+use crate::buffer::Plain;
+use crate::isa::by_isa;
+use crate::lanes::Lanes;
+use crate::{Buffer, Isa};
 use half::f16;
 
 /// Positions whose keys share a block.
 pub(crate) const KEYS: usize = 16;
+/// Greatest magnitude of half precision.
+const F16_MAX: f32 = 65504.0;
+
+/// What keys and values are kept as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvType {
+    /// Half precision, as models are served with.
+    #[default]
+    Half,
+    /// Single precision, for what is read off small differences.
+    Single,
+}
+
+/// A key's or value's element as it is stored.
+pub(crate) trait Element: Plain {
+    /// Sixteen of them, widened.
+    ///
+    /// # Safety
+    /// `p` points to sixteen, and the instructions of `L` exist.
+    unsafe fn load<L: Lanes>(p: *const Self) -> L::F;
+
+    /// Writes whole registers of floats, rounded.
+    fn store(isa: Isa, x: &[f32], out: &mut [Self]);
+
+    /// A number, rounded.
+    fn of(x: f32) -> Self;
+
+    /// The number that it is.
+    fn widen(self) -> f32;
+}
+
+impl Element for u16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const Self) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_f16(p) }
+    }
+
+    fn store(isa: Isa, x: &[f32], out: &mut [Self]) {
+        narrow(isa, x, out);
+    }
+
+    fn of(x: f32) -> Self {
+        f16::from_f32(x).to_bits()
+    }
+
+    fn widen(self) -> f32 {
+        f16::from_bits(self).to_f32()
+    }
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const Self) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { L::load(p) }
+    }
+
+    fn store(_: Isa, x: &[f32], out: &mut [Self]) {
+        out.copy_from_slice(x);
+    }
+
+    fn of(x: f32) -> Self {
+        x
+    }
+
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+by_isa! {
+    /// Rounds whole registers of floats to half precision, saturating.
+    fn narrow(x: &[f32], out: &mut [u16]) = narrow_lanes
+}
+
+#[inline(always)]
+unsafe fn narrow_lanes<L: Lanes>(x: &[f32], out: &mut [u16]) {
+    for (x, out) in x.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
+        // SAFETY: 16 elements each; the caller runs where the instructions of `L` exist. A NaN is
+        // the second operand and stays.
+        unsafe {
+            let x = L::max(L::splat(-F16_MAX), L::load(x.as_ptr()));
+            L::store_f16(out.as_mut_ptr(), L::min(L::splat(F16_MAX), x));
+        }
+    }
+}
+
+/// Keys and values, by their type.
+#[derive(Debug)]
+pub(crate) enum ByType<H, S> {
+    Half(H),
+    Single(S),
+}
+
+/// Keys and values of all heads, `[layer][kv head][capacity * width]` each.
+#[derive(Debug)]
+struct Kept<T: Plain> {
+    k: Buffer<T>,
+    v: Buffer<T>,
+}
+
+impl<T: Element> Kept<T> {
+    fn reserved(len: usize) -> Self {
+        Self { k: Buffer::reserved(len), v: Buffer::reserved(len) }
+    }
+
+    /// Copies elements `from` of `other` to where `to` begins.
+    fn copy(&mut self, to: usize, other: &Self, from: Range<usize>) {
+        self.k[to..to + from.len()].copy_from_slice(&other.k[from.clone()]);
+        self.v[to..to + from.len()].copy_from_slice(&other.v[from]);
+    }
+
+    /// The same of another type.
+    fn convert<O: Element>(&mut self, to: usize, other: &Kept<O>, from: Range<usize>) {
+        for (own, other) in [(&mut self.k, &other.k), (&mut self.v, &other.v)] {
+            let own = &mut own[to..to + from.len()];
+            own.iter_mut().zip(&other[from.clone()]).for_each(|(own, x)| *own = T::of(x.widen()));
+        }
+    }
+
+    /// Moves position `from` of the head that begins at `start` to `to`.
+    fn move_row(&mut self, start: usize, width: usize, (from, to): (usize, usize)) {
+        for d in 0..width {
+            self.k[start + key_offset(to, d, width)] = self.k[start + key_offset(from, d, width)];
+        }
+        let v = start + from * width;
+        self.v.copy_within(v..v + width, start + to * width);
+    }
+}
+
+/// Does `$do` with `$kept`, whatever its type.
+macro_rules! of_any {
+    ($store:expr, $kept:ident => $do:expr) => {
+        match $store {
+            ByType::Half($kept) => $do,
+            ByType::Single($kept) => $do,
+        }
+    };
+}
 
 /// The cache of one sequence: every layer's keys and values for the positions decided so far, and
 /// room behind them for a step's tentative rows.
@@ -13,6 +158,8 @@ pub(crate) const KEYS: usize = 16;
 /// element of 16 keys; values stand by position, `[position][width]`; `width` is
 /// `head_dim` rounded up to whole registers. A step writes its rows
 /// behind [`KvCache::len`]; [`KvCache::commit`] keeps a path of them.
+///
+/// One that is [passing](KvCache::passing) has room for the rows of one layer at a time, and keeps none.
 #[derive(Debug)]
 pub struct KvCache {
     layers: usize,
@@ -22,19 +169,56 @@ pub struct KvCache {
     width: usize,
     capacity: usize,
     len: usize,
-    /// `[layer][kv head][capacity * width]`
-    k: Buffer<u16>,
-    v: Buffer<u16>,
+    /// Layers that there is room for: all, or one after the other.
+    stored_layers: usize,
+    kept: ByType<Kept<u16>, Kept<f32>>,
 }
 
 impl KvCache {
-    /// An empty cache with room for at least `capacity` positions. Memory is taken as it is filled.
+    /// An empty cache with room for at least `capacity` positions, in half precision. Memory is taken as
+    /// it is filled.
     pub fn new(layers: usize, kv_heads: usize, head_dim: usize, capacity: usize) -> Self {
+        Self::of(KvType::Half, [layers, layers], kv_heads, head_dim, capacity)
+    }
+
+    /// The same, of elements of type `kind`.
+    pub fn typed(
+        kind: KvType,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        capacity: usize,
+    ) -> Self {
+        Self::of(kind, [layers, layers], kv_heads, head_dim, capacity)
+    }
+
+    /// One for sequences of up to `capacity` rows that run in one step, behind nothing, and are not gone
+    /// on with: a layer's keys and values take the place of those of the layer before.
+    pub fn passing(
+        kind: KvType,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        capacity: usize,
+    ) -> Self {
+        Self::of(kind, [layers, 1], kv_heads, head_dim, capacity)
+    }
+
+    fn of(
+        kind: KvType,
+        [layers, stored_layers]: [usize; 2],
+        kv_heads: usize,
+        head_dim: usize,
+        capacity: usize,
+    ) -> Self {
         let capacity = capacity.next_multiple_of(KEYS);
         let width = head_dim.next_multiple_of(KEYS);
-        let total = layers * kv_heads * capacity * width;
-        let (k, v) = (Buffer::reserved(total), Buffer::reserved(total));
-        Self { layers, kv_heads, head_dim, width, capacity, len: 0, k, v }
+        let total = stored_layers * kv_heads * capacity * width;
+        let kept = match kind {
+            KvType::Half => ByType::Half(Kept::reserved(total)),
+            KvType::Single => ByType::Single(Kept::reserved(total)),
+        };
+        Self { layers, kv_heads, head_dim, width, capacity, len: 0, stored_layers, kept }
     }
 
     /// Positions decided.
@@ -67,9 +251,21 @@ impl KvCache {
         self.head_dim
     }
 
+    /// What its keys and values are kept as.
+    pub fn kind(&self) -> KvType {
+        match self.kept {
+            ByType::Half(_) => KvType::Half,
+            ByType::Single(_) => KvType::Single,
+        }
+    }
+
     /// Bytes that one position takes.
     pub fn bytes_per_position(&self) -> usize {
-        2 * 2 * self.layers * self.kv_heads * self.width
+        let element = match self.kind() {
+            KvType::Half => 2,
+            KvType::Single => 4,
+        };
+        2 * element * self.stored_layers * self.kv_heads * self.width
     }
 
     /// Forgets all positions from `len` on. More than there are: nothing changes.
@@ -81,8 +277,9 @@ impl KvCache {
     /// [`KvCache::len`] and rises strictly, as a path from a tree's root does.
     ///
     /// # Panics
-    /// If the path does not rise strictly or leaves the room.
+    /// If the path does not rise strictly or leaves the room, or the cache is a passing one.
     pub fn commit(&mut self, path: &[usize]) {
+        self.check_keeps(path.len());
         assert!(path.windows(2).all(|w| w[0] < w[1]), "a path that rises");
         assert!(path.last().is_none_or(|last| self.len + last < self.capacity), "within the room");
         let base = self.len;
@@ -95,31 +292,42 @@ impl KvCache {
     /// Keeps the first `rows` tentative rows as the next positions.
     ///
     /// # Panics
-    /// If they leave the room.
+    /// If they leave the room, or the cache is a passing one.
     pub fn commit_chain(&mut self, rows: usize) {
+        self.check_keeps(rows);
         assert!(self.len + rows <= self.capacity, "within the room");
         self.len += rows;
     }
 
     /// Decides one more position: its keys, rotated, and its values, `[layers][kv heads][head_dim]`
-    /// each, are rounded to half precision.
+    /// each, are rounded to what the cache keeps.
     ///
     /// # Panics
-    /// If there are other numbers of them, or no room is left.
+    /// If there are other numbers of them, or no room is left, or the cache is a passing one.
     pub fn push(&mut self, keys: &[f32], values: &[f32]) {
+        self.check_keeps(1);
         let heads = self.layers * self.kv_heads;
         assert!(keys.len() == heads * self.head_dim && values.len() == keys.len(), "a position");
         assert!(self.len < self.capacity, "within the room");
-        let (width, at) = (self.width, self.len);
+        let (width, at, stride, dim) = (self.width, self.len, self.stride(), self.head_dim);
+        fn put<T: Element>(place: &mut T, x: f32) {
+            *place = T::of(x);
+        }
         for head in 0..heads {
-            let (start, first) = (head * self.stride(), head * self.head_dim);
-            for d in 0..self.head_dim {
-                let bits = |x: f32| f16::from_f32(x).to_bits();
-                self.k[start + key_offset(at, d, width)] = bits(keys[first + d]);
-                self.v[start + at * width + d] = bits(values[first + d]);
+            let (start, first) = (head * stride, head * dim);
+            for d in 0..dim {
+                of_any!(&mut self.kept, kept => {
+                    put(&mut kept.k[start + key_offset(at, d, width)], keys[first + d]);
+                    put(&mut kept.v[start + at * width + d], values[first + d]);
+                });
             }
         }
         self.len += 1;
+    }
+
+    /// Checks that `rows` rows more can be kept.
+    fn check_keeps(&self, rows: usize) {
+        assert!(rows == 0 || self.stored_layers == self.layers, "a cache that keeps its rows");
     }
 
     /// Keeps only the decided positions `rows`, in order; they rise strictly.
@@ -135,19 +343,26 @@ impl KvCache {
         self.len = rows.len();
     }
 
-    /// Replaces all by the first `len` positions of `other`, a cache of the same model.
+    /// Replaces all by the first `len` positions of `other`, a cache of the same model, of whatever type.
     ///
     /// # Panics
-    /// If the shapes differ or there are fewer positions, or less room, than `len`.
+    /// If the shapes differ or there are fewer positions, or less room, than `len`, or the cache is a
+    /// passing one.
     pub fn copy_prefix(&mut self, other: &KvCache, len: usize) {
+        self.check_keeps(len);
         let shape = |c: &KvCache| (c.layers, c.kv_heads, c.head_dim);
         assert_eq!(shape(self), shape(other), "caches of one model");
         assert!(len <= other.len && len <= self.capacity, "positions that exist and fit");
         let filled = len.next_multiple_of(KEYS) * self.width;
         for head in 0..self.layers * self.kv_heads {
             let (to, from) = (head * self.stride(), head * other.stride());
-            self.k[to..to + filled].copy_from_slice(&other.k[from..from + filled]);
-            self.v[to..to + filled].copy_from_slice(&other.v[from..from + filled]);
+            let from = from..from + filled;
+            match (&mut self.kept, &other.kept) {
+                (ByType::Half(own), ByType::Half(other)) => own.copy(to, other, from),
+                (ByType::Single(own), ByType::Single(other)) => own.copy(to, other, from),
+                (ByType::Half(own), ByType::Single(other)) => own.convert(to, other, from),
+                (ByType::Single(own), ByType::Half(other)) => own.convert(to, other, from),
+            }
         }
         self.len = len;
     }
@@ -159,12 +374,10 @@ impl KvCache {
     pub fn read(&self, layer: usize, kv_head: usize, position: usize) -> (Vec<f32>, Vec<f32>) {
         assert!(layer < self.layers && kv_head < self.kv_heads && position < self.capacity);
         let head = self.head_start(layer, kv_head);
+        let at = |d| (head + key_offset(position, d, self.width), head + position * self.width + d);
         (0..self.head_dim)
-            .map(|d| {
-                let k = self.k[head + key_offset(position, d, self.width)];
-                let v = self.v[head + position * self.width + d];
-                (f16::from_bits(k).to_f32(), f16::from_bits(v).to_f32())
-            })
+            .map(at)
+            .map(|(k, v)| of_any!(&self.kept, kept => (kept.k[k].widen(), kept.v[v].widen())))
             .unzip()
     }
 
@@ -172,14 +385,9 @@ impl KvCache {
         if from == to {
             return;
         }
+        let (stride, width) = (self.stride(), self.width);
         for head in 0..self.layers * self.kv_heads {
-            let start = head * self.stride();
-            for d in 0..self.width {
-                self.k[start + key_offset(to, d, self.width)] =
-                    self.k[start + key_offset(from, d, self.width)];
-            }
-            let v = start + from * self.width;
-            self.v.copy_within(v..v + self.width, start + to * self.width);
+            of_any!(&mut self.kept, kept => kept.move_row(head * stride, width, (from, to)));
         }
     }
 
@@ -193,20 +401,34 @@ impl KvCache {
         self.capacity * self.width
     }
 
+    /// Where a head of a layer begins.
     pub(crate) fn head_start(&self, layer: usize, kv_head: usize) -> usize {
-        (layer * self.kv_heads + kv_head) * self.stride()
+        (layer % self.stored_layers * self.kv_heads + kv_head) * self.stride()
     }
 
     /// The keys and values of one head of one layer.
-    pub(crate) fn head(&self, layer: usize, kv_head: usize) -> (&[u16], &[u16]) {
-        let range =
-            self.head_start(layer, kv_head)..self.head_start(layer, kv_head) + self.stride();
-        (&self.k[range.clone()], &self.v[range])
+    pub(crate) fn head(
+        &self,
+        layer: usize,
+        kv_head: usize,
+    ) -> ByType<(&[u16], &[u16]), (&[f32], &[f32])> {
+        let start = self.head_start(layer, kv_head);
+        let range = start..start + self.stride();
+        match &self.kept {
+            ByType::Half(kept) => ByType::Half((&kept.k[range.clone()], &kept.v[range])),
+            ByType::Single(kept) => ByType::Single((&kept.k[range.clone()], &kept.v[range])),
+        }
     }
 
     /// All keys and all values, to be written by head.
-    pub(crate) fn parts_mut(&mut self) -> (&mut [u16], &mut [u16]) {
-        (&mut self.k, &mut self.v)
+    #[allow(clippy::type_complexity)]
+    pub(crate) fn parts_mut(
+        &mut self,
+    ) -> ByType<(&mut [u16], &mut [u16]), (&mut [f32], &mut [f32])> {
+        match &mut self.kept {
+            ByType::Half(kept) => ByType::Half((&mut kept.k, &mut kept.v)),
+            ByType::Single(kept) => ByType::Single((&mut kept.k, &mut kept.v)),
+        }
     }
 }
 
@@ -242,6 +464,30 @@ mod tests {
                 assert_eq!(v, expected(&row(position, -1.0)));
             }
         }
+    }
+
+    #[test]
+    fn a_cache_of_single_precision_rounds_nothing_and_takes_beginnings_of_either() {
+        let row: Vec<f32> = (0..40).map(|i| i as f32 / 7.0).collect();
+        let mut single = KvCache::typed(KvType::Single, 2, 1, 20, 16);
+        single.push(&row, &row);
+        assert_eq!(single.read(1, 0, 0).1, row[20..]);
+        let mut half = KvCache::new(2, 1, 20, 16);
+        half.copy_prefix(&single, 1);
+        let rounded: Vec<f32> = row.iter().map(|x| f16::from_f32(*x).to_f32()).collect();
+        assert_eq!(half.read(1, 0, 0).0, rounded[20..]);
+        single.copy_prefix(&half, 1);
+        assert_eq!(single.read(0, 0, 0).0, rounded[..20]);
+        assert_eq!((single.bytes_per_position(), half.bytes_per_position()), (512, 256));
+    }
+
+    #[test]
+    fn a_passing_cache_has_room_for_one_layer_and_keeps_nothing() {
+        let mut cache = KvCache::passing(KvType::Half, 30, 3, 64, 16);
+        assert_eq!((cache.layers(), cache.bytes_per_position()), (30, 2 * 2 * 3 * 64));
+        assert_eq!(cache.head_start(29, 2), cache.head_start(0, 2));
+        cache.commit(&[]);
+        assert!(std::panic::catch_unwind(move || cache.commit_chain(1)).is_err());
     }
 
     #[test]

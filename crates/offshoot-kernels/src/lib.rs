@@ -54,7 +54,7 @@ pub use file_map::FileMap;
 pub use gated::{GatedPair, multiply_gated, multiply_gated_parts};
 pub use greatest::{Greatest, GreatestScratch, multiply_greatest};
 pub use isa::Isa;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, KvType};
 pub use log_softmax::{
     LogSoftmaxScratch, RowScores, Wanted, log_softmax_rows, multiply_log_softmax,
 };

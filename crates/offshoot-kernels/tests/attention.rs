@@ -6,8 +6,8 @@ use std::num::NonZeroUsize;
 
 use half::f16;
 use offshoot_kernels::{
-    Activations, AttentionScratch, Cpu, Forms, HeadNorms, Heads, Isa, KvCache, SequenceRows,
-    attend, rms_norm, rotate,
+    Activations, AttentionScratch, Cpu, Forms, HeadNorms, Heads, Isa, KvCache, KvType,
+    SequenceRows, attend, rms_norm, rotate,
 };
 use proptest::prelude::*;
 
@@ -32,6 +32,8 @@ struct Shape {
     head_dim: usize,
     /// Positions that a row sees; 0 for all.
     window: usize,
+    /// What keys and values are kept as.
+    kind: KvType,
 }
 
 /// The q, k, v of some tokens; a token's are a function of its number, as in a model.
@@ -112,14 +114,17 @@ fn chain(n: usize) -> Vec<Option<u32>> {
 }
 
 fn cache(shape: Shape, room: usize) -> KvCache {
-    KvCache::new(2, shape.kv_heads, shape.head_dim, room)
+    KvCache::typed(shape.kind, 2, shape.kv_heads, shape.head_dim, room)
 }
 
-/// The result for the last token of `path`, summed in double precision over half-precision rows.
+/// The result for the last token of `path`, summed in double precision over rows as they are kept.
 fn brute_force(shape: Shape, path: &[u64]) -> Vec<f64> {
     let r = rows(shape, path);
     let (hd, group) = (shape.head_dim, shape.heads / shape.kv_heads);
-    let half = |x: f32| f64::from(f16::from_f32(x).to_f32());
+    let kept = |x: f32| match shape.kind {
+        KvType::Half => f64::from(f16::from_f32(x).to_f32()),
+        KvType::Single => f64::from(x),
+    };
     let mut out = vec![];
     for head in 0..shape.heads {
         let q = &r.q[((path.len() - 1) * shape.heads + head) * hd..][..hd];
@@ -128,7 +133,7 @@ fn brute_force(shape: Shape, path: &[u64]) -> Vec<f64> {
         let scores: Vec<f64> = (first..path.len())
             .map(|p| {
                 let k = &r.k[at(p)..][..hd];
-                let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * half(*k)).sum();
+                let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * kept(*k)).sum();
                 dot * (hd as f64).powf(-0.5)
             })
             .collect();
@@ -136,7 +141,7 @@ fn brute_force(shape: Shape, path: &[u64]) -> Vec<f64> {
         let e: Vec<f64> = scores.iter().map(|s| (s - m).exp()).collect();
         let l: f64 = e.iter().sum();
         for d in 0..hd {
-            let at = |p: usize| half(r.v[at(first + p) + d]);
+            let at = |p: usize| kept(r.v[at(first + p) + d]);
             out.push(e.iter().enumerate().map(|(p, e)| e / l * at(p)).sum());
         }
     }
@@ -151,12 +156,16 @@ fn shapes() -> impl Strategy<Value = Shape> {
     let widths = prop::sample::select(vec![12, 16, 24, 32, 48, 64, 80, 128]);
     // Half of them without a window; others shorter than a block, than a chunk, and longer.
     let windows = prop_oneof![3 => Just(0), 1 => 1usize..20, 1 => 20usize..128, 1 => 128usize..400];
-    (1usize..4, 1usize..8, widths, windows).prop_map(|(kv_heads, group, head_dim, window)| Shape {
-        heads: kv_heads * group,
-        kv_heads,
-        head_dim,
-        window,
-    })
+    let kinds = prop::sample::select(vec![KvType::Half, KvType::Single]);
+    (1usize..4, 1usize..8, widths, windows, kinds).prop_map(
+        |(kv_heads, group, head_dim, window, kind)| Shape {
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim,
+            window,
+            kind,
+        },
+    )
 }
 
 /// As many cases, or as few as PROPTEST_CASES asks for where an emulator is slow.
@@ -238,7 +247,8 @@ proptest! {
         }
     }
 
-    /// A sequence's bits do not depend on its neighbours in the step or on how a prompt is cut.
+    /// A sequence's bits do not depend on its neighbours in the step or on how a prompt is cut, nor on
+    /// whether its cache keeps them.
     #[test]
     fn neighbours_and_chunks_do_not_matter(
         shape in shapes(),
@@ -265,22 +275,28 @@ proptest! {
                 out
             })
             .collect();
-        let mut caches: Vec<KvCache> = prompts.iter().map(|p| cache(shape, p.len())).collect();
+        let passing = |p: &Vec<u64>| {
+            KvCache::passing(shape.kind, 2, shape.kv_heads, shape.head_dim, p.len())
+        };
+        let kept: Vec<KvCache> = prompts.iter().map(|p| cache(shape, p.len())).collect();
         let chains: Vec<_> = prompts.iter().map(|p| chain(p.len())).collect();
-        let mut steps: Vec<Step<'_>> = caches
-            .iter_mut()
-            .zip(&prompts)
-            .zip(&chains)
-            .map(|((cache, tokens), parents)| Step { cache, tokens, parents })
-            .collect();
-        let together: Vec<Vec<u32>> = run(&cpu, shape, &mut steps).iter().map(|x| bits(x)).collect();
-        prop_assert_eq!(alone.concat(), together);
+        for mut caches in [kept, prompts.iter().map(passing).collect()] {
+            let mut steps: Vec<Step<'_>> = caches
+                .iter_mut()
+                .zip(&prompts)
+                .zip(&chains)
+                .map(|((cache, tokens), parents)| Step { cache, tokens, parents })
+                .collect();
+            let together = run(&cpu, shape, &mut steps);
+            let together: Vec<Vec<u32>> = together.iter().map(|x| bits(x)).collect();
+            prop_assert_eq!(alone.concat(), together);
+        }
     }
 }
 
 #[test]
 fn gathered_and_truncated_rows_are_the_same_rows() {
-    let shape = Shape { heads: 2, kv_heads: 2, head_dim: 32, window: 0 };
+    let shape = Shape { heads: 2, kv_heads: 2, head_dim: 32, window: 0, kind: KvType::Half };
     let cpu = Cpu::new(Isa::best(), 2);
     let tokens: Vec<u64> = (0..70).collect();
     let mut c = cache(shape, 80);
@@ -301,7 +317,7 @@ fn gathered_and_truncated_rows_are_the_same_rows() {
 
 #[test]
 fn norms_and_rotations_on_the_way_in_equal_those_before() {
-    let shape = Shape { heads: 6, kv_heads: 2, head_dim: 48, window: 0 };
+    let shape = Shape { heads: 6, kv_heads: 2, head_dim: 48, window: 0, kind: KvType::Half };
     let tokens: Vec<u64> = (0..37).collect();
     let parents = chain(tokens.len());
     for isa in Isa::available() {

@@ -327,6 +327,12 @@ impl Checkpoint {
         self.recipe.map_or(0, |_| self.tensors().filter(quantised).count())
     }
 
+    /// Tells the system that the files' bytes are not needed soon: what lies about a vector that was read
+    /// has come into memory with it, up to a large page.
+    pub(crate) fn release(&self) {
+        self.files.iter().for_each(|file| file.release(0..usize::MAX));
+    }
+
     /// The maps of the model's files, as [`TensorInfo::file`] numbers them.
     pub(crate) fn maps(&self) -> &[Arc<FileMap>] {
         &self.files

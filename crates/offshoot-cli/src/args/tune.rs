@@ -105,7 +105,7 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_MAP", value_name = "FIELD=COLUMN", value_parser = pair)]
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_table")]
     pub(crate) map: Vec<(String, String)>,
-    /// Most tokens of an example [default: 1024]
+    /// Most tokens of an example, no more than the model's context holds [default: 1024, or that]
     #[arg(long, env = "OFFSHOOT_MAX_LENGTH", value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_length: Option<u32>,

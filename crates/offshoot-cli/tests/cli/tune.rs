@@ -182,8 +182,9 @@ fn a_dry_run_says_everything_and_does_nothing() {
     home.file("run.toml", "data = \"texts.jsonl\"\nrank = 4\nnum_train_epochs = 2\n");
     let words = ["tune", "long.gguf", "--config", "run.toml", "--dry-run", "--batch", "3"];
     let text = run(home.offshoot(words)).ended_with(0).stdout;
-    for line in ["rank = 4", "epochs = 2.0", "batch = 3", "# output: long-lora", "# memory: about "]
-    {
+    let context = "max_length = 64";
+    let lines = ["rank = 4", "epochs = 2.0", "batch = 3", context, "# output: long-lora"];
+    for line in lines.into_iter().chain(["# memory: about "]) {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(!home.path().join("long-lora").exists());
@@ -206,6 +207,7 @@ fn what_cannot_be_is_told_before_anything_is_done() {
     home.file("run.toml", "data = \"texts.jsonl\"\n\nbatch_sise = 4\n");
     home.file("bad.jsonl", "{\"text\": \"ab\"}\n{\"text\": 7}\n");
     let tune = ["tune", "long.gguf"];
+    let long = ["--data", "texts.jsonl", "--max-length", "65"];
     for (words, code, says) in [
         (&["--config", "run.toml"][..], 2, "run.toml:3: no setting \"batch_sise\""),
         (&[], 2, "data: give at least one file"),
@@ -214,6 +216,13 @@ fn what_cannot_be_is_told_before_anything_is_done() {
         (&["--data", "texts.jsonl", "--rank", "0"], 2, "rank is 0: must be from 1"),
         (&["--data", "texts.jsonl", "--offload", "disk"], 2, "offload: is for methods without"),
         (&["--data", "texts.jsonl", "--patience", "2"], 2, "no held-out examples"),
+        (&["--data", "texts.jsonl", "--max-length", "65"], 2, "context is 64 tokens: give 64 or"),
+        (
+            &[&long[..], &["--method", "mezo", "--space", "prefix"]].concat(),
+            2,
+            "context is 64 tokens, 5 of which stand before every text: give 59 or less",
+        ),
+        (&[&long[..], &["--dry-run"]].concat(), 2, "max_length is 65: the model's context"),
         (&["--data", "absent.jsonl"], 1, "absent.jsonl"),
         (&["--data", "absent.jsonl", "--dry-run"], 1, "absent.jsonl"),
         (&["--resume", "nowhere"], 2, "nowhere: there is no run here"),

@@ -103,6 +103,48 @@ fn a_signal_ends_a_run_after_its_step_and_the_command_that_is_told_goes_on() {
     }
 }
 
+/// How many examples are held out, so that scoring them takes longer than it takes to interrupt it.
+const HELD_OUT: u32 = 8_000;
+const MORE: [&str; 2] = ["--eval-data", "more.jsonl"];
+
+#[test]
+fn a_signal_within_the_last_evaluation_leaves_it_and_it_is_made_when_the_run_goes_on() {
+    let mut words = words("mezo");
+    for (flag, with) in [("--steps", ["--steps", "3"]), ("--eval-fraction", MORE)] {
+        let at = words.iter().position(|word| word == flag).unwrap();
+        words.splice(at..at + 2, with.map(str::to_owned));
+    }
+    let held_out = || {
+        let home = home();
+        let more = (0..HELD_OUT).map(|i| format!("{{\"text\": \"{}\"}}\n", word(i)));
+        home.file("more.jsonl", more.collect::<String>());
+        home
+    };
+    let whole = held_out();
+    run(whole.offshoot(&words)).ended_with(0);
+    let evaluations = |home: &Home| {
+        let log = std::fs::read_to_string(home.path().join("out/log.jsonl")).unwrap();
+        log.matches("\"event\":\"eval\"").count()
+    };
+    assert_eq!(evaluations(&whole), 1);
+    let home = held_out();
+    let folder = home.path().join("out");
+    let child = begin(&home, &words);
+    let begun = Instant::now();
+    while steps(&folder) < 3 {
+        assert!(begun.elapsed() < PATIENCE, "the steps were not made");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let kill = format!("kill -INT {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let left = Left::of(child.wait_with_output().unwrap()).ended_with(130);
+    assert!(left.stderr.contains("go on with: offshoot tune --resume out\n"), "{}", left.stderr);
+    assert_eq!((steps(&folder), evaluations(&home)), (3, 0));
+    resume(&home).ended_with(0);
+    assert_eq!(evaluations(&home), 1);
+    assert_eq!(learned(&folder), learned(&whole.path().join("out")));
+}
+
 #[test]
 fn a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bits() {
     for method in ["lora", "mezo"] {

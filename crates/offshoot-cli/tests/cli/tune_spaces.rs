@@ -49,7 +49,7 @@ fn what_stands_before_texts_is_served_with_the_loss_that_it_was_tuned_to() {
         let variant = ["--variant", &variant];
         let served = held_out(&home, &variant);
         // The base is quantised, and serves with inputs of products rounded to eight bits.
-        assert!((served - best).abs() < 1e-2 * best, "{space}: {served}, tuned to {best}");
+        assert!((served - best).abs() < 3e-2 * best, "{space}: {served}, tuned to {best}");
         assert!((served - held_out(&home, &[])).abs() > 1e-4, "{space} changes nothing");
         let dense = held_out(&home, &[&variant[..], &["--executor", "dense"]].concat());
         // The dense executor rounds nothing.
@@ -175,8 +175,8 @@ fn scales_of_a_quantised_base_are_tuned_and_served() {
     let best = told.ended_with(0).json()["best"]["value"].as_f64().unwrap();
     let variant = ["--variant", "s=out"];
     let served = held_out(&home, &variant);
-    // The output head rounds its inputs where the model serves.
-    assert!((served - best).abs() < 1e-2 * best, "{served}, tuned to {best}");
+    // Where the model serves, the output head rounds its inputs and the cache keys and values.
+    assert!((served - best).abs() < 3e-2 * best, "{served}, tuned to {best}");
     assert_ne!(served, held_out(&home, &[]));
     let answer = ["run", "long.gguf", "ab", "-n", "4"];
     run(home.offshoot(answer.iter().chain(&variant))).ended_with(0);

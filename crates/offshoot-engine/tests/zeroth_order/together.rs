@@ -241,9 +241,13 @@ fn described(config: &RunConfig, train: &Part<'_>, held_out: &Part<'_>) -> RunDe
 fn mean_loss(
     scorer: &mut dyn Scorer,
     examples: &dyn Examples,
+    progress: &mut dyn FnMut(u64) -> Control,
 ) -> Result<BTreeMap<String, f64>, Error> {
     let (mut nats, mut tokens) = (0.0, 0);
     for index in 0..examples.count() {
+        if progress(index as u64) == Control::Stop {
+            return Err(Error::Stopped);
+        }
         let Example::Text(sequence) = examples.example(index)? else { panic!("texts alone") };
         let scored = scorer.score(&[&sequence])?[0];
         nats -= scored.logprob;

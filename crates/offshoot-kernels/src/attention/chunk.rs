@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::isa::by_isa;
-use crate::kv_cache::KEYS;
+use crate::kv_cache::{Element, KEYS};
 use crate::lanes::Lanes;
 use crate::math;
 
@@ -12,14 +12,9 @@ use crate::math;
 pub(super) const CHUNK: usize = 128;
 /// Query vectors that stand together, element by element, and are scored together.
 pub(super) const BATCH: usize = 8;
-/// Greatest magnitude of half precision.
-const F16_MAX: f32 = 65504.0;
 
 /// Query vectors of one pass over one chunk.
 pub(super) struct Pass<'a> {
-    /// Keys and values of the head, `[block][head_dim][16]` and `[position][head_dim]`.
-    pub(super) k: &'a [u16],
-    pub(super) v: &'a [u16],
     /// Scaled queries, `[batch][head_dim][BATCH]`.
     pub(super) q: &'a [f32],
     /// `[n][CHUNK]`
@@ -79,8 +74,8 @@ impl<'a> Tree<'a> {
 
 /// Values that stand together and their weights, those of a vector `CHUNK` behind the last one's.
 #[derive(Clone, Copy)]
-struct Run<'a> {
-    values: &'a [u16],
+struct Run<'a, T> {
+    values: &'a [T],
     weights: &'a [f32],
 }
 
@@ -93,25 +88,15 @@ pub(super) fn clear(state: &mut [f32], width: usize) {
 }
 
 by_isa! {
-    /// Rounds whole registers of floats to half precision, saturating.
-    pub(super) fn narrow(x: &[f32], out: &mut [u16]) = narrow_lanes
-}
-
-#[inline(always)]
-unsafe fn narrow_lanes<L: Lanes>(x: &[f32], out: &mut [u16]) {
-    for (x, out) in x.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
-        // SAFETY: 16 elements each; the caller runs where the instructions of `L` exist. A NaN is
-        // the second operand and stays.
-        unsafe {
-            let x = L::max(L::splat(-F16_MAX), L::load(x.as_ptr()));
-            L::store_f16(out.as_mut_ptr(), L::min(L::splat(F16_MAX), x));
-        }
-    }
+    /// The results of one chunk for all vectors of a pass over the keys and values of a head,
+    /// `[block][head_dim][16]` and `[position][head_dim]`.
+    pub(super) fn chunk_pass(pass: &mut Pass<'_>, k: &[u16], v: &[u16]) = chunk_pass_lanes [u16]
 }
 
 by_isa! {
-    /// The results of one chunk for all vectors of a pass.
-    pub(super) fn chunk_pass(pass: &mut Pass<'_>) = chunk_pass_lanes
+    /// The same over those of single precision.
+    pub(super) fn chunk_pass_single(pass: &mut Pass<'_>, k: &[f32], v: &[f32])
+        = chunk_pass_lanes [f32]
 }
 
 by_isa! {
@@ -141,8 +126,8 @@ macro_rules! for_batches {
 }
 
 #[inline(always)]
-unsafe fn chunk_pass_lanes<L: Lanes>(pass: &mut Pass<'_>) {
-    let Pass { k, v, q, seen, head_dim: hd, width, start, .. } = *pass;
+unsafe fn chunk_pass_lanes<L: Lanes, T: Element>(pass: &mut Pass<'_>, k: &[T], v: &[T]) {
+    let Pass { q, seen, head_dim: hd, width, start, .. } = *pass;
     let (n, scores, results) = (seen.len(), &mut *pass.scores, &mut *pass.results);
     let longest = seen.iter().fold(0, |longest, seen| seen.1.max(longest));
     // Blocks that no vector sees. Passing them over changes no bit: their weights would be zero.
@@ -157,14 +142,14 @@ unsafe fn chunk_pass_lanes<L: Lanes>(pass: &mut Pass<'_>) {
     // softmax stays within the chunk.
     unsafe {
         let blocks = start / KEYS + skipped..(start + kept).div_ceil(KEYS);
-        score_blocks::<L>((k, v), hd, (q, n), blocks, &mut scores[skipped * KEYS..]);
+        score_blocks::<L, T>((k, v), hd, (q, n), blocks, &mut scores[skipped * KEYS..]);
         if let Some(tree) = &mut tree {
             let (first, end) = (tree.base / KEYS, (tree.base + tree.rows).div_ceil(KEYS));
             for part in 0..tree.parts() {
                 let from = first + part * (CHUNK / KEYS);
                 let blocks = from..end.min(from + CHUNK / KEYS);
                 let scores = &mut tree.scores[part * n * CHUNK..];
-                score_blocks::<L>((k, v), hd, (q, n), blocks, scores);
+                score_blocks::<L, T>((k, v), hd, (q, n), blocks, scores);
             }
             for (j, &seen) in seen.iter().enumerate() {
                 for (p, at) in tree.places(j, start, seen) {
@@ -183,7 +168,7 @@ unsafe fn chunk_pass_lanes<L: Lanes>(pass: &mut Pass<'_>) {
             weights: &scores[skipped * KEYS..],
         };
         let Some(tree) = tree else {
-            return sum_values::<L>(std::iter::once(main), n, hd, results, width);
+            return sum_values::<L, T>(std::iter::once(main), n, hd, results, width);
         };
         let parts = tree.parts();
         tree.scores[..parts * n * CHUNK].fill(0.0);
@@ -201,15 +186,15 @@ unsafe fn chunk_pass_lanes<L: Lanes>(pass: &mut Pass<'_>) {
                 weights: &tree.scores[part * n * CHUNK + from % CHUNK..],
             }
         });
-        sum_values::<L>(std::iter::once(main).chain(parts), n, hd, results, width);
+        sum_values::<L, T>(std::iter::once(main).chain(parts), n, hd, results, width);
     }
 }
 
 /// Scores of all `n` vectors of `q` against the keys of `blocks`, the first block's to the beginning
 /// of `out`. A few keys at a time serve all vectors, while they are in the first cache.
 #[inline(always)]
-unsafe fn score_blocks<L: Lanes>(
-    (k, v): (&[u16], &[u16]),
+unsafe fn score_blocks<L: Lanes, T: Element>(
+    (k, v): (&[T], &[T]),
     hd: usize,
     (q, n): (&[f32], usize),
     blocks: Range<usize>,
@@ -235,9 +220,9 @@ unsafe fn score_blocks<L: Lanes>(
                 let q = q.as_ptr().add(from / BATCH * BATCH * hd + from % BATCH);
                 let out = out.add(from * CHUNK);
                 if two {
-                    score::<L, J, 2>(q, hd, keys, values, out);
+                    score::<L, T, J, 2>(q, hd, keys, values, out);
                 } else {
-                    score::<L, J, 1>(q, hd, keys, values, out);
+                    score::<L, T, J, 1>(q, hd, keys, values, out);
                 }
             });
         }
@@ -247,11 +232,11 @@ unsafe fn score_blocks<L: Lanes>(
 /// Scores of `J` vectors against `B` blocks of 16 keys. As many bytes behind the keys, and the values
 /// at `v`, are asked for meanwhile.
 #[inline(always)]
-unsafe fn score<L: Lanes, const J: usize, const B: usize>(
+unsafe fn score<L: Lanes, T: Element, const J: usize, const B: usize>(
     q: *const f32,
     hd: usize,
-    k: *const u16,
-    v: *const u16,
+    k: *const T,
+    v: *const T,
     out: *mut f32,
 ) {
     // SAFETY: see the caller: `q` holds `hd` batches from vector 0 or 4 on, `k` whole blocks of keys,
@@ -268,7 +253,7 @@ unsafe fn score<L: Lanes, const J: usize, const B: usize>(
             }
             let mut key = [L::splat(0.0); B];
             for (b, key) in key.iter_mut().enumerate() {
-                *key = L::load_f16(k.add((b * hd + d) * KEYS));
+                *key = T::load::<L>(k.add((b * hd + d) * KEYS));
             }
             for (j, acc) in acc.iter_mut().enumerate() {
                 for (b, acc) in acc.iter_mut().enumerate() {
@@ -334,8 +319,8 @@ unsafe fn softmax<L: Lanes>(
 /// Adds up the values of all runs, in order, with the weights of all `n` vectors. Two registers of a
 /// value's elements at a time serve all vectors, while they are in the first cache.
 #[inline(always)]
-unsafe fn sum_values<'a, L: Lanes>(
-    runs: impl Iterator<Item = Run<'a>> + Clone,
+unsafe fn sum_values<'a, L: Lanes, T: Element>(
+    runs: impl Iterator<Item = Run<'a, T>> + Clone,
     n: usize,
     hd: usize,
     results: &mut [f32],
@@ -349,9 +334,9 @@ unsafe fn sum_values<'a, L: Lanes>(
             for_batches!(n, |from| {
                 let results = &mut results[from * width..(from + J) * width];
                 if two {
-                    weighted::<L, J, 2>(runs.clone(), from, (d, hd), results, width);
+                    weighted::<L, T, J, 2>(runs.clone(), from, (d, hd), results, width);
                 } else {
-                    weighted::<L, J, 1>(runs.clone(), from, (d, hd), results, width);
+                    weighted::<L, T, J, 1>(runs.clone(), from, (d, hd), results, width);
                 }
             });
         }
@@ -360,8 +345,8 @@ unsafe fn sum_values<'a, L: Lanes>(
 
 /// The sums of `J` vectors, the first being `from`, over elements `d .. d + 16 * V` of the values.
 #[inline(always)]
-unsafe fn weighted<'a, L: Lanes, const J: usize, const V: usize>(
-    runs: impl Iterator<Item = Run<'a>>,
+unsafe fn weighted<'a, L: Lanes, T: Element, const J: usize, const V: usize>(
+    runs: impl Iterator<Item = Run<'a, T>>,
     from: usize,
     (d, hd): (usize, usize),
     results: &mut [f32],
@@ -381,7 +366,7 @@ unsafe fn weighted<'a, L: Lanes, const J: usize, const V: usize>(
             for (p, v) in values.chunks_exact(hd).enumerate() {
                 let mut value = [L::splat(0.0); V];
                 for (i, value) in value.iter_mut().enumerate() {
-                    *value = L::load_f16(v.as_ptr().add(d + 16 * i));
+                    *value = T::load::<L>(v.as_ptr().add(d + 16 * i));
                 }
                 for (j, acc) in acc.iter_mut().enumerate() {
                     for (i, acc) in acc.iter_mut().enumerate() {

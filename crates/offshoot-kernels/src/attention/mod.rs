@@ -32,9 +32,9 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use crate::disjoint::Disjoint;
-use crate::kv_cache::KEYS;
+use crate::kv_cache::{ByType, Element, KEYS};
 use crate::{Activations, Buffer, Cpu, Forms, KvCache, rms_norm, rotate};
-use chunk::{BATCH, CHUNK, Pass, Tree, chunk_pass, clear, merge, narrow};
+use chunk::{BATCH, CHUNK, Pass, Tree, chunk_pass, chunk_pass_single, clear, merge};
 
 /// Query vectors of an item at most, and so the query heads that may share a head of keys.
 pub const ITEM_VECTORS: usize = 64;
@@ -299,8 +299,48 @@ fn enter<S: SequenceRows>(
 ) {
     let rows = sequence.parents().len();
     let cache = sequence.cache_mut();
-    let (base, stride, start) = (cache.len(), cache.stride(), cache.head_start(layer, 0));
-    let (k, v) = cache.parts_mut();
+    let place = Place {
+        base: cache.len(),
+        rows,
+        first,
+        stride: cache.stride(),
+        start: cache.head_start(layer, 0),
+    };
+    match cache.parts_mut() {
+        ByType::Half(kept) => {
+            enter_as(cpu, shape, place, heads, (vectors, all), kept, (queries, keys));
+        }
+        ByType::Single(kept) => {
+            enter_as(cpu, shape, place, heads, (vectors, all), kept, (queries, keys));
+        }
+    }
+}
+
+/// Where rows of a sequence go in its cache.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Decided positions before them.
+    base: usize,
+    rows: usize,
+    /// The first of them in the step.
+    first: usize,
+    /// Elements of a head.
+    stride: usize,
+    /// Where the layer's heads begin.
+    start: usize,
+}
+
+/// As [`enter`], to keys and values of one type.
+fn enter_as<T: Element>(
+    cpu: &Cpu,
+    shape: Shape,
+    place: Place,
+    heads: Heads<'_>,
+    (vectors, all): (&[usize], usize),
+    (k, v): (&mut [T], &mut [T]),
+    (queries, keys): (&mut [f32], &mut [f32]),
+) {
+    let Place { base, rows, first, stride, start } = place;
     let (k, v) = (Disjoint::new(k), Disjoint::new(v));
     let (queries, keys) = (Disjoint::new(queries), Disjoint::new(keys));
     let Shape { kv_heads, group, head_dim, stored, .. } = shape;
@@ -330,13 +370,13 @@ fn enter<S: SequenceRows>(
             for at in (0..head_dim).step_by(KEYS) {
                 // A head that is no whole number of registers is filled up with zeroes.
                 let n = KEYS.min(head_dim - at);
-                let (mut wide, mut halves) = ([0f32; KEYS], [0u16; KEYS]);
+                let (mut wide, mut kept) = ([0f32; KEYS], [T::of(0.0); KEYS]);
                 wide[..n].copy_from_slice(&value[at..at + n]);
-                narrow(isa, &wide, &mut v[slot * stored + at..][..KEYS]);
+                T::store(isa, &wide, &mut v[slot * stored + at..][..KEYS]);
                 wide[..n].copy_from_slice(&key[at..at + n]);
-                narrow(isa, &wide, &mut halves);
-                for (i, half) in halves.into_iter().enumerate() {
-                    k[(at + i) * KEYS + slot] = half;
+                T::store(isa, &wide, &mut kept);
+                for (i, kept) in kept.into_iter().enumerate() {
+                    k[(at + i) * KEYS + slot] = kept;
                 }
             }
             let from = (row * kv_heads + kv_head) * group * head_dim;
@@ -509,7 +549,6 @@ impl<S: SequenceRows> Job<'_, S> {
             *seen = (in_chunk(from), in_chunk(end));
         }
         let s = &self.sequences[item.sequence];
-        let (k, v) = s.cache().head(self.layer, item.kv_head);
         let (scores, room) = room.split_at_mut(n * CHUNK);
         let tree = item.tree.then(|| Tree {
             base: s.cache().len(),
@@ -523,8 +562,6 @@ impl<S: SequenceRows> Job<'_, S> {
         let (vectors, all) = self.vectors;
         let first = (item.kv_head * all + vectors[item.row]) * stored;
         let mut pass = Pass {
-            k,
-            v,
             q: &self.queries[first..first + n.next_multiple_of(BATCH) * stored],
             scores,
             results,
@@ -534,7 +571,10 @@ impl<S: SequenceRows> Job<'_, S> {
             start,
             tree,
         };
-        chunk_pass(cpu.isa(), &mut pass);
+        match s.cache().head(self.layer, item.kv_head) {
+            ByType::Half((k, v)) => chunk_pass(cpu.isa(), &mut pass, k, v),
+            ByType::Single((k, v)) => chunk_pass_single(cpu.isa(), &mut pass, k, v),
+        }
     }
 
     /// All of an item: its chunks in order, merged as they come.

@@ -1,6 +1,6 @@
 //! What virtual tokens stand for in steps of the packed executor: how caches begin.
 
-use offshoot_kernels::{Forming, KvCache};
+use offshoot_kernels::{Forming, KvCache, KvType};
 
 use super::{Hooks, PackedExecutor, PackedModel, SegmentRows};
 use crate::{
@@ -37,7 +37,7 @@ impl Hooks for Prompts<'_> {
 
 impl Beginnings {
     /// Those of `all` on `model`, rotated by the table `rope`. With `floats` products take their inputs as
-    /// floats, whatever the weights' format. Prompts run side by side, in one step of `executor`.
+    /// floats, whatever the weights' format, and keys and values are not rounded. Prompts run side by side, in one step of `executor`.
     ///
     /// # Errors
     /// [`Error::Adapter`] if one is not of the model's sizes.
@@ -56,8 +56,9 @@ impl Beginnings {
                 return Err(Error::Adapter(what));
             }
         }
+        let kind = if floats { KvType::Single } else { KvType::Half };
         let mut caches: Vec<KvCache> =
-            all.iter().map(|tokens| model.new_cache(tokens.tokens())).collect();
+            all.iter().map(|tokens| model.new_cache_of(kind, tokens.tokens())).collect();
         let row = config.num_key_value_heads * config.head_dim;
         let chains: Vec<_> = all.iter().map(|tokens| chain(tokens.tokens())).collect();
         let positions: Vec<Vec<u32>> =

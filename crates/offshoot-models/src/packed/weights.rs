@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::{
-    BlockType, Buffer, Conversion, Cpu, Forms, KvCache, MAX_GROUP, PackedMatrix, ScratchFile,
-    SharedBytes, TILE_KIND, TileError, form_for,
+    BlockType, Buffer, Conversion, Cpu, Forms, KvCache, KvType, MAX_GROUP, PackedMatrix,
+    ScratchFile, SharedBytes, TILE_KIND, TileError, form_for,
 };
 
 use crate::{
@@ -162,6 +162,7 @@ impl PackedModel {
             embedding,
             looked_up: AtomicUsize::new(0),
         };
+        model.checkpoint.release();
         Ok(model)
     }
 
@@ -217,6 +218,7 @@ impl PackedModel {
             embedding,
             looked_up: AtomicUsize::new(0),
         };
+        model.checkpoint.release();
         Ok(model)
     }
 
@@ -269,10 +271,25 @@ impl PackedModel {
         }
     }
 
-    /// An empty cache for a sequence of up to `capacity` rows, tentative ones included.
+    /// An empty cache for a sequence of up to `capacity` rows, tentative ones included, in half
+    /// precision.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
+        self.new_cache_of(KvType::Half, capacity)
+    }
+
+    /// The same with elements of type `kind`.
+    pub fn new_cache_of(&self, kind: KvType, capacity: usize) -> KvCache {
         let c = self.config();
-        KvCache::new(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, capacity)
+        let (layers, heads) = (c.num_hidden_layers, c.num_key_value_heads);
+        KvCache::typed(kind, layers, heads, c.head_dim, capacity)
+    }
+
+    /// A cache for sequences of up to `capacity` rows that run in one step, behind nothing, and are not
+    /// gone on with: it has room for one layer.
+    pub fn passing_cache(&self, kind: KvType, capacity: usize) -> KvCache {
+        let c = self.config();
+        let (layers, heads) = (c.num_hidden_layers, c.num_key_value_heads);
+        KvCache::passing(kind, layers, heads, c.head_dim, capacity)
     }
 
     pub(super) fn linear(&self, id: LinearId) -> &PackedLinear {

@@ -128,7 +128,7 @@ mod tests {
     }
 
     fn advice(examples: &[Example], available: Option<u64>) -> Advice {
-        let config = RunConfig { batch: 16, max_length: 4096, ..RunConfig::default() };
+        let config = RunConfig { batch: 16, max_length: Some(4096), ..RunConfig::default() };
         let examples = examples.to_vec();
         let all = super::super::Part::whole(&examples);
         Advice::of(&checkpoint(), &config, &all, available).unwrap()

@@ -47,6 +47,10 @@ pub(crate) struct Progress {
     pub(crate) least_loss: Option<f64>,
     /// Evaluations in a row with twice that.
     pub(crate) diverging: u32,
+    /// Whether the evaluation after the last step was stopped before its end, so that it has still to
+    /// be made.
+    #[serde(default)]
+    pub(crate) owes_evaluation: bool,
     /// Bytes of the log by then.
     pub(crate) log_bytes: u64,
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use offshoot_methods::tune::{Curve, Schedule, SpaceKind};
+use offshoot_models::{ModelConfig, VirtualKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -33,8 +34,10 @@ pub struct RunConfig {
     /// Which column is read as which field.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub map: BTreeMap<String, String>,
-    /// Most tokens of an example.
-    pub max_length: usize,
+    /// Most tokens of an example; 1024 if it is not said, or as many as the model's context has room
+    /// for, if that is fewer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
     /// What becomes of a longer one.
     pub overlong: Overlong,
     /// How it is tuned.
@@ -155,7 +158,7 @@ impl Default for RunConfig {
             format: None,
             task: None,
             map: BTreeMap::new(),
-            max_length: 1024, // TRL's SFTConfig
+            max_length: None,
             overlong: Overlong::default(),
             method: Method::default(),
             options: Map::new(),
@@ -267,6 +270,13 @@ pub enum Objective {
     /// The negative of the number that this command prints of answers, see
     /// [`MetricCommand`](crate::tune::zeroth_order::MetricCommand).
     Command(String),
+}
+
+impl Objective {
+    /// Whether it is of answers that have to be written.
+    pub(super) fn is_of_answers(&self) -> bool {
+        matches!(self, Self::F1 | Self::ExactMatch | Self::Command(_))
+    }
 }
 
 /// Objectives that are a name, as they are written.
@@ -411,7 +421,7 @@ impl RunConfig {
             (!self.model.is_empty(), "model", "give the base, a file, a folder or a name"),
             (!self.data.is_empty(), "data", "give at least one file of examples"),
             (share(self.eval_fraction), "eval_fraction", "must be at least 0 and below 1"),
-            (self.max_length >= 2, "max_length", "must be at least 2"),
+            (self.max_length.is_none_or(|n| n >= 2), "max_length", "must be at least 2"),
             (
                 self.format.is_none() || self.task.is_none(),
                 "format",
@@ -502,6 +512,48 @@ impl RunConfig {
                 "{field}{}: is for {what}, and would do nothing here: leave it out",
                 self.shown(field)
             )),
+        }
+    }
+
+    /// What stands before every text while it is tuned, and of how many positions.
+    pub(super) fn before(&self) -> Option<(VirtualKind, usize)> {
+        match (self.method, self.space) {
+            (Method::ZerothOrder(_), Space::Prefix) => {
+                Some((VirtualKind::Prefix, self.prefix_tokens))
+            }
+            (Method::ZerothOrder(_), Space::Prompt) => {
+                Some((VirtualKind::Prompt, self.prompt_tokens))
+            }
+            _ => None,
+        }
+    }
+
+    /// Most tokens of an example.
+    pub fn length(&self) -> usize {
+        self.max_length.unwrap_or(USUAL_LENGTH)
+    }
+
+    /// The same settings for a model of `model`, whose context bounds the length of an example.
+    ///
+    /// # Errors
+    /// [`RunError::Config`] if longer ones are asked for.
+    pub fn fitted(&self, model: &ModelConfig) -> Result<Self, RunError> {
+        let (context, before) = (model.max_position_embeddings, self.before().map_or(0, |b| b.1));
+        let room = context.saturating_sub(before);
+        let taken = match before {
+            0 => String::new(),
+            n => format!(", {n} of which stand before every text"),
+        };
+        match self.max_length.is_some_and(|asked| asked > room) || room < 2 {
+            true => Err(RunError::Config {
+                place: String::new(),
+                what: format!(
+                    "max_length is {}: the model's context is {context} tokens{taken}: give {room} \
+                     or less",
+                    self.length()
+                ),
+            }),
+            false => Ok(Self { max_length: Some(self.length().min(room)), ..self.clone() }),
         }
     }
 
@@ -626,6 +678,8 @@ impl RunConfig {
     }
 }
 
+/// Tokens of an example at most: TRL's SFTConfig.
+const USUAL_LENGTH: usize = 1024;
 /// The option of a method of rounds that says how many local steps one has.
 pub(super) const LOCAL_STEPS: &str = "local_steps";
 const NOT_LESS: &str = "must be at least 0";

@@ -37,7 +37,8 @@ const ALIASES: [(&str, &str); 21] = [
     ("use_rslora", "rslora"),
 ];
 /// Fields that are written only where they are set.
-const UNSET: [&str; 16] = [
+const UNSET: [&str; 17] = [
+    "max_length",
     "train",
     "freeze",
     "options",

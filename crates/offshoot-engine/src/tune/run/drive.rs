@@ -34,6 +34,11 @@ const OWN: [&str; 5] = ["log.jsonl", "report.html", "tensorboard", "checkpoints"
 pub enum Happening<'h> {
     /// A line was written to the log.
     Line(&'h LogLine),
+    /// An evaluation goes on.
+    Evaluating {
+        /// Held-out examples that are done.
+        done: u64,
+    },
     /// A checkpoint is whole.
     Checkpoint {
         /// Steps made by then.
@@ -159,8 +164,8 @@ impl Run {
     }
 
     /// Drives `trainer`, which is as it was made, over `train`, with `evaluate` on `held_out`,
-    /// until the plan is fulfilled or `watch` says stop: the step under way is then finished and a
-    /// checkpoint written.
+    /// until the plan is fulfilled or `watch` says stop: the step under way is then finished, or the
+    /// evaluation left, which is made again when the run goes on; and a checkpoint is written.
     ///
     /// # Errors
     /// Those of the trainer, [`Error::Output`], [`RunError::NotFinite`]. The last checkpoint is
@@ -242,8 +247,9 @@ impl<'w> Records<'w> {
         Ok(records)
     }
 
-    fn tell(&mut self, happening: &Happening<'_>) {
+    fn tell(&mut self, happening: &Happening<'_>) -> Control {
         self.stop |= matches!((self.watch)(happening), Control::Stop);
+        if self.stop { Control::Stop } else { Control::Continue }
     }
 
     fn add(&mut self, line: &LogLine) -> Result<(), Error> {
@@ -294,13 +300,13 @@ impl Driven<'_> {
     fn run(mut self) -> Result<Outcome, Error> {
         let mut reason = self.reason();
         while reason.is_none() && !self.records.stop {
-            self.step()?;
-            let step = self.progress.step;
-            let last = step >= self.plan.steps;
-            let mut best = false;
-            if self.held_out.count() > 0 && (last || step.is_multiple_of(self.plan.eval_every)) {
-                best = self.evaluate()?;
+            if !self.progress.owes_evaluation {
+                self.step()?;
             }
+            let step = self.progress.step;
+            let due = step >= self.plan.steps || step.is_multiple_of(self.plan.eval_every);
+            let due = self.held_out.count() > 0 && due;
+            let best = (due || self.progress.owes_evaluation) && self.evaluate()?;
             reason = self.reason();
             let due = step.is_multiple_of(self.plan.save_every);
             let saves = best || due || reason.is_some() || self.records.stop;
@@ -318,8 +324,10 @@ impl Driven<'_> {
 
     /// Why it ends here, if it does.
     fn reason(&self) -> Option<EndReason> {
-        let Progress { step, evals_since_best, diverging, .. } = self.progress;
-        if step >= self.plan.steps {
+        let Progress { step, evals_since_best, diverging, owes_evaluation, .. } = self.progress;
+        if owes_evaluation {
+            None
+        } else if step >= self.plan.steps {
             Some(EndReason::Done)
         } else if self.plan.patience.is_some_and(|patience| evals_since_best >= patience) {
             Some(EndReason::EarlyStop)
@@ -386,21 +394,19 @@ impl Driven<'_> {
         }
     }
 
-    /// Scores the held-out examples; gives whether they never fared better.
+    /// Scores the held-out examples; gives whether they never fared better. If a stop is asked for, it
+    /// is left, and owed.
     fn evaluate(&mut self) -> Result<bool, Error> {
         let began = Instant::now();
-        let mut metrics = match self.description.config.has_local_steps() {
-            // Each has examples of its own.
-            true => (self.evaluate)(self.trainer, self.held_out)?,
-            false => {
-                self.tell(Command::Evaluate)?;
-                let exchange = &*self.exchange;
-                let mut shared = SharedScorer { inner: self.trainer, exchange };
-                (self.evaluate)(&mut shared, self.held_out)?
-            }
+        self.progress.owes_evaluation = true;
+        if self.records.stop {
+            return Ok(false);
+        }
+        let metrics = match self.measure() {
+            Err(Error::Stopped) if self.records.stop => return Ok(false),
+            measured => measured?,
         };
-        let mut all = (0..self.held_out.count()).map(|index| self.held_out.example(index));
-        metrics.extend(self.trainer.measure(&mut all)?);
+        self.progress.owes_evaluation = false;
         let best = self.judge(&metrics)?;
         self.progress.elapsed_s = self.elapsed_s();
         let metrics = metrics.into_iter().map(|(name, x)| (name, finite(x))).collect();
@@ -413,6 +419,29 @@ impl Driven<'_> {
         };
         self.records.add(&LogLine::Eval(line))?;
         Ok(best)
+    }
+
+    /// What there is to say of the held-out examples, unless a stop is asked for meanwhile.
+    fn measure(&mut self) -> Result<BTreeMap<String, f64>, Error> {
+        let Self { description, trainer, held_out, evaluate, exchange, records, .. } = self;
+        let mut told = |done| records.tell(&Happening::Evaluating { done });
+        let mut metrics = match description.config.has_local_steps() {
+            // Each has examples of its own.
+            true => evaluate(&mut **trainer, *held_out, &mut told)?,
+            false => {
+                Command::Evaluate.tell(&**exchange)?;
+                let mut shared = SharedScorer { inner: &mut **trainer, exchange: &**exchange };
+                let mut told = |done| ranks::agreed(&**exchange, told(done));
+                evaluate(&mut shared, *held_out, &mut told)?
+            }
+        };
+        let count = held_out.count();
+        let mut all = (0..count).map(|index| match told(count as u64) {
+            Control::Stop => Err(Error::Stopped),
+            Control::Continue => held_out.example(index),
+        });
+        metrics.extend(trainer.measure(&mut all)?);
+        Ok(metrics)
     }
 
     fn judge(&mut self, metrics: &BTreeMap<String, f64>) -> Result<bool, Error> {

@@ -11,9 +11,13 @@ use crate::tune::eval::{EvalOptions, evaluate};
 use crate::tune::{Example, Scorer};
 use crate::{Control, Error};
 
-/// Measures a model on the held-out examples: metrics by name, `loss` among them.
-pub type Evaluate<'e> =
-    &'e mut dyn FnMut(&mut dyn Scorer, &dyn Examples) -> Result<BTreeMap<String, f64>, Error>;
+/// Measures a model on the held-out examples: metrics by name, `loss` among them. The last argument is
+/// told how many are done, and may stop it: then it ends with [`Error::Stopped`].
+pub type Evaluate<'e> = &'e mut dyn FnMut(
+    &mut dyn Scorer,
+    &dyn Examples,
+    &mut dyn FnMut(u64) -> Control,
+) -> Result<BTreeMap<String, f64>, Error>;
 
 /// How answers are written, as far as the task says it; the rest as always.
 pub(super) fn answers(config: &RunConfig) -> Result<EvalOptions, Error> {
@@ -59,15 +63,16 @@ pub fn check_examples(
 }
 
 /// Scores `examples` as `offshoot eval` does. Answers are written only if the run's metric is of
-/// them.
+/// them. `progress` is told after each batch how many are done, and may stop it.
 ///
 /// # Errors
-/// If the model cannot run them.
+/// If the model cannot run them; [`Error::Stopped`].
 pub fn evaluate_held_out(
     config: &RunConfig,
     tokenizer: &Tokenizer,
     scorer: &mut dyn Scorer,
     examples: &dyn Examples,
+    progress: &mut dyn FnMut(u64) -> Control,
 ) -> Result<BTreeMap<String, f64>, Error> {
     let options = EvalOptions {
         batch: config.batch as usize,
@@ -75,7 +80,6 @@ pub fn evaluate_held_out(
         ..answers(config)?
     };
     let mut all = (0..examples.count()).map(|index| examples.example(index));
-    let going = &mut |_| Control::Continue;
-    let metrics = evaluate(scorer, &mut all, tokenizer, &options, going)?;
+    let metrics = evaluate(scorer, &mut all, tokenizer, &options, progress)?;
     Ok(metrics.named().into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }

@@ -62,7 +62,7 @@ impl RunConfig {
         let task = self.task.as_ref().map(|name| Task::find(name)).transpose()?;
         let rename =
             |(name, field): (&String, &String)| Rename { name: name.clone(), field: field.clone() };
-        let length = Length { max: self.max_length, overlong: self.overlong };
+        let length = Length { max: self.length(), overlong: self.overlong };
         Ok(DataOptions { format, task, renames: self.map.iter().map(rename).collect(), length })
     }
 }

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use offshoot_models::{Architecture, Checkpoint, ModelConfig, VirtualKind};
+use offshoot_models::{Architecture, Checkpoint, ModelConfig};
 use serde::Serialize;
 
 use super::{Method, Offload, Optimizer, RunConfig, RunError, Space};
@@ -80,8 +80,9 @@ impl TuneNeed {
         };
         let limits = StepLimits::default();
         // A step runs so many rows at most, however large the batch; one example is never cut.
-        let rows = (limits.rows as u64).max(config.max_length as u64);
-        let row = need.per_token.saturating_add(registers(checkpoint.config()));
+        let rows = (limits.rows as u64).max(config.length() as u64);
+        let row = kept(&need, checkpoint.config(), config);
+        let row = row.saturating_add(registers(checkpoint.config()));
         let batch = row.saturating_mul(rows);
         trained *= POINT_COPIES;
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
@@ -132,10 +133,11 @@ fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
     if !config.gradient_checkpointing && fits(&again) {
         return told(&again, "--gradient-checkpointing true ");
     }
-    let halves = (1..16).map(|n| config.max_length >> n).take_while(|&length| length >= 64);
-    let shorter = halves.map(|max_length| RunConfig { max_length, ..again.clone() });
+    let halves = (1..16).map(|n| config.length() >> n).take_while(|&length| length >= 64);
+    let shorter =
+        halves.map(|max_length| RunConfig { max_length: Some(max_length), ..again.clone() });
     if let Some(found) = shorter.into_iter().find(|other| fits(other)) {
-        return told(&found, &format!("--max-length {} ", found.max_length));
+        return told(&found, &format!("--max-length {} ", found.length()));
     }
     let lora = RunConfig { method: Method::Lora, ..again };
     match config.method != Method::Lora && fits(&lora) {
@@ -166,15 +168,6 @@ fn resident(checkpoint: &Checkpoint) -> u64 {
 
 /// Numbers that are trained.
 fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
-    let before = match (config.method, config.space) {
-        (Method::ZerothOrder(_), Space::Prefix) => {
-            Some((VirtualKind::Prefix, config.prefix_tokens))
-        }
-        (Method::ZerothOrder(_), Space::Prompt) => {
-            Some((VirtualKind::Prompt, config.prompt_tokens))
-        }
-        _ => None,
-    };
     if let (Method::ZerothOrder(_), Space::Scales) = (config.method, config.space) {
         let blocks = |t: offshoot_models::Tensor<'_>| match t.block.block_len() {
             1 => 0,
@@ -182,7 +175,7 @@ fn trained(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
         };
         return checkpoint.tensors().map(blocks).sum();
     }
-    if let Some((kind, tokens)) = before {
+    if let Some((kind, tokens)) = config.before() {
         return (kind.width(checkpoint.config()) * tokens) as u64;
     }
     if config.tunes_all_by_gradients() {
@@ -222,6 +215,17 @@ fn widths(model: &ModelConfig) -> [u64; 4] {
     [model.hidden_size, queries * model.head_dim, keys * model.head_dim, inner].map(|n| n as u64)
 }
 
+/// Bytes of keys and values that a row of a step without gradients keeps: in half precision where texts
+/// are written, else unrounded, of all layers where something stands before texts, and of one where not.
+fn kept(need: &MemoryNeed, model: &ModelConfig, config: &RunConfig) -> u64 {
+    let scores = 2 * match config.before() {
+        Some(_) => need.per_token,
+        None => FLOAT * widths(model)[2],
+    };
+    let writes = config.metric.is_of_answers() || config.objective.is_of_answers();
+    if writes { scores.max(need.per_token) } else { scores }
+}
+
 /// Bytes of the registers of the packed executor that a row of a step takes.
 fn registers(model: &ModelConfig) -> u64 {
     let [hidden, queries, keys, inner] = widths(model);
@@ -230,7 +234,7 @@ fn registers(model: &ModelConfig) -> u64 {
 
 /// Bytes of what a batch of the longest examples leaves.
 fn activations(model: &ModelConfig, config: &RunConfig) -> u64 {
-    let tokens = u64::from(config.batch) * config.max_length as u64;
+    let tokens = u64::from(config.batch) * config.length() as u64;
     let [hidden, queries, keys, inner] = widths(model);
     let inputs = 5 * hidden + queries + inner;
     let results = 2 * hidden + queries + 2 * keys + 2 * inner;
@@ -263,7 +267,7 @@ mod tests {
     #[test]
     fn what_is_refused_fits_with_the_flags_that_are_named() {
         let checkpoint = checkpoint();
-        let config = RunConfig { batch: 16, max_length: 4096, ..RunConfig::default() };
+        let config = RunConfig { batch: 16, max_length: Some(4096), ..RunConfig::default() };
         let need = TuneNeed::of(&checkpoint, &config);
         TuneNeed::check(&checkpoint, &config, need.total).unwrap();
         let refused = |config: &RunConfig, available| {

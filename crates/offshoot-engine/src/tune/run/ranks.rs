@@ -7,9 +7,9 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::{BatchOrder, Checkpoints, Evaluate, Examples, Run, RunDescription, RunPlan, TRAINER};
-use crate::Error;
 use crate::tune::exchange::{Exchange, ExchangeError, Pieces, SharedScorer, Writer};
 use crate::tune::{Example, Trainer};
+use crate::{Control, Error};
 
 /// Steps after which the weights of all processes are compared, beside checkpoints.
 pub(super) const AGREE_EVERY: u64 = 100;
@@ -123,11 +123,26 @@ pub fn follow(
             }
             Command::Evaluate => {
                 let mut shared = SharedScorer { inner: trainer, exchange: &**exchange };
-                evaluate(&mut shared, held_out)?;
+                let mut heard = |_| agreed(&**exchange, Control::Continue);
+                match evaluate(&mut shared, held_out, &mut heard) {
+                    // Process 0 says what comes next.
+                    Err(Error::Stopped) => {}
+                    measured => drop(measured?),
+                }
             }
             Command::Agree => trainer.agree()?,
             Command::End => return Ok(()),
         }
+    }
+}
+
+/// Whether an evaluation goes on, which process 0 decides. One that is gone is noticed by what is
+/// exchanged next.
+pub(super) fn agreed(exchange: &dyn Exchange, own: Control) -> Control {
+    let told = exchange.broadcast(&[u8::from(own == Control::Stop)]);
+    match told.as_deref() {
+        Ok([0]) | Err(_) => Control::Continue,
+        Ok(_) => Control::Stop,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every pair of a text and a point is a segment of a step. Which segments share a step changes no bit
 //! of a probability, so steps are as large as memory allows and results are the same for all sizes.
 
-use offshoot_kernels::{Greatest, KvCache, RowScores, Wanted};
+use offshoot_kernels::{Greatest, KvCache, KvType, RowScores, Wanted};
 use offshoot_methods::tune::Probe;
 use offshoot_models::{LogitRows, PackedExecutor, Segment, VariantId, chain};
 
@@ -44,9 +44,22 @@ pub(super) type Scores = Vec<Vec<Vec<TokenScore>>>;
 pub(super) struct Forward {
     executor: PackedExecutor,
     caches: Vec<KvCache>,
+    /// What the caches are for.
+    kept: Kept,
     limits: StepLimits,
     /// Rows run so far.
     pub(super) rows: usize,
+}
+
+/// What caches keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// A layer at a time, unrounded: half precision would be noise in a difference of losses.
+    Nothing,
+    /// What stands before every text, unrounded, and a text behind it.
+    Beginning,
+    /// A text that is gone on with, as it is where the model serves.
+    Text,
 }
 
 /// A text at a point.
@@ -58,7 +71,7 @@ struct Pair {
 
 impl Forward {
     pub(super) fn new(executor: PackedExecutor, limits: StepLimits) -> Self {
-        Self { executor, caches: Vec::new(), limits, rows: 0 }
+        Self { executor, caches: Vec::new(), kept: Kept::Nothing, limits, rows: 0 }
     }
 
     /// Scores `texts` at each of `probes`.
@@ -106,7 +119,8 @@ impl Forward {
     ) -> Result<(), Error> {
         let before = space.positions_before();
         let longest = pairs.iter().map(|pair| texts[pair.text].tokens.len()).max().unwrap_or(0);
-        self.make_caches(space, pairs.len(), before + longest);
+        let kept = if before == 0 { Kept::Nothing } else { Kept::Beginning };
+        self.make_caches(space, kept, pairs.len(), before + longest);
         for (pair, cache) in pairs.iter().zip(&mut self.caches) {
             space.begin_cache(pair.point, cache)?;
         }
@@ -180,7 +194,7 @@ impl Forward {
     ) -> Result<Vec<Option<Vec<u32>>>, Error> {
         let before = space.positions_before();
         let longest = pairs.iter().map(|pair| prompts[pair.text].len()).max().unwrap_or(0);
-        self.make_caches(space, pairs.len(), before + longest + max_tokens);
+        self.make_caches(space, Kept::Text, pairs.len(), before + longest + max_tokens);
         for (pair, cache) in pairs.iter().zip(&mut self.caches) {
             space.begin_cache(pair.point, cache)?;
         }
@@ -264,13 +278,19 @@ impl Forward {
     }
 
     /// Makes `n` empty caches of `room` positions or more.
-    fn make_caches(&mut self, space: &dyn Space, n: usize, room: usize) {
-        if self.caches.iter().any(|cache| cache.capacity() < room) {
+    fn make_caches(&mut self, space: &dyn Space, kept: Kept, n: usize, room: usize) {
+        if self.kept != kept || self.caches.iter().any(|cache| cache.capacity() < room) {
             self.caches.clear();
+            self.kept = kept;
         }
         self.caches.iter_mut().for_each(|cache| cache.truncate(0));
         while self.caches.len() < n {
-            self.caches.push(space.model().new_cache(room));
+            let model = space.model();
+            self.caches.push(match kept {
+                Kept::Nothing => model.passing_cache(KvType::Single, room),
+                Kept::Beginning => model.new_cache_of(KvType::Single, room),
+                Kept::Text => model.new_cache(room),
+            });
         }
     }
 }

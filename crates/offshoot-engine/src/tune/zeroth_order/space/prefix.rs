@@ -13,8 +13,8 @@
 //! Published: OPT-13B by MeZO, 5 positions: SST-2 90.7 and BoolQ 73.1, against 91.4 and 67.6 by all weights
 //! (Malladi et al., table 1).
 //!
-//! Departs from the paper: keys and values are rounded to half precision where they are used, as those
-//! of texts are; what is tuned is in single precision.
+//! Departs from the paper: where the model serves keys and values are rounded to half precision, as those
+//! of texts are; they are tuned, and losses are taken, in single precision.
 
 use std::sync::Arc;
 
