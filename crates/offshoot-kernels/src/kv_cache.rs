@@ -105,6 +105,12 @@ pub(crate) enum ByType<H, S> {
     Single(S),
 }
 
+/// Keys and values to be read.
+pub(crate) type Head<'a> = ByType<Pair<&'a [u16]>, Pair<&'a [f32]>>;
+/// Keys and values to be written.
+pub(crate) type PartsMut<'a> = ByType<Pair<&'a mut [u16]>, Pair<&'a mut [f32]>>;
+type Pair<T> = (T, T);
+
 /// Keys and values of all heads, `[layer][kv head][capacity * width]` each.
 #[derive(Debug)]
 struct Kept<T: Plain> {
@@ -407,11 +413,7 @@ impl KvCache {
     }
 
     /// The keys and values of one head of one layer.
-    pub(crate) fn head(
-        &self,
-        layer: usize,
-        kv_head: usize,
-    ) -> ByType<(&[u16], &[u16]), (&[f32], &[f32])> {
+    pub(crate) fn head(&self, layer: usize, kv_head: usize) -> Head<'_> {
         let start = self.head_start(layer, kv_head);
         let range = start..start + self.stride();
         match &self.kept {
@@ -421,10 +423,7 @@ impl KvCache {
     }
 
     /// All keys and all values, to be written by head.
-    #[allow(clippy::type_complexity)]
-    pub(crate) fn parts_mut(
-        &mut self,
-    ) -> ByType<(&mut [u16], &mut [u16]), (&mut [f32], &mut [f32])> {
+    pub(crate) fn parts_mut(&mut self) -> PartsMut<'_> {
         match &mut self.kept {
             ByType::Half(kept) => ByType::Half((&mut kept.k, &mut kept.v)),
             ByType::Single(kept) => ByType::Single((&mut kept.k, &mut kept.v)),
