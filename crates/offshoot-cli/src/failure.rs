@@ -92,7 +92,7 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Training(_) => USAGE,
         Error::Exchange(error) => exchange_code(error),
         Error::Run(error) => run_code(error),
-        Error::Trajectory(_) => 4,
+        Error::Trajectory(_) | Error::TrajectoryFile { .. } => 4,
         Error::OtherBase { .. } => USAGE,
         Error::Stopped => interrupt::CODE,
         Error::Memory { .. } => 5,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use offshoot_engine::Error;
 use offshoot_engine::tune::zeroth_order::{
     Space, promised_end, quantized, read_trajectory, remake, weights_hash, write_tensors,
     write_trajectory,
@@ -66,7 +67,8 @@ fn verify(args: &TrajectoryInfoArgs) -> Result<(), Failure> {
     let path = &args.file;
     let bytes =
         std::fs::read(path).map_err(|source| Failure::File { path: path.clone(), source })?;
-    let found = check(&bytes, None).map_err(of_methods)?;
+    let wrong = |source| Failure::Engine(Error::TrajectoryFile { path: path.clone(), source });
+    let found = check(&bytes, None).map_err(wrong)?;
     if args.output.json {
         let damage = found.damage.as_ref();
         let damage = damage.map(|d| json!({ "offset": d.offset, "reason": d.reason }));
@@ -74,7 +76,7 @@ fn verify(args: &TrajectoryInfoArgs) -> Result<(), Failure> {
     }
     match found.damage {
         // The same words as everywhere.
-        Some(_) => Trajectory::from_bytes(&bytes).map(drop).map_err(of_methods),
+        Some(_) => Trajectory::from_bytes(&bytes).map(drop).map_err(wrong),
         None if args.output.json => Ok(()),
         None => say(format_args!("{}: whole, {} steps", path.display(), found.steps)),
     }

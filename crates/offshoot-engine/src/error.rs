@@ -112,7 +112,15 @@ pub enum Error {
         /// The one given.
         got: offshoot_methods::tune::Hash,
     },
-    /// A trajectory cannot be read, or does not fit.
+    /// The file is no trajectory, or a damaged one.
+    #[error("{}: {source}", path.display())]
+    TrajectoryFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        source: offshoot_methods::tune::TrajectoryError,
+    },
+    /// A trajectory does not fit.
     #[error(transparent)]
     Trajectory(#[from] offshoot_methods::tune::TrajectoryError),
     /// A file could not be written.

@@ -250,7 +250,8 @@ fn pull_within(home: &Home, wrapper: &[&str], before: &str) -> Filled {
     // The files are listed from within, as a mount may end with the shell.
     let script = format!(
         "mkdir -p \"$OFFSHOOT_HOME\"; {before} || exit 99; \"$0\" pull {NAME}; code=$?; \
-         find \"$OFFSHOOT_HOME\" -type f -name 'm.gguf*' -printf '%P %s\\n' >files; exit $code"
+         find \"$OFFSHOOT_HOME\" -type f -name 'm.gguf*' ! -name '*.json' -printf '%P %s\\n' >files; \
+         exit $code"
     );
     let words: Vec<&str> = wrapper
         .iter()

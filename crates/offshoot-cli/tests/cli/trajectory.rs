@@ -111,13 +111,15 @@ fn what_cannot_be_made_again_is_told() {
     run(home.offshoot(args)).ended_with(0);
     let bytes = std::fs::read(&path).unwrap();
     home.file("cut.traj", &bytes[..bytes.len() - 3]);
-    run(home.offshoot(["trajectory", "verify", "cut.traj"]))
-        .ended_with(4)
-        .complained(&["damaged", "3 steps before are whole"]);
+    run(home.offshoot(["trajectory", "verify", "cut.traj"])).ended_with(4).complained(&[
+        "cut.traj: ",
+        "damaged",
+        "3 steps before are whole",
+    ]);
     home.file("no.traj", b"not at all");
     run(home.offshoot(["trajectory", "info", "no.traj"]))
         .ended_with(4)
-        .complained(&["no trajectory"]);
+        .complained(&["no.traj: this is no trajectory"]);
     let missing = run(home.offshoot(["trajectory", "info", "missing.traj"]));
     missing.ended_with(1).complained(&["missing.traj"]);
     let args = ["trajectory", "slice", file, "--to", "9", "--output", "x.traj"];

@@ -224,6 +224,11 @@ fn what_cannot_be_is_told_before_anything_is_done() {
         ),
         (&[&long[..], &["--dry-run"]].concat(), 2, "max_length is 65: the model's context"),
         (&["--data", "absent.jsonl"], 1, "absent.jsonl"),
+        (
+            &["--data", "texts.jsonl", "--method", "mezo", "--option", "eps=abc", "--dry-run"],
+            2,
+            "eps: must be a number, not \"abc\"",
+        ),
         (&["--data", "absent.jsonl", "--dry-run"], 1, "absent.jsonl"),
         (&["--resume", "nowhere"], 2, "nowhere: there is no run here"),
     ] {

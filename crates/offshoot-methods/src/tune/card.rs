@@ -118,25 +118,36 @@ impl MethodCard {
         overlaid(all, &Value::Object(own))
     }
 
-    /// The method before its first step, with the options that `given` names.
+    /// Checks that the options that `given` names exist and are of the kind that they must be; bounds
+    /// are checked where the method starts.
     ///
     /// # Errors
-    /// [`Error::Method`] if there is no such option, or one is outside its bounds, or what is tuned
-    /// does not suit the method.
-    pub fn start(&self, given: &Value, setting: &Setting) -> Result<Box<dyn ZerothOrder>, Error> {
-        let wrong = |reason: String| Error::Method { method: self.name, reason };
+    /// [`Error::Method`] with the option.
+    pub fn check(&self, given: &Value) -> Result<(), Error> {
+        let wrong = |reason: String| Err(Error::Method { method: self.name, reason });
         if !given.is_object() && !given.is_null() {
-            return Err(wrong("its options must be a table".to_owned()));
+            return wrong("its options must be a table".to_owned());
         }
         let all = self.options(given);
         if let Some(name) = self.unknown(&all) {
-            return Err(wrong(format!(
-                "no option `{}`; there are {}",
-                name,
-                self.names().join(", ")
-            )));
+            let names = self.names().join(", ");
+            return wrong(format!("no option `{name}`; there are {names}"));
         }
-        (self.build)(all, setting).map_err(wrong)
+        match mistaken(&self.defaults(), &all) {
+            None => Ok(()),
+            Some((name, value, kind)) => wrong(format!("{name}: must be {kind}, not {value}")),
+        }
+    }
+
+    /// The method before its first step, with the options that `given` names.
+    ///
+    /// # Errors
+    /// As [`Self::check`], or if an option is outside its bounds, or what is tuned does not suit the
+    /// method.
+    pub fn start(&self, given: &Value, setting: &Setting) -> Result<Box<dyn ZerothOrder>, Error> {
+        self.check(given)?;
+        let wrong = |reason| Error::Method { method: self.name, reason };
+        (self.build)(self.options(given), setting).map_err(wrong)
     }
 
     /// The first of `all` that is no option.
@@ -155,6 +166,28 @@ impl MethodCard {
         let own = keys(Some(&defaults)).into_iter().filter(|name| name != "probe");
         keys(defaults.get("probe")).into_iter().chain(own).collect()
     }
+}
+
+/// The first value of `all` that is not of its default's kind, and that kind; an option without a
+/// default may be of any.
+fn mistaken<'a>(defaults: &Value, all: &'a Value) -> Option<(&'a str, &'a Value, &'static str)> {
+    let (Value::Object(defaults), Value::Object(all)) = (defaults, all) else { return None };
+    all.iter().find_map(|(name, value)| {
+        let kind = match (defaults.get(name)?, value) {
+            (default @ Value::Object(_), Value::Object(_)) => return mistaken(default, value),
+            (Value::Null, _) | (_, Value::Null) => return None,
+            (Value::Number(_), Value::Number(_)) => return None,
+            (Value::String(_), Value::String(_)) => return None,
+            (Value::Bool(_), Value::Bool(_)) => return None,
+            (Value::Array(_), Value::Array(_)) => return None,
+            (Value::Number(_), _) => "a number",
+            (Value::String(_), _) => "a name",
+            (Value::Bool(_), _) => "true or false",
+            (Value::Array(_), _) => "a list",
+            (Value::Object(_), _) => "a table",
+        };
+        Some((name.as_str(), value, kind))
+    })
 }
 
 /// `base` with the values of `over`, object by object.
@@ -218,6 +251,17 @@ mod tests {
         assert!(error.to_string().contains("eps"), "{error}");
         let error = card.start(&json!(3), &Setting::default()).unwrap_err();
         assert!(error.to_string().contains("table"), "{error}");
+    }
+
+    #[test]
+    fn an_option_of_another_kind_is_named() {
+        for card in METHODS {
+            assert!(card.check(&card.defaults()).is_ok(), "{}", card.name);
+            let told = card.check(&json!({"eps": "abc"})).unwrap_err().to_string();
+            assert!(told.ends_with("eps: must be a number, not \"abc\""), "{told}");
+            let told = card.check(&json!({"probe": 3})).unwrap_err().to_string();
+            assert!(told.ends_with("probe: must be a table, not 3"), "{told}");
+        }
     }
 
     #[test]

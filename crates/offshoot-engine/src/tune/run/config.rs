@@ -506,6 +506,10 @@ impl RunConfig {
         if let Some((_, field, bound)) = rules.iter().find(|(holds, ..)| !holds) {
             return wrong(format!("{field}{}: {bound}", self.shown(field)));
         }
+        let options = Value::Object(self.options.clone());
+        if let Some(Err(told)) = self.method.card().map(|card| card.check(&options)) {
+            return wrong(format!("options: {told}"));
+        }
         match self.idle() {
             None => Ok(()),
             Some((field, what)) => wrong(format!(

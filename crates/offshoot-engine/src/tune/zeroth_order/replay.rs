@@ -150,7 +150,8 @@ pub fn base_hash(checkpoint: &Checkpoint) -> Result<Hash, Error> {
 /// # Errors
 /// If the file cannot be read, or is damaged.
 pub fn read_trajectory(path: &Path) -> Result<Trajectory, Error> {
-    Ok(Trajectory::from_bytes(&read_bytes(path)?)?)
+    let wrong = |source| Error::TrajectoryFile { path: path.to_owned(), source };
+    Trajectory::from_bytes(&read_bytes(path)?).map_err(wrong)
 }
 
 /// The bytes of the file at `path`.
