@@ -49,8 +49,7 @@ fn numbers(space: &dyn Space) -> Vec<Vec<f32>> {
     read.collect()
 }
 
-/// Of the losses, over their size: 2e-5 was measured, the most of which is the cache of keys and values in
-/// half precision. Sums in another order would differ by 1e-6.
+/// Of the losses, over their size: sums in another order.
 const LOSS: f64 = 1e-6;
 /// Of a slope, over its size and beside it: what losses are off by, divided by twice eps.
 const SLOPE: (f64, f64) = (1e-3, 2e-4);

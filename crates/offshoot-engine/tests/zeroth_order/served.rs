@@ -74,8 +74,8 @@ fn a_variant_scores_and_answers_as_the_run_that_tuned_it() {
             let mut changed = false;
             for ((served, tuned), of_base) in served.iter().zip(&tuned).zip(&of_base) {
                 assert_eq!((served.tokens, served.greedy), (tuned.tokens, tuned.greedy), "{name}");
-                // Two ways of a sum of exponentials, in single precision.
-                let close = 1e-6 * tuned.logprob.abs();
+                // Where it serves, keys and values are kept in half precision.
+                let close = 1e-4 * tuned.logprob.abs();
                 let (served, tuned) = (served.logprob, tuned.logprob);
                 assert!((served - tuned).abs() < close, "{name}: {served}, tuned to {tuned}");
                 changed |= (served - of_base.logprob).abs() > 1e-6 * of_base.logprob.abs();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::{Cpu, Distribution, Forming, KvCache, Philox, Purpose, tensor_id};
+use offshoot_kernels::{Cpu, Distribution, Forming, KvCache, KvType, Philox, Purpose, tensor_id};
 use offshoot_methods::tune::{Layout, SpaceChoice, SpaceKind};
 use offshoot_models::huggingface::virtual_files;
 use offshoot_models::{
@@ -83,7 +83,7 @@ impl Before {
             ((u64::from(word) * vocab) >> 32) as u32
         };
         let tokens: Vec<u32> = (0..n).map(draw).collect();
-        let mut cache = model.new_cache(n);
+        let mut cache = model.new_cache_of(KvType::Single, n);
         let segment = Segment {
             cache: &mut cache,
             tokens: &tokens,
