@@ -61,10 +61,11 @@ pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
         let options = QuantizeOptions { recipe, requantize: true, variant };
         let done = offshoot_engine::quantize(&cpu, &resolved.path, output, options, &mut progress);
         drop((bar, listener));
+        let done = done?;
         if variant.map(Variant::open).transpose()?.is_some_and(|variant| variant.has_heads()) {
             note("without the variant's draft heads: only a folder has a place for them");
         }
-        return told(&done?, output, recipe, json, start);
+        return told(&done, output, recipe, json, start);
     }
     let options = ExportOptions {
         floats: args.to,

@@ -358,8 +358,8 @@ fn tell(args: &TuneArgs, folder: &Path, outcome: &Outcome) -> Result<(), Failure
     ))
 }
 
-/// SIGINT and SIGTERM: the first is left to the run, which ends after its step; the second ends the
-/// program.
+/// SIGINT and SIGTERM: the first is left to the run, which ends after its step or leaves its
+/// evaluation; the second ends the program.
 struct Signals {
     terminated: Arc<AtomicBool>,
     _listener: interrupt::Listener,

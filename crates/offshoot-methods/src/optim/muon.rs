@@ -21,8 +21,8 @@
 //! and output heads go by AdamW, with the same learning rate and decay.
 //! Cost: a number kept for each weight, and `10 r (2 r s + r^2)` operations for `r` the lesser side of
 //! the matrix and `s` the greater.
-//! Defaults: `momentum` 0.95 by Nesterov and 5 iterations (the reference's); decay 0.1 (Liu et al.), of a run
-//! what --weight-decay says, which is 0.
+//! Defaults: `momentum` 0.95 by Nesterov and 5 iterations (the reference's); no decay
+//! (the reference's).
 //! Published: trained from scratch, as far as AdamW with about half of the computing (Liu et al., abstract).
 //! Ours: the reference's numbers, step by step (the tests); what a model learns by it is not measured yet.
 //!

@@ -135,7 +135,7 @@ impl MethodCard {
         }
         match mistaken(&self.defaults(), &all) {
             None => Ok(()),
-            Some((name, value, kind)) => wrong(format!("{name}: must be {kind}, not {value}")),
+            Some(told) => wrong(told),
         }
     }
 
@@ -168,15 +168,23 @@ impl MethodCard {
     }
 }
 
-/// The first value of `all` that is not of its default's kind, and that kind; an option without a
-/// default may be of any.
-fn mistaken<'a>(defaults: &Value, all: &'a Value) -> Option<(&'a str, &'a Value, &'static str)> {
-    let (Value::Object(defaults), Value::Object(all)) = (defaults, all) else { return None };
-    all.iter().find_map(|(name, value)| {
+/// What is wrong with the first of `options` that is not of its default's kind. Options that may be
+/// absent are numbers.
+pub fn mistaken(defaults: &Value, options: &Value) -> Option<String> {
+    let (Value::Object(defaults), Value::Object(options)) = (defaults, options) else {
+        return None;
+    };
+    options.iter().find_map(|(name, value)| {
         let kind = match (defaults.get(name)?, value) {
             (default @ Value::Object(_), Value::Object(_)) => return mistaken(default, value),
-            (Value::Null, _) | (_, Value::Null) => return None,
-            (Value::Number(_), Value::Number(_)) => return None,
+            (_, Value::Null) | (Value::Null, Value::Number(_)) => return None,
+            (Value::Number(default), Value::Number(number)) => {
+                if !default.is_u64() || number.is_u64() {
+                    return None;
+                }
+                "a whole number that is not negative"
+            }
+            (Value::Null, _) => "a number",
             (Value::String(_), Value::String(_)) => return None,
             (Value::Bool(_), Value::Bool(_)) => return None,
             (Value::Array(_), Value::Array(_)) => return None,
@@ -186,7 +194,7 @@ fn mistaken<'a>(defaults: &Value, all: &'a Value) -> Option<(&'a str, &'a Value,
             (Value::Array(_), _) => "a list",
             (Value::Object(_), _) => "a table",
         };
-        Some((name.as_str(), value, kind))
+        Some(format!("{name}: must be {kind}, not {value}"))
     })
 }
 
@@ -259,6 +267,12 @@ mod tests {
             assert!(card.check(&card.defaults()).is_ok(), "{}", card.name);
             let told = card.check(&json!({"eps": "abc"})).unwrap_err().to_string();
             assert!(told.ends_with("eps: must be a number, not \"abc\""), "{told}");
+            for (option, kind) in [("directions", "a whole number"), ("clip_z", "a number")] {
+                let told = card.check(&json!({ option: "x" })).unwrap_err().to_string();
+                assert!(told.contains(&format!("{option}: must be a number")), "{kind}: {told}");
+            }
+            let told = card.check(&json!({"directions": 1.5})).unwrap_err().to_string();
+            assert!(told.contains("directions: must be a whole number"), "{told}");
             let told = card.check(&json!({"probe": 3})).unwrap_err().to_string();
             assert!(told.ends_with("probe: must be a table, not 3"), "{told}");
         }

@@ -65,7 +65,7 @@ pub use adamezo::AdamezoOptions;
 pub use adazeta::AdazetaOptions;
 pub use apply::{Weights, apply_update};
 pub use block::{BlockLevel, BlockOptions};
-pub use card::{MethodCard, MethodOptions, RateUnit};
+pub use card::{MethodCard, MethodOptions, RateUnit, mistaken};
 pub use cons::ConsOptions;
 pub use direction::{Direction, Distribution, Form, Layout, TensorSpec};
 pub use factors::{Basis, Draw, Factors};

@@ -37,7 +37,8 @@ impl Hooks for Prompts<'_> {
 
 impl Beginnings {
     /// Those of `all` on `model`, rotated by the table `rope`. With `floats` products take their inputs as
-    /// floats, whatever the weights' format, and keys and values are not rounded. Prompts run side by side, in one step of `executor`.
+    /// floats, whatever the weights' format, and keys and values are not rounded. Prompts run side by
+    /// side, in one step of `executor`.
     ///
     /// # Errors
     /// [`Error::Adapter`] if one is not of the model's sizes.

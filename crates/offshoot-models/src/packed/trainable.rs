@@ -126,6 +126,15 @@ impl TrainableModel {
         of_it.filter_map(|(_, place)| self.block(*place))
     }
 
+    /// Those of the output head; of an embedding of its own a step needs a few rows alone.
+    fn head_blocks(&self) -> impl Iterator<Item = &FileBlock> {
+        let heads =
+            self.tensors.iter().zip(&self.places).filter(|(tensor, place)| {
+                tensor.layer.is_none() && matches!(place, Place::Matrix(_))
+            });
+        heads.filter_map(|(_, place)| self.block(*place))
+    }
+
     /// Between steps: lets the pages go that one left in memory, as those of the output head, and has those
     /// read that the next begins with.
     pub fn rest(&self) {
@@ -357,7 +366,7 @@ impl Hooks for Perturbed<'_> {
             next if next < model.model.config().num_hidden_layers => {
                 model.blocks(Some(next)).for_each(FileBlock::read_ahead);
             }
-            _ => model.blocks(None).for_each(FileBlock::read_ahead),
+            _ => model.head_blocks().for_each(FileBlock::read_ahead),
         }
     }
 

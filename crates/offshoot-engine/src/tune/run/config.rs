@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use offshoot_methods::tune::{Curve, Schedule, SpaceKind};
+use offshoot_methods::tune::{Curve, FwdgradOptions, HybridOptions, Schedule, SpaceKind, mistaken};
 use offshoot_models::{ModelConfig, VirtualKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -506,8 +506,7 @@ impl RunConfig {
         if let Some((_, field, bound)) = rules.iter().find(|(holds, ..)| !holds) {
             return wrong(format!("{field}{}: {bound}", self.shown(field)));
         }
-        let options = Value::Object(self.options.clone());
-        if let Some(Err(told)) = self.method.card().map(|card| card.check(&options)) {
+        if let Some(told) = self.wrong_option() {
             return wrong(format!("options: {told}"));
         }
         match self.idle() {
@@ -516,6 +515,20 @@ impl RunConfig {
                 "{field}{}: is for {what}, and would do nothing here: leave it out",
                 self.shown(field)
             )),
+        }
+    }
+
+    /// What is wrong with the kind of an option of the method's own, if something is.
+    fn wrong_option(&self) -> Option<String> {
+        if self.has_local_steps() && self.options.contains_key(LOCAL_STEPS) {
+            return Some(format!("{LOCAL_STEPS}: give accumulation instead"));
+        }
+        let options = Value::Object(self.options.clone());
+        let of_defaults = |defaults: serde_json::Result<Value>| mistaken(&defaults.ok()?, &options);
+        match self.method {
+            Method::Hybrid => of_defaults(serde_json::to_value(HybridOptions::default())),
+            Method::ForwardGradient => of_defaults(serde_json::to_value(FwdgradOptions::default())),
+            method => Some(method.card()?.check(&options).err()?.to_string()),
         }
     }
 

@@ -15,8 +15,17 @@ use crate::beside::write_whole;
 /// The file in the run's folder.
 const FILE: &str = "run.json";
 /// Settings that change nothing of what is learned, or whose content is compared instead.
-const FREE: [&str; 8] =
-    ["data", "eval_data", "keep", "model", "offload", "output", "save_every", "share"];
+const FREE: [&str; 9] = [
+    "data",
+    "eval_data",
+    "keep",
+    "max_length",
+    "model",
+    "offload",
+    "output",
+    "save_every",
+    "share",
+];
 /// Settings that only say where the run ends, where the rate does not hang on that.
 const LENGTH: [&str; 2] = ["epochs", "steps"];
 

@@ -75,8 +75,10 @@ impl TuneNeed {
             (need.weights, trained) = (FLOAT * numbers, 0);
         }
         let disk = match config.offload {
-            Offload::Disk => std::mem::replace(&mut need.weights, resident(checkpoint)),
-            Offload::None => 0,
+            Offload::Disk if config.tunes_all_without_gradients() => {
+                std::mem::replace(&mut need.weights, resident(checkpoint))
+            }
+            _ => 0,
         };
         let limits = StepLimits::default();
         // A step runs so many rows at most, however large the batch; one example is never cut.

@@ -6,6 +6,7 @@ use offshoot_methods::tune::{FwdgradOptions, HybridOptions};
 use serde_json::Value;
 
 use super::Method;
+use super::config::LOCAL_STEPS;
 use super::config_file::nearest;
 
 /// Spaces by their names, with a line on each and the file that has its page.
@@ -93,7 +94,7 @@ pub fn pages() -> Vec<Page> {
             _ => page_of(include_str!("../first_order/mod.rs")),
         };
         let options = match (method, method.card()) {
-            (_, Some(card)) => card.defaults(),
+            (_, Some(card)) => without_local_steps(card.defaults()),
             (Method::Hybrid, _) => {
                 serde_json::to_value(HybridOptions::default()).unwrap_or_default()
             }
@@ -116,6 +117,14 @@ pub fn pages() -> Vec<Page> {
         page_of(include_str!("../first_order/heads.rs")),
     );
     methods.chain(optimizers).chain(spaces).chain([heads]).collect()
+}
+
+/// The options that a run takes: local steps it calls accumulation.
+fn without_local_steps(mut options: Value) -> Value {
+    if let Some(all) = options.as_object_mut() {
+        all.remove(LOCAL_STEPS);
+    }
+    options
 }
 
 /// The pages on what is called `name`: a method and a space may share one.

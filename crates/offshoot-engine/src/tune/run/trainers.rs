@@ -127,10 +127,6 @@ impl Base {
     fn options(&self, config: &RunConfig) -> Result<Map<String, Value>, RunError> {
         let mut options = config.options.clone();
         if config.has_local_steps() {
-            if options.contains_key(LOCAL_STEPS) {
-                let what = format!("options: {LOCAL_STEPS}: give accumulation instead");
-                return Err(RunError::Config { place: String::new(), what });
-            }
             options.insert(LOCAL_STEPS.to_owned(), config.accumulation.into());
         }
         let said = |of: &Map<String, Value>| of.contains_key("eps");

@@ -5,7 +5,7 @@
 //! update. One point is evaluated at a time, each over all texts of a step.
 //!
 //! They may lie in a file instead, from which a step reads them layer by layer: the same bits, in the memory
-//! of a few layers, for two readings of the file and a writing a step.
+//! of a few layers. A point reads the file once for each 1024 tokens, an update reads and writes it once.
 //!
 //! Cost: four bytes a weight, and nothing beside that grows with the model; an embedding that is the
 //! output head too is one tensor, moved along one direction in both uses.
