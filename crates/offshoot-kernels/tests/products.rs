@@ -132,15 +132,24 @@ fn tiles_are_hardly_larger_than_the_file() {
     }
 }
 
+/// Random weights `[rows, cols]` and inputs `[tokens, cols]`.
+fn weights_and_inputs(
+    cpu: &Cpu,
+    block: BlockType,
+    [rows, cols, tokens]: [usize; 3],
+) -> (PackedMatrix, Vec<f32>) {
+    let mut random = Random(11);
+    let bytes = random_rows(block, rows, cols, &mut random);
+    let x = (0..tokens * cols).map(|_| random.unit()).collect();
+    (pack(cpu, block, rows, cols, &bytes), x)
+}
+
 #[test]
 fn products_are_near_the_exact_ones() {
     let cpu = Cpu::new(Isa::best(), 2);
     for block in BlockType::ALL {
         let (rows, cols, tokens) = (24, width_for(block, 3), 3);
-        let mut random = Random(11);
-        let bytes = random_rows(block, rows, cols, &mut random);
-        let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
-        let w = pack(&cpu, block, rows, cols, &bytes);
+        let (w, x) = weights_and_inputs(&cpu, block, [rows, cols, tokens]);
         let y = product(&cpu, &w, &x, tokens);
         let mut row_w = vec![0.0; cols];
         for row in 0..rows {
@@ -164,10 +173,7 @@ fn a_second_plane_of_inputs_makes_8_bit_weights_exact_and_changes_no_others() {
     let cpu = Cpu::new(Isa::best(), 2);
     for block in BlockType::ALL {
         let (rows, cols, tokens) = (24, width_for(block, 3), 3);
-        let mut random = Random(11);
-        let bytes = random_rows(block, rows, cols, &mut random);
-        let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
-        let w = pack(&cpu, block, rows, cols, &bytes);
+        let (w, x) = weights_and_inputs(&cpu, block, [rows, cols, tokens]);
         let (one, two) =
             (product(&cpu, &w, &x, tokens), product_in(with_rest(block), &cpu, &w, &x, tokens));
         if block != BlockType::Q8_0 {

@@ -77,6 +77,23 @@ fn course(folder: &Path) -> Vec<(u64, String)> {
     steps.map(|line| (line["step"].as_u64().unwrap(), line["loss"].to_string())).collect()
 }
 
+/// Begins a run and sends `signal` once it has made `made` steps: it ends as interrupted, and tells the
+/// command that goes on.
+fn stopped(home: &Home, words: &[String], made: usize, signal: &str) {
+    let folder = home.path().join("out");
+    let child = begin(home, words);
+    let begun = Instant::now();
+    while steps(&folder) < made {
+        assert!(begun.elapsed() < PATIENCE, "the steps were not made");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let kill = format!("kill -{signal} {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let left = Left::of(child.wait_with_output().unwrap()).ended_with(130);
+    let told = &left.stderr;
+    assert!(told.contains("go on with: offshoot tune --resume out\n"), "{told}");
+}
+
 #[test]
 fn a_signal_ends_a_run_after_its_step_and_the_command_that_is_told_goes_on() {
     let whole = home();
@@ -84,17 +101,7 @@ fn a_signal_ends_a_run_after_its_step_and_the_command_that_is_told_goes_on() {
     for signal in ["INT", "TERM"] {
         let home = home();
         let folder = home.path().join("out");
-        let child = begin(&home, &words("mezo"));
-        let begun = Instant::now();
-        while steps(&folder) < 5 {
-            assert!(begun.elapsed() < PATIENCE, "no step was made");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let kill = format!("kill -{signal} {}", child.id());
-        assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-        let left = Left::of(child.wait_with_output().unwrap()).ended_with(130);
-        let told = &left.stderr;
-        assert!(told.contains("go on with: offshoot tune --resume out\n"), "{told}");
+        stopped(&home, &words("mezo"), 5, signal);
         let made = steps(&folder);
         assert!(folder.join(format!("checkpoints/step-{made:08}/manifest.json")).exists());
         let left = resume(&home).ended_with(0);
@@ -129,16 +136,7 @@ fn a_signal_within_the_last_evaluation_leaves_it_and_it_is_made_when_the_run_goe
     assert_eq!(evaluations(&whole), 1);
     let home = held_out();
     let folder = home.path().join("out");
-    let child = begin(&home, &words);
-    let begun = Instant::now();
-    while steps(&folder) < 3 {
-        assert!(begun.elapsed() < PATIENCE, "the steps were not made");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let kill = format!("kill -INT {}", child.id());
-    assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    let left = Left::of(child.wait_with_output().unwrap()).ended_with(130);
-    assert!(left.stderr.contains("go on with: offshoot tune --resume out\n"), "{}", left.stderr);
+    stopped(&home, &words, 3, "INT");
     assert_eq!((steps(&folder), evaluations(&home)), (3, 0));
     resume(&home).ended_with(0);
     assert_eq!(evaluations(&home), 1);
