@@ -117,7 +117,7 @@ fn write(target: &str, inputs: impl Iterator<Item = (String, Vec<u8>)>) -> io::R
 }
 
 fn gguf_files() -> io::Result<()> {
-    let sound = ["llama", "qwen2", "qwen3moe"].into_iter();
+    let sound = support::tiny::FAMILIES.into_iter();
     let sound = sound
         .map(|family| (format!("sound-{family}"), support::tiny::Tiny::smallest(family).bytes()));
     let pieces = ("sound-pieces".to_owned(), support::pieces::smallest().bytes());

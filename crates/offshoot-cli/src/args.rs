@@ -158,7 +158,7 @@ pub(crate) enum Command {
     /// Tune a model: make a variant of it from examples.
     #[command(after_help = tune::tune_help())]
     Tune(Box<TuneArgs>),
-    /// Say what ways of tuning there are, and of each what it is, did, and is not for.
+    /// Say what ways of tuning and drafting there are, and of each what it is, did, and is not for.
     #[command(after_help = "Examples:\n  offshoot methods\n  offshoot methods mezo\n  \
         offshoot methods lora --json")]
     Methods(MethodsArgs),
@@ -439,6 +439,12 @@ pub(crate) struct BenchArgs {
     /// Divides the logits; 0 takes the likeliest token.
     #[arg(long, env = "OFFSHOOT_TEMPERATURE", default_value_t = 0.0)]
     pub(crate) temperature: f32,
+    /// Divides the logits of tokens seen, so that no text runs into a loop; 1 changes none.
+    #[arg(long, env = "OFFSHOOT_REPETITION_PENALTY", default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f32,
+    /// Names the draws of tokens, with --temperature.
+    #[arg(long, env = "OFFSHOOT_SEED", default_value_t = 1)]
+    pub(crate) seed: u64,
     /// Draw the speed-up of each arm on each kind of prompts, as SVG.
     #[arg(long, env = "OFFSHOOT_PLOT", value_name = "FILE", requires = "spec")]
     pub(crate) plot: Option<PathBuf>,

@@ -34,7 +34,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let mut arms = arms(args, (&engine, calibration.as_ref()), &model, &session)?;
     let sampling = SamplingOptions {
         temperature: args.temperature,
-        seed: Some(1),
+        repetition_penalty: args.repetition_penalty,
+        seed: Some(args.seed),
         ..SamplingOptions::default()
     };
     let options =
@@ -70,6 +71,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "threads": session.cpu().team().threads(),
             "max_tokens": args.max_tokens,
             "temperature": args.temperature,
+            "repetition_penalty": args.repetition_penalty,
+            "seed": args.seed,
             "workloads": results,
             "step_times": times,
             "learned": learned(&arms),

@@ -82,7 +82,9 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Model(offshoot_models::Error::Recipe(_) | offshoot_models::Error::Export(_)) => {
             USAGE
         }
-        Error::Model(_) => 4,
+        // Weights that are no numbers show when they are used.
+        Error::Model(_) | Error::NotFinite => 4,
+        Error::Method(offshoot_methods::Error::Logit { .. }) => 4,
         Error::Method(_) | Error::Context { .. } => USAGE,
         Error::OnlyPacked | Error::OnlyDense | Error::OnlyExact { .. } => USAGE,
         Error::Store(error) => store_code(error),

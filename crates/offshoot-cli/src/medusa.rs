@@ -14,11 +14,12 @@ use offshoot_engine::{Control, Model};
 use offshoot_methods::draft::medusa::{DraftTree, search};
 use offshoot_models::PackedExecutor;
 use offshoot_models::medusa::{HeadsCard, HeadsFile, MedusaHeads, import_heads};
+use offshoot_models::{BaseId, Checkpoint, TokenizerId};
 use serde_json::json;
 
 use crate::args::{
-    MedusaCommand, MedusaImportArgs, MedusaInspectArgs, MedusaTrainArgs, MedusaTreeArgs,
-    PromptFlavour,
+    JsonArgs, MedusaCommand, MedusaImportArgs, MedusaInspectArgs, MedusaTrainArgs, MedusaTreeArgs,
+    ModelArgs, PromptFlavour,
 };
 use crate::failure::{Failure, note, say, say_json};
 use crate::{interrupt, models};
@@ -305,7 +306,17 @@ fn open(path: &Path) -> Result<ReadyHeads, Failure> {
 }
 
 fn import(args: &MedusaImportArgs) -> Result<(), Failure> {
-    let file = import_heads(&args.file)?;
+    let mut file = import_heads(&args.file)?;
+    if let Some(model) = &args.model {
+        let output = JsonArgs { json: false };
+        let args = ModelArgs { model: model.clone(), offline: args.offline, output };
+        let checkpoint = Checkpoint::open(&models::resolve(&args)?.path)?;
+        file.check(checkpoint.config())?;
+        let base = BaseId::of(&checkpoint)?;
+        file.check_base(base)?;
+        let tokenizer = TokenizerId::of(checkpoint.tokenizer()?);
+        file.card.get_or_insert_with(|| HeadsCard::new(base, tokenizer));
+    }
     file.save(&args.output)?;
     note(format_args!("{} heads are in {}", file.heads.len(), args.output.display()));
     Ok(())

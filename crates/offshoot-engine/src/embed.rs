@@ -20,7 +20,7 @@ pub enum Pooling {
 ///
 /// # Errors
 /// [`Error::EmptyPrompt`] if there are no tokens, [`Error::PromptTooLong`] if the context does not
-/// hold all, and as [`Session::feed`].
+/// hold all, [`Error::NotFinite`] if the model computes no numbers, and as [`Session::feed`].
 pub fn embed(
     model: &Model,
     session: &mut Session,
@@ -49,7 +49,11 @@ pub fn embed(
         }
     }
     session.truncate(0);
-    Ok(sums.into_iter().map(|sum| (sum / f64::from(rows)) as f32).collect())
+    let vector: Vec<_> = sums.into_iter().map(|sum| (sum / f64::from(rows)) as f32).collect();
+    if vector.iter().any(|x| !x.is_finite()) {
+        return Err(Error::NotFinite);
+    }
+    Ok(vector)
 }
 
 /// Divides `vector` by its Euclidean length; one of zeros stays.

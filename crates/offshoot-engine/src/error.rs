@@ -45,6 +45,12 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty and the model has no begin-of-text token: give it some text")]
     EmptyPrompt,
+    /// A text has no vector: the model computes no numbers for it.
+    #[error(
+        "what the model computes for the text is not finite: its arithmetic overflowed, or its \
+         weights are not all numbers"
+    )]
+    NotFinite,
     /// The conversation spells out control tokens and has every character that could stand for one
     /// while the chat template runs.
     #[error("the conversation has all characters of the last private plane: remove some of them")]

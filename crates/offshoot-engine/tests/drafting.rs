@@ -3,22 +3,30 @@
 
 #![allow(clippy::unwrap_used, dead_code)] // test code; of the tiny models only some parts are used
 
+#[path = "support/drafters.rs"]
+mod drafters;
 #[path = "support/habits.rs"]
 mod habits;
+#[path = "support/stores.rs"]
+mod stores;
 #[path = "../../offshoot-models/tests/support/tiny.rs"]
 mod tiny;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use habits::{CONTEXT, Habit, load, oracle};
-use offshoot_engine::spec::{SpecOptions, lacks_times, measure_missing};
+use drafters::{heads, store};
+use habits::{CONTEXT, FREE, Habit, load, oracle, oracle_at};
+use offshoot_engine::spec::{
+    Drafter, MedusaDrafter, ModelDrafter, RestDrafter, SpecOptions, Speculator, SuffixDrafter,
+    lacks_times, measure_missing,
+};
 use offshoot_engine::store::{PullPolicy, Quiet, Store};
 use offshoot_engine::{
     Answer, Control, FinishReason, GenerateOptions, LoadOptions, Model, Session,
 };
 use offshoot_methods::SamplingOptions;
-use offshoot_methods::draft::{TokenTree, follow};
+use offshoot_methods::draft::{StepTimes, TokenTree, follow};
 use tiny::Tiny;
 
 fn tiny_model(threads: usize) -> (Model, Session) {
@@ -26,8 +34,12 @@ fn tiny_model(threads: usize) -> (Model, Session) {
 }
 
 fn smollm2(threads: usize) -> (Model, Session) {
+    published("smollm2", threads)
+}
+
+fn published(name: &str, threads: usize) -> (Model, Session) {
     let store = Store::from_env().unwrap();
-    let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
+    let path = store.resolve(&name.parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
     let (model, cpu) =
         Model::load(&path, &LoadOptions { threads, ..LoadOptions::default() }).unwrap();
     let session = Session::new(&model, cpu, CONTEXT).unwrap();
@@ -88,9 +100,86 @@ fn greedy_text_is_that_of_plain_decoding_up_to_the_end_of_the_context() {
     let (model, mut session) = tiny_model(1);
     for (i, prompt) in prompts().enumerate() {
         let mut options = options(SamplingOptions::greedy(), None);
-        options.ignore_eos = i % 2 == 0;
+        options.ignore_eos = true;
         compare(&model, &mut session, &prompt, &options);
+        let text = generate(&model, &mut session, &prompt, &options).tokens;
+        assert!(text.len() >= 1024 && text.len() + prompt.len() == CONTEXT, "{}", text.len());
+        options.ignore_eos = false;
+        if i < 4 {
+            compare(&model, &mut session, &prompt, &options);
+        }
     }
+}
+
+/// Trees of few guesses and of many, contexts short and long, several threads: the text is one.
+#[test]
+fn no_budget_and_no_context_changes_a_token() {
+    const TIMES: [&[(usize, f64)]; 3] =
+        [&[(1, 1.0), (2, 1.0), (3, 9.0)], &[(1, 1.0), (5, 1.1), (6, 4.0)], &FREE];
+    for tiny in Tiny::families() {
+        let (model, session) = load(tiny, 2);
+        let cpu = session.cpu().clone();
+        for context in [64, 257] {
+            let mut session = Session::new(&model, cpu.clone(), context).unwrap();
+            for prompt in prompts().step_by(7) {
+                let options = options(SamplingOptions::greedy(), None);
+                let options = GenerateOptions { ignore_eos: true, ..options };
+                session.set_speculator(None);
+                let plain = generate(&model, &mut session, &prompt, &options);
+                assert_eq!(plain.finish, FinishReason::ContextFull);
+                for times in TIMES {
+                    for habit in [Habit::RightSecond, Habit::Random { width: 6 }] {
+                        let (speculator, _) = oracle_at(&habit, &plain.tokens, times);
+                        session.set_speculator(Some(speculator));
+                        let drafted = generate(&model, &mut session, &prompt, &options);
+                        assert_eq!(drafted.tokens, plain.tokens, "{habit:?}, {context}");
+                        assert!(drafted.spec.unwrap().guesses > 0, "{habit:?}, {context}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Each real drafter alone and all together: no text changes, drawn or not.
+#[test]
+fn every_drafter_leaves_the_text_as_it_is() {
+    let (model, mut session) = tiny_model(1);
+    let small = Arc::new(load(Tiny::smallest("qwen2"), 1).0);
+    let own = Arc::new(tiny_model(1).0);
+    let cpu = session.cpu().clone();
+    let drafter = |which: usize, session: &Session| -> Box<dyn Drafter> {
+        match which {
+            0 => Box::new(SuffixDrafter::new()),
+            1 => Box::new(RestDrafter::new(store()).unwrap()),
+            2 => Box::new(MedusaDrafter::new(heads(&model, session), None, cpu.clone())),
+            other => {
+                let guesser = if other == 3 { &small } else { &own };
+                let mine = Session::new(guesser, cpu.clone(), CONTEXT).unwrap();
+                Box::new(ModelDrafter::new(&model, Arc::clone(guesser), mine).unwrap())
+            }
+        }
+    };
+    let sets: [&[usize]; 6] = [&[0], &[1], &[2], &[3], &[4], &[0, 1, 2, 4]];
+    let mut proposed = [0; 6];
+    for (temperature, seed) in [(0.0, 1), (0.3, 2), (0.7, 3), (1.0, 4), (1.5, 5)] {
+        for prompt in prompts().step_by(4) {
+            let sampling =
+                SamplingOptions { temperature, seed: Some(seed), ..SamplingOptions::default() };
+            let options = options(sampling, Some(300));
+            let options = GenerateOptions { ignore_eos: true, ..options };
+            session.set_speculator(None);
+            let plain = generate(&model, &mut session, &prompt, &options);
+            for (set, proposed) in sets.iter().zip(&mut proposed) {
+                let drafters = set.iter().map(|&which| drafter(which, &session)).collect();
+                session.set_speculator(Some(Speculator::new(drafters, StepTimes::new(&FREE))));
+                let drafted = generate(&model, &mut session, &prompt, &options);
+                assert_eq!(drafted.tokens, plain.tokens, "{set:?} at {temperature}");
+                *proposed += drafted.spec.unwrap().guesses;
+            }
+        }
+    }
+    assert!(proposed.iter().all(|&guesses| guesses > 1000), "{proposed:?}");
 }
 
 #[test]
@@ -167,7 +256,8 @@ fn who_listens_may_end_the_answer_in_the_middle_of_a_step() {
 }
 
 /// After any accepted path the cache holds what plain decoding of the same tokens would have put
-/// there: a thousand steps of one session, then the next logits.
+/// there: a thousand steps, in which rows are kept that stand behind others which are not, then the next
+/// logits.
 #[test]
 fn a_cache_of_accepted_paths_is_that_of_plain_decoding() {
     for tiny in Tiny::families() {
@@ -177,23 +267,30 @@ fn a_cache_of_accepted_paths_is_that_of_plain_decoding() {
 
 fn accepted_paths(tiny: Tiny) {
     let (model, mut session) = load(tiny, 2);
-    let prompt = [3, 4, 5];
     let options = options(SamplingOptions::greedy(), Some(1050));
     let options = GenerateOptions { ignore_eos: true, ..options };
-    let text = generate(&model, &mut session, &prompt, &options).tokens;
-    let (speculator, _) = oracle(&Habit::RightThenWrong, &text);
-    session.set_speculator(Some(speculator));
-    let drafted = generate(&model, &mut session, &prompt, &options).tokens;
-    assert_eq!(drafted, text);
-    let tokens = session.cached().to_vec();
     let rows = offshoot_models::LogitRows::Last;
-    let after: Vec<u32> =
-        session.feed(&model, &[5], rows).unwrap().iter().map(|x| x.to_bits()).collect();
-    session.truncate(0);
-    session.read(&model, &tokens).unwrap();
-    let anew: Vec<u32> =
-        session.feed(&model, &[5], rows).unwrap().iter().map(|x| x.to_bits()).collect();
-    assert_eq!(after, anew);
+    let mut steps = 0;
+    while steps < 1000 {
+        session.set_speculator(None);
+        let prompt = [3, 4 + (steps % 8) as u32, 5];
+        let text = generate(&model, &mut session, &prompt, &options).tokens;
+        for habit in [Habit::RightSecond, Habit::RightThenWrong] {
+            let (speculator, _) = oracle(&habit, &text);
+            session.set_speculator(Some(speculator));
+            let drafted = generate(&model, &mut session, &prompt, &options);
+            assert_eq!(drafted.tokens, text);
+            steps += drafted.spec.unwrap().steps;
+            let tokens = session.cached().to_vec();
+            let after: Vec<u32> =
+                session.feed(&model, &[5], rows).unwrap().iter().map(|x| x.to_bits()).collect();
+            session.truncate(0);
+            session.read(&model, &tokens).unwrap();
+            let anew: Vec<u32> =
+                session.feed(&model, &[5], rows).unwrap().iter().map(|x| x.to_bits()).collect();
+            assert_eq!(after, anew);
+        }
+    }
 }
 
 #[test]
@@ -205,6 +302,7 @@ fn a_real_model_writes_the_same_with_and_without_drafts() {
     ];
     let (model, mut session) = smollm2(2);
     let (other, mut single) = smollm2(1);
+    let mut proposed = [0; 3];
     for (i, prompt) in prompts.iter().enumerate() {
         let prompt = model.encode_text(prompt).unwrap();
         let sampled = SamplingOptions { seed: Some(i as u64), ..SamplingOptions::default() };
@@ -218,10 +316,35 @@ fn a_real_model_writes_the_same_with_and_without_drafts() {
             assert_eq!(drafted.tokens, plain.tokens);
             let spec = drafted.spec.unwrap();
             assert_eq!(spec.tokens, plain.tokens.len());
+            // The heads and the store that come with the program are in use without being asked for.
+            let names: Vec<_> = spec.drafters.iter().map(|drafter| drafter.name).collect();
+            assert_eq!(names, ["suffix", "rest", "medusa"]);
+            let counts = spec.drafters.iter().map(|drafter| drafter.proposed);
+            proposed.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
             auto(&other, &mut single);
             let one = generate(&other, &mut single, &prompt, &options);
             assert_eq!(one.tokens, plain.tokens, "on one thread");
         }
+    }
+    assert!(proposed.iter().all(|&n| n > 0), "{proposed:?}");
+}
+
+/// A vocabulary of more than 150,000 tokens.
+#[test]
+fn a_real_model_of_a_large_vocabulary_writes_the_same_with_and_without_drafts() {
+    let (model, mut session) = published("qwen2.5-coder", 2);
+    let code = "def add(a, b):\n    return a + b\n\n\ndef add_three(a, b, c):\n    return";
+    let prompt = model.encode_text(code).unwrap();
+    let sampled = SamplingOptions { seed: Some(7), ..SamplingOptions::default() };
+    for sampling in [SamplingOptions::greedy(), sampled] {
+        let options = options(sampling, Some(64));
+        let options = GenerateOptions { ignore_eos: true, ..options };
+        session.set_speculator(None);
+        let plain = generate(&model, &mut session, &prompt, &options);
+        auto(&model, &mut session);
+        let drafted = generate(&model, &mut session, &prompt, &options);
+        assert_eq!(drafted.tokens, plain.tokens);
+        assert!(drafted.spec.unwrap().guesses > 0);
     }
 }
 

@@ -4,26 +4,25 @@
 //! It is built with checks for overflow, so that a counter that overflows fails it.
 #![allow(clippy::unwrap_used, dead_code)] // test code; of the tiny models only some parts are used
 
+#[path = "support/drafters.rs"]
+mod drafters;
 #[path = "support/stores.rs"]
 mod stores;
 #[path = "../../offshoot-models/tests/support/tiny.rs"]
 mod tiny;
 
 use std::alloc::System;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use offshoot_engine::datastore::{Datastore, StoreFile};
 use offshoot_engine::spec::{Drafter, MedusaDrafter, RestDrafter, Speculator, SuffixDrafter, View};
 use offshoot_engine::{Control, Error, FinishReason, GenerateOptions, LoadOptions, Model, Session};
-use offshoot_kernels::BlockType;
 use offshoot_methods::SamplingOptions;
 use offshoot_methods::draft::{Guess, Prior, StepTimes, TokenTree};
-use offshoot_models::medusa::{Head, HeadMatrix, HeadsFile, MedusaHeads, ResBlock};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
-use tiny::{HIDDEN, TOKENS, Tiny};
+use drafters::{heads, store};
+use tiny::Tiny;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -77,33 +76,6 @@ fn model() -> (Model, Session) {
     let (model, cpu) = Model::load(&path, &options).unwrap();
     let session = Session::new(&model, cpu, CONTEXT).unwrap();
     (model, session)
-}
-
-fn store() -> Arc<Datastore> {
-    let folder = tempfile::tempdir().unwrap();
-    let text: Vec<u32> = (0..3000u32).map(|i| 3 + (i * i / 7 + i / 64) % 9).collect();
-    let short = stores::built(folder.path(), TOKENS.len() as u32, &[&text]);
-    let file = StoreFile::from_bytes(Path::new("x.store"), stores::expand(&short)).unwrap();
-    Arc::new(Datastore::of(vec![file]).unwrap())
-}
-
-fn heads(model: &Model, session: &Session) -> MedusaHeads {
-    let values = |n: usize, seed: usize| -> Vec<f32> {
-        (0..n).map(|i| ((i * 37 + seed * 11) % 17) as f32 / 40.0 - 0.2).collect()
-    };
-    let matrix = |shape: (usize, usize), seed| {
-        HeadMatrix::new(BlockType::F32, shape, &values(shape.0 * shape.1, seed))
-    };
-    let head = |k| Head {
-        blocks: vec![ResBlock {
-            weight: matrix((HIDDEN, HIDDEN), k),
-            bias: matrix((1, HIDDEN), k),
-        }],
-        output: None,
-    };
-    let heads = (0..3).map(head).collect();
-    let file = HeadsFile { hidden_size: HIDDEN, heads, vocabulary: None, card: None };
-    MedusaHeads::new(session.cpu(), model.packed().unwrap(), &file, 8).unwrap()
 }
 
 /// Prompt and options of answer `number`: greedy and not, some up to the end of the context, some

@@ -283,6 +283,40 @@ proptest! {
     }
 }
 
+/// Every format, every number of rows that a tree or a prompt may have, every row.
+#[test]
+fn each_row_has_the_bits_that_it_has_alone_whatever_the_number_of_rows() {
+    const ROWS: usize = 40;
+    // Where an emulator is slow, those at which the work is cut differently.
+    let counts: Vec<usize> = match cfg!(target_arch = "x86_64") {
+        true => (1..=33).chain([64, 256]).collect(),
+        false => vec![1, 2, 5, 8, 9, 33],
+    };
+    for block in BlockType::ALL {
+        let cols = width_for(block, 1);
+        let mut random = Random(7);
+        let bytes = random_rows(block, ROWS, cols, &mut random);
+        let most = counts.iter().copied().max().unwrap();
+        let x: Vec<f32> = (0..most * cols).map(|_| random.unit()).collect();
+        for forms in [form_for(block), with_rest(block)] {
+            for isa in Isa::available() {
+                let cpu = Cpu::new(isa, 2);
+                let w = pack(&cpu, block, ROWS, cols, &bytes);
+                let alone: Vec<Vec<u32>> = x
+                    .chunks_exact(cols)
+                    .map(|x| bits(&product_in(forms, &cpu, &w, x, 1)))
+                    .collect();
+                for &tokens in &counts {
+                    let all = bits(&product_in(forms, &cpu, &w, &x[..tokens * cols], tokens));
+                    for (token, (found, expected)) in all.chunks(ROWS).zip(&alone).enumerate() {
+                        assert!(found == expected, "{block} {isa} {forms:?}: {token} of {tokens}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_greatest_quants_and_inputs_do_not_overflow() {
     let (rows, tokens) = (16, 5);

@@ -18,7 +18,10 @@ pub enum Error {
     #[error("seed is missing: sampling at a temperature above 0 needs one, so choose it first")]
     SeedMissing,
     /// A logit that is NaN or positive infinity, which no softmax is defined for.
-    #[error("the logit of token {token} is {got}: the model's arithmetic overflowed")]
+    #[error(
+        "the logit of token {token} is {got}: the model's arithmetic overflowed, or its weights \
+         are not all numbers"
+    )]
     Logit {
         /// The first such token.
         token: u32,

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 use support::assert_one_line;
 use support::folder::Sections;
-use support::hostile_folders::{self, smallest, smallest_of_pieces, sound};
+use support::hostile_folders::{self, FAMILIES, of_family, smallest, smallest_of_pieces, sound};
 
 /// As often as the reader of JSON lets nothing nest.
 const REPEATS: usize = 100_000;
@@ -59,7 +59,13 @@ fn weights_that_are_no_numbers_are_loaded_as_a_gguf_files_are() {
 
 #[test]
 fn a_file_cut_anywhere_is_an_error() {
-    let sections = smallest(true).sections();
+    for family in FAMILIES {
+        cut_anywhere(&of_family(family).sections());
+    }
+    cut_anywhere(&smallest(true).sections());
+}
+
+fn cut_anywhere(sections: &Sections) {
     for cut in 0..sections.weights[0].1.len() {
         let mut cut_off = sections.clone();
         cut_off.weights[0].1.truncate(cut);
@@ -208,10 +214,11 @@ proptest! {
 
     #[test]
     fn a_mutated_folder_never_panics(
-        which in 0usize..7,
+        which in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..6),
     ) {
-        let mut bytes = sound()[which].1.join();
+        let sound = sound();
+        let mut bytes = sound[which.index(sound.len())].1.join();
         for (at, byte, kind) in changes {
             let at = at.index(bytes.len());
             match kind {

@@ -146,6 +146,70 @@ fn a_row_has_the_bits_of_its_path_alone_in_a_tree_and_beside_another_sequence() 
     }
 }
 
+/// Trees of up to 40 nodes that chance grows, of few tokens so that many are equal, behind prefixes of
+/// up to 200: every node has the logits of its path alone.
+#[test]
+fn every_node_of_a_grown_tree_has_the_bits_of_its_path() {
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let mut state = 9u64;
+    let mut below = move |n: usize| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for name in MODELS {
+        let model =
+            PackedModel::load(Arc::new(checkpoint(name)), &Cpu::new(Isa::best(), 2), None).unwrap();
+        let mut executor = PackedExecutor::new(Cpu::new(Isa::best(), 2), model.config());
+        let vocab = model.config().vocab_size;
+        let longest = model.config().max_position_embeddings.min(240) - 40;
+        for (nodes, prefix) in [(40, longest), (17, 0), (29, longest / 3)] {
+            let text: Vec<u32> = (0..prefix).map(|_| below(vocab) as u32).collect();
+            let mut parents = vec![None];
+            parents.extend((1..nodes).map(|row| match below(12) {
+                0 => None,
+                _ => Some(below(row) as u32),
+            }));
+            let tokens: Vec<u32> = (0..nodes).map(|_| below(3.min(vocab)) as u32).collect();
+            let path = |mut row: usize| {
+                let mut path = vec![row];
+                while let Some(parent) = parents[row] {
+                    row = parent as usize;
+                    path.insert(0, row);
+                }
+                path
+            };
+            let positions: Vec<u32> =
+                (0..nodes).map(|row| (prefix + path(row).len() - 1) as u32).collect();
+            let mut cache = model.new_cache(prefix + nodes);
+            if prefix > 0 {
+                let count: Vec<u32> = (0..prefix as u32).collect();
+                let chained = chain(prefix);
+                let mut first = [segment(&mut cache, &text, &chained, &count)];
+                executor.step(&model, &mut first, &mut NoHooks).unwrap();
+                cache.commit_chain(prefix);
+            }
+            let mut prefix_alone = model.new_cache(prefix + nodes);
+            prefix_alone.copy_prefix(&cache, prefix);
+            let mut tree = [segment(&mut cache, &tokens, &parents, &positions)];
+            let together = executor.step(&model, &mut tree, &mut NoHooks).unwrap().to_vec();
+            for row in 0..nodes {
+                let path = path(row);
+                let branch: Vec<u32> = path.iter().map(|&row| tokens[row]).collect();
+                let count: Vec<u32> = (prefix..prefix + path.len()).map(|at| at as u32).collect();
+                let mut alone = model.new_cache(prefix + nodes);
+                alone.copy_prefix(&prefix_alone, prefix);
+                let chained = chain(branch.len());
+                let mut chained = [segment(&mut alone, &branch, &chained, &count)];
+                let last = executor.step(&model, &mut chained, &mut NoHooks).unwrap();
+                let last = &last[(branch.len() - 1) * vocab..];
+                let ours = &together[row * vocab..(row + 1) * vocab];
+                assert!(bits(ours) == bits(last), "{name}: node {row} of {nodes} behind {prefix}");
+            }
+        }
+    }
+}
+
 fn segment<'a>(
     cache: &'a mut KvCache,
     tokens: &'a [u32],

@@ -16,8 +16,11 @@ pub(crate) enum MedusaCommand {
         offshoot medusa train qwen2.5-coder --flavour code --vocabulary 8192 --seed 1")]
     Train(MedusaTrainArgs),
     /// Turn published heads, a torch checkpoint among them, into safetensors; nothing in it is run.
-    #[command(after_help = "Example:\n  \
-        offshoot medusa import medusa_lm_head.pt --output heads.safetensors")]
+    #[command(after_help = "Examples:\n  \
+        offshoot medusa import medusa_lm_head.pt --model vicuna-7b.gguf --output heads.safetensors\n  \
+        offshoot medusa import medusa_lm_head.pt\n\n\
+        Published heads do not say whose they are. With --model they do, and every other model\n\
+        refuses them; without it any model of their shape takes them.")]
     Import(MedusaImportArgs),
     /// Show what a file of heads holds and how good they are.
     #[command(after_help = "Example:\n  offshoot medusa inspect heads.safetensors --json")]
@@ -125,6 +128,13 @@ pub(crate) struct MedusaTrainArgs {
 pub(crate) struct MedusaImportArgs {
     /// The file to read.
     pub(crate) file: PathBuf,
+    /// The model that they were trained on: a file or folder, `hf:org/repo[/file]`, or a name that
+    /// `offshoot list` shows.
+    #[arg(long, env = "OFFSHOOT_MODEL")]
+    pub(crate) model: Option<String>,
+    /// Use only what is on this machine.
+    #[arg(long, env = "OFFSHOOT_OFFLINE", value_parser = FalseyValueParser::new())]
+    pub(crate) offline: bool,
     /// Where the heads go.
     #[arg(
         long,

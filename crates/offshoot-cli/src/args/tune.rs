@@ -39,7 +39,7 @@ pub(crate) fn tune_help() -> String {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MethodsArgs {
-    /// A method, an optimizer or a space, by the name that its flag takes; `medusa` for draft heads
+    /// A method, an optimizer, a space or a way of drafting, by the name that its flag takes
     /// [default: lists all]
     pub(crate) name: Option<String>,
     #[command(flatten)]

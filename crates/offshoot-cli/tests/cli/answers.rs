@@ -37,6 +37,34 @@ fn every_reading_command_gives_json_and_nothing_else_on_standard_output() {
 }
 
 #[test]
+fn each_instruction_set_can_be_chosen_and_writes_the_same() {
+    let home = Home::new();
+    home.tiny_with_context(2048);
+    let told = |set: Option<&str>, args: &[&str]| {
+        let mut command = home.offshoot(args);
+        set.map(|set| command.env("OFFSHOOT_ISA", set));
+        run(command).ended_with(0).json()
+    };
+    let doctor = told(None, &["doctor", "--json"]);
+    let sets: Vec<&str> = doctor["instruction_sets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|set| set.as_str().unwrap())
+        .collect();
+    assert!(sets.contains(&"portable"), "{sets:?}");
+    assert!(sets.contains(&doctor["chosen"].as_str().unwrap()), "{doctor}");
+    let answer = ["generate", "long.gguf", "-p", "abcdabcd", "-n", "20", "--seed", "3", "--json"];
+    let expected = told(None, &answer)["tokens"].clone();
+    for set in sets {
+        assert_eq!(told(Some(set), &["doctor", "--json"])["chosen"], set);
+        let bench = ["bench", "long.gguf", "--rounds", "1", "--json"];
+        assert_eq!(told(Some(set), &bench)["isa"], set);
+        assert_eq!(told(Some(set), &answer)["tokens"], expected, "{set}");
+    }
+}
+
+#[test]
 fn what_a_models_files_recommend_holds_unless_a_flag_says_otherwise() {
     let home = Home::new();
     home.tiny();

@@ -57,6 +57,23 @@ fn answers_leave_what_they_learned_and_none_is_harmed_by_what_is_there() {
     assert!(kept(&home).len() >= 2, "each number of threads has its own");
 }
 
+#[test]
+fn accepted_guesses_are_green_on_a_terminal_and_nowhere_else() {
+    let home = Home::new();
+    home.tiny_with_context(2048);
+    let args = ["run", "long.gguf", "abab", "-n", "90", "--temperature", "0", "--ignore-eos"];
+    let args = [&args[..], &["--spec", "suffix", "--show-drafts"]].concat();
+    let piped = run(home.offshoot(&args)).ended_with(0);
+    assert!(!piped.stdout.is_empty() && !piped.stdout.contains('\x1b'), "{:?}", piped.stdout);
+    let mut shown = Terminal::open(&home, &args);
+    shown.wait_for("\x1b[32m");
+    shown.wait_for("\x1b[0m");
+    assert_eq!(shown.end(), Some(0));
+    let plain = [&args[..8], &["--spec", "off", "--show-drafts"]].concat();
+    let left = run(home.offshoot(&plain)).ended_with(0);
+    assert_eq!(left.stdout, piped.stdout);
+}
+
 /// Widths that a file knows of 2, 3, ... rows.
 fn known(file: &Value) -> Vec<usize> {
     let counts = file["step_counts"].as_array().unwrap().iter().zip(1..);
@@ -169,9 +186,18 @@ fn benchmarks_keep_step_times_and_nothing_of_the_prompts() {
     let before = learned(&home);
     let workload = r#"{"kind":"a","prompt":"abcdabcdabcd"}"#;
     home.file("prompts.jsonl", workload);
-    let args = ["bench", "long.gguf", "--spec", "--workload", "prompts.jsonl", "--rounds", "1"];
+    let args = ["bench", "long.gguf", "--spec", "--workload", "prompts.jsonl", "--rounds", "2"];
     let more = ["-n", "40", "--ctx-size", "2048", "--json", "--plot", "speed.svg"];
-    run(home.offshoot(args.iter().chain(&more))).ended_with(0);
+    let drawn = ["--temperature", "0.9", "--repetition-penalty", "1.1", "--seed", "5"];
+    let all = [&args[..], &more, &drawn].concat();
+    let told = run(home.offshoot(&all)).ended_with(0).json();
+    assert_eq!(
+        (&told["seed"], &told["temperature"].as_f64().map(|t| t > 0.8)),
+        (&5.into(), &Some(true))
+    );
+    for arm in told["workloads"][0]["arms"].as_array().unwrap() {
+        assert_eq!(arm["differences"], 0, "of all rounds: {arm}");
+    }
     let picture = std::fs::read_to_string(home.path().join("speed.svg")).unwrap();
     for text in ["a", "off", "suffix", "auto"] {
         assert!(picture.contains(&format!(">{text}</text>")), "no {text} in {picture}");

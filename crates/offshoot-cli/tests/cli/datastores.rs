@@ -77,6 +77,27 @@ fn a_store_grows_only_if_asked_and_shares_make_it_together() {
 }
 
 #[test]
+fn files_of_tokens_become_documents_where_the_separator_stands() {
+    let home = Home::new();
+    home.tiny();
+    let tokens = [3u32, 4, 5, 2, 4, 5, 3, 2, 6];
+    let narrow = tokens.iter().flat_map(|&t| (t as u16).to_le_bytes()).collect::<Vec<_>>();
+    home.file("a.u16", narrow);
+    home.file("a.u32", tokens.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>());
+    for name in ["a.u16", "a.u32"] {
+        let store = &name[2..];
+        let build = ["datastore", "build", "tiny.gguf", name, "--separator", "2", "-o", store];
+        let built = json(&home, &build);
+        // Each document ends with a separator of the store's own.
+        assert_eq!((&built["documents"], &built["tokens"]), (&3.into(), &10.into()), "{built}");
+    }
+    home.file("odd.u32", [1; 6]);
+    run(home.offshoot(["datastore", "build", "tiny.gguf", "odd.u32", "-o", "odd"]))
+        .ended_with(3)
+        .complained(&["odd.u32", "no multiple of 4"]);
+}
+
+#[test]
 fn texts_of_a_benchmark_stay_out() {
     let home = Home::new();
     home.tiny();

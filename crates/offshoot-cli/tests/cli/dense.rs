@@ -60,6 +60,6 @@ fn coarser_numbers_answer_and_what_overflows_them_is_told() {
         assert_eq!(text, answer(dtype).ended_with(0).stdout, "the same again");
     }
     // The weights of this model are large.
-    let overflow = answer("f16").ended_with(2);
+    let overflow = answer("f16").ended_with(4);
     assert!(overflow.stderr.contains("arithmetic overflowed"), "{}", overflow.stderr);
 }

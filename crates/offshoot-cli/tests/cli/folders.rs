@@ -4,6 +4,7 @@ use offshoot_models::Checkpoint;
 
 use crate::home::{Home, Left, run};
 use crate::models::folder::Folder;
+use crate::models::hostile_folders::{self, smallest};
 use crate::models::tokenizer_files::{tokenizer_config, tokenizer_json};
 
 /// The sound model of [`Home::tiny`] as a folder in several files.
@@ -76,4 +77,67 @@ fn what_is_wrong_with_a_folder_is_one_line() {
     left.complained(&["mine/config.json: architectures: \"GemmaForCausalLM\" is not supported"]);
     std::fs::remove_file(&config).unwrap();
     run(home.offshoot(["run", "./mine", "ab"])).complained(&["neither a file nor a folder with"]);
+}
+
+#[test]
+fn weights_that_are_no_numbers_end_every_command_that_uses_them() {
+    let home = Home::new();
+    save(&home, "sound");
+    home.file("text.txt", "abcd dcba ".repeat(9));
+    home.file("rows.jsonl", "{\"prompt\":\"ab\",\"completion\":\"cd\"}\n".repeat(3));
+    for tensor in ["model.norm", "model.embed_tokens", "model.layers.0.mlp.up_proj"] {
+        let gguf = Checkpoint::open(&home.tiny()).unwrap();
+        let mut folder = Folder::of(&gguf);
+        let stored = folder.tensors.get_mut(&format!("{tensor}.weight")).unwrap();
+        let nan = match stored.dtype {
+            "F32" => &f32::NAN.to_le_bytes()[..],
+            _ => &[0xff, 0x7f],
+        };
+        stored.bytes[..nan.len()].copy_from_slice(nan);
+        let path = home.path().join("broken");
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        folder.save(&path);
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(home.path().join("sound").join(file), path.join(file)).unwrap();
+        }
+        let exported = ["export", "broken", "--output", "broken.gguf", "--overwrite"];
+        run(home.offshoot(exported)).ended_with(0);
+        for model in ["broken", "broken.gguf"] {
+            for args in [
+                &["run", model, "ab", "-n", "4"][..],
+                &["run", model, "ab", "-n", "4", "--spec", "off"],
+                &["run", model, "ab", "-n", "4", "--temperature", "0.8"],
+                &["run", model, "ab", "-n", "4", "--executor", "dense"],
+                &["generate", model, "-p", "ab", "-n", "4"],
+                &["perplexity", model, "--file", "text.txt"],
+                &["score", model, "--prompt", "abcd"],
+                &["embed", model, "abcd", "--json"],
+                &["embed", model, "abcd", "--pooling", "last"],
+                &["eval", model, "--data", "rows.jsonl"],
+            ] {
+                let left = run(home.offshoot(args));
+                assert_eq!((left.code, &*left.stdout), (Some(4), ""), "{tensor}: {args:?}");
+                let errors = left.stderr.lines().filter(|line| line.starts_with("error: "));
+                assert_eq!(errors.count(), 1, "{tensor}: {args:?}: {}", left.stderr);
+                assert!(left.stderr.contains("not all numbers"), "{args:?}: {}", left.stderr);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_hostile_folder_ends_with_4_and_one_line() {
+    let home = Home::new();
+    for case in hostile_folders::all(1000) {
+        let folder = home.path().join("hostile");
+        std::fs::create_dir(&folder).unwrap();
+        // What would be read if a path led out of the folder.
+        smallest(false).save(home.path());
+        case.sections.save(&folder);
+        let left = run(home.offshoot(["show", "hostile", "--json"]));
+        assert_eq!(left.code, Some(4), "{}: {}", case.name, left.stderr);
+        left.complained(&["hostile/"]);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

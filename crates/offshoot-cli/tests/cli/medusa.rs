@@ -1,6 +1,9 @@
 //! Draft heads from training to tree, with a model of a few kilobytes.
 
+use offshoot_models::medusa::HeadsFile;
+
 use crate::home::{Home, run};
+use crate::models::tiny::{HIDDEN, Tiny};
 
 #[test]
 fn heads_are_trained_inspected_and_give_a_tree() {
@@ -45,6 +48,33 @@ fn heads_are_trained_inspected_and_give_a_tree() {
     home.file("wrong.json", "[[0, 0, 0, 0]]");
     let wrong = run(home.offshoot(check.iter().chain(&["wrong.json"]))).ended_with(2);
     wrong.complained(&["1 to 3 ranks"]);
+    belong_to_their_model(&home);
+}
+
+/// `heads.safetensors` is of `long.gguf`: a model of the same shape and other weights refuses it, and takes
+/// heads that do not say whose they are, unless their import was told.
+fn belong_to_their_model(home: &Home) {
+    let mut other = Tiny::llama();
+    other.floats("blk.0.attn_norm.weight", &[HIDDEN], &[0.75; HIDDEN]);
+    home.file("other.gguf", other.bytes());
+    let answer = |model: &str, heads: &str| {
+        let args = ["run", model, "abab", "-n", "8", "--ignore-eos", "--spec", "medusa"];
+        run(home.offshoot(args.iter().chain(&["--medusa", heads])))
+    };
+    answer("long.gguf", "heads.safetensors").ended_with(0);
+    answer("other.gguf", "heads.safetensors").ended_with(4).complained(&["belong to the model"]);
+    let mut nobodys = HeadsFile::open(&home.path().join("heads.safetensors")).unwrap();
+    nobodys.card = None;
+    nobodys.save(&home.path().join("nobodys.safetensors")).unwrap();
+    answer("other.gguf", "nobodys.safetensors").ended_with(0);
+    let import = |from: &str, model: &str| {
+        let args = ["medusa", "import", from, "--model", model, "-o", "told.safetensors"];
+        run(home.offshoot(args))
+    };
+    import("nobodys.safetensors", "long.gguf").ended_with(0);
+    answer("long.gguf", "told.safetensors").ended_with(0);
+    answer("other.gguf", "told.safetensors").ended_with(4).complained(&["belong to the model"]);
+    import("told.safetensors", "other.gguf").ended_with(4).complained(&["belong to the model"]);
 }
 
 #[test]
@@ -59,6 +89,10 @@ fn torch_heads_are_imported_and_programs_refused() {
     import("command.pt").ended_with(4).complained(&["system", "nothing was run"]);
     assert!(!home.path().join("out.safetensors").exists());
     import("heads.pt").ended_with(0);
+    home.tiny();
+    let args = ["medusa", "import", "heads.pt", "--model", "tiny.gguf", "-o", "other.safetensors"];
+    run(home.offshoot(args)).ended_with(4).complained(&["the width is 4 in the heads"]);
+    assert!(!home.path().join("other.safetensors").exists());
     let inspect = |name| run(home.offshoot(["medusa", "inspect", name]));
     let told = inspect("out.safetensors").ended_with(0);
     assert!(told.stdout.contains("output matrices of their own"), "{}", told.stdout);

@@ -87,7 +87,7 @@ pub fn calibrate(
             return Err(Error::Stopped);
         }
         for i in 0..answer.tokens.len() {
-            let truth = &answer.tokens[(i + 1).min(answer.tokens.len())..];
+            let truth = answer.behind(i);
             data.state(answer.first_row + i, &mut state);
             lists.clear();
             let found = heads.evaluate(cpu, &state, answer.tokens[i])?.iter();

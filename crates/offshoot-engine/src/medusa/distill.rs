@@ -83,6 +83,14 @@ pub struct DistilledAnswer {
     pub first_row: usize,
 }
 
+impl DistilledAnswer {
+    /// What follows token `i`: head k, from 0 on, that reads the state which chose token `i` is to say
+    /// the k-th of them.
+    pub(super) fn behind(&self, i: usize) -> &[u32] {
+        self.tokens.get(i + 1..).unwrap_or_default()
+    }
+}
+
 /// What `answers.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -204,6 +212,16 @@ impl Distilled {
         let rows = rows.collect::<Option<Vec<_>>>()?.into_iter().max()?;
         let bytes = rows.checked_mul(wanted.hidden_size)?.checked_mul(2)?;
         (bytes == states.len()).then_some(Self { hidden_size: wanted.hidden_size, answers, states })
+    }
+
+    /// Answers with these states, row by row, in half precision.
+    #[cfg(test)]
+    pub(super) fn of(hidden_size: usize, answers: Vec<DistilledAnswer>, states: &[f32]) -> Self {
+        let file = tempfile::NamedTempFile::new().expect("a file of the test's own");
+        let bytes: Vec<u8> = states.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        std::fs::write(file.path(), bytes).expect("room for it");
+        let states = FileMap::open(file.path()).expect("a file that is there");
+        Self { hidden_size, answers, states }
     }
 
     /// Width of a state.

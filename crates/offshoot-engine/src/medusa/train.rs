@@ -168,8 +168,8 @@ fn training_rows(data: &Distilled, vocabulary: &[u32], vocab_size: usize, heads:
         for i in 0..answer.tokens.len().saturating_sub(1) {
             states.push((answer.first_row + i) as u32);
             chosen.push(answer.tokens[i]);
-            let target = |k: usize| answer.tokens.get(i + k).map_or(NONE, |&t| place[t as usize]);
-            targets.extend((1..=heads).map(target));
+            let target = |k| answer.behind(i).get(k).map_or(NONE, |&t| place[t as usize]);
+            targets.extend((0..heads).map(target));
         }
     }
     Rows { states, chosen, targets }

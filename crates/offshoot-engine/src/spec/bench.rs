@@ -54,7 +54,7 @@ pub struct ArmResult {
     pub draft_ms_per_step: f64,
     /// Right guesses by drafter.
     pub accepted: std::collections::BTreeMap<String, usize>,
-    /// Tokens that differ from those of plain decoding.
+    /// Tokens that differ from those of plain decoding, or in a later round from the first.
     pub differences: usize,
 }
 
@@ -144,7 +144,8 @@ pub fn measure_spec(
                 arm.speculator = session.set_speculator(before);
                 let answer = answer?;
                 sum.rounds[round] += answer.timings.decode.as_secs_f64();
-                if round > 0 {
+                if let Some(text) = sum.texts.get(number) {
+                    sum.differences += differences(&answer.tokens, text);
                     continue;
                 }
                 sum.tokens += answer.tokens.len();
@@ -160,15 +161,16 @@ pub fn measure_spec(
     let plain = sums[0].clone();
     for sum in &mut sums {
         let pairs = sum.texts.iter().zip(&plain.texts);
-        sum.differences = pairs
-            .map(|(a, b)| {
-                let differ = a.iter().zip(b).filter(|(a, b)| a != b).count();
-                differ + a.len().abs_diff(b.len())
-            })
-            .sum();
+        sum.differences += pairs.map(|(a, b)| differences(a, b)).sum::<usize>();
     }
     let results = arms.iter().zip(&sums).map(|(arm, sum)| sum.result(&arm.name, &plain));
     Ok(WorkloadResult { kind: kind.to_owned(), prompts: prompts.len(), arms: results.collect() })
+}
+
+/// Places at which two texts differ, and what one has more than the other.
+fn differences(a: &[u32], b: &[u32]) -> usize {
+    let differ = a.iter().zip(b).filter(|(a, b)| a != b).count();
+    differ + a.len().abs_diff(b.len())
 }
 
 impl Sums {

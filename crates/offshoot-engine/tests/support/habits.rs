@@ -42,6 +42,8 @@ pub(crate) enum Habit {
     Wrong,
     /// Right up to a depth that changes from step to step.
     RightThenWrong,
+    /// The same, with a wrong guess before each: what is kept stands behind rows that are not.
+    RightSecond,
     /// Whatever a hash says, several at each node.
     Random { width: u32 },
     /// One token over and over.
@@ -50,11 +52,12 @@ pub(crate) enum Habit {
 
 impl Habit {
     /// One of each kind, and the end token over and over.
-    pub(crate) fn all(end: u32) -> [Self; 7] {
+    pub(crate) fn all(end: u32) -> [Self; 8] {
         [
             Self::Right,
             Self::Wrong,
             Self::RightThenWrong,
+            Self::RightSecond,
             Self::Random { width: 1 },
             Self::Random { width: 6 },
             Self::Same(3),
@@ -78,6 +81,11 @@ pub(crate) struct Oracle {
 
 /// The only drafter of a session: one of `habit` where `text` will come, and what it saw.
 pub(crate) fn oracle(habit: &Habit, text: &[u32]) -> (Speculator, Seen) {
+    oracle_at(habit, text, &FREE)
+}
+
+/// The same on a machine of these step times.
+pub(crate) fn oracle_at(habit: &Habit, text: &[u32], times: &[(usize, f64)]) -> (Speculator, Seen) {
     let seen = Seen::default();
     let oracle = Oracle {
         habit: habit.clone(),
@@ -86,7 +94,7 @@ pub(crate) fn oracle(habit: &Habit, text: &[u32]) -> (Speculator, Seen) {
         decided: Vec::new(),
         seen: Arc::clone(&seen),
     };
-    (Speculator::new(vec![Box::new(oracle)], StepTimes::new(&FREE)), seen)
+    (Speculator::new(vec![Box::new(oracle)], StepTimes::new(times)), seen)
 }
 
 impl Drafter for Oracle {
@@ -130,6 +138,10 @@ impl Drafter for Oracle {
             Habit::Right => say(next),
             Habit::Wrong => say(next + 1),
             Habit::RightThenWrong => say(next + u32::from(depth >= decided % 5)),
+            Habit::RightSecond => {
+                say(next + 1);
+                say(next + 2 * u32::from(depth >= decided % 5));
+            }
             Habit::Random { width } => (0..width).for_each(|i| {
                 let hash = (decided as u32 * 31 + node as u32 * 7 + i).wrapping_mul(0x9e37_79b9);
                 say(hash >> 16);

@@ -26,3 +26,22 @@ pub use step_times::{MOST_ROWS, StepTimes};
 pub use suffix::{Continuation, Place, SuffixAutomaton};
 pub use tree::{TokenTree, follow};
 pub use typical::Typical;
+
+/// What there is to know of the ways of drafting: a name, a line on it, and the file whose head is its
+/// page ([`crate::page_of`]).
+pub const PAGES: [(&str, &str, &str); 6] = [
+    ("auto", "One tree from all drafters, as large as pays.", include_str!("planner.rs")),
+    ("suffix", "What followed the same words in the text so far.", include_str!("suffix.rs")),
+    ("rest", "What followed the same words in stored text.", include_str!("rest.rs")),
+    ("medusa", "What heads on the model's last state guess.", include_str!("medusa.rs")),
+    (
+        "rejection",
+        "Drawn guesses kept so that the law of the text stays.",
+        include_str!("rejection.rs"),
+    ),
+    (
+        "typical",
+        "Guesses kept that are likely enough: faster, another text.",
+        include_str!("typical.rs"),
+    ),
+];

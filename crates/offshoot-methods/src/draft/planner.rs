@@ -30,10 +30,11 @@
 //! | EAGLE-2, Spec-Bench, A100, 60 nodes | Vicuna-7B, six kinds of text | 2.36 | 4.34 |
 //! | the same with a suffix automaton | the same | 2.73 | 4.58 |
 //! | ours, suffix and rest, 2 cores | Qwen2.5-Coder 0.5B, HumanEval | 1.52 | 1.66 |
-//! | ours, suffix and heads, 2 cores | SmolLM2 135M, chat | 1.17 | 1.40 |
-//! | ours, suffix alone at hand, 2 cores | Qwen2.5-Coder 0.5B, copying | 3.21 | |
+//! | ours, with heads beside them | the same | 1.98 | 2.19 |
+//! | ours, all that comes with the program | SmolLM2 135M, chat | 1.43 | 1.76 |
+//! | the same | SmolLM2 135M, copying | 2.37 | 3.15 |
 //!
-//! Ours: `bench --spec --arms auto`, LOG.md 2026-11-24; Spec-Bench:
+//! Ours: `bench --spec --arms auto`, LOG.md 2026-11-24 and 2026-11-27; Spec-Bench:
 //! <https://github.com/hemingkx/Spec-Bench>. A drafter more brings less than it does alone, as
 //! several guess the same.
 //!

@@ -242,6 +242,57 @@ mod tests {
         assert!(chi_square(&counts, &law.collect()) < BOUND);
     }
 
+    /// Three positions of eight tokens each, two candidates at each: the law of all 512 texts.
+    #[test]
+    fn trees_of_candidates_have_the_law_of_the_text() {
+        let weights = |t: u32, by: u32| -> Vec<f64> {
+            (0..8).map(|i| f64::from(1 + (i * by + 3 * t) % 7)).collect()
+        };
+        let p_behind: Vec<Distribution> = (0..8).map(|t| distribution(&weights(t, 3))).collect();
+        let q_behind: Vec<Distribution> =
+            (0..8).map(|t| distribution(&weights(t + 1, 5))).collect();
+        for (seed, replace) in [(21, true), (22, false)] {
+            let (mut next, mut counts) = (numbers(seed), vec![0usize; 512]);
+            for _ in 0..DRAWS {
+                let (mut at, mut text) = (0u32, 0);
+                for _ in 0..3 {
+                    let mut q = q_behind[at as usize].clone();
+                    let candidates: [Drawn; 2] = std::array::from_fn(|_| {
+                        let token = draw(&q, next());
+                        let drawn = Drawn { token, q: q.clone() };
+                        if !replace {
+                            q = without(&q, token);
+                        }
+                        drawn
+                    });
+                    let mut p = p_behind[at as usize].clone();
+                    at = reject(&mut p, &candidates, &mut next).token(&candidates);
+                    text = 8 * text + at as usize;
+                }
+                counts[text] += 1;
+            }
+            let chance = |text: usize| {
+                let tokens = [text >> 6, text >> 3 & 7, text & 7];
+                let mut at = 0;
+                tokens.into_iter().fold(1.0, |chance, token| {
+                    let p = mass(&p_behind[at], token as u32);
+                    at = token;
+                    chance * p
+                })
+            };
+            let statistic: f64 = counts
+                .iter()
+                .enumerate()
+                .map(|(text, &n)| {
+                    let expected = chance(text) * DRAWS as f64;
+                    (n as f64 - expected).powi(2) / expected
+                })
+                .sum();
+            // Of 511 degrees of freedom: passed about once in 100,000 times.
+            assert!(statistic < 660.0, "replacement {replace}: {statistic}");
+        }
+    }
+
     #[test]
     fn a_single_candidate_is_kept_as_often_as_can_be() {
         let overlap: f64 = p().iter().map(|&(t, x)| x.min(mass(&q(), t))).sum();

@@ -305,6 +305,30 @@ mod tests {
         left.product()
     }
 
+    /// Texts long enough that the bounds on what is looked at act.
+    #[test]
+    fn a_long_repetition_is_found_and_its_shares_are_shares() {
+        for period in [1, 2, 7, 40] {
+            let text: Vec<u32> = (0..400).map(|i| (i % period) * (i % period) % 97).collect();
+            let mut automaton = automaton(&text);
+            let at = automaton.repeated_end();
+            assert_eq!(at.len as usize, 400 - period as usize, "period {period}");
+            let mut found = Vec::new();
+            automaton.continuations(at, 3, &mut found);
+            assert_eq!(found[0].token, text[400 % period as usize], "period {period}");
+            let sum: f32 = found.iter().map(|c| c.share).sum();
+            assert!(found.iter().all(|c| c.share >= 0.0) && sum <= 1.0, "{found:?}");
+        }
+        // Many kinds behind one token, more than are looked at.
+        let text: Vec<u32> = (0..300).flat_map(|i| [0, 1 + i]).chain([0]).collect();
+        let mut automaton = automaton(&text);
+        let at = automaton.repeated_end();
+        assert_eq!(at.len, 1);
+        let mut found = Vec::new();
+        automaton.continuations(at, 3, &mut found);
+        assert!(found.len() <= 3 && found.iter().map(|c| c.share).sum::<f32>() <= 1.0, "{found:?}");
+    }
+
     proptest! {
         #[test]
         fn the_repeated_end_is_the_longest_that_occurred(

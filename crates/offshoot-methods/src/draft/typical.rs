@@ -156,6 +156,31 @@ mod tests {
     }
 
     proptest! {
+        /// Held against the paper's inequality, written with products instead of sums of logarithms:
+        /// exp(-H) is the product of p^p.
+        #[test]
+        fn what_is_kept_passes_the_papers_inequality(
+            weights in prop::collection::vec(0.001f64..1.0, 6),
+            typical in (0.01f64..0.5, 0.05f64..1.0),
+        ) {
+            let typical = Typical { epsilon: typical.0, delta: typical.1 };
+            let p = distribution(&weights);
+            let product: f64 = p.iter().map(|&(_, x)| x.powf(x)).product();
+            let passes = |x: f64| x > typical.epsilon.min(typical.delta * product);
+            prop_assume!(p.iter().all(|&(_, x)| {
+                (x / typical.epsilon.min(typical.delta * product) - 1.0).abs() > 1e-9
+            }));
+            let mut tree = TokenTree::new(0);
+            let nodes: Vec<usize> = (0..6).map(|token| tree.push(0, token)).collect();
+            let likeliest = (0..6).max_by(|&a, &b| p[a].1.total_cmp(&p[b].1)).unwrap_or(0);
+            let kept = typical.path(&tree, |_| Ok::<_, Infallible>(p.clone())).unwrap_or_default();
+            let expected = match passes(p[likeliest].1) {
+                true => vec![0, nodes[likeliest]],
+                false => vec![0],
+            };
+            prop_assert_eq!(kept, expected);
+        }
+
         #[test]
         fn a_stricter_epsilon_never_keeps_more(
             weights in prop::collection::vec(prop::collection::vec(0.01f64..1.0, 4), 12),

@@ -175,7 +175,7 @@ fn scaling(checkpoint: &Checkpoint, writer: &mut Writer) -> Result<Vec<Made>, Er
             Ok(Vec::new())
         }
         // llama.cpp reads factors of Llama and of no other.
-        (RopeScaling::Factors(factors), Some(RopeRule::Llama3(_))) if llama => {
+        (RopeScaling::Factors(factors), Some(RopeRule::Llama3(_)) | None) if llama => {
             Ok(vec![(factors_name, factors.clone())])
         }
         (RopeScaling::Long { short, long, trained }, _) if c.family == Family::Phi3 => {

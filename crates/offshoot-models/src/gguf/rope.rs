@@ -5,7 +5,7 @@ use offshoot_kernels::BlockType;
 use super::canonical::missing;
 use super::reader::Gguf;
 use super::{Shown, malformed};
-use crate::rope_rule::Stretching;
+use crate::rope_rule::{Llama3, Stretching};
 use crate::yarn::{BETA_FAST, BETA_SLOW, Yarn};
 use crate::{Error, ModelConfig, RopeRule, RopeScaling};
 
@@ -35,7 +35,7 @@ pub(super) fn scaling(
     match (gguf.text(&type_key)?, factors) {
         (None, factors) => match (unnamed_factor(gguf, arch)?, factors) {
             (None, None) => Ok(Stretching::plain(RopeScaling::None)),
-            (None, Some(factors)) => Ok(Stretching::plain(RopeScaling::Factors(factors))),
+            (None, Some(factors)) => Ok(by_factors(factors, config)),
             (Some(factor), None) => Ok(Stretching::plain(RopeScaling::Linear { factor })),
             (Some(_), Some(_)) => Err(malformed(format_args!(
                 "key \"{arch}.rope.scaling.factor\": linear scaling beside tensor \
@@ -43,7 +43,7 @@ pub(super) fn scaling(
             ))),
         },
         (Some("none"), None) => Ok(Stretching::plain(RopeScaling::None)),
-        (Some("none"), Some(factors)) => Ok(Stretching::plain(RopeScaling::Factors(factors))),
+        (Some("none"), Some(factors)) => Ok(by_factors(factors, config)),
         (Some("linear"), None) => {
             let key = format!("{arch}.rope.scaling.factor");
             let factor = gguf.float(&key)?.ok_or_else(|| missing(&key))?;
@@ -57,6 +57,19 @@ pub(super) fn scaling(
             "key \"{type_key}\": {} scaling is not supported, only none, linear and yarn",
             Shown(other)
         ))),
+    }
+}
+
+/// Frequencies divided by `factors`. Those of a published rule are the rule's own, as a folder has them:
+/// whoever wrote the file rounded them in their own way.
+fn by_factors(factors: Vec<f32>, config: &ModelConfig) -> Stretching {
+    let ModelConfig { rope_theta: theta, head_dim, .. } = *config;
+    match Llama3::published(&factors, theta as f32, head_dim) {
+        Some(rule) => Stretching {
+            rule: Some(RopeRule::Llama3(rule)),
+            ..Stretching::plain(RopeScaling::Factors(rule.factors(theta as f32, head_dim)))
+        },
+        None => Stretching::plain(RopeScaling::Factors(factors)),
     }
 }
 

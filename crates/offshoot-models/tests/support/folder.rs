@@ -218,6 +218,29 @@ impl Sections {
         })
     }
 
+    /// Writes the files into a folder; weights whose names lead elsewhere are left out.
+    pub(crate) fn save(&self, dir: &Path) {
+        let small = [
+            ("config.json", Some(&self.config)),
+            ("model.safetensors.index.json", self.index.as_ref()),
+            ("tokenizer.json", self.tokenizer.as_ref()),
+            ("tokenizer_config.json", self.tokenizer_config.as_ref()),
+            ("chat_template.jinja", self.chat_template.as_ref()),
+            ("generation_config.json", self.generation_config.as_ref()),
+        ];
+        for (name, bytes) in small {
+            if let Some(bytes) = bytes {
+                std::fs::write(dir.join(name), bytes).unwrap();
+            }
+        }
+        for (name, bytes) in &self.weights {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if name.chars().all(plain) && name != ".." {
+                std::fs::write(dir.join(name), bytes).unwrap();
+            }
+        }
+    }
+
     /// Reads the model and uses all of it, as a program that trusts the reader would.
     pub(crate) fn walk(&self) -> Result<Contents, offshoot_models::Error> {
         huggingface::weight_files(self.index.as_deref())?;
@@ -255,7 +278,7 @@ fn dtype(block: BlockType) -> &'static str {
 }
 
 /// Puts q, k and v into one matrix, and gate and up, as Phi-3's folders have them.
-fn fuse(tensors: &mut BTreeMap<String, Stored>) {
+pub(crate) fn fuse(tensors: &mut BTreeMap<String, Stored>) {
     let blocks = tensors.keys().filter(|name| name.ends_with("q_proj.weight")).count();
     for layer in 0..blocks {
         for (whole, parts) in [

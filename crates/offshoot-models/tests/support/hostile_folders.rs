@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::folder::{Folder, Sections, Stored, with_header};
+use super::folder::{Folder, Sections, Stored, fuse, with_header};
 use super::tokenizer_files::{tokenizer_config, tokenizer_json};
 use offshoot_models::{PreTokenizer, TokenKind, TokenizerModel, TokenizerSpec};
 
@@ -120,6 +120,58 @@ pub(crate) fn of_experts(fused: bool) -> Folder {
     folder
 }
 
+/// The families whose folders have what Llama's have not, or have it otherwise.
+pub(crate) const FAMILIES: [&str; 4] = ["gemma3", "mistral", "phi3", "qwen3"];
+
+/// The same of one of [`FAMILIES`].
+pub(crate) fn of_family(family: &str) -> Folder {
+    let (hidden, head_dim) = (8, 4);
+    let mut folder = smallest(false);
+    let layer = |part: &str| format!("model.layers.0.{part}.weight");
+    let (class, fields) = match family {
+        "gemma3" => (
+            "Gemma3ForCausalLM",
+            vec![
+                ("hidden_act", Value::Null),
+                ("hidden_activation", "gelu_pytorch_tanh".into()),
+                ("query_pre_attn_scalar", head_dim.into()),
+                ("rope_local_base_freq", 10_000.0.into()),
+                ("sliding_window", 3.into()),
+                ("layer_types", json!(["sliding_attention"])),
+                ("head_dim", head_dim.into()),
+            ],
+        ),
+        "mistral" => ("MistralForCausalLM", vec![("sliding_window", 3.into())]),
+        "phi3" => (
+            "Phi3ForCausalLM",
+            vec![
+                ("sliding_window", 3.into()),
+                ("original_max_position_embeddings", 32.into()),
+                (
+                    "rope_scaling",
+                    json!({ "type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0, 2.0] }),
+                ),
+            ],
+        ),
+        _ => ("Qwen3ForCausalLM", vec![("head_dim", head_dim.into())]),
+    };
+    folder.set("architectures", json!([class]));
+    folder.set("model_type", if family == "gemma3" { "gemma3_text" } else { family });
+    fields.into_iter().for_each(|(name, value)| folder.set(name, value));
+    if ["gemma3", "qwen3"].contains(&family) {
+        folder.half(&layer("self_attn.q_norm"), &[head_dim]);
+        folder.half(&layer("self_attn.k_norm"), &[head_dim]);
+    }
+    match family {
+        "gemma3" => ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+            .iter()
+            .for_each(|part| folder.half(&layer(part), &[hidden])),
+        "phi3" => fuse(&mut folder.tensors),
+        _ => {}
+    }
+    folder
+}
+
 /// A folder with a tokenizer of pieces.
 pub(crate) fn smallest_of_pieces() -> Folder {
     let mut folder = smallest(false);
@@ -146,9 +198,13 @@ pub(crate) fn smallest_of_pieces() -> Folder {
 }
 
 /// The sound folders: of several families, in one file and in two, and one with pieces.
-pub(crate) fn sound() -> [(&'static str, Sections); 7] {
+pub(crate) fn sound() -> Vec<(&'static str, Sections)> {
     let (llama, qwen2) = (smallest(false), smallest(true));
-    [
+    vec![
+        ("sound-gemma3", of_family("gemma3").sections()),
+        ("sound-mistral", of_family("mistral").sections()),
+        ("sound-phi3", of_family("phi3").sections()),
+        ("sound-qwen3", of_family("qwen3").sections()),
         ("sound-pieces", smallest_of_pieces().sections()),
         ("sound-llama", llama.sections()),
         ("sound-qwen2", qwen2.sections()),
@@ -165,6 +221,7 @@ pub(crate) fn all(repeats: usize) -> Vec<HostileFolder> {
     let cases = [
         configs(&deep),
         architectures(),
+        families(),
         ropes(),
         headers(&deep),
         places(),
@@ -240,6 +297,62 @@ fn configs(deep: &str) -> Vec<Case> {
         ("eos-deep", set("eos_token_id", json!([[0]])), r#"eos_token_id: "[0]", expected ids"#),
         ("bos-2-40", set("bos_token_id", 1u64 << 40), "bos_token_id: 1099511627776, but the voca"),
         ("pad-text", set("pad_token_id", "<pad>"), "config.json: pad_token_id: "),
+    ]
+}
+
+/// Absurd numbers in the fields of one family alone, and its tensors amiss.
+fn families() -> Vec<Case> {
+    let set = |family: &str, name: &str, value: Value| {
+        let mut folder = of_family(family);
+        folder.set(name, value);
+        folder.sections()
+    };
+    let without = |family: &str, part: &str| {
+        let mut folder = of_family(family);
+        folder.tensors.remove(&format!("model.layers.0.{part}.weight"));
+        folder.sections()
+    };
+    let long = |short: Value, long: Value| json!({ "type": "longrope", "short_factor": short, "long_factor": long });
+    let many: Vec<f32> = vec![1.0; 1_000_000];
+    let window = "sliding_window: ";
+    let factors = "rope factors: ";
+    vec![
+        ("gemma3-window-0", set("gemma3", "sliding_window", 0.into()), window),
+        ("gemma3-window-2-64", set("gemma3", "sliding_window", json!(1.8e19)), window),
+        ("gemma3-window-less", set("gemma3", "sliding_window", (-1).into()), window),
+        ("gemma3-pattern-0", set("gemma3", "sliding_window_pattern", 0.into()), "0, expected 1"),
+        ("gemma3-local-below-1", set("gemma3", "rope_local_base_freq", 0.5.into()), "is below 1"),
+        ("gemma3-local-less", set("gemma3", "rope_local_base_freq", (-1.0).into()), "rope_local_b"),
+        ("gemma3-scalar-0", set("gemma3", "query_pre_attn_scalar", 0.into()), "query_pre_attn_sc"),
+        ("gemma3-cap-less", set("gemma3", "final_logit_softcapping", json!(-1.0)), "final_logit_s"),
+        ("gemma3-cap-0", set("gemma3", "final_logit_softcapping", json!(1e-300)), "final_logit_s"),
+        ("gemma3-cap-2-128", set("gemma3", "final_logit_softcapping", json!(1e39)), "final_logit_"),
+        ("gemma3-no-q-norm", without("gemma3", "self_attn.q_norm"), "q_norm.weight\": missing"),
+        (
+            "gemma3-no-norm",
+            without("gemma3", "post_feedforward_layernorm"),
+            "post_feedforward_layernorm.weight\": missing",
+        ),
+        ("mistral-window-0", set("mistral", "sliding_window", 0.into()), window),
+        ("mistral-window-text", set("mistral", "sliding_window", "4096".into()), window),
+        ("phi3-factors-none", set("phi3", "rope_scaling", long(json!([]), json!([]))), factors),
+        ("phi3-factors-many", set("phi3", "rope_scaling", long(json!(many), json!(many))), "fact"),
+        (
+            "phi3-factors-less",
+            set("phi3", "rope_scaling", long(json!([1.0, -1.0]), json!([1.0, 2.0]))),
+            "short_factor",
+        ),
+        (
+            "phi3-factors-text",
+            set("phi3", "rope_scaling", long(json!([1.0, "NaN"]), json!([1.0, 2.0]))),
+            "short_factor",
+        ),
+        ("phi3-trained-1", set("phi3", "original_max_position_embeddings", 1.into()), "original_"),
+        ("phi3-trained-0", set("phi3", "original_max_position_embeddings", 0.into()), "original_"),
+        ("phi3-partial", set("phi3", "partial_rotary_factor", 0.75.into()), "partial_rotary_fact"),
+        ("phi3-no-qkv", without("phi3", "self_attn.qkv_proj"), "qkv_proj.weight\": missing"),
+        ("qwen3-no-k-norm", without("qwen3", "self_attn.k_norm"), "k_norm.weight\": missing"),
+        ("qwen3-head-odd", set("qwen3", "head_dim", 3.into()), "head_dim 3 is odd"),
     ]
 }
 

@@ -17,6 +17,10 @@ pub(crate) const LAYERS: usize = 2;
 pub(crate) const TOKENS: [&str; 12] =
     ["<|pad|>", "<|im_start|>", "<|im_end|>", "a", "b", "c", "d", "ab", "cd", "abcd", "Ġ", "é"];
 
+/// The names of [`Tiny::families`].
+pub(crate) const FAMILIES: [&str; 7] =
+    ["gemma3", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3moe"];
+
 #[derive(Clone)]
 pub(crate) struct TinyTensor {
     pub(crate) shape: Vec<usize>,
@@ -162,14 +166,20 @@ impl Tiny {
         ]
     }
 
-    /// A model of one layer and few weights, for a corpus where bytes count.
+    /// A model of one layer and few weights, of one of [`FAMILIES`], for a corpus where bytes count.
     pub(crate) fn smallest(arch: &str) -> Self {
         let mut tiny = match arch {
+            "gemma3" => Self::gemma3(),
+            "llama" => Self::llama(),
+            "mistral" => Self::mistral(),
+            "phi3" => Self::phi3(),
             "qwen2" => Self::qwen2(),
             "qwen3" => Self::qwen3(),
             "qwen3moe" => Self::qwen3moe(),
-            _ => Self::llama(),
+            other => unreachable!("a model of {other}"),
         };
+        // Mistral's files call themselves Llama's.
+        let arch = if arch == "mistral" { "llama" } else { arch };
         tiny.set(&format!("{arch}.block_count"), 1u32);
         // Of experts the layer that has them.
         let left_out = if arch == "qwen3moe" { "blk.0." } else { "blk.1." };

@@ -1,4 +1,5 @@
 use super::*;
+use crate::medusa::distill::DistilledAnswer;
 
 /// `[n, d]` floats between -1 and 1.
 fn floats(n: usize, seed: u64) -> Vec<f32> {
@@ -101,6 +102,57 @@ fn each_head_learns_the_token_of_its_own_place() {
         for (t, row) in scores.chunks(vocab).enumerate() {
             let best = offshoot_kernels::argmax(row).unwrap();
             assert_eq!(best, (t + k + 1) % vocab, "head {k} behind token {t}");
+        }
+    }
+}
+
+/// From answers to heads: of a text in which each token names the next, each head learns all that its
+/// place has, and what stands behind an answer's end is nobody's.
+#[test]
+fn rows_of_answers_teach_each_head_the_token_of_its_own_place() {
+    let (d, vocab, heads) = (16, 8, 3);
+    let table = floats(vocab * d, 5);
+    let answer = |index: usize, from: usize, len: usize, first_row: usize| DistilledAnswer {
+        index,
+        tokens: (0..len).map(|i| ((from + 3 * i) % vocab) as u32).collect(),
+        first_row,
+    };
+    // The last is held out.
+    let answers = vec![answer(0, 0, 12, 0), answer(3, 5, 7, 12), answer(9, 1, 9, 19)];
+    let states: Vec<f32> = answers
+        .iter()
+        .flat_map(|answer| &answer.tokens)
+        .flat_map(|&token| &table[token as usize * d..][..d])
+        .copied()
+        .collect();
+    let data = Distilled::of(d, answers, &states);
+    // Token 7 is not scored.
+    let vocabulary: Vec<u32> = (0..7).collect();
+    let rows = training_rows(&data, &vocabulary, vocab, heads);
+    assert_eq!(rows.states, (0..11).chain(12..18).collect::<Vec<u32>>());
+    assert_eq!((&rows.chosen[..4], &rows.chosen[11..13]), (&[0, 3, 6, 1][..], &[5, 0][..]));
+    assert_eq!(rows.targets[..6], [3, 6, 1, 6, 1, 4]);
+    let last = &rows.targets[10 * heads..11 * heads];
+    assert_eq!(last, [1, NONE, NONE], "the answer ends with its token 33 % 8");
+    assert!(rows.targets.iter().all(|&t| t < 7 || t == NONE), "{:?}", rows.targets);
+    let options = TrainOptions { learning_rate: 3e-2, ..options(heads, 1) };
+    let mut trainer = Trainer::new(&options, floats(vocabulary.len() * d, 6), d).unwrap();
+    let mut h = vec![0.0; rows.states.len() * d];
+    for (out, &row) in h.chunks_exact_mut(d).zip(&rows.states) {
+        data.state(row as usize, out);
+    }
+    let h = Batch::new(h, Vec::new(), d).unwrap();
+    for step in 1..=300 {
+        trainer.step(&h, &rows.targets, (step, 1e-2), &options).unwrap();
+    }
+    for k in 0..heads {
+        let scores = trainer.scores(k, &h).unwrap().0;
+        for (row, &chosen) in scores.chunks(vocabulary.len()).zip(&rows.chosen) {
+            let expected = (chosen as usize + 3 * (k + 1)) % vocab;
+            if expected < 7 {
+                let best = offshoot_kernels::argmax(row).unwrap();
+                assert_eq!(best, expected, "head {k} behind token {chosen}");
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Pages on methods, optimisers and spaces, as `offshoot methods` shows them.
+//! Pages on ways of tuning and of drafting, as `offshoot methods` shows them.
 
+use offshoot_methods::draft;
 use offshoot_methods::optim::OPTIMIZERS;
 use offshoot_methods::page_of;
 use offshoot_methods::tune::{FwdgradOptions, HybridOptions};
@@ -46,6 +47,8 @@ pub enum Topic {
     Space,
     /// Draft heads that learn with a variant.
     DraftHeads,
+    /// A way of drafting, as `--spec` or `--acceptance` names it.
+    Drafting,
 }
 
 impl Topic {
@@ -56,11 +59,12 @@ impl Topic {
             Self::Optimizer => "optimizer",
             Self::Space => "space",
             Self::DraftHeads => "draft heads",
+            Self::Drafting => "drafting",
         }
     }
 }
 
-/// What is to be known of a method, an optimiser or a space.
+/// What is to be known of a way of tuning or drafting.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page {
     /// What it is on.
@@ -116,7 +120,13 @@ pub fn pages() -> Vec<Page> {
         "Heads that learn with a variant and draft for it",
         page_of(include_str!("../first_order/heads.rs")),
     );
-    methods.chain(optimizers).chain(spaces).chain([heads]).collect()
+    let small = include_str!("../../spec/draft_model.rs");
+    let model = ("draft", "What a small model of the same vocabulary writes on.", small);
+    let drafting = draft::PAGES
+        .into_iter()
+        .chain([model])
+        .map(|(name, summary, source)| page(Topic::Drafting, name, summary, page_of(source)));
+    methods.chain(optimizers).chain(spaces).chain([heads]).chain(drafting).collect()
 }
 
 /// The options that a run takes: local steps it calls accumulation.
@@ -149,13 +159,24 @@ mod tests {
     #[test]
     fn every_page_says_what_it_is_and_those_on_methods_what_they_did() {
         let all = pages();
-        assert_eq!(all.len(), Method::all().count() + OPTIMIZERS.len() + SPACES.len() + 1);
+        let tuning = Method::all().count() + OPTIMIZERS.len() + SPACES.len() + 1;
+        assert_eq!(all.len(), tuning + draft::PAGES.len() + 1);
         for page in &all {
             assert!(page.text.lines().count() > 5 && !page.summary.is_empty(), "{}", page.name);
             assert!(!page.text.contains("```") && !page.text.contains("[`"), "{}", page.text);
-            let parts =
-                ["\n    ", "\nDefaults: ", "\nPublished: ", "\nOurs: ", "\nWhen not to use it: "];
-            for part in parts.iter().filter(|_| page.topic != Topic::Space) {
+            let parts = match page.topic {
+                Topic::Space => &[][..],
+                // Published results and ours are tables there, or sentences.
+                Topic::Drafting => &["\n    ", "\nOptions: ", "urs", "\nWhen not to use it: "],
+                _ => &[
+                    "\n    ",
+                    "\nDefaults: ",
+                    "\nPublished: ",
+                    "\nOurs: ",
+                    "\nWhen not to use it: ",
+                ],
+            };
+            for part in parts {
                 assert!(page.text.contains(part), "{}: no {part:?} in {}", page.name, page.text);
             }
         }
@@ -166,6 +187,8 @@ mod tests {
         let topics = |name| pages_on(name).unwrap().iter().map(|p| p.topic).collect::<Vec<_>>();
         assert_eq!(topics("lora"), [Topic::Method, Topic::Space]);
         assert_eq!(topics("muon"), [Topic::Optimizer]);
+        assert_eq!(topics("medusa"), [Topic::DraftHeads, Topic::Drafting]);
+        assert_eq!(topics("rest"), [Topic::Drafting]);
         let told = pages_on("mezzo").unwrap_err();
         assert!(told.contains("no page on \"mezzo\": did you mean `mezo`?"), "{told}");
     }

@@ -58,8 +58,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn the_search_finds_the_best_tree_of_each_size(
-        shares in prop::collection::vec(prop::collection::vec(0.01f64..0.4, 1..4), 1..4),
-        n in 1usize..6,
+        shares in prop::collection::vec(prop::collection::vec(0.01f64..0.4, 1..5), 1..4),
+        n in 1usize..9,
     ) {
         let tree = search(&shares, n);
         prop_assert!((gain(&tree) - 1.0 - exhaustive(&shares, n)).abs() < 1e-12);

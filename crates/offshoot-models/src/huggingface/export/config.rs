@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 use super::super::config::class;
 use super::super::rope::long_magnitude;
 use super::super::{CONFIG, not_json, wrong};
-use crate::rope_rule::Llama3;
 use crate::{Checkpoint, Error, Family, ModelConfig, RopeRule, RopeScaling};
 
 /// A float as config files call it.
@@ -127,34 +126,31 @@ fn scaling(checkpoint: &Checkpoint, set: &mut dyn FnMut(&str, Value)) -> Result<
             put("rope_type", "linear".into());
             put("factor", short(*factor as f32));
         }
-        RopeScaling::Factors(factors) => {
-            let known = || Llama3::published(factors, c.rope_theta as f32, c.head_dim);
-            match checkpoint.rope_rule().or_else(|| known().map(RopeRule::Llama3)) {
-                Some(RopeRule::Llama3(rule)) if c.rope_magnitude == 1.0 => {
-                    put("rope_type", "llama3".into());
-                    put("factor", short(rule.factor));
-                    put("low_freq_factor", short(rule.low_freq_factor));
-                    put("high_freq_factor", short(rule.high_freq_factor));
-                    put("original_max_position_embeddings", (rule.context as u64).into());
-                }
-                Some(RopeRule::Yarn(rule)) => {
-                    put("rope_type", "yarn".into());
-                    put("factor", short(rule.factor));
-                    put("beta_fast", short(rule.beta_fast));
-                    put("beta_slow", short(rule.beta_slow));
-                    put("original_max_position_embeddings", (rule.context as u64).into());
-                    if c.rope_magnitude != rule.magnitude() {
-                        put("attention_factor", short(c.rope_magnitude));
-                    }
-                }
-                _ => {
-                    return refused(
-                        "the file's rotary frequencies (rope_freqs.weight) are stretched by no \
-                         published rule",
-                    );
+        RopeScaling::Factors(_) => match checkpoint.rope_rule() {
+            Some(RopeRule::Llama3(rule)) if c.rope_magnitude == 1.0 => {
+                put("rope_type", "llama3".into());
+                put("factor", short(rule.factor));
+                put("low_freq_factor", short(rule.low_freq_factor));
+                put("high_freq_factor", short(rule.high_freq_factor));
+                put("original_max_position_embeddings", (rule.context as u64).into());
+            }
+            Some(RopeRule::Yarn(rule)) => {
+                put("rope_type", "yarn".into());
+                put("factor", short(rule.factor));
+                put("beta_fast", short(rule.beta_fast));
+                put("beta_slow", short(rule.beta_slow));
+                put("original_max_position_embeddings", (rule.context as u64).into());
+                if c.rope_magnitude != rule.magnitude() {
+                    put("attention_factor", short(c.rope_magnitude));
                 }
             }
-        }
+            _ => {
+                return refused(
+                    "the file's rotary frequencies (rope_freqs.weight) are stretched by no \
+                         published rule",
+                );
+            }
+        },
         RopeScaling::Long { short: near, long, trained } => {
             if c.family != Family::Phi3 {
                 return refused("LongRoPE of another family than phi3");
