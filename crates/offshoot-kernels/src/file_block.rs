@@ -32,10 +32,10 @@ impl ScratchFile {
     ///
     /// # Errors
     /// If no file can be made there; [`io::ErrorKind::Unsupported`] where a system has no files
-    /// without names, or does not show in a map what is written.
+    /// without names, or does not show in a map what is written, as OpenBSD.
     pub fn create(folder: &Path) -> io::Result<Self> {
-        if cfg!(not(unix)) {
-            let what = "weights are kept on disk on Unix systems alone";
+        if cfg!(any(not(unix), target_os = "openbsd")) {
+            let what = "weights are kept on disk on Unix systems alone, and not on OpenBSD";
             return Err(io::Error::new(io::ErrorKind::Unsupported, what));
         }
         let mut number = 0u32;
@@ -114,7 +114,7 @@ impl FileBlock {
     pub(crate) fn read_at(&self, at: usize, out: &mut [f32]) -> io::Result<()> {
         // SAFETY: a float may have any bits, and bytes need no alignment.
         let (_, bytes, _) = unsafe { out.align_to_mut::<u8>() };
-        read_exact_at(&self.file, bytes, self.start + at as u64)
+        read_exact_at(&self.file, bytes, self.place(at, bytes.len()))
     }
 
     /// Writes floats from byte `at` on.
@@ -122,10 +122,15 @@ impl FileBlock {
     /// # Safety
     /// Nobody holds a part of the block's bytes, and no other call writes these.
     pub(crate) unsafe fn write_at(&self, at: usize, values: &[f32]) -> io::Result<()> {
-        assert!(at + 4 * values.len() <= self.map.len(), "a part of the block");
         // SAFETY: bytes may have any bits and need no alignment.
         let (_, bytes, _) = unsafe { values.align_to::<u8>() };
-        write_all_at(&self.file, bytes, self.start + at as u64)
+        write_all_at(&self.file, bytes, self.place(at, bytes.len()))
+    }
+
+    /// Where in the file byte `at` stands, `len` bytes from which on are the block's.
+    fn place(&self, at: usize, len: usize) -> u64 {
+        assert!(at.saturating_add(len) <= self.map.len(), "a part of the block");
+        self.start + at as u64
     }
 }
 
@@ -186,5 +191,25 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it has no name");
         assert!(ScratchFile::create(&dir.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn no_other_block_is_read_or_written_by_way_of_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = ScratchFile::create(dir.path()).unwrap();
+        let blocks = [file.block(8).unwrap(), file.block(8).unwrap()];
+        let read = |at: usize| {
+            let read = || blocks[0].read_at(at, &mut [Default::default(); 2]);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
+        };
+        let write = |at: usize| {
+            // SAFETY: nothing of the blocks is in use.
+            let write = || unsafe { blocks[0].write_at(at, &[Default::default(); 2]) };
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(write))
+        };
+        assert!(matches!((read(0), write(0)), (Ok(Ok(())), Ok(Ok(())))));
+        for at in [4, 8, ALIGN as usize, usize::MAX] {
+            assert!(read(at).is_err() && write(at).is_err(), "{at}");
+        }
     }
 }

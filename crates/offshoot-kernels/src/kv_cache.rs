@@ -34,7 +34,7 @@ pub(crate) trait Element: Plain {
     /// Writes whole registers of floats, rounded.
     fn store(isa: Isa, x: &[f32], out: &mut [Self]);
 
-    /// A number, rounded.
+    /// A number, as [`Element::store`] rounds it.
     fn of(x: f32) -> Self;
 
     /// The number that it is.
@@ -53,7 +53,8 @@ impl Element for u16 {
     }
 
     fn of(x: f32) -> Self {
-        f16::from_f32(x).to_bits()
+        // A NaN stays.
+        f16::from_f32(x.clamp(-F16_MAX, F16_MAX)).to_bits()
     }
 
     fn widen(self) -> f32 {
@@ -184,7 +185,7 @@ impl KvCache {
     /// An empty cache with room for at least `capacity` positions, in half precision. Memory is taken as
     /// it is filled.
     pub fn new(layers: usize, kv_heads: usize, head_dim: usize, capacity: usize) -> Self {
-        Self::of(KvType::Half, [layers, layers], kv_heads, head_dim, capacity)
+        Self::typed(KvType::Half, layers, kv_heads, head_dim, capacity)
     }
 
     /// The same, of elements of type `kind`.
@@ -306,7 +307,7 @@ impl KvCache {
     }
 
     /// Decides one more position: its keys, rotated, and its values, `[layers][kv heads][head_dim]`
-    /// each, are rounded to what the cache keeps.
+    /// each, are rounded to what the cache keeps, half precision saturating.
     ///
     /// # Panics
     /// If there are other numbers of them, or no room is left, or the cache is a passing one.
@@ -352,13 +353,18 @@ impl KvCache {
     /// Replaces all by the first `len` positions of `other`, a cache of the same model, of whatever type.
     ///
     /// # Panics
-    /// If the shapes differ or there are fewer positions, or less room, than `len`, or the cache is a
-    /// passing one.
+    /// If the shapes differ, or there are fewer positions, or less room, than `len`, or the cache is a
+    /// passing one and `len` is not 0.
     pub fn copy_prefix(&mut self, other: &KvCache, len: usize) {
         self.check_keeps(len);
         let shape = |c: &KvCache| (c.layers, c.kv_heads, c.head_dim);
         assert_eq!(shape(self), shape(other), "caches of one model");
         assert!(len <= other.len && len <= self.capacity, "positions that exist and fit");
+        self.len = len;
+        if len == 0 {
+            // A passing cache has no place for each layer.
+            return;
+        }
         let filled = len.next_multiple_of(KEYS) * self.width;
         for head in 0..self.layers * self.kv_heads {
             let (to, from) = (head * self.stride(), head * other.stride());
@@ -370,7 +376,6 @@ impl KvCache {
                 (ByType::Single(own), ByType::Half(other)) => own.convert(to, other, from),
             }
         }
-        self.len = len;
     }
 
     /// The key and value of `position` in `layer` for `kv_head`, widened.
@@ -478,6 +483,46 @@ mod tests {
         single.copy_prefix(&half, 1);
         assert_eq!(single.read(0, 0, 0).0, rounded[..20]);
         assert_eq!((single.bytes_per_position(), half.bytes_per_position()), (512, 256));
+    }
+
+    #[test]
+    fn what_half_precision_cannot_hold_saturates_however_it_comes_into_a_cache() {
+        let mut x = [0.0f32; 16];
+        let far = [65504.0, 65519.0, 65520.0, 1e6, f32::MAX, f32::INFINITY, 6e-8, 1.0 / 3.0];
+        for (i, far) in far.into_iter().enumerate() {
+            (x[2 * i], x[2 * i + 1]) = (far, -far);
+        }
+        for isa in Isa::available() {
+            let mut stored = [0u16; 16];
+            u16::store(isa, &x, &mut stored);
+            assert_eq!(x.map(u16::of), stored, "{isa}");
+            u16::store(isa, &[f32::NAN; 16], &mut stored);
+            assert!(stored.into_iter().all(|x| x.widen().is_nan()), "{isa}");
+        }
+        assert!(u16::of(f32::NAN).widen().is_nan());
+        let mut single = KvCache::typed(KvType::Single, 1, 1, 16, 16);
+        single.push(&x, &x);
+        let mut copied = KvCache::new(1, 1, 16, 16);
+        copied.copy_prefix(&single, 1);
+        let mut pushed = KvCache::new(1, 1, 16, 16);
+        pushed.push(&x, &x);
+        for cache in [copied, pushed] {
+            let (k, v) = cache.read(0, 0, 0);
+            assert_eq!(k[..4], [F16_MAX, -F16_MAX, F16_MAX, -F16_MAX]);
+            assert!(k == v && k.iter().all(|x| x.abs() <= F16_MAX));
+        }
+    }
+
+    #[test]
+    fn no_position_is_copied_between_passing_caches_and_others() {
+        let mut passing = KvCache::passing(KvType::Half, 30, 3, 64, 16);
+        let mut kept = KvCache::new(30, 3, 64, 16);
+        passing.copy_prefix(&kept, 0);
+        kept.push(&[1.0; 30 * 3 * 64], &[1.0; 30 * 3 * 64]);
+        kept.copy_prefix(&passing, 0);
+        assert!(passing.is_empty() && kept.is_empty());
+        kept.commit_chain(1);
+        assert!(std::panic::catch_unwind(move || passing.copy_prefix(&kept, 1)).is_err());
     }
 
     #[test]

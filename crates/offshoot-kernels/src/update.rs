@@ -6,8 +6,9 @@
 //!               m = first m  + (1 - first)  x           v = second v + (1 - second) (x x)
 //!           w' = w (1 - decay) - (rate (m first_correction)) / (sqrt(v second_correction) + epsilon)
 //! ```
-//! in single precision from `m = v = 0`, an operation at a time, nothing fused. Moments are Adam's (Kingma and Ba 2015, <https://arxiv.org/abs/1412.6980>), made again
-//! from the directions instead of kept: memory holds none, and time grows with the history.
+//! in single precision from `m = v = 0`, an operation at a time, nothing fused. Moments are Adam's
+//! (Kingma and Ba 2015, <https://arxiv.org/abs/1412.6980>), made again from the directions instead of
+//! kept: memory holds none, and time grows with the history.
 //!
 //! [`Change::apply`] is the definition; what runs by the million is tested against it to the bit. So an
 //! update made again gives the weights of the run, on any processor and any number of threads.

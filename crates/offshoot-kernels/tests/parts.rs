@@ -121,10 +121,12 @@ fn tokens_of_a_part_have_the_bits_of_a_token_alone() {
 fn gated_parts_have_the_bits_of_a_token_alone_in_every_form() {
     let (parts, tokens) = parts();
     let x = numbers(tokens * COLS, 5);
+    // With the 8-bit form in one plane and in two, which weights of 8 bits multiply both.
+    let each = BLOCKS.into_iter().flat_map(|block| [(block, false), (block, true)]);
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 3);
-        for block in BLOCKS {
-            let forms = Forms { q8: true, bf16: block == BlockType::Bf16, ..Forms::default() };
+        for (block, rest) in each.clone() {
+            let forms = Forms { q8: true, rest, bf16: block == BlockType::Bf16 };
             let weights = [0, 1, 2, 3].map(|seed| matrix(&cpu, block, (INNER, COLS), seed));
             let pair = |i: usize| GatedPair {
                 gate: (&weights[i], None),
@@ -143,7 +145,7 @@ fn gated_parts_have_the_bits_of_a_token_alone_in_every_form() {
                     let one = inputs(&cpu, &x[token * COLS..(token + 1) * COLS], forms);
                     multiply_gated(&cpu, &one, pair(part.matrix), forms, &mut alone);
                     let ours = &out.x()[token * INNER..(token + 1) * INNER];
-                    assert!(bits(ours) == bits(alone.x()), "{isa} {block} {part:?} {token}");
+                    assert!(bits(ours) == bits(alone.x()), "{isa} {block} {rest} {part:?} {token}");
                     let mut product = [0.0; 8];
                     multiply_part(&cpu, &alone, 0..1, &next, None, &mut product);
                     assert!(bits(&product) == bits(&products[token * 8..(token + 1) * 8]));

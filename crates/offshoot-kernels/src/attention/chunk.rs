@@ -10,6 +10,8 @@ use crate::math;
 
 /// Positions of a chunk.
 pub(super) const CHUNK: usize = 128;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Query vectors that stand together, element by element, and are scored together.
 pub(super) const BATCH: usize = 8;
 
@@ -245,11 +247,14 @@ unsafe fn score<L: Lanes, T: Element, const J: usize, const B: usize>(
         let q = twins::<B>(q);
         let mut acc = [[L::splat(0.0); B]; J];
         let after = k.wrapping_add(B * hd * KEYS);
+        // Bytes of one element of the keys of all blocks: half a cache line, one or two.
+        let each = B * KEYS * size_of::<T>();
         for d in 0..hd {
-            // `B` blocks of 16 halves for each element are `B / 2` cache lines.
-            if B == 2 || d % 2 == 0 {
-                L::prefetch(after.wrapping_add(B * KEYS * d).cast());
-                L::prefetch(v.wrapping_add(B * KEYS * d).cast());
+            if d * each % LINE == 0 {
+                for line in (0..each).step_by(LINE) {
+                    L::prefetch(after.cast::<u8>().wrapping_add(d * each + line));
+                    L::prefetch(v.cast::<u8>().wrapping_add(d * each + line));
+                }
             }
             let mut key = [L::splat(0.0); B];
             for (b, key) in key.iter_mut().enumerate() {

@@ -2,7 +2,8 @@
 //!
 //! Arithmetic, the same whatever rows, sequences and threads share a step. A row sees logical
 //! positions `0..n`: the cache's, then its ancestors in order of depth, then itself; within a window
-//! of `w` it sees the last `w` of these. They are cut into chunks of [`CHUNK`] and blocks of 16 at absolute positions. In a chunk:
+//! of `w` it sees the last `w` of these. They are cut into chunks of [`CHUNK`] and blocks of 16 at
+//! absolute positions. In a chunk:
 //!
 //! ```text
 //! s[p] = sum over d in order of fma(scale * q[d], k[p][d])         16 positions in 16 lanes

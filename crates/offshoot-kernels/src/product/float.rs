@@ -1,8 +1,8 @@
 //! Products of float tiles, where they are stored or where they were formed.
 //!
-//! Tile rows go in pairs where registers suffice and tokens abound, so that an input that is spread over the lanes serves
-//! 32 outputs; a run of tile rows that stays in the second cache goes past eight tokens, which stay in
-//! the first, before the next eight come. What is computed for an output does not depend on either.
+//! Tile rows go in pairs where registers suffice and tokens abound, so that an input that is spread
+//! over the lanes serves 32 outputs; a run of tile rows that stays in the second cache goes past eight
+//! tokens, which stay in the first, before the next eight come. What is computed for an output does not depend on either.
 
 use super::{Place, TURN_BYTES, Task, store};
 use crate::Activations;

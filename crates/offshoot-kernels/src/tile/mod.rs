@@ -206,14 +206,19 @@ impl PackedMatrix {
         produce: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<(), TileError> {
         let (rows, cols) = (self.rows, self.cols);
+        // Room for a row, of each thread.
+        let rooms = Mutex::new(Vec::new());
+        let rooms = || rooms.lock().unwrap_or_else(PoisonError::into_inner);
         self.change_tiles(cpu, false, |tile, w| {
-            let mut row = vec![0f32; cols];
+            let spare = rooms().pop();
+            let mut row = spare.unwrap_or_else(|| vec![0f32; cols]);
             for lane in 0..TILE_ROWS.min(rows - tile * TILE_ROWS) {
                 produce(tile * TILE_ROWS + lane, &mut row);
                 for (w, x) in w.chunks_exact_mut(TILE_ROWS).zip(&row) {
                     w[lane] = *x;
                 }
             }
+            rooms().push(row);
         })
     }
 

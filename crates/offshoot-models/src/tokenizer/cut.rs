@@ -87,16 +87,17 @@ impl Cutter {
     /// Calls `word` with each word of `text`, in order.
     pub(super) fn words(&self, text: &str, mut word: impl FnMut(&str)) -> Result<(), Error> {
         let text = self.normalize(text);
+        let region = &mut Region::new();
         if !self.digits_alone {
-            return cut(&self.stages, &text, &mut word);
+            return cut(&self.stages, &text, region, &mut word);
         }
         let mut start = 0;
         for (at, digit) in text.match_indices(char::is_numeric) {
-            cut(&self.stages, &text[start..at], &mut word)?;
+            cut(&self.stages, &text[start..at], region, &mut word)?;
             word(digit);
             start = at + digit.len();
         }
-        cut(&self.stages, &text[start..], &mut word)
+        cut(&self.stages, &text[start..], region, &mut word)
     }
 
     /// NFC where the family asks for it; text that is in it already is not copied.
@@ -106,21 +107,25 @@ impl Cutter {
     }
 }
 
-/// Calls `word` with what the patterns of `stages` make of `text`.
-fn cut(stages: &[Regex], text: &str, word: &mut dyn FnMut(&str)) -> Result<(), Error> {
+/// Calls `word` with what the patterns of `stages` make of `text`; `region` is room for a match.
+fn cut(
+    stages: &[Regex],
+    text: &str,
+    region: &mut Region,
+    word: &mut dyn FnMut(&str),
+) -> Result<(), Error> {
     let Some((regex, later)) = stages.split_first() else {
         word(text);
         return Ok(());
     };
-    let mut region = Region::new();
     let mut done = 0;
     while done < text.len() {
-        let (start, end) = next_match(regex, text, done, &mut region)?;
+        let (start, end) = next_match(regex, text, done, region)?;
         if start > done {
-            cut(later, &text[done..start], word)?;
+            cut(later, &text[done..start], region, word)?;
         }
         if end > start {
-            cut(later, &text[start..end], word)?;
+            cut(later, &text[start..end], region, word)?;
         }
         done = end;
     }
