@@ -377,7 +377,7 @@ fn every_pre_tokenizer_name_maps_to_its_rule() {
         ("qwen35", PreTokenizer::Qwen35, false),
         ("starcoder", PreTokenizer::SmolLm, false),
         ("refact", PreTokenizer::SmolLm, false),
-        ("command-r", PreTokenizer::SmolLm, false),
+        ("command-r", PreTokenizer::CommandR, false),
         ("falcon3", PreTokenizer::Llama3, true),
         ("llama4", PreTokenizer::Gpt4o, false),
         ("deepseek-llm", PreTokenizer::DeepSeekLlm, false),
