@@ -294,7 +294,7 @@ impl Checkpoint {
         let mut opened = gguf::open(path, file)?;
         let contents = &mut opened.contents;
         // What the file says itself goes before what lies beside it.
-        let beside = huggingface::generation_config_beside(path)?;
+        let beside = huggingface::generation_config_beside(path, &contents.stop_tokens)?;
         contents.generation = contents.generation.or(beside.defaults);
         if let Ok(tokenizer) = &contents.tokenizer {
             contents.stop_tokens.extend(beside.ends(&tokenizer.kinds));

@@ -275,6 +275,13 @@ fn sentence_piece(fields: &mut Fields, model: &SentencePiece) {
     for flag in [model.strip_space, model.cut_at_spaces, model.byte_fallback] {
         fields.byte(u8::from(flag));
     }
+    // Others have the identity that they had before such tables were known.
+    if let Some(charsmap) = &model.charsmap {
+        let bytes = charsmap.to_bytes();
+        fields.count(bytes.len());
+        fields.0.update(&bytes);
+        fields.text("charsmap");
+    }
 }
 
 /// The hash of a tensor's values as little-endian `f32` in canonical order.

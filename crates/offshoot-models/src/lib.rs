@@ -54,7 +54,7 @@ pub use rope_rule::{Llama3, RopeRule};
 pub use scales::{MatrixFactors, PackedScales, ScaleFactors};
 pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use template::{ChatTemplate, Message, RenderOptions};
-pub use tokenizer::{Controls, Special, Tokenizer};
+pub use tokenizer::{Charsmap, Controls, Special, Tokenizer};
 pub use tokenizer_spec::{
     Matching, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
     TokenizerSpec,

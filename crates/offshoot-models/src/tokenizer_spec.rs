@@ -1,5 +1,7 @@
 //! A tokenizer as plain data: what a model file says of it, before anything is built from it.
 
+use crate::Charsmap;
+
 /// What a vocabulary entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenKind {
@@ -23,9 +25,10 @@ pub enum TokenKind {
 pub enum PreTokenizer {
     /// GPT-2's pattern (GGUF `gpt-2`, `phi-2`, `default`, and others that llama.cpp cuts alike).
     Gpt2,
-    /// Digits one by one, then GPT-2's pattern (GGUF `smollm`, `starcoder`, `refact`, `command-r` and
-    /// others).
+    /// Digits one by one, then GPT-2's pattern (GGUF `smollm`, `starcoder`, `refact` and others).
     SmolLm,
+    /// The same after NFC, as transformers has it (GGUF `command-r`).
+    CommandR,
     /// Qwen2's pattern, after NFC (GGUF `qwen2`, `deepseek-r1-qwen` and others).
     Qwen2,
     /// Qwen3.5's, which keeps marks with their letters, after NFC (GGUF `qwen35`).
@@ -51,6 +54,7 @@ impl PreTokenizer {
         match self {
             Self::Gpt2 => "gpt-2",
             Self::SmolLm => "smollm",
+            Self::CommandR => "command-r",
             Self::Qwen2 => "qwen2",
             Self::Qwen35 => "qwen35",
             Self::Llama3 => "llama-bpe",
@@ -64,7 +68,12 @@ impl PreTokenizer {
 
     /// Whether text is brought into NFC first.
     pub(crate) const fn is_nfc(self) -> bool {
-        matches!(self, Self::Qwen2 | Self::Qwen35)
+        matches!(self, Self::Qwen2 | Self::Qwen35 | Self::CommandR)
+    }
+
+    /// Whether each digit is a word of its own.
+    pub(crate) const fn cuts_digits(self) -> bool {
+        matches!(self, Self::SmolLm | Self::CommandR)
     }
 
     /// Whether a word that is a token is taken whole, without merges.
@@ -91,6 +100,8 @@ pub enum TokenizerModel {
 /// Pieces of text whose spaces are written as U+2581; what no piece spells is written in bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SentencePiece {
+    /// What characters are written as before anything else (GGUF `precompiled_charsmap`).
+    pub charsmap: Option<Charsmap>,
     /// Which pieces a text is made of.
     pub pieces: Pieces,
     /// Where a space is put before text.

@@ -17,9 +17,10 @@ use support::tiny::{TOKENS, Tiny};
 use support::tokenizer_files::{tokenizer_config, tokenizer_json};
 
 /// GGUF's names of the rules.
-const RULES: [(&str, PreTokenizer); 10] = [
+const RULES: [(&str, PreTokenizer); 11] = [
     ("gpt-2", PreTokenizer::Gpt2),
     ("smollm", PreTokenizer::SmolLm),
+    ("command-r", PreTokenizer::CommandR),
     ("qwen2", PreTokenizer::Qwen2),
     ("llama-bpe", PreTokenizer::Llama3),
     ("tekken", PreTokenizer::Tekken),
@@ -283,7 +284,13 @@ fn a_tokenizer_that_cannot_be_built_is_an_error_only_when_asked_for() {
         (|json| json["model"]["end_of_word_suffix"] = "</w>".into(), "end_of_word_suffix: not"),
         (|json| json["model"]["ignore_merges"] = true.into(), "model.ignore_merges: not"),
         (|json| json["normalizer"] = json!({"type": "NFKC"}), r#"normalizer: "NFKC" is not"#),
-        (|json| json["normalizer"] = json!({"type": "NFC"}), "NFC is not supported for SmolLm"),
+        (
+            |json| {
+                json["normalizer"] = json!({"type": "NFC"});
+                json["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": false});
+            },
+            "NFC is not supported for Gpt2",
+        ),
         (|json| json["pre_tokenizer"] = Value::Null, "pre_tokenizer: cuts text by a rule"),
         (|json| json["pre_tokenizer"]["type"] = "Metaspace".into(), "pre_tokenizer: cuts text"),
         (

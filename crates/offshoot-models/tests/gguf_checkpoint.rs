@@ -377,7 +377,7 @@ fn every_pre_tokenizer_name_maps_to_its_rule() {
         ("qwen35", PreTokenizer::Qwen35, false),
         ("starcoder", PreTokenizer::SmolLm, false),
         ("refact", PreTokenizer::SmolLm, false),
-        ("command-r", PreTokenizer::SmolLm, false),
+        ("command-r", PreTokenizer::CommandR, false),
         ("falcon3", PreTokenizer::Llama3, true),
         ("llama4", PreTokenizer::Gpt4o, false),
         ("deepseek-llm", PreTokenizer::DeepSeekLlm, false),
@@ -441,6 +441,33 @@ fn a_generation_config_beside_the_file_adds_its_ends() {
     std::fs::write(dir.path().join("generation_config.json"), "{").unwrap();
     let error = Checkpoint::open(&path).unwrap_err().to_string();
     assert!(error.contains("generation_config.json: "), "{error}");
+}
+
+#[test]
+fn a_generation_config_among_several_models_is_that_of_those_whose_end_it_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let other = dir.path().join("other.GGUF");
+    let beside = dir.path().join("generation_config.json");
+    for path in [&path, &other] {
+        std::fs::write(path, Tiny::llama().bytes()).unwrap();
+    }
+    let temperature = || Checkpoint::open(&path).unwrap().generation().temperature;
+    for (json, taken) in [
+        (r#"{"eos_token_id": [1, 2], "temperature": 0.5}"#, Some(0.5)),
+        (r#"{"eos_token_id": 1, "temperature": 0.5}"#, None),
+        (r#"{"eos_token_id": 128009, "temperature": 0.5}"#, None),
+        (r#"{"temperature": 0.5}"#, None),
+        ("{", None),
+    ] {
+        std::fs::write(&beside, json).unwrap();
+        assert_eq!(temperature(), taken, "{json}");
+        let ends = if taken.is_some() { &[1, 2][..] } else { &[2] };
+        assert_eq!(Checkpoint::open(&path).unwrap().stop_tokens(), ends, "{json}");
+    }
+    std::fs::remove_file(&other).unwrap();
+    std::fs::write(&beside, r#"{"temperature": 0.5}"#).unwrap();
+    assert_eq!(temperature(), Some(0.5));
 }
 
 #[test]

@@ -589,9 +589,6 @@ fn a_gguf_file_that_asks_for_other_text_than_the_given_is_refused_when_asked_for
     assert!(open(&tiny).unwrap().tokenizer().is_ok());
     tiny.set("tokenizer.ggml.remove_extra_whitespaces", true);
     refusal("remove_extra_whitespaces", &tiny);
-    let map = "tokenizer.ggml.precompiled_charsmap";
-    tiny.set(map, [1u8, 2].into_iter().collect::<Array<'_>>());
-    refusal(map, &tiny);
 }
 
 /// Infinite scores, scores of one value and long pieces are odd and no error.

@@ -26,9 +26,10 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Model, NormalizerWrapper, PreTokenizerWrapper, normalizers};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer as Library};
 
-const RULES: [PreTokenizer; 10] = [
+const RULES: [PreTokenizer; 11] = [
     PreTokenizer::Gpt2,
     PreTokenizer::SmolLm,
+    PreTokenizer::CommandR,
     PreTokenizer::Qwen2,
     PreTokenizer::Llama3,
     PreTokenizer::Tekken,
@@ -128,13 +129,13 @@ fn library(spec: &TokenizerSpec) -> Library {
     let cuts = || tokenizer_files::patterns(pre).into_iter().map(split);
     let steps: Vec<PreTokenizerWrapper> = match pre {
         PreTokenizer::Gpt2 => vec![bytes(true)],
-        PreTokenizer::SmolLm => vec![digits(true), bytes(true)],
+        PreTokenizer::SmolLm | PreTokenizer::CommandR => vec![digits(true), bytes(true)],
         PreTokenizer::DeepSeekLlm => cuts().chain([digits(false), bytes(false)]).collect(),
         PreTokenizer::DeepSeekCoder => cuts().chain([digits(true), bytes(false)]).collect(),
         _ => cuts().chain([bytes(false)]).collect(),
     };
     library.with_pre_tokenizer(Some(Sequence::new(steps)));
-    if matches!(pre, PreTokenizer::Qwen2 | PreTokenizer::Qwen35) {
+    if matches!(pre, PreTokenizer::Qwen2 | PreTokenizer::Qwen35 | PreTokenizer::CommandR) {
         let nfc = NormalizerWrapper::from(normalizers::unicode::NFC);
         library.with_normalizer(Some(nfc)).unwrap();
     }
@@ -324,7 +325,8 @@ proptest! {
     #[test]
     fn text_survives_the_way_there_and_back(text in text(), rule in 0usize..RULES.len(), parse: bool) {
         // NFC changes texts.
-        prop_assume!(!matches!(RULES[rule], PreTokenizer::Qwen2 | PreTokenizer::Qwen35));
+        let nfc = [PreTokenizer::Qwen2, PreTokenizer::Qwen35, PreTokenizer::CommandR];
+        prop_assume!(!nfc.contains(&RULES[rule]));
         let tokenizer = Tokenizer::new(&rich(RULES[rule])).unwrap();
         let special = if parse { Special::Parse } else { Special::Text };
         let ids = tokenizer.encode(&text, special).unwrap();

@@ -269,6 +269,9 @@ fn tokenizer(spec: &TokenizerSpec, arch: &str, writer: &mut Writer) -> Result<()
             writer.key(&key("model"), written.model)?.key(&key("pre"), "default")?;
             writer.key(&key("scores"), scores)?;
             writer.key(&key("add_space_prefix"), written.add_space_prefix)?;
+            if let Some(bytes) = written.charsmap {
+                writer.key(pieces::CHARSMAP, bytes.into_iter().collect::<Array<'_>>())?;
+            }
             if let Some((own, value)) = written.space_prefix {
                 writer.key(own, value)?;
             }

@@ -18,12 +18,14 @@ use std::collections::HashMap;
 use super::tokenizer::{SENTENCE_PIECE, UNIGRAM};
 use super::value::{Array, Value};
 use super::{Gguf, malformed};
-use crate::{Error, Matching, Pieces, SentencePiece, SpacePrefix, TokenKind, TokenizerSpec};
+use crate::{
+    Charsmap, Error, Matching, Pieces, SentencePiece, SpacePrefix, TokenKind, TokenizerSpec,
+};
 
 /// Offshoot's own key: where a space is put before text, where [`ADD_SPACE`] cannot say it.
 const SPACE_PREFIX: &str = "offshoot.space_prefix";
 const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
-const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
+pub(super) const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
 const EXTRA_SPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 const SCORES: &str = "tokenizer.ggml.scores";
 /// Bytes of the longest piece that is looked at for merges; Gemma 3's longest have 93. Longer ones
@@ -87,6 +89,7 @@ pub(super) fn model(
             _ => return Err(wrong(format!("no number at token {id}"))),
         }
     }
+    let charsmap = charsmap(gguf)?;
     let ties = Ties::of(gguf.text("general.architecture")?.unwrap_or_default());
     let told = gguf.text(SPACE_PREFIX)?;
     let prefix = match (told, gguf.flag(ADD_SPACE)?.unwrap_or(true)) {
@@ -108,6 +111,7 @@ pub(super) fn model(
         Pieces::Bpe(merges(tokens, kinds, &numbers, ties))
     };
     Ok(SentencePiece {
+        charsmap,
         pieces,
         strip_space: prefix != SpacePrefix::Never,
         prefix,
@@ -116,19 +120,28 @@ pub(super) fn model(
     })
 }
 
+/// The table by which characters are rewritten, if the file has one.
+fn charsmap(gguf: &Gguf<'_>) -> Result<Option<Charsmap>, Error> {
+    let Some(value) = gguf.get(CHARSMAP) else { return Ok(None) };
+    let wrong = |what: &str| malformed(format_args!("key \"{CHARSMAP}\": {what}"));
+    let array = match value {
+        Value::Array(array) if array.len() <= Charsmap::BYTES_MAX => array,
+        _ => return Err(wrong("expected an array of some hundred thousand bytes")),
+    };
+    // Older files have them as signed numbers.
+    let byte = |n: i128| u8::try_from(n).or_else(|_| i8::try_from(n).map(|n| n as u8));
+    let bytes = array.integers().and_then(|all| all.map(byte).collect::<Result<Vec<u8>, _>>().ok());
+    let bytes = bytes.ok_or_else(|| wrong("expected an array of bytes"))?;
+    Charsmap::new(&bytes).map(Some).map_err(|what| wrong(&what))
+}
+
 /// What a file asks for that offshoot does not do to text.
 ///
 /// # Errors
 /// [`Error::Gguf`] if a key is of another kind than expected.
 pub(super) fn unsupported(gguf: &Gguf<'_>) -> Result<Option<String>, Error> {
-    let told = |key: &str, what: &str| Some(format!("key \"{key}\": {what} is not supported"));
-    if gguf.get(CHARSMAP).is_some() {
-        return Ok(told(CHARSMAP, "a table that rewrites characters"));
-    }
-    Ok(match gguf.flag(EXTRA_SPACES)? {
-        Some(true) => told(EXTRA_SPACES, "leaving out spaces"),
-        _ => None,
-    })
+    let told = || format!("key \"{EXTRA_SPACES}\": leaving out spaces is not supported");
+    Ok(gguf.flag(EXTRA_SPACES)?.filter(|asked| *asked).map(|_| told()))
 }
 
 /// Whether a token can be made by merges.
@@ -186,6 +199,7 @@ pub(super) struct Written {
     pub(super) model: &'static str,
     pub(super) scores: Vec<f32>,
     pub(super) add_space_prefix: bool,
+    pub(super) charsmap: Option<Vec<u8>>,
     pub(super) space_prefix: Option<(&'static str, &'static str)>,
 }
 
@@ -211,6 +225,9 @@ pub(super) fn written(
         return no_place("added tokens that take white space or are found in normalised text");
     }
     let (name, scores) = match &model.pieces {
+        Pieces::Bpe(_) if model.charsmap.is_some() => {
+            return no_place("characters that are rewritten before merges, as llama.cpp reads it");
+        }
         Pieces::Bpe(pairs) => {
             let scores = scores(spec, pairs);
             if merges(&spec.tokens, &spec.kinds, &scores, Ties::of(architecture)) != *pairs {
@@ -235,6 +252,7 @@ pub(super) fn written(
         model: name,
         scores,
         add_space_prefix: model.prefix != SpacePrefix::Never,
+        charsmap: model.charsmap.as_ref().map(Charsmap::to_bytes),
         space_prefix: told,
     })
 }

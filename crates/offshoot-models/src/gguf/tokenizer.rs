@@ -210,9 +210,9 @@ fn pre_tokenizer(name: Option<&str>) -> Result<PreTokenizer, String> {
             | "gigachat" | "a.x-4.0",
         ) => Ok(PreTokenizer::Gpt2),
         Some(
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b"
-            | "mellum2",
+            "smollm" | "starcoder" | "refact" | "codeshell" | "exaone" | "minerva-7b" | "mellum2",
         ) => Ok(PreTokenizer::SmolLm),
+        Some("command-r") => Ok(PreTokenizer::CommandR),
         Some("qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" | "f2llmv2") => {
             Ok(PreTokenizer::Qwen2)
         }

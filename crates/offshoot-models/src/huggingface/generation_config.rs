@@ -1,10 +1,11 @@
-//! `generation_config.json`, beside a model file or in a model's folder: how the model's makers would
-//! have its answers made, and the ids at which these end.
+//! `generation_config.json`, beside a model file or in a model's folder: how the model's makers
+//! would have its answers made, and the ids at which these end.
 //!
 //! Repositories keep that file from the model that theirs was made from, and it may name ends that
 //! the GGUF keys do not: several at once, as Llama 3's chat models have. Fields that are not looked
 //! at, such as those of beam search, are passed over.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -14,6 +15,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::{not_json, wrong};
 use crate::generation_defaults::{Bounds, PENALTY, SHARE, TEMPERATURE};
+use crate::gguf::PartName;
 use crate::shown::Shown;
 use crate::{Error, GenerationDefaults, TokenKind};
 
@@ -48,14 +50,47 @@ impl GenerationConfig {
     }
 }
 
-/// The file beside `model`; a folder without one says nothing.
+/// The file beside the GGUF file at `model`, whose own keys say that answers end at `ends`; a
+/// folder without one says nothing.
+///
+/// In a folder with other GGUF models it may be another's, and is passed over unless one of the
+/// ends that it names is one of `ends`.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read, [`Error::File`] as [`parse`].
-pub(crate) fn beside(model: &Path) -> Result<GenerationConfig, Error> {
-    let path = model.with_file_name(NAME);
-    let io = |source| Error::Io { path: path.clone(), source };
-    let file = match File::open(&path) {
+/// [`Error::Io`] if the file cannot be read, [`Error::File`] as [`parse`], both if it can be of no
+/// other model.
+pub(crate) fn beside(model: &Path, ends: &[u32]) -> Result<GenerationConfig, Error> {
+    let read = read(&model.with_file_name(NAME));
+    if is_alone(model) {
+        return read;
+    }
+    let is_own = |id: &u64| ends.iter().any(|end| u64::from(*end) == *id);
+    Ok(read.ok().filter(|told| told.ends.iter().any(is_own)).unwrap_or_default())
+}
+
+/// Whether the folder of the GGUF file at `model` has no other one, but the parts of the same
+/// model.
+fn is_alone(model: &Path) -> bool {
+    let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let entries = std::fs::read_dir(folder.unwrap_or(Path::new("."))).into_iter().flatten();
+    let names: Vec<OsString> = entries.flatten().map(|entry| entry.file_name()).collect();
+    let whole = |name: &OsStr| {
+        let part = name.to_str().and_then(PartName::parse)?;
+        Some((part.stem.to_owned(), part.count))
+    };
+    let own = model.file_name().unwrap_or_default();
+    let is_gguf = |name: &OsStr| {
+        Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+    };
+    let is_other =
+        |name: &OsStr| name != own && (whole(name).is_none() || whole(name) != whole(own));
+    !names.iter().any(|name| is_gguf(name) && is_other(name))
+}
+
+/// What the file at `path` says; nothing if there is none.
+fn read(path: &Path) -> Result<GenerationConfig, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Ok(GenerationConfig::default());
@@ -65,7 +100,7 @@ pub(crate) fn beside(model: &Path) -> Result<GenerationConfig, Error> {
     let mut bytes = Vec::new();
     file.take(BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(io)?;
     parse(&bytes).map_err(|error| match error {
-        Error::File { what, .. } => Error::File { path: path.clone(), what },
+        Error::File { what, .. } => Error::File { path: path.to_owned(), what },
         other => other,
     })
 }
@@ -138,7 +173,7 @@ mod tests {
     fn read(json: &[u8]) -> Result<GenerationConfig, String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(NAME), json).unwrap();
-        beside(&dir.path().join("model.gguf")).map_err(|e| e.to_string())
+        beside(&dir.path().join("model.gguf"), &[]).map_err(|e| e.to_string())
     }
 
     fn ends(json: &[u8]) -> Vec<u32> {
@@ -152,7 +187,7 @@ mod tests {
         assert_eq!(ends(br#"{"eos_token_id": [3, 0]}"#), [3, 0]);
         assert!(ends(br#"{"eos_token_id": null}"#).is_empty() && ends(b"{}").is_empty());
         let dir = tempfile::tempdir().unwrap();
-        let none = beside(&dir.path().join("model.gguf")).unwrap();
+        let none = beside(&dir.path().join("model.gguf"), &[]).unwrap();
         assert_eq!(none, GenerationConfig::default());
     }
 

@@ -6,15 +6,18 @@
 //! Metaspace "first" or "always"  a space before the text, or each part      later Llama and Mistral
 //! Replace " "                    no space before a text                     Gemma
 //! ```
+//! A stage before those may rewrite characters (`Precompiled`).
 
 use std::collections::HashMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::de::IgnoredAny;
 
 use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson, Vocab};
 use super::{TOKENIZER, wrong};
 use crate::shown::Shown;
-use crate::{Error, Pieces, SentencePiece, SpacePrefix, TokenKind};
+use crate::{Charsmap, Error, Pieces, SentencePiece, SpacePrefix, TokenKind};
 
 /// SentencePiece's sign of a space.
 const SPACE: &str = "\u{2581}";
@@ -30,6 +33,7 @@ struct Seen<'a> {
     kind: &'a str,
     text: Option<&'a str>,
     string: Option<&'a str>,
+    charsmap: Option<&'a str>,
     ends: (usize, usize),
     /// Whether a Metaspace stage puts a space before text.
     prepends: bool,
@@ -42,6 +46,7 @@ impl One<'_> {
                 kind: &stage.kind,
                 text: stage.content.as_deref().or(stage.prepend.as_deref()),
                 string: stage.pattern.as_ref().and_then(|pattern| pattern.string.as_deref()),
+                charsmap: stage.precompiled_charsmap.as_deref(),
                 ends: (stage.start.unwrap_or(0), stage.stop.unwrap_or(0)),
                 prepends: stage.prepend_scheme.as_deref() != Some("never")
                     && stage.add_prefix_space != Some(false),
@@ -78,6 +83,7 @@ pub(super) fn is_meant(file: &TokenizerJson) -> bool {
 
 /// The stages around the pieces, or what of them is not supported.
 pub(super) struct Around {
+    charsmap: Option<Charsmap>,
     prefix: SpacePrefix,
     strip_space: bool,
     cut_at_spaces: bool,
@@ -86,7 +92,13 @@ pub(super) struct Around {
 /// Reads all stages but the model.
 pub(super) fn around(file: &TokenizerJson) -> Result<Around, String> {
     let normalizer = stages(file.normalizer.as_ref());
-    let replaced = match &normalizer[..] {
+    let (charsmap, normalizer) = match normalizer.split_first() {
+        Some((first, others)) if first.seen().kind == "Precompiled" => {
+            (charsmap(&first.seen())?, others)
+        }
+        _ => (None, &normalizer[..]),
+    };
+    let replaced = match normalizer {
         [] => None,
         [only] if only.is_replace(" ", SPACE) => Some(SpacePrefix::Never),
         [first, last] if is_prepend(first) && last.is_replace(" ", SPACE) => {
@@ -99,7 +111,15 @@ pub(super) fn around(file: &TokenizerJson) -> Result<Around, String> {
     };
     let (prefix, cut_at_spaces) = before_the_model(file, replaced)?;
     let strip_space = decoder(file)?;
-    Ok(Around { prefix, strip_space, cut_at_spaces })
+    Ok(Around { charsmap, prefix, strip_space, cut_at_spaces })
+}
+
+/// The table of a stage that rewrites characters; an empty one changes none.
+fn charsmap(stage: &Seen<'_>) -> Result<Option<Charsmap>, String> {
+    let Some(text) = stage.charsmap.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let name = "normalizer.precompiled_charsmap";
+    let bytes = STANDARD.decode(text).map_err(|e| format!("{name}: not base64 ({e})"))?;
+    Charsmap::new(&bytes).map(Some).map_err(|what| format!("{name}: {what}"))
 }
 
 fn is_prepend(stage: &One<'_>) -> bool {
@@ -203,6 +223,7 @@ pub(super) fn model(
     kinds: &[TokenKind],
 ) -> Result<SentencePiece, Error> {
     let sentence_piece = |pieces| SentencePiece {
+        charsmap: around.charsmap.clone(),
         pieces,
         prefix: around.prefix,
         strip_space: around.strip_space,

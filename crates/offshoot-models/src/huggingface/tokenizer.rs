@@ -205,7 +205,10 @@ fn cutting(step: Option<&Step>, nfc: bool) -> Result<PreTokenizer, String> {
         ("ByteLevel", _) if byte_level(step, true) => PreTokenizer::Gpt2,
         ("Sequence", Some(List(steps))) => match &steps[..] {
             [only] if byte_level(only, true) => PreTokenizer::Gpt2,
-            [first, last] if digits(first) && byte_level(last, true) => PreTokenizer::SmolLm,
+            [first, last] if digits(first) && byte_level(last, true) => match nfc {
+                true => PreTokenizer::CommandR,
+                false => PreTokenizer::SmolLm,
+            },
             [stages @ .., last] if byte_level(last, false) => {
                 let known = [
                     PreTokenizer::Qwen2,

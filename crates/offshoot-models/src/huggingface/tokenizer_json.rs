@@ -72,6 +72,8 @@ pub(super) struct Stage<S> {
     pub(super) split: Option<bool>,
     pub(super) start: Option<usize>,
     pub(super) stop: Option<usize>,
+    /// In base64.
+    pub(super) precompiled_charsmap: Option<String>,
 }
 
 /// What a text is split at.

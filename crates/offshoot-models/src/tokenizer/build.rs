@@ -7,7 +7,7 @@ use super::alphabet::Alphabet;
 use super::byte_level::ByteLevel;
 use super::cut::Cutter;
 use super::merges::{Merge, Merges};
-use super::pieces::{Chooser, PieceTable, SPACE, all_bytes, byte_of, normalize};
+use super::pieces::{Chooser, PieceTable, SPACE, all_bytes, byte_of, normalize, rewritten};
 use super::unigram::Unigram;
 use super::vocab::{NONE, Vocab};
 use super::{Segmenter, Tokenizer, quoted};
@@ -33,8 +33,11 @@ impl Tokenizer {
             }
             TokenizerModel::SentencePiece(model) => {
                 let added = added_ids.iter().filter(|(_, id)| normalized(**id));
-                let added = added
-                    .map(|(text, id)| (normalize(text, model.prefix), *id, matching(spec, *id)));
+                let added = added.map(|(text, id)| {
+                    let text = rewritten(text, model.charsmap.as_ref());
+                    let text = normalize(&text, model.prefix).into_owned();
+                    (text, *id, matching(spec, *id))
+                });
                 // In these two cases spaces are signs by then.
                 let signs = matches!(model.prefix, SpacePrefix::Never | SpacePrefix::EveryPart);
                 let added = Added::new(added, !signs)?;
@@ -134,6 +137,7 @@ fn sentence_piece(
         unk: spec.unk,
         prefix: model.prefix,
         cut_at_spaces: model.cut_at_spaces,
+        charsmap: model.charsmap.clone(),
         normalized,
     };
     Ok((vocab, pieces))

@@ -50,7 +50,7 @@ const RUN_LIMIT: u32 = 4 << 20;
 /// lies between them are words. Before SmolLM's each digit is a word of its own.
 pub(crate) fn patterns(pre: PreTokenizer) -> &'static [&'static str] {
     match pre {
-        PreTokenizer::Gpt2 | PreTokenizer::SmolLm => &[GPT2],
+        PreTokenizer::Gpt2 | PreTokenizer::SmolLm | PreTokenizer::CommandR => &[GPT2],
         PreTokenizer::Qwen2 => &[QWEN2],
         PreTokenizer::Qwen35 => &[QWEN35],
         PreTokenizer::Llama3 => &[LLAMA3],
@@ -79,7 +79,7 @@ impl Cutter {
         };
         Ok(Self {
             stages: patterns(pre).iter().map(compile).collect::<Result<_, _>>()?,
-            digits_alone: pre == PreTokenizer::SmolLm,
+            digits_alone: pre.cuts_digits(),
             nfc: pre.is_nfc(),
         })
     }

@@ -20,6 +20,7 @@ mod added;
 mod alphabet;
 mod build;
 mod byte_level;
+mod charsmap;
 mod cut;
 mod merges;
 mod pieces;
@@ -31,6 +32,7 @@ use std::fmt;
 
 use added::Added;
 use byte_level::ByteLevel;
+pub use charsmap::Charsmap;
 pub(crate) use cut::patterns;
 use merges::Scratch;
 pub(crate) use pieces::byte_of;

@@ -12,6 +12,7 @@
 use std::borrow::Cow;
 
 use super::added::Added;
+use super::charsmap::Charsmap;
 use super::merges::{Merges, Scratch};
 use super::unigram::Unigram;
 use super::vocab::{NONE, Vocab};
@@ -35,6 +36,8 @@ pub(super) struct PieceTable {
     pub(super) unk: Option<u32>,
     pub(super) prefix: SpacePrefix,
     pub(super) cut_at_spaces: bool,
+    /// What characters are written as first.
+    pub(super) charsmap: Option<Charsmap>,
     /// The user-defined tokens that are found in normalised text.
     pub(super) normalized: Added,
 }
@@ -49,10 +52,11 @@ impl PieceTable {
         scratch: &mut Scratch,
         ids: &mut Vec<u32>,
     ) {
+        let part = rewritten(part, self.charsmap.as_ref());
         if part.is_empty() {
             return;
         }
-        let text = normalize(part, self.prefix);
+        let text = normalize(&part, self.prefix);
         let mut done = 0;
         if !self.normalized.is_empty() {
             for (start, end, id) in self.normalized.find(&text) {
@@ -145,6 +149,11 @@ impl PieceTable {
         }
         scratch.merge(merges, symbols.into_iter(), ids);
     }
+}
+
+/// Text as a table of characters has it, if there is one.
+pub(super) fn rewritten<'t>(text: &'t str, charsmap: Option<&Charsmap>) -> Cow<'t, str> {
+    charsmap.map_or(Cow::Borrowed(text), |charsmap| charsmap.rewrite(text))
 }
 
 /// Text with spaces for its signs of spaces, one more before it where every part has that.

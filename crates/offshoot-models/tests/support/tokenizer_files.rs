@@ -24,7 +24,7 @@ pub(crate) fn tokenizer_json(spec: &TokenizerSpec) -> Value {
     let pre = *pre;
     let merges: Vec<String> =
         merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
-    let nfc = matches!(pre, PreTokenizer::Qwen2 | PreTokenizer::Qwen35);
+    let nfc = matches!(pre, PreTokenizer::Qwen2 | PreTokenizer::Qwen35 | PreTokenizer::CommandR);
     json!({
         "version": "1.0",
         "truncation": null,
@@ -68,12 +68,12 @@ fn pre_tokenizer(pre: PreTokenizer) -> Value {
     let mut stages: Vec<Value> = patterns(pre).into_iter().map(split).collect();
     match pre {
         PreTokenizer::Gpt2 => return byte_level(true),
-        PreTokenizer::SmolLm => stages = vec![digits(true)],
+        PreTokenizer::SmolLm | PreTokenizer::CommandR => stages = vec![digits(true)],
         PreTokenizer::DeepSeekLlm => stages.extend([digits(false)]),
         PreTokenizer::DeepSeekCoder => stages.extend([digits(true)]),
         _ => {}
     }
-    stages.push(byte_level(pre == PreTokenizer::SmolLm));
+    stages.push(byte_level(matches!(pre, PreTokenizer::SmolLm | PreTokenizer::CommandR)));
     json!({ "type": "Sequence", "pretokenizers": stages })
 }
 
@@ -97,7 +97,7 @@ pub(crate) fn patterns(pre: PreTokenizer) -> Vec<String> {
     let owned = |patterns: &[&str]| patterns.iter().map(|&pattern| pattern.to_owned()).collect();
     let east = "[一-龥\u{800}-一가-\u{d7ff}]+";
     match pre {
-        PreTokenizer::Gpt2 | PreTokenizer::SmolLm => Vec::new(),
+        PreTokenizer::Gpt2 | PreTokenizer::SmolLm | PreTokenizer::CommandR => Vec::new(),
         PreTokenizer::Tekken => by_case("", r"\p{N}"),
         PreTokenizer::Gpt4o => by_case(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}"),
         PreTokenizer::Qwen2 => usual("", r"\p{N}"),

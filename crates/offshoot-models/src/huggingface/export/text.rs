@@ -5,6 +5,8 @@
 //! found whole are in the vocabulary too, since the tokenizers library takes their ids from there.
 //! Entries that a GGUF file has only to fill up the embedding are left out, as in published files.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
@@ -213,6 +215,18 @@ fn of_pieces(spec: &TokenizerSpec, pieces: &SentencePiece) -> [(&'static str, Va
             (sequence("normalizers", vec![prepend, replace(" ", SPACE)]), Value::Null)
         }
     };
+    let normalizer = match &pieces.charsmap {
+        None => normalizer,
+        Some(charsmap) => {
+            let table = STANDARD.encode(charsmap.to_bytes());
+            let first = json!({ "type": "Precompiled", "precompiled_charsmap": table });
+            let others = match &normalizer {
+                Value::Null => Vec::new(),
+                other => other["normalizers"].as_array().cloned().unwrap_or(vec![other.clone()]),
+            };
+            sequence("normalizers", [vec![first], others].concat())
+        }
+    };
     let mut decoders =
         vec![replace(SPACE, " "), json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })];
     if pieces.strip_space {
@@ -262,7 +276,7 @@ fn pre_tokenizer(pre: PreTokenizer) -> Value {
     };
     let stages = match pre {
         PreTokenizer::Gpt2 => return byte_level(true),
-        PreTokenizer::SmolLm => {
+        PreTokenizer::SmolLm | PreTokenizer::CommandR => {
             vec![json!({ "type": "Digits", "individual_digits": true }), byte_level(true)]
         }
         other => patterns(other).iter().map(split).chain([byte_level(false)]).collect(),
