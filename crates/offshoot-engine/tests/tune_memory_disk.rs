@@ -55,6 +55,7 @@ fn a_model_is_tuned_in_less_memory_than_its_weights_take_and_to_the_same_bits() 
     [&state, &variant].iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
     let mut there = trainer(&checkpoint, &cpu, Some(dir.path()));
     run(&mut there, 0..1);
+    there.settle().unwrap();
     there.save(&state).unwrap();
     drop(there);
     let mut there = trainer(&checkpoint, &cpu, Some(dir.path()));

@@ -12,6 +12,7 @@ use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Blocks begin at multiples of this, that of the largest pages, so that no two share a page.
 const ALIGN: u64 = 1 << 16;
@@ -25,6 +26,24 @@ pub struct ScratchFile {
     file: Arc<File>,
     folder: PathBuf,
     len: u64,
+    moved: Arc<Moved>,
+}
+
+/// Bytes of blocks that went between a file and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Read: the whole of a block whenever it is used for the first time since it was
+    /// [released](FileBlock::release). What the system still has of it comes from there.
+    pub read: u64,
+    /// Written.
+    pub written: u64,
+}
+
+/// The same, as it is counted.
+#[derive(Debug, Default)]
+struct Moved {
+    read: AtomicU64,
+    written: AtomicU64,
 }
 
 impl ScratchFile {
@@ -49,7 +68,16 @@ impl ScratchFile {
             }
         };
         std::fs::remove_file(path)?;
-        Ok(Self { file: Arc::new(file), folder: folder.to_owned(), len: 0 })
+        let (file, moved) = (Arc::new(file), Arc::default());
+        Ok(Self { file, folder: folder.to_owned(), len: 0, moved })
+    }
+
+    /// What was read and written so far.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            read: self.moved.read.load(Ordering::Relaxed),
+            written: self.moved.written.load(Ordering::Relaxed),
+        }
     }
 
     /// The folder on whose disk it is.
@@ -69,7 +97,8 @@ impl ScratchFile {
         // SAFETY: the file has no name and is this process's alone, so it is never truncated, and its
         // bytes change but by `FileBlock::write_at`, whose callers hold no part of the map.
         let map = unsafe { memmap2::MmapOptions::new().offset(start).len(len).map(&*self.file)? };
-        Ok(FileBlock { file: Arc::clone(&self.file), start, map })
+        let (file, moved) = (Arc::clone(&self.file), Arc::clone(&self.moved));
+        Ok(FileBlock { file, start, map, used: AtomicBool::new(false), moved })
     }
 
     /// Waits until all that was written is on the disk.
@@ -87,11 +116,27 @@ pub struct FileBlock {
     file: Arc<File>,
     start: u64,
     map: memmap2::Mmap,
+    /// Whether it was used since it was released.
+    used: AtomicBool,
+    moved: Arc<Moved>,
 }
 
 impl FileBlock {
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Notes that it is used.
+    fn note_use(&self) {
+        if !self.used.load(Ordering::Relaxed) && !self.used.swap(true, Ordering::Relaxed) {
+            self.moved.read.fetch_add(self.len() as u64, Ordering::Relaxed);
+        }
+    }
+
     /// Lets the block's pages leave this process; the bytes stay. A hint: errors are ignored.
     pub fn release(&self) {
+        self.used.store(false, Ordering::Relaxed);
         #[cfg(unix)]
         {
             // SAFETY: the map is a shared one of a file, whose pages are read from it again when touched,
@@ -103,6 +148,7 @@ impl FileBlock {
     /// Tells the system that all of the block is needed soon, so that it is read while other things are
     /// done. A hint: errors are ignored.
     pub fn read_ahead(&self) {
+        self.note_use();
         #[cfg(unix)]
         for at in (0..self.map.len()).step_by(AHEAD) {
             let len = AHEAD.min(self.map.len() - at);
@@ -112,6 +158,7 @@ impl FileBlock {
 
     /// Reads the floats from byte `at` on.
     pub(crate) fn read_at(&self, at: usize, out: &mut [f32]) -> io::Result<()> {
+        self.note_use();
         // SAFETY: a float may have any bits, and bytes need no alignment.
         let (_, bytes, _) = unsafe { out.align_to_mut::<u8>() };
         read_exact_at(&self.file, bytes, self.place(at, bytes.len()))
@@ -124,7 +171,9 @@ impl FileBlock {
     pub(crate) unsafe fn write_at(&self, at: usize, values: &[f32]) -> io::Result<()> {
         // SAFETY: bytes may have any bits and need no alignment.
         let (_, bytes, _) = unsafe { values.align_to::<u8>() };
-        write_all_at(&self.file, bytes, self.place(at, bytes.len()))
+        let place = self.place(at, bytes.len());
+        self.moved.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        write_all_at(&self.file, bytes, place)
     }
 
     /// Where in the file byte `at` stands, `len` bytes from which on are the block's.
@@ -138,6 +187,7 @@ impl Deref for FileBlock {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
+        self.note_use();
         &self.map
     }
 }
@@ -186,9 +236,13 @@ mod tests {
                 assert_eq!(read, values);
                 block.release();
                 block.read_ahead();
+                block.read_ahead();
             }
             assert_eq!(&block[..8], &[0; 8]);
         }
+        // Each was used, released twice and used again; those that were never used are not read.
+        assert!(file.block(1000).is_ok());
+        assert_eq!(file.traffic(), Traffic { read: 3 * 110_000, written: 40_000 });
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it has no name");
         assert!(ScratchFile::create(&dir.path().join("nowhere")).is_err());
     }

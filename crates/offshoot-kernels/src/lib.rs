@@ -49,7 +49,7 @@ pub use buffer::{Buffer, Plain};
 pub use bytes::SharedBytes;
 pub use ceilings::{dot_rate, stream_read};
 pub use cpu::Cpu;
-pub use file_block::{FileBlock, ScratchFile};
+pub use file_block::{FileBlock, ScratchFile, Traffic};
 pub use file_map::FileMap;
 pub use gated::{GatedPair, multiply_gated, multiply_gated_parts};
 pub use greatest::{Greatest, GreatestScratch, multiply_greatest};

@@ -46,8 +46,8 @@ pub use generation_defaults::GenerationDefaults;
 pub use identity::{BaseId, TemplateId, TokenizerId};
 pub use offshoot_kernels::{Activation, RoutingRule};
 pub use packed::{
-    Beginnings, Hooks, NoHooks, PackedAdapters, PackedExecutor, PackedModel, Perturbed,
-    SegmentRows, TrainableModel, TrainableTensor, WeightCache,
+    Asked, Beginnings, Hooks, NoHooks, PackedAdapters, PackedExecutor, PackedModel, Perturbed,
+    SegmentRows, Stage, StagedStep, TrainableModel, TrainableTensor, WeightCache,
 };
 pub use recipe::Recipe;
 pub use rope_rule::{Llama3, RopeRule};

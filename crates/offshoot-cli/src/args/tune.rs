@@ -160,8 +160,8 @@ pub(crate) struct TuneSettings {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) bfloat16: bool,
     /// Where weights are kept that a method without gradients tunes all of: none for in memory, or disk
-    /// for in a file of the run's folder that each step reads, for models that memory has no room for; no
-    /// bit depends on it [default: none]
+    /// for in a file of the run's folder that each step reads and writes once, for models that memory has
+    /// no room for; no bit depends on it [default: none]
     #[arg(long, env = "OFFSHOOT_OFFLOAD", value_name = "WHERE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) offload: Option<String>,

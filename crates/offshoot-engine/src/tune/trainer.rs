@@ -37,8 +37,17 @@ pub trait Trainer: Scorer {
         Ok(Vec::new())
     }
 
+    /// Carries out what steps left to be done later. Before it the model says nothing but what
+    /// [`Scorer`] asks of it.
+    ///
+    /// # Errors
+    /// If weights are on a disk that fails.
+    fn settle(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Makes sure that all processes that make the run together hold the same weights, to the bit. One
-    /// that works alone does.
+    /// that works alone does. They are [settled](Trainer::settle), as for what is written.
     ///
     /// # Errors
     /// [`ExchangeError::Disagree`](super::ExchangeError::Disagree) with the first tensor that differs.

@@ -61,9 +61,91 @@ impl Rows {
 /// Cosines and sines of each row's position by one set of frequencies.
 #[derive(Debug)]
 struct Turns {
-    table: RopeTable,
     cos: Rows,
     sin: Rows,
+}
+
+impl Turns {
+    fn new(config: &ModelConfig) -> Self {
+        let half = config.head_dim / 2;
+        Self { cos: Rows::new(half), sin: Rows::new(half) }
+    }
+
+    /// Takes those of row `row` from `table`.
+    fn set(&mut self, row: usize, table: &RopeTable, position: u32) {
+        let (cos, sin) = table.row(position as usize);
+        let half = cos.len();
+        self.cos.data[row * half..(row + 1) * half].copy_from_slice(cos);
+        self.sin.data[row * half..(row + 1) * half].copy_from_slice(sin);
+    }
+}
+
+/// What a step keeps from one block to the next: its rows, and the residual stream.
+#[derive(Debug)]
+pub(super) struct Stream {
+    tokens: Vec<u32>,
+    /// The step's rows whose logits are asked for, and how many of them each segment has.
+    pub(super) logit_rows: Vec<usize>,
+    pub(super) logit_counts: Vec<usize>,
+    turns: Turns,
+    /// The same by the model's local frequencies, where it has them.
+    local: Option<Turns>,
+    pub(super) residual: Rows,
+}
+
+impl Stream {
+    pub(super) fn new(config: &ModelConfig) -> Self {
+        Self {
+            tokens: Vec::new(),
+            logit_rows: Vec::new(),
+            logit_counts: Vec::new(),
+            turns: Turns::new(config),
+            local: config.local_rope_table().map(|_| Turns::new(config)),
+            residual: Rows::new(config.hidden_size),
+        }
+    }
+
+    /// Rows of the step.
+    pub(super) fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Forgets the step.
+    pub(super) fn clear(&mut self) {
+        self.tokens.clear();
+        self.logit_rows.clear();
+        self.logit_counts.clear();
+    }
+
+    /// Takes the rows of `segments` up, at the positions that `ropes` and `local` have cosines and sines
+    /// of.
+    fn take_up(
+        &mut self,
+        segments: &[Segment<'_, KvCache>],
+        ropes: &[RopeTable],
+        local: Option<&RopeTable>,
+    ) {
+        let rows = segments.iter().map(|s| s.tokens.len()).sum();
+        self.residual.reserve(rows);
+        for turns in std::iter::once(&mut self.turns).chain(&mut self.local) {
+            turns.cos.reserve(rows);
+            turns.sin.reserve(rows);
+        }
+        for s in segments {
+            let first = self.tokens.len();
+            self.tokens.extend_from_slice(s.tokens);
+            for (row, &position) in (first..).zip(s.positions) {
+                self.turns.set(row, &ropes[s.rope.0], position);
+                if let (Some(turns), Some(table)) = (&mut self.local, local) {
+                    turns.set(row, table, position);
+                }
+            }
+            let before = self.logit_rows.len();
+            let logit_rows = &mut self.logit_rows;
+            s.for_logit_rows(|row| logit_rows.push(first + row));
+            self.logit_counts.push(logit_rows.len() - before);
+        }
+    }
 }
 
 /// The registers that steps of one model run in.
@@ -71,7 +153,9 @@ struct Turns {
 pub struct PackedExecutor {
     pub(super) cpu: Cpu,
     ropes: Vec<RopeTable>,
-    pub(super) residual: Rows,
+    /// By the model's local frequencies, where it has them.
+    local_rope: Option<RopeTable>,
+    pub(super) stream: Stream,
     query: Rows,
     key: Rows,
     value: Rows,
@@ -88,9 +172,6 @@ pub struct PackedExecutor {
     pub(super) experts: ExpertRegisters,
     pub(super) head_input: Activations,
     scratch: AttentionScratch,
-    /// The step's rows whose logits are asked for, and how many of them each segment has.
-    pub(super) logit_rows: Vec<usize>,
-    pub(super) logit_counts: Vec<usize>,
     /// Rows of logits that the last step wrote.
     pub(super) logits_given: usize,
     pub(super) greatest: Vec<Result<Greatest, u32>>,
@@ -101,12 +182,6 @@ pub struct PackedExecutor {
     /// Where weights are formed, and vectors and biases.
     pub(super) forming: FormingScratch,
     pub(super) moved: [Vec<f32>; 2],
-    tokens: Vec<u32>,
-    /// Cosines and sines of each row's position.
-    cos: Rows,
-    sin: Rows,
-    /// The same by the model's local frequencies, where it has them.
-    local: Option<Turns>,
 }
 
 impl PackedExecutor {
@@ -118,7 +193,8 @@ impl PackedExecutor {
         Self {
             cpu,
             ropes: config.rope_tables(),
-            residual: Rows::new(config.hidden_size),
+            local_rope: config.local_rope_table(),
+            stream: Stream::new(config),
             query: Rows::new(q),
             key: Rows::new(kv),
             value: Rows::new(kv),
@@ -132,8 +208,6 @@ impl PackedExecutor {
             experts: ExpertRegisters::new(config),
             head_input: Activations::new(),
             scratch: AttentionScratch::new(),
-            logit_rows: Vec::new(),
-            logit_counts: Vec::new(),
             logits_given: 0,
             greatest: Vec::new(),
             greatest_scratch: GreatestScratch::default(),
@@ -141,14 +215,6 @@ impl PackedExecutor {
             scores_scratch: LogSoftmaxScratch::default(),
             forming: FormingScratch::default(),
             moved: [const { Vec::new() }; 2],
-            tokens: Vec::new(),
-            cos: Rows::new(config.head_dim / 2),
-            sin: Rows::new(config.head_dim / 2),
-            local: config.local_rope_table().map(|table| Turns {
-                table,
-                cos: Rows::new(config.head_dim / 2),
-                sin: Rows::new(config.head_dim / 2),
-            }),
         }
     }
 
@@ -209,8 +275,8 @@ impl PackedExecutor {
 
     /// Makes room in rotary table `rope` for all positions below `positions`.
     pub fn reserve_positions(&mut self, rope: RopeId, positions: usize) {
-        let local = self.local.as_mut().map(|local| &mut local.table);
-        self.ropes.get_mut(rope.0).into_iter().chain(local).for_each(|t| t.reserve(positions));
+        let tables = self.ropes.get_mut(rope.0).into_iter().chain(&mut self.local_rope);
+        tables.for_each(|table| table.reserve(positions));
     }
 
     /// What the last [`PackedExecutor::step`] gave; nothing if it failed or gave something else.
@@ -233,20 +299,35 @@ impl PackedExecutor {
         &self.head_input.x()[i * width..(i + 1) * width]
     }
 
-    fn run(
+    pub(super) fn run(
         &mut self,
         model: &PackedModel,
         segments: &mut [Segment<'_, KvCache>],
         hooks: &mut dyn Hooks,
         want: Head<'_>,
     ) -> Result<(), Error> {
+        self.begin(model, segments, want)?;
+        let rows = self.stream.rows();
+        if rows == 0 {
+            return Ok(());
+        }
+        self.reserve();
+        model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows, want })
+    }
+
+    /// Checks a step and takes its rows up.
+    pub(super) fn begin(
+        &mut self,
+        model: &PackedModel,
+        segments: &[Segment<'_, KvCache>],
+        want: Head<'_>,
+    ) -> Result<(), Error> {
         let config = model.config();
         self.scores.clear();
-        self.tokens.clear();
-        self.logit_rows.clear();
-        self.logit_counts.clear();
+        self.stream.clear();
         self.greatest.clear();
         self.logits_given = 0;
+        let mut asked = 0;
         for (index, s) in segments.iter().enumerate() {
             s.check(index, config.vocab_size)?;
             if config.sliding_window.is_some() {
@@ -263,55 +344,25 @@ impl PackedExecutor {
             let Some(rope) = self.ropes.get_mut(s.rope.0) else {
                 return Err(Error::Step(format!("segment {index}: no rotary table {}", s.rope.0)));
             };
-            let first = self.tokens.len();
-            self.tokens.extend_from_slice(s.tokens);
             if let Some(&last) = s.positions.iter().max() {
-                rope.extend_to(last as usize + 1);
-                if let Some(local) = &mut self.local {
-                    local.table.extend_to(last as usize + 1);
-                }
+                let tables = std::iter::once(rope).chain(&mut self.local_rope);
+                tables.for_each(|table| table.extend_to(last as usize + 1));
             }
-            let before = self.logit_rows.len();
-            let logit_rows = &mut self.logit_rows;
-            s.for_logit_rows(|row| logit_rows.push(first + row));
-            self.logit_counts.push(logit_rows.len() - before);
+            s.for_logit_rows(|_| asked += 1);
         }
         if let Head::Scores(wanted) = want {
-            check_wanted(wanted, self.logit_rows.len(), config.vocab_size)?;
+            check_wanted(wanted, asked, config.vocab_size)?;
         }
-        let rows = self.tokens.len();
-        if rows == 0 {
-            return Ok(());
-        }
-        for register in [
-            &mut self.residual,
-            &mut self.query,
-            &mut self.key,
-            &mut self.value,
-            &mut self.spare,
-            &mut self.cos,
-            &mut self.sin,
-        ] {
+        self.stream.take_up(segments, &self.ropes, self.local_rope.as_ref());
+        Ok(())
+    }
+
+    /// Makes room for the rows of the step.
+    pub(super) fn reserve(&mut self) {
+        let rows = self.stream.rows();
+        for register in [&mut self.query, &mut self.key, &mut self.value, &mut self.spare] {
             register.reserve(rows);
         }
-        let half = config.head_dim / 2;
-        let positions = segments.iter().flat_map(|s| s.positions.iter().map(|p| (s.rope.0, *p)));
-        for (row, (rope, position)) in positions.enumerate() {
-            let (cos, sin) = self.ropes[rope].row(position as usize);
-            self.cos.data[row * half..(row + 1) * half].copy_from_slice(cos);
-            self.sin.data[row * half..(row + 1) * half].copy_from_slice(sin);
-        }
-        if let Some(Turns { table, cos, sin }) = &mut self.local {
-            cos.reserve(rows);
-            sin.reserve(rows);
-            let positions = segments.iter().flat_map(|s| s.positions);
-            for (row, position) in positions.enumerate() {
-                let (row_cos, row_sin) = table.row(*position as usize);
-                cos.data[row * half..(row + 1) * half].copy_from_slice(row_cos);
-                sin.data[row * half..(row + 1) * half].copy_from_slice(row_sin);
-            }
-        }
-        model.architecture.forward(&mut Run { model, registers: self, segments, hooks, rows, want })
     }
 }
 
@@ -428,7 +479,7 @@ impl Run<'_, '_> {
 
 fn output(out: Output) -> fn(&mut PackedExecutor) -> &mut Rows {
     match out {
-        Output::Residual => |r| &mut r.residual,
+        Output::Residual => |r| &mut r.stream.residual,
         Output::Query => |r| &mut r.query,
         Output::Key => |r| &mut r.key,
         Output::Value => |r| &mut r.value,
@@ -440,10 +491,10 @@ impl Executor for Run<'_, '_> {
 
     fn embed(&mut self, scale: f32) -> Result<(), Error> {
         let r = &mut *self.registers;
-        let width = r.residual.width;
-        let out = r.residual.get_mut(self.rows);
+        let width = r.stream.residual.width;
+        let out = r.stream.residual.get_mut(self.rows);
         let (terms, config) = (self.hooks.embedding_terms(), self.model.config());
-        for (token, out) in r.tokens.iter().zip(out.chunks_exact_mut(width)) {
+        for (token, out) in r.stream.tokens.iter().zip(out.chunks_exact_mut(width)) {
             self.model.embed(*token, out)?;
             if !terms.is_empty() {
                 let shape = (config.vocab_size, width);
@@ -453,7 +504,7 @@ impl Executor for Run<'_, '_> {
                 out.iter_mut().for_each(|x| *x *= scale);
             }
         }
-        let mut rest = r.residual.get_mut(self.rows);
+        let mut rest = r.stream.residual.get_mut(self.rows);
         for (segment, s) in self.segments.iter().enumerate() {
             let rows = s.tokens.len();
             let (own, behind) = rest.split_at_mut(rows * width);
@@ -466,8 +517,9 @@ impl Executor for Run<'_, '_> {
     }
 
     fn norm(&mut self, weight: VectorId, eps: f32) -> Result<(), Error> {
-        let forms = self.forms(self.registers.residual.width);
-        let PackedExecutor { cpu, residual, normed, moved: room, .. } = &mut *self.registers;
+        let forms = self.forms(self.registers.stream.residual.width);
+        let PackedExecutor { cpu, stream, normed, moved: room, .. } = &mut *self.registers;
+        let residual = &stream.residual;
         let (width, isa) = (residual.width, cpu.isa());
         let (plain, terms) = (self.model.vector(weight), self.hooks.vector_terms(weight));
         let weight = moved(isa, plain, terms, &mut room[0]);
@@ -485,7 +537,7 @@ impl Executor for Run<'_, '_> {
             }
             return Ok(());
         }
-        let PackedExecutor { cpu, residual, query, key, value, normed, attended, gated, .. } =
+        let PackedExecutor { cpu, stream, query, key, value, normed, attended, gated, .. } =
             &mut *self.registers;
         let acts = match x {
             Input::Normed => normed,
@@ -494,7 +546,7 @@ impl Executor for Run<'_, '_> {
         };
         // Each register is taken once; an architecture never writes one twice in an operation.
         let mut free = [
-            (Output::Residual, Some(residual)),
+            (Output::Residual, Some(&mut stream.residual)),
             (Output::Query, Some(query)),
             (Output::Key, Some(key)),
             (Output::Value, Some(value)),
@@ -525,13 +577,14 @@ impl Executor for Run<'_, '_> {
         norm: Option<PostNorm>,
     ) -> Result<(), Error> {
         if norm.is_none() && !self.hooked(linear) {
-            self.product(x, linear, |r| &mut r.residual, true);
+            self.product(x, linear, |r| &mut r.stream.residual, true);
             return Ok(());
         }
         self.product(x, linear, |r| &mut r.spare, false);
         let r = &mut *self.registers;
-        let width = r.residual.width;
-        let (sum, product) = (r.residual.get_mut(self.rows), &r.spare.data[..self.rows * width]);
+        let residual = &mut r.stream.residual;
+        let width = residual.width;
+        let (sum, product) = (residual.get_mut(self.rows), &r.spare.data[..self.rows * width]);
         match norm {
             Some(norm) => {
                 let terms = self.hooks.vector_terms(norm.weight);
@@ -551,17 +604,15 @@ impl Executor for Run<'_, '_> {
             query,
             key,
             value,
-            cos,
-            sin,
-            local,
+            stream,
             attended,
             scratch,
             moved: [room, other_room],
             ..
         } = &mut *self.registers;
-        let (cos, sin) = match (how.frequencies, local) {
-            (Frequencies::Segment, _) => (&*cos, &*sin),
-            (Frequencies::Local, Some(local)) => (&local.cos, &local.sin),
+        let Turns { cos, sin } = match (how.frequencies, &stream.local) {
+            (Frequencies::Segment, _) => &stream.turns,
+            (Frequencies::Local, Some(local)) => local,
             (Frequencies::Local, None) => {
                 return Err(Error::Step("the model has no local frequencies".to_owned()));
             }
@@ -644,7 +695,8 @@ impl Executor for Run<'_, '_> {
             let r = &*self.registers;
             match site {
                 Site::Block(_) => {
-                    self.hooks.tap(site, r.residual.get(self.rows), r.residual.width);
+                    let residual = &r.stream.residual;
+                    self.hooks.tap(site, residual.get(self.rows), residual.width);
                 }
                 Site::Final => self.hooks.tap(site, r.normed.x(), r.normed.cols()),
             }

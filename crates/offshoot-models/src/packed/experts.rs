@@ -75,9 +75,13 @@ impl Run<'_, '_> {
         } else {
             self.plain_experts(layer);
         }
-        let PackedExecutor { cpu, residual, experts, .. } = &mut *self.registers;
+        let PackedExecutor { cpu, stream, experts, .. } = &mut *self.registers;
         let ExpertRegisters { routes, products, .. } = experts;
-        routes.add_shares(cpu, products.get(routes.rows().len()), residual.get_mut(self.rows));
+        routes.add_shares(
+            cpu,
+            products.get(routes.rows().len()),
+            stream.residual.get_mut(self.rows),
+        );
         Ok(())
     }
 

@@ -24,11 +24,12 @@ struct OutputHead<'a> {
 impl Run<'_, '_> {
     /// Multiplies the rows whose logits are asked for with `head`.
     pub(super) fn head(&mut self, head: LinearId, cap: Option<f32>) -> Result<(), Error> {
-        if self.registers.logit_rows.is_empty() {
+        if self.registers.stream.logit_rows.is_empty() {
             return Ok(());
         }
         let forms = self.forms(self.registers.normed.cols());
-        let PackedExecutor { cpu, normed, head_input, logit_rows, .. } = &mut *self.registers;
+        let PackedExecutor { cpu, normed, head_input, stream, .. } = &mut *self.registers;
+        let logit_rows = &stream.logit_rows;
         let (width, x) = (normed.cols(), normed.x());
         head_input.fill(cpu, (logit_rows.len(), width), forms, |row, out| {
             let row = logit_rows[row];
@@ -71,12 +72,12 @@ impl Run<'_, '_> {
 
     /// The same where someone adds to the logits, which are therefore made, some rows at a time.
     fn scores_of_logits(&mut self, head: OutputHead<'_>, wanted: Wanted<'_>) {
-        let PackedExecutor { cpu, head_input, logits, logit_counts, scores, forming: room, .. } =
+        let PackedExecutor { cpu, head_input, logits, stream, scores, forming: room, .. } =
             &mut *self.registers;
         let (width, vocab) = (head_input.cols(), logits.width());
         logits.reserve(ROWS);
         let (mut first, mut ends) = (0, Vec::new());
-        for (segment, (s, &count)) in self.segments.iter().zip(&*logit_counts).enumerate() {
+        for (segment, (s, &count)) in self.segments.iter().zip(&stream.logit_counts).enumerate() {
             let end = first + count;
             while first < end {
                 let rows = ROWS.min(end - first);
@@ -114,7 +115,7 @@ impl Run<'_, '_> {
             cpu,
             head_input,
             logits,
-            logit_counts,
+            stream,
             logits_given,
             greatest,
             forming: room,
@@ -129,7 +130,7 @@ impl Run<'_, '_> {
             None => multiply(cpu, head_input, &mut [product]),
         }
         let (mut first, vocab) = (0, logits.width());
-        for (segment, (s, &rows)) in self.segments.iter().zip(&*logit_counts).enumerate() {
+        for (segment, (s, &rows)) in self.segments.iter().zip(&stream.logit_counts).enumerate() {
             if rows > 0 && self.hooks.adds(head.id, s.variant) {
                 let which = SegmentRows { segment, variant: s.variant, rows };
                 let x = &head_input.x()[first * width..(first + rows) * width];

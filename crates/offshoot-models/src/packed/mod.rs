@@ -7,6 +7,7 @@ mod executor;
 mod experts;
 mod head;
 mod hooks;
+mod lockstep;
 mod trainable;
 mod weights;
 
@@ -14,5 +15,6 @@ pub use adapters::PackedAdapters;
 pub use beginnings::Beginnings;
 pub use executor::PackedExecutor;
 pub use hooks::{Hooks, NoHooks, SegmentRows};
+pub use lockstep::{Asked, Stage, StagedStep};
 pub use trainable::{Perturbed, TrainableModel, TrainableTensor};
 pub use weights::{PackedModel, WeightCache};

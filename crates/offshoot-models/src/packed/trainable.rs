@@ -5,22 +5,27 @@
 //! no trace; what tuning does to them for good is an update, tensor by tensor. Memory is that of the
 //! weights: a tied embedding is the output head's tiles, and a file's pages are let go while it is read.
 //!
-//! Weights that lie in a file are read a layer at a time: while a step runs a layer, the next but one is
+//! Weights that lie in a file are read a layer at a time: while steps run a layer, the next but one is
 //! read ahead, and the pages of those behind leave the process. So no more is resident than a few layers
-//! or the output head, and bits are the same.
+//! or the output head, and bits are the same. Steps at several points go side by side, and what is still
+//! to be done to a layer's weights is done when they have been read ([`TrainableModel::run`]): the schedule
+//! of ZO2 (Wang et al. 2025, <https://arxiv.org/abs/2503.12668>), for a disk.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    Change, Compute, Cpu, FileBlock, Forming, Forms, ScratchFile, Term, update_matrix, update_rows,
+    Change, Compute, Cpu, FileBlock, Forming, Forms, ScratchFile, Term, Traffic, update_matrix,
+    update_rows,
 };
 
+use super::executor::PackedExecutor;
 use super::hooks::Hooks;
+use super::lockstep::{Stage, StagedStep};
 use super::weights::{PackedModel, tile_error};
-use crate::{Checkpoint, Error, LinearId, Site, VectorId};
+use crate::{Checkpoint, Error, LinearId, VectorId};
 
-/// Layers that are read ahead of the one that a step runs.
+/// Layers that are read ahead of the one that steps run.
 const AHEAD: usize = 2;
 
 /// A tensor of a model that can change.
@@ -135,12 +140,77 @@ impl TrainableModel {
         heads.filter_map(|(_, place)| self.block(*place))
     }
 
-    /// Between steps: lets the pages go that one left in memory, as those of the output head, and has those
-    /// read that the next begins with.
-    pub fn rest(&self) {
-        if self.file.is_some() {
+    /// What was read and written so far of the file that the matrices lie in, if they do.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.file.as_ref().map(ScratchFile::traffic)
+    }
+
+    /// Runs `steps` side by side, each at the weights plus its own of `points`, the terms of each tensor.
+    /// When something of a tensor is needed for the first time, `settle` is asked with its number, and may
+    /// change it. So a file that the matrices lie in is read once for all of the steps, an embedding that
+    /// is the output head twice, and written once if all tensors change.
+    ///
+    /// # Errors
+    /// Those of `settle`, and as [`PackedExecutor::run_stage`].
+    ///
+    /// # Panics
+    /// As [`TrainableModel::perturbed`], and if there are other numbers of steps and points.
+    pub fn run<E: From<Error>>(
+        &mut self,
+        executor: &mut PackedExecutor,
+        steps: &mut [StagedStep<'_, '_>],
+        points: &[&[Vec<Term<'_>>]],
+        compute: Compute,
+        settle: &mut dyn FnMut(&mut Self, usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        assert_eq!(steps.len(), points.len(), "a point of each step");
+        self.read_first();
+        for stage in Stage::all(self.layers()) {
+            for tensor in 0..self.tensors.len() {
+                if self.first_use(tensor) == stage {
+                    settle(self, tensor)?;
+                }
+            }
+            for (step, terms) in steps.iter_mut().zip(points) {
+                let mut hooks = self.perturbed(terms, compute);
+                executor.run_stage(&self.model, stage, step, &mut hooks)?;
+            }
+            self.pass(stage);
+        }
+        Ok(())
+    }
+
+    fn layers(&self) -> usize {
+        self.model.config().num_hidden_layers
+    }
+
+    /// The stage of a step that needs something of a tensor first.
+    fn first_use(&self, tensor: usize) -> Stage {
+        match (self.tensors[tensor].layer, self.places[tensor]) {
+            (Some(layer), _) => Stage::Block(layer),
+            (None, Place::Matrix(id)) if !self.is_embedding(id) => Stage::End,
+            // And the last norm, which is in memory.
+            (None, _) => Stage::Begin,
+        }
+    }
+
+    /// Has those layers read that steps begin with.
+    fn read_first(&self) {
+        (0..AHEAD).for_each(|layer| self.blocks(Some(layer)).for_each(FileBlock::read_ahead));
+    }
+
+    /// Behind a stage: lets its pages go, and has those read that are needed soon.
+    fn pass(&self, stage: Stage) {
+        let Stage::Block(layer) = stage else {
             self.blocks(None).for_each(FileBlock::release);
-            (0..AHEAD).for_each(|layer| self.blocks(Some(layer)).for_each(FileBlock::read_ahead));
+            return;
+        };
+        self.blocks(Some(layer)).for_each(FileBlock::release);
+        match layer + AHEAD {
+            next if next < self.layers() => {
+                self.blocks(Some(next)).for_each(FileBlock::read_ahead);
+            }
+            _ => self.head_blocks().for_each(FileBlock::read_ahead),
         }
     }
 
@@ -169,7 +239,6 @@ impl TrainableModel {
             vectors: vec![&[]; blueprint.vectors.len()],
             embedding: &[],
             compute,
-            on_disk: self.file.is_some().then_some(self),
         };
         for (place, terms) in self.places.iter().zip(terms) {
             match *place {
@@ -346,30 +415,9 @@ pub struct Perturbed<'a> {
     vectors: Vec<&'a [Term<'a>]>,
     embedding: &'a [Term<'a>],
     compute: Compute,
-    /// The model, if its matrices lie in a file.
-    on_disk: Option<&'a TrainableModel>,
 }
 
 impl Hooks for Perturbed<'_> {
-    fn taps(&self, site: Site) -> bool {
-        self.on_disk.is_some() && matches!(site, Site::Block(_))
-    }
-
-    fn tap(&mut self, site: Site, _rows: &[f32], _width: usize) {
-        let (Some(model), Site::Block(layer)) = (self.on_disk, site) else { return };
-        model.blocks(Some(layer)).for_each(FileBlock::release);
-        if layer == 0 {
-            // What texts looked up of the embedding.
-            model.blocks(None).for_each(FileBlock::release);
-        }
-        match layer + AHEAD {
-            next if next < model.model.config().num_hidden_layers => {
-                model.blocks(Some(next)).for_each(FileBlock::read_ahead);
-            }
-            _ => model.head_blocks().for_each(FileBlock::read_ahead),
-        }
-    }
-
     fn forming(&self, linear: LinearId) -> Option<Forming<'_>> {
         Some(Forming {
             terms: self.matrices[linear.index()],

@@ -248,7 +248,8 @@ pub enum Offload {
     /// In memory.
     #[default]
     None,
-    /// In a file without a name on the disk of the run's folder, which a step reads layer by layer.
+    /// In a file without a name on the disk of the run's folder, which a step reads and writes once, layer
+    /// by layer.
     Disk,
 }
 

@@ -312,6 +312,7 @@ impl Driven<'_> {
             let saves = best || due || reason.is_some() || self.records.stop;
             if saves || step.is_multiple_of(AGREE_EVERY) {
                 self.tell(Command::Agree)?;
+                self.trainer.settle()?;
                 self.trainer.agree()?;
             }
             if saves {

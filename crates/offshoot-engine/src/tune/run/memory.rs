@@ -3,7 +3,8 @@
 //! ```text
 //! first order    weights 4 P    what is trained 4 n s    activations of b l tokens
 //! zeroth order   packed weights, registers, keys and values of a step, what is trained 4 n
-//!   on disk      of the weights, two layers and what belongs to none; 4 P on the disk
+//!   on disk      of the weights, two layers and what belongs to none; 4 P on the disk; what steps that
+//!                go side by side keep between two layers
 //! ```
 //! P: weights of the model, n: numbers that are trained, s: how often each is there, with its
 //! gradient and the optimiser's state, b: examples at once, l: tokens of one. An activation is
@@ -85,7 +86,11 @@ impl TuneNeed {
         let rows = (limits.rows as u64).max(config.length() as u64);
         let row = kept(&need, checkpoint.config(), config);
         let row = row.saturating_add(registers(checkpoint.config()));
-        let batch = row.saturating_mul(rows);
+        let mut batch = row.saturating_mul(rows);
+        if disk > 0 {
+            let waiting = (limits.side_by_side as u64).saturating_sub(rows);
+            batch = batch.saturating_add(waiting.saturating_mul(between(checkpoint.config())));
+        }
         trained *= POINT_COPIES;
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
         Self { weights: need.weights, trained, batch, disk, total }
@@ -234,6 +239,13 @@ fn registers(model: &ModelConfig) -> u64 {
     FLOAT * (4 * hidden + 2 * (queries + keys) + 3 * inner + model.head_dim as u64)
 }
 
+/// Bytes that a row takes of a step that waits between two layers: its place in the residual stream, its
+/// turns, and where its keys and values were.
+fn between(model: &ModelConfig) -> u64 {
+    let [hidden, _, keys, _] = widths(model);
+    FLOAT * (hidden + model.head_dim as u64 + 2 * keys)
+}
+
 /// Bytes of what a batch of the longest examples leaves.
 fn activations(model: &ModelConfig, config: &RunConfig) -> u64 {
     let tokens = u64::from(config.batch) * config.length() as u64;
@@ -294,7 +306,13 @@ mod tests {
         let [need, less] = [&config, &on_disk].map(|config| TuneNeed::of(&checkpoint, config));
         assert_eq!((less.disk, need.disk), (need.weights, 0));
         // Of two layers and what belongs to none, here, that is all but what deeper models have.
-        assert_eq!(need.total - less.total, need.weights - less.weights);
+        assert_eq!(
+            need.total - need.batch - (less.total - less.batch),
+            need.weights - less.weights
+        );
+        // The rows of steps that wait while another is in a layer.
+        let waiting = less.batch - need.batch;
+        assert!(waiting > 0 && waiting.is_multiple_of(8192 - 1024), "{waiting}");
         let mut deep = 0;
         for tensor in checkpoint.tensors().filter(|t| t.info.shape.len() > 1) {
             deep +=

@@ -130,7 +130,10 @@ pub fn follow(
                     measured => drop(measured?),
                 }
             }
-            Command::Agree => trainer.agree()?,
+            Command::Agree => {
+                trainer.settle()?;
+                trainer.agree()?;
+            }
             Command::End => return Ok(()),
         }
     }

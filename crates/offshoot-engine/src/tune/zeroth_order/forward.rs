@@ -1,11 +1,12 @@
 //! Runs texts at several points of a space, over one reading of the weights.
 //!
 //! Every pair of a text and a point is a segment of a step. Which segments share a step changes no bit
-//! of a probability, so steps are as large as memory allows and results are the same for all sizes.
+//! of a probability, so steps are as large as memory allows and results are the same for all sizes. Where
+//! a step is of one point alone, as many of them as memory allows run side by side.
 
 use offshoot_kernels::{Greatest, KvCache, KvType, RowScores, Wanted};
 use offshoot_methods::tune::Probe;
-use offshoot_models::{LogitRows, PackedExecutor, Segment, VariantId, chain};
+use offshoot_models::{Asked, LogitRows, PackedExecutor, Segment, StagedStep, VariantId, chain};
 
 use super::space::Space;
 use super::tree::TextTree;
@@ -16,6 +17,9 @@ use crate::Error;
 pub struct StepLimits {
     /// Rows of all segments together.
     pub rows: usize,
+    /// Rows of all steps together that run side by side. Of those that another step works on their
+    /// residual stream is kept, and the keys and values of a layer.
+    pub side_by_side: usize,
     /// Sequences that are continued at once.
     pub sequences: usize,
 }
@@ -23,7 +27,7 @@ pub struct StepLimits {
 impl Default for StepLimits {
     /// Enough rows that reading the weights costs little beside multiplying them.
     fn default() -> Self {
-        Self { rows: 1024, sequences: 32 }
+        Self { rows: 1024, side_by_side: 8192, sequences: 32 }
     }
 }
 
@@ -69,6 +73,16 @@ struct Pair {
     point: usize,
 }
 
+/// All pairs of `texts` and so many points, those together that can share a step of `space`.
+fn pairs(space: &dyn Space, texts: &[usize], points: usize) -> Vec<Pair> {
+    let at = |point: usize| texts.iter().map(move |&text| Pair { text, point });
+    let mut all: Vec<Pair> = (0..points).flat_map(at).collect();
+    if !space.side_by_side() {
+        all.sort_by_key(|pair| pair.text);
+    }
+    all
+}
+
 impl Forward {
     pub(super) fn new(executor: PackedExecutor, limits: StepLimits) -> Self {
         Self { executor, caches: Vec::new(), kept: Kept::Nothing, limits, rows: 0 }
@@ -84,39 +98,61 @@ impl Forward {
         let empty = |text: &TextTree| Vec::with_capacity(text.targets.len());
         let mut scores: Scores = probes.iter().map(|_| texts.iter().map(empty).collect()).collect();
         let lanes = space.lanes().max(1);
+        let filled = |&text: &usize| !texts[text].tokens.is_empty();
+        let filled: Vec<usize> = (0..texts.len()).filter(filled).collect();
         for (group, some) in probes.chunks(lanes).enumerate() {
             space.stand_at(some)?;
-            let pairs = (0..texts.len()).filter(|&text| !texts[text].tokens.is_empty());
-            let pairs: Vec<Pair> = pairs
-                .flat_map(|text| (0..some.len()).map(move |point| Pair { text, point }))
-                .collect();
-            let mut left = &pairs[..];
-            while !left.is_empty() {
-                let n = self.fitting(left, texts);
-                self.score_step(space, &left[..n], texts, &mut scores[group * lanes..])?;
-                left = &left[n..];
+            let pairs = pairs(space, &filled, some.len());
+            let rows = |pair: &Pair| texts[pair.text].tokens.len();
+            for steps in self.steps(space, &pairs, |pair| *pair, rows) {
+                self.score_steps(space, &steps, texts, &mut scores[group * lanes..])?;
             }
         }
         Ok(scores)
     }
 
-    /// How many of `pairs` fit into a step; at least one.
-    fn fitting(&self, pairs: &[Pair], texts: &[TextTree]) -> usize {
-        let mut rows = 0;
-        let fits = |pair: &&Pair| {
-            rows += texts[pair.text].tokens.len();
-            rows <= self.limits.rows
-        };
-        pairs.iter().take_while(fits).count().max(1)
+    /// Cuts `all` into steps, and those into as many as run side by side.
+    fn steps<'t, T>(
+        &self,
+        space: &dyn Space,
+        all: &'t [T],
+        pair: impl Fn(&T) -> Pair,
+        rows: impl Fn(&T) -> usize,
+    ) -> Vec<Vec<&'t [T]>> {
+        let (apart, mut groups, mut in_group) = (space.side_by_side(), Vec::new(), 0);
+        let mut left = all;
+        while let Some(first) = left.first() {
+            let mut in_step = 0;
+            let fits = |&next: &&T| {
+                in_step += rows(next);
+                in_step <= self.limits.rows && (!apart || pair(next).point == pair(first).point)
+            };
+            let n = left.iter().take_while(fits).count().max(1);
+            let (step, rest) = left.split_at(n);
+            let in_step: usize = step.iter().map(&rows).sum();
+            match groups.last_mut() {
+                Some(group) if apart && in_group + in_step <= self.limits.side_by_side => {
+                    Vec::push(group, step);
+                    in_group += in_step;
+                }
+                _ => {
+                    groups.push(vec![step]);
+                    in_group = in_step;
+                }
+            }
+            left = rest;
+        }
+        groups
     }
 
-    fn score_step(
+    fn score_steps(
         &mut self,
         space: &mut dyn Space,
-        pairs: &[Pair],
+        steps: &[&[Pair]],
         texts: &[TextTree],
         scores: &mut [Vec<Vec<TokenScore>>],
     ) -> Result<(), Error> {
+        let pairs = steps.concat();
         let before = space.positions_before();
         let longest = pairs.iter().map(|pair| texts[pair.text].tokens.len()).max().unwrap_or(0);
         let kept = if before == 0 { Kept::Nothing } else { Kept::Beginning };
@@ -129,28 +165,30 @@ impl Forward {
             .map(|pair| texts[pair.text].depths.iter().map(|d| before as u32 + d).collect())
             .collect();
         let asked: Vec<Vec<u32>> = pairs.iter().map(|pair| texts[pair.text].asked()).collect();
-        let order = Order::of(pairs.iter().map(|pair| &texts[pair.text]));
+        let order = |step: &&[Pair]| Order::of(step.iter().map(|pair| &texts[pair.text]));
+        let orders: Vec<Order> = steps.iter().map(order).collect();
         let Self { executor, caches, rows, .. } = self;
-        let mut found = Vec::new();
-        space.with_hooks(&mut |model, hooks| {
-            let config = model.config();
-            let each = pairs.iter().zip(&mut *caches).zip(positions.iter().zip(&asked));
-            let mut segments: Vec<_> = each
-                .map(|((pair, cache), (positions, asked))| Segment {
-                    cache,
-                    tokens: &texts[pair.text].tokens,
-                    parents: &texts[pair.text].parents,
-                    positions,
-                    rope: config.rope_for(before + texts[pair.text].longest),
-                    variant: VariantId(pair.point as u32 + 1),
-                    logits: LogitRows::These(asked),
-                })
-                .collect();
-            *rows += segments.iter().map(|segment| segment.tokens.len()).sum::<usize>();
+        *rows += pairs.iter().map(|pair| texts[pair.text].tokens.len()).sum::<usize>();
+        let config = space.model().config();
+        let mut segments = pairs.iter().zip(caches).zip(positions.iter().zip(&asked)).map(
+            |((pair, cache), (positions, asked))| Segment {
+                cache,
+                tokens: &texts[pair.text].tokens,
+                parents: &texts[pair.text].parents,
+                positions,
+                rope: config.rope_for(before + texts[pair.text].longest),
+                variant: VariantId(pair.point as u32 + 1),
+                logits: LogitRows::These(asked),
+            },
+        );
+        let staged = steps.iter().zip(&orders).map(|(step, order)| {
             let wanted = Wanted { outputs: &order.outputs, ends: &order.ends };
-            found = order.scores(executor.step_scores(model, &mut segments, hooks, wanted)?);
-            Ok(())
-        })?;
+            StagedStep::new(segments.by_ref().take(step.len()).collect(), Asked::Scores(wanted))
+        });
+        let mut staged: Vec<_> = staged.collect();
+        space.run(executor, &mut staged)?;
+        let found =
+            orders.iter().zip(&staged).flat_map(|(order, step)| order.scores(step.scores()));
         let mut found = found.into_iter();
         for pair in pairs {
             let n = texts[pair.text].targets.len();
@@ -172,9 +210,8 @@ impl Forward {
         let lanes = space.lanes().max(1);
         for (group, some) in probes.chunks(lanes).enumerate() {
             space.stand_at(some)?;
-            let pairs: Vec<Pair> = (0..prompts.len())
-                .flat_map(|text| (0..some.len()).map(move |point| Pair { text, point }))
-                .collect();
+            let texts: Vec<usize> = (0..prompts.len()).collect();
+            let pairs = pairs(space, &texts, some.len());
             for pairs in pairs.chunks(self.limits.sequences.max(1)) {
                 let made = self.continue_all(space, pairs, prompts, max_tokens)?;
                 for (pair, answer) in pairs.iter().zip(made) {
@@ -204,23 +241,15 @@ impl Forward {
             pairs.iter().map(|pair| prompts[pair.text].to_vec()).collect();
         let mut live: Vec<usize> = (0..pairs.len()).filter(|&i| !next[i].is_empty()).collect();
         for _ in 0..max_tokens {
-            let mut left = &live[..];
-            while !left.is_empty() {
-                let mut rows = 0;
-                let fits = |i: &&usize| {
-                    rows += next[**i].len();
-                    rows <= self.limits.rows
-                };
-                let n = left.iter().take_while(fits).count().max(1);
-                let chosen =
-                    self.greedy_step(space, pairs, &left[..n], &next, longest + max_tokens)?;
-                for (&i, token) in left[..n].iter().zip(chosen) {
+            for steps in self.steps(space, &live, |i| pairs[*i], |i| next[*i].len()) {
+                let context = longest + max_tokens;
+                let chosen = self.greedy_steps(space, pairs, &steps, &next, context)?;
+                for (&i, token) in steps.iter().copied().flatten().zip(chosen) {
                     match token {
                         Some(token) => next[i] = vec![token],
                         None => made[i] = None,
                     }
                 }
-                left = &left[n..];
             }
             live.retain(|&i| made[i].is_some() && !stops.contains(&next[i][0]));
             for &i in &live {
@@ -233,47 +262,45 @@ impl Forward {
         Ok(made)
     }
 
-    /// Runs the `next` tokens of sequences `live`, and gives what each chooses.
-    fn greedy_step(
+    /// Runs the `next` tokens of sequences in `steps`, and gives what each chooses.
+    fn greedy_steps(
         &mut self,
         space: &mut dyn Space,
         pairs: &[Pair],
-        live: &[usize],
+        steps: &[&[usize]],
         next: &[Vec<u32>],
         context: usize,
     ) -> Result<Vec<Option<u32>>, Error> {
+        let live = steps.concat();
         let of = |i: usize, cache: &KvCache| {
             let first = cache.len() as u32;
             (chain(next[i].len()), (first..first + next[i].len() as u32).collect::<Vec<_>>())
         };
         let chains: Vec<_> = live.iter().map(|&i| of(i, &self.caches[i])).collect();
-        let before = space.positions_before();
+        let rope = space.model().config().rope_for(space.positions_before() + context);
         let Self { executor, caches, rows, .. } = self;
-        let mut chosen = Vec::new();
-        space.with_hooks(&mut |model, hooks| {
-            let rope = model.config().rope_for(before + context);
-            let caches = caches.iter_mut().enumerate().filter(|(i, _)| live.contains(i));
-            let mut segments: Vec<_> = caches
-                .zip(&chains)
-                .map(|((i, cache), (parents, positions))| Segment {
-                    cache,
-                    tokens: &next[i],
-                    parents,
-                    positions,
-                    rope,
-                    variant: VariantId(pairs[i].point as u32 + 1),
-                    logits: LogitRows::Last,
-                })
-                .collect();
-            *rows += segments.iter().map(|segment| segment.tokens.len()).sum::<usize>();
-            let found = executor.step_greatest(model, &mut segments, hooks)?;
-            let index = |found: &Result<Greatest, u32>| found.as_ref().ok().map(|best| best.index);
-            chosen = found.iter().map(index).collect();
-            for segment in &mut segments {
-                segment.cache.commit_chain(segment.tokens.len());
-            }
-            Ok(())
-        })?;
+        *rows += live.iter().map(|&i| next[i].len()).sum::<usize>();
+        // They stand in ascending order.
+        let caches = caches.iter_mut().enumerate().filter(|(i, _)| live.contains(i));
+        let mut segments = caches.zip(&chains).map(|((i, cache), (parents, positions))| Segment {
+            cache,
+            tokens: &next[i],
+            parents,
+            positions,
+            rope,
+            variant: VariantId(pairs[i].point as u32 + 1),
+            logits: LogitRows::Last,
+        });
+        let staged = steps.iter().map(|step| {
+            StagedStep::new(segments.by_ref().take(step.len()).collect(), Asked::Greatest)
+        });
+        let mut staged: Vec<_> = staged.collect();
+        space.run(executor, &mut staged)?;
+        let index = |found: &Result<Greatest, u32>| found.as_ref().ok().map(|best| best.index);
+        let chosen = staged.iter().flat_map(|step| step.greatest()).map(index).collect();
+        for segment in staged.iter_mut().flat_map(|step| &mut step.segments) {
+            segment.cache.commit_chain(segment.tokens.len());
+        }
         Ok(chosen)
     }
 

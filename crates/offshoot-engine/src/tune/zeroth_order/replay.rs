@@ -104,12 +104,12 @@ pub fn carry_out(trajectory: &Trajectory, space: &mut dyn Space) -> Result<(), E
         let replayed = replayed?;
         if drawn != Some(replayed.part) {
             let header = &trajectory.parts[replayed.part].header;
-            space.draw_from(header.seed, header.distribution);
+            space.draw_from(header.seed, header.distribution)?;
             drawn = Some(replayed.part);
         }
         space.apply(&replayed.update)?;
     }
-    Ok(())
+    space.settle()
 }
 
 /// The weights that `trajectory` makes of the model of `checkpoint`, as the space that they are tuned

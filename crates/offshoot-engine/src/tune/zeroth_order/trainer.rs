@@ -154,7 +154,7 @@ impl ZerothOrderTrainer {
         Ok(self)
     }
 
-    /// What is tuned.
+    /// What is tuned; its numbers can be read once the trainer is [settled](Trainer::settle).
     pub fn space(&self) -> &dyn Space {
         &*self.space
     }
@@ -346,6 +346,10 @@ impl Trainer for ZerothOrderTrainer {
         }
         let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
         Ok(StepReport { loss, tokens, numbers })
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        self.space.settle()
     }
 
     fn agree(&self) -> Result<(), Error> {

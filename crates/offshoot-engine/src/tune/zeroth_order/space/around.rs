@@ -4,7 +4,7 @@ use std::path::Path;
 
 use offshoot_kernels::{Distribution, KvCache};
 use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
-use offshoot_models::{Hooks, PackedModel};
+use offshoot_models::{Hooks, PackedExecutor, PackedModel, StagedStep};
 
 use super::Space;
 use super::before::Before;
@@ -40,7 +40,7 @@ pub(super) trait Around: std::fmt::Debug + Send {
     /// What the values are brought to after a step.
     fn bound(_values: &mut [f32]) {}
 
-    /// As [`Space::with_hooks`].
+    /// Hands the model and what reaches into its steps to `run`.
     fn with_hooks(
         &mut self,
         run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
@@ -76,8 +76,9 @@ impl<A: Around> Space for A {
         self.parameters().entries.distribution()
     }
 
-    fn draw_from(&mut self, seed: u64, distribution: Distribution) {
+    fn draw_from(&mut self, seed: u64, distribution: Distribution) -> Result<(), Error> {
         self.parameters_mut().entries.draw_from(seed, distribution);
+        Ok(())
     }
 
     fn kind(&self) -> SpaceKind {
@@ -118,11 +119,15 @@ impl<A: Around> Space for A {
         self.stand(points?)
     }
 
-    fn with_hooks(
+    fn run(
         &mut self,
-        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+        executor: &mut PackedExecutor,
+        steps: &mut [StagedStep<'_, '_>],
     ) -> Result<(), Error> {
-        Around::with_hooks(self, run)
+        self.with_hooks(&mut |model, hooks| {
+            let mut each = steps.iter_mut();
+            Ok(each.try_for_each(|step| executor.run_step(model, step, hooks))?)
+        })
     }
 
     fn rounds(&self) -> bool {

@@ -4,8 +4,11 @@
 //! point adds to them is made and added where a tile is multiplied, so that no weight changes but by an
 //! update. One point is evaluated at a time, each over all texts of a step.
 //!
-//! They may lie in a file instead, from which a step reads them layer by layer: the same bits, in the memory
-//! of a few layers. A point reads the file once for each 1024 tokens, an update reads and writes it once.
+//! They may lie in a file instead, from which steps read them layer by layer: the same bits, in the memory
+//! of a few layers. All points of a step go through a layer before the next is read, and an update is kept
+//! in mind until the next step reads the weights. So a step of tuning reads the file once and writes it
+//! once, as far as the rows of its points fit [`StepLimits`](super::super::StepLimits); an embedding that
+//! is the output head too is read twice.
 //!
 //! Cost: four bytes a weight, and nothing beside that grows with the model; an embedding that is the
 //! output head too is one tensor, moved along one direction in both uses.
@@ -13,9 +16,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use offshoot_kernels::{Compute, Cpu, Distribution};
+use offshoot_kernels::{Change, Compute, Cpu, Distribution, Traffic};
 use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
-use offshoot_models::{Checkpoint, Hooks, PackedModel, TrainableModel, TrainableTensor};
+use offshoot_models::{
+    Checkpoint, PackedExecutor, PackedModel, StagedStep, TrainableModel, TrainableTensor,
+};
 use onig::{MatchParam, Regex, SearchOptions};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +32,8 @@ use crate::Error;
 const PATTERN_CHARS: usize = 512;
 /// Steps back that a pattern may take on a name.
 const RETRIES: u32 = 10_000;
+/// Points whose steps go side by side where weights are read from a disk.
+const LANES: usize = 32;
 
 /// Which weights are tuned, and how products with them are computed.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -60,8 +67,17 @@ pub struct FullSpace {
     /// Of each tensor of the layout, its number among the model's.
     tensors: Vec<usize>,
     entries: Entries,
-    /// Of each tensor of the model, what the point that stands adds to it.
-    point: Vec<Vec<Drawn>>,
+    /// Of each point that stands, what it adds to each tensor of the model.
+    points: Vec<Vec<Vec<Drawn>>>,
+    pending: Option<Pending>,
+}
+
+/// An update that is not yet made to all tensors.
+#[derive(Debug)]
+struct Pending {
+    update: Update,
+    /// Of each tensor of the layout whether it is still to be changed.
+    left: Vec<bool>,
 }
 
 impl FullSpace {
@@ -97,9 +113,18 @@ impl FullSpace {
         };
         let layout = Layout { tensors: tensors.iter().map(spec).collect() };
         let entries = Entries::new(&layout, options.seed, options.distribution)?;
-        let point = vec![Vec::new(); model.tensors().len()];
-        let (cpu, options) = (cpu.clone(), options.clone());
-        Ok(Self { cpu, model, options, layout, tensors, entries, point })
+        let (cpu, options, points) = (cpu.clone(), options.clone(), Vec::new());
+        Ok(Self { cpu, model, options, layout, tensors, entries, points, pending: None })
+    }
+
+    /// Whether the weights lie in a file.
+    fn on_disk(&self) -> bool {
+        self.options.folder.is_some()
+    }
+
+    /// Whether an update of tensor `tensor` of the layout is still to be made.
+    fn owes(&self, tensor: usize) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.left.get(tensor) == Some(&true))
     }
 
     /// Bytes of the weights of `checkpoint` in single precision.
@@ -113,6 +138,24 @@ impl FullSpace {
     /// The model with its weights as they are.
     pub fn trainable(&self) -> &TrainableModel {
         &self.model
+    }
+}
+
+impl Pending {
+    /// Makes it to tensor `tensor` of `layout`, number `at` of `model`, unless that is done.
+    fn make(
+        &mut self,
+        tensor: usize,
+        (model, at): (&mut TrainableModel, usize),
+        (cpu, entries, layout): (&Cpu, &mut Entries, &Layout),
+    ) -> Result<(), Error> {
+        if !std::mem::take(&mut self.left[tensor]) {
+            return Ok(());
+        }
+        let checkpoint = Arc::clone(model.model().checkpoint());
+        let first = || first_numbers(&checkpoint, &layout.tensors[tensor]);
+        let change = &mut |change: &Change<'_>| Ok(model.update(cpu, at, change)?);
+        entries.change(tensor, &self.update, &first, change)
     }
 }
 
@@ -162,8 +205,10 @@ impl Space for FullSpace {
         self.entries.distribution()
     }
 
-    fn draw_from(&mut self, seed: u64, distribution: Distribution) {
+    fn draw_from(&mut self, seed: u64, distribution: Distribution) -> Result<(), Error> {
+        self.settle()?;
         self.entries.draw_from(seed, distribution);
+        Ok(())
     }
 
     fn kind(&self) -> SpaceKind {
@@ -183,6 +228,10 @@ impl Space for FullSpace {
         let of = self.tensors.get(tensor).zip(self.layout.tensors.get(tensor));
         let of = of.filter(|(_, spec)| out.len().is_multiple_of(spec.cols));
         let (&at, spec) = of.ok_or_else(|| other_length(tensor, out.len()))?;
+        if self.owes(tensor) {
+            let what = format!("{} is read before the last step's update is made", spec.name);
+            return Err(Error::Training(what));
+        }
         for (row, out) in (first..).zip(out.chunks_exact_mut(spec.cols)) {
             self.model.read_row(at, row, out)?;
         }
@@ -192,51 +241,98 @@ impl Space for FullSpace {
 
     fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error> {
         let at = self.tensors.get(tensor).copied().unwrap_or(usize::MAX);
+        // Whatever was still to be done to it is written over.
+        if let Some(left) = self.pending.as_mut().and_then(|p| p.left.get_mut(tensor)) {
+            *left = false;
+        }
         Ok(self.model.write(&self.cpu, at, values)?)
     }
 
     fn apply(&mut self, update: &Update) -> Result<(), Error> {
         self.entries.check(update.terms())?;
-        let checkpoint = Arc::clone(self.model.model().checkpoint());
-        for (tensor, (&at, spec)) in self.tensors.iter().zip(&self.layout.tensors).enumerate() {
-            let first = || first_numbers(&checkpoint, spec);
-            let (model, cpu) = (&mut self.model, &self.cpu);
-            self.entries
-                .change(tensor, update, &first, &mut |change| Ok(model.update(cpu, at, change)?))?;
+        self.settle()?;
+        let left = vec![true; self.tensors.len()];
+        self.pending = Some(Pending { update: update.clone(), left });
+        if self.on_disk() { Ok(()) } else { self.settle() }
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        let Self { cpu, model, layout, tensors, entries, pending, .. } = self;
+        if let Some(pending) = pending {
+            for (tensor, &at) in tensors.iter().enumerate() {
+                pending.make(tensor, (&mut *model, at), (&*cpu, &mut *entries, &*layout))?;
+                model.release(at);
+            }
         }
+        self.pending = None;
         Ok(())
     }
 
     fn lanes(&self) -> usize {
-        1
+        if self.on_disk() { LANES } else { 1 }
+    }
+
+    fn side_by_side(&self) -> bool {
+        self.on_disk()
     }
 
     fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error> {
-        let terms = match probes {
-            [] => &[][..],
-            [probe] => &probe.terms,
-            _ => return Err(Error::Training("weights stand at one point at a time".to_owned())),
-        };
-        self.entries.check(terms)?;
-        let checkpoint = Arc::clone(self.model.model().checkpoint());
-        for (tensor, (&at, spec)) in self.tensors.iter().zip(&self.layout.tensors).enumerate() {
-            let first = || first_numbers(&checkpoint, spec);
-            self.point[at] = self.entries.drawn(tensor, terms, &first)?;
+        let (n, lanes) = (probes.len(), self.lanes());
+        if n > lanes {
+            return Err(Error::Training(format!("{n} points at once, where {lanes} can stand")));
+        }
+        self.points.clear();
+        for probe in probes {
+            self.entries.check(&probe.terms)?;
+            let mut point = vec![Vec::new(); self.model.tensors().len()];
+            let checkpoint = self.model.model().checkpoint();
+            for (tensor, (&at, spec)) in self.tensors.iter().zip(&self.layout.tensors).enumerate() {
+                let first = || first_numbers(checkpoint, spec);
+                point[at] = self.entries.drawn(tensor, &probe.terms, &first)?;
+            }
+            self.points.push(point);
         }
         Ok(())
     }
 
-    fn with_hooks(
+    fn run(
         &mut self,
-        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+        executor: &mut PackedExecutor,
+        steps: &mut [StagedStep<'_, '_>],
     ) -> Result<(), Error> {
-        let all: Vec<_> = self.point.iter().map(|drawn| terms(drawn)).collect();
+        let on_disk = self.on_disk();
+        let Self { cpu, model, layout, tensors, entries, points, pending, .. } = self;
         let compute = if self.options.bfloat16 { Compute::Bfloat16 } else { Compute::Single };
-        let mut hooks = self.model.perturbed(&all, compute);
-        self.model.rest();
-        let done = run(self.model.model(), &mut hooks);
-        self.model.rest();
-        done
+        let each = points.iter();
+        let points: Vec<Vec<_>> =
+            each.map(|point| point.iter().map(|drawn| terms(drawn)).collect()).collect();
+        let of = |step: &StagedStep<'_, '_>| {
+            let point = (step.variant().0 as usize).checked_sub(1).and_then(|i| points.get(i));
+            let nowhere = || Error::Training("a step at a point that does not stand".to_owned());
+            point.map(Vec::as_slice).ok_or_else(nowhere)
+        };
+        let at = steps.iter().map(of).collect::<Result<Vec<_>, _>>()?;
+        if !on_disk {
+            for (step, terms) in steps.iter_mut().zip(at) {
+                executor.run_step(model.model(), step, &mut model.perturbed(terms, compute))?;
+            }
+            return Ok(());
+        }
+        model.run(executor, steps, &at, compute, &mut |model, at| match (
+            pending.as_mut(),
+            tensors.binary_search(&at),
+        ) {
+            (Some(pending), Ok(tensor)) => {
+                pending.make(tensor, (model, at), (&*cpu, &mut *entries, &*layout))
+            }
+            _ => Ok(()),
+        })?;
+        *pending = None;
+        Ok(())
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        self.model.traffic()
     }
 
     fn sync(&self) -> Result<(), Error> {

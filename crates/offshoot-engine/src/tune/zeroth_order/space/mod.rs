@@ -11,9 +11,9 @@ mod scales;
 
 use std::path::Path;
 
-use offshoot_kernels::{Distribution, KvCache};
+use offshoot_kernels::{Distribution, KvCache, Traffic};
 use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
-use offshoot_models::{Hooks, PackedModel};
+use offshoot_models::{PackedExecutor, PackedModel, StagedStep};
 
 use crate::Error;
 use crate::tune::numbers::PART;
@@ -42,7 +42,10 @@ pub trait Space: std::fmt::Debug + Send {
     fn distribution(&self) -> Distribution;
 
     /// Draws directions from another seed and distribution from now on.
-    fn draw_from(&mut self, seed: u64, distribution: Distribution);
+    ///
+    /// # Errors
+    /// As [`Space::settle`].
+    fn draw_from(&mut self, seed: u64, distribution: Distribution) -> Result<(), Error>;
 
     /// What kind of space it is, as far as common learning rates tell.
     fn kind(&self) -> SpaceKind;
@@ -56,13 +59,13 @@ pub trait Space: std::fmt::Debug + Send {
     /// Writes the rows from `first` on of tensor `tensor` of the layout to `out`, as many as fill it.
     ///
     /// # Errors
-    /// If `out` ends within a row, or the tensor has fewer of them.
+    /// If `out` ends within a row, the tensor has fewer of them, or is not [settled](Space::settle).
     fn read_rows(&self, tensor: usize, first: usize, out: &mut [f32]) -> Result<(), Error>;
 
     /// Writes tensor `tensor` of the layout, row by row, to `out`.
     ///
     /// # Errors
-    /// If `out` has another length.
+    /// If `out` has another length, and as [`Space::read_rows`].
     fn read(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
         let spec = self.layout().tensors.get(tensor);
         match spec.filter(|spec| spec.rows * spec.cols == out.len()) {
@@ -77,14 +80,29 @@ pub trait Space: std::fmt::Debug + Send {
     /// If `values` has another length.
     fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error>;
 
-    /// Carries out what a step does in the end.
+    /// Carries out what a step does in the end, or keeps it in mind until the next step reads the weights:
+    /// steps see it as done.
     ///
     /// # Errors
-    /// If a direction does not fit the layout; nothing is changed then.
+    /// If a direction does not fit the layout; nothing is changed then. And as [`Space::settle`].
     fn apply(&mut self, update: &Update) -> Result<(), Error>;
+
+    /// Carries out what was kept in mind, so that the weights can be read. They always can unless an
+    /// update was applied since.
+    ///
+    /// # Errors
+    /// If weights are on a disk that fails.
+    fn settle(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// How many points can stand beside the weights at once.
     fn lanes(&self) -> usize;
+
+    /// Whether a step is of one point alone, and those that are run together read the weights once.
+    fn side_by_side(&self) -> bool {
+        false
+    }
 
     /// Makes variant `i + 1` of the steps that follow the model at `probes[i]`.
     ///
@@ -92,14 +110,20 @@ pub trait Space: std::fmt::Debug + Send {
     /// If there are more than [`Space::lanes`], or a direction does not fit the layout.
     fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error>;
 
-    /// Hands the model and what reaches into its steps to `run`.
+    /// Runs `steps`, whose segments are of the points that stand.
     ///
     /// # Errors
-    /// Those of `run`.
-    fn with_hooks(
+    /// Those of the steps, and as [`Space::settle`].
+    fn run(
         &mut self,
-        run: &mut dyn FnMut(&PackedModel, &mut dyn Hooks) -> Result<(), Error>,
+        executor: &mut PackedExecutor,
+        steps: &mut [StagedStep<'_, '_>],
     ) -> Result<(), Error>;
+
+    /// What was read and written so far of the file that weights lie in, if they do.
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
 
     /// Whether products round what they multiply to fewer bits.
     fn rounds(&self) -> bool {
@@ -133,7 +157,7 @@ pub trait Space: std::fmt::Debug + Send {
     /// Writes what was learned into `folder`, in the form in which it is served.
     ///
     /// # Errors
-    /// If a file cannot be written.
+    /// If a file cannot be written, and as [`Space::read_rows`].
     fn write_variant(&self, folder: &Path) -> Result<(), Error>;
 }
 
