@@ -11,8 +11,8 @@ mod scales;
 
 use std::path::Path;
 
-use offshoot_kernels::{Distribution, KvCache};
-use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
+use offshoot_kernels::{Distribution, FloatStore, KvCache};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
 use offshoot_models::{Hooks, PackedModel};
 
 use crate::Error;
@@ -50,6 +50,11 @@ pub trait Space: std::fmt::Debug + Send {
     /// What makes the space again: its name and all of its options.
     fn choice(&self) -> SpaceChoice;
 
+    /// What matrices are stored as. Vectors, and all that is tuned beside a model, are in single precision.
+    fn store(&self) -> FloatStore {
+        FloatStore::F32
+    }
+
     /// The model that steps run.
     fn model(&self) -> &PackedModel;
 
@@ -77,11 +82,11 @@ pub trait Space: std::fmt::Debug + Send {
     /// If `values` has another length.
     fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error>;
 
-    /// Carries out what a step does in the end.
+    /// Carries out what step `step` does in the end. Weights that are rounded by chance are so by its number.
     ///
     /// # Errors
     /// If a direction does not fit the layout; nothing is changed then.
-    fn apply(&mut self, update: &Update) -> Result<(), Error>;
+    fn apply(&mut self, step: u32, update: &Update) -> Result<(), Error>;
 
     /// How many points can stand beside the weights at once.
     fn lanes(&self) -> usize;
@@ -135,6 +140,11 @@ pub trait Space: std::fmt::Debug + Send {
     /// # Errors
     /// If a file cannot be written.
     fn write_variant(&self, folder: &Path) -> Result<(), Error>;
+}
+
+/// What the tensor of `spec` is stored as in `space`.
+pub(super) fn float_of(space: &dyn Space, spec: &TensorSpec) -> FloatStore {
+    if spec.vector { FloatStore::F32 } else { space.store() }
 }
 
 /// Shows tensor `tensor` of `space` to `see`, some whole rows at a time: memory holds no second copy of
