@@ -1,8 +1,9 @@
-"""Works out the digests that offshoot-kernels' tests/replay.rs knows, from the page of the updates
-(src/update.rs) and that of the noise.
+"""Works out the digests that offshoot-kernels' tests/replay.rs knows, from the pages of the updates
+(src/update.rs), of the noise and of its rounding.
 
 Single precision is double precision rounded after each operation, which gives the same bits for sums,
-products, quotients and roots. Needs nothing but Python; prints a line for each distribution.
+products, quotients and roots. Needs nothing but Python; prints a line for each distribution: of weights
+in single precision, then in bfloat16.
 
     python3 scripts/oracles/replay.py
 """
@@ -31,7 +32,17 @@ def entries(name: str, step: int, index: int, count: int, distribution: str) -> 
     return out[:count]
 
 
-def end(distribution: str) -> str:
+def rounded(weights: list[float], name: str, step: int) -> list[float]:
+    key, out = [SEED & 0xFFFFFFFF, SEED >> 32], []
+    for element, w in enumerate(weights):
+        words = philox(key, [element // 8, tensor_id(name), step, 1 << 24])
+        chance = words[element % 8 // 2] >> 16 * (element % 2) & 0xFFFF
+        bits = struct.unpack("<I", struct.pack("<f", w))[0] + chance & 0xFFFF0000
+        out.append(struct.unpack("<f", struct.pack("<I", bits))[0])
+    return out
+
+
+def end(distribution: str, halved: bool) -> str:
     keep, digest = single(1.0 - DECAY), hashlib.sha256()
     for name, count in TENSORS:
         weights = [(i * 37 % 101 - 50.0) / 64.0 for i in range(count)]
@@ -42,10 +53,12 @@ def end(distribution: str) -> str:
                 z = entries(name, step, index, count, distribution)
                 u = [single(x + single(scale * z)) for x, z in zip(u, z)]
             weights = [single(single(w * keep) - x) for w, x in zip(weights, u)]
+            if halved:
+                weights = rounded(weights, name, step)
         digest.update(b"".join(struct.pack("<f", w) for w in weights))
     return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":
     for distribution in ("rademacher", "gauss-q8", "gauss-bm"):
-        print(distribution, end(distribution))
+        print(distribution, end(distribution, False), end(distribution, True))

@@ -122,7 +122,7 @@ pub fn export_folder(
         refuse_to_replace(&checkpoint, &place, options.overwrite)?;
     }
     let floats = options.floats.unwrap_or_else(|| floats_of(&checkpoint));
-    let folder = FolderOptions { floats, shard_bytes: options.shard_bytes };
+    let folder = FolderOptions { floats, single_vectors: false, shard_bytes: options.shard_bytes };
     let mut export = FolderExport::new(&checkpoint, &folder)?;
     adapter.as_ref().map_or(Ok(()), |adapter| export.merge(adapter))?;
     let partial = Partial::folder(&place).map_err(wrong)?;

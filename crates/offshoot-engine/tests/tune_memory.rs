@@ -10,7 +10,7 @@ use offshoot_engine::tune::zeroth_order::{
     CrossEntropy, FullOptions, FullSpace, ZerothOrderOptions, ZerothOrderTrainer, weights_hash,
 };
 use offshoot_engine::tune::{Example, Sequence, Trainer};
-use offshoot_kernels::{Cpu, Isa};
+use offshoot_kernels::{Cpu, FloatStore, Isa};
 use offshoot_models::Checkpoint;
 
 /// Bytes that may come beside the weights: buffers, what the allocator keeps, and the program's pages.
@@ -30,7 +30,7 @@ fn all_weights_are_loaded_written_and_read_back_without_a_second_copy_of_any_ten
     let store = Store::from_env().unwrap();
     let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
     let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
-    let weights = usize::try_from(FullSpace::weight_bytes(&checkpoint)).unwrap();
+    let weights = usize::try_from(FullSpace::weight_bytes(&checkpoint, FloatStore::F32)).unwrap();
     let cpu = Cpu::new(Isa::best(), 2);
     let before = status("VmRSS");
     let most = before + weights + BESIDE;

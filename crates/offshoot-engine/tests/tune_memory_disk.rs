@@ -11,7 +11,7 @@ use offshoot_engine::tune::zeroth_order::{
     CrossEntropy, FullOptions, FullSpace, ZerothOrderOptions, ZerothOrderTrainer, weights_hash,
 };
 use offshoot_engine::tune::{Example, Scorer, Sequence, Trainer};
-use offshoot_kernels::{Cpu, Isa};
+use offshoot_kernels::{Cpu, FloatStore, Isa};
 use offshoot_models::Checkpoint;
 
 /// A line of `/proc/self/status`, in bytes: pages of files that are mapped count in these.
@@ -48,7 +48,7 @@ fn a_model_is_tuned_in_less_memory_than_its_weights_take_and_to_the_same_bits() 
     let store = Store::from_env().unwrap();
     let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
     let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
-    let weights = usize::try_from(FullSpace::weight_bytes(&checkpoint)).unwrap();
+    let weights = usize::try_from(FullSpace::weight_bytes(&checkpoint, FloatStore::F32)).unwrap();
     let cpu = Cpu::new(Isa::best(), 2);
     let dir = tempfile::tempdir().unwrap();
     let (state, variant) = (dir.path().join("state"), dir.path().join("variant"));

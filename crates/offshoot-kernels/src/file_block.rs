@@ -156,19 +156,19 @@ impl FileBlock {
         }
     }
 
-    /// Reads the floats from byte `at` on.
-    pub(crate) fn read_at(&self, at: usize, out: &mut [f32]) -> io::Result<()> {
+    /// Reads the words from byte `at` on.
+    pub(crate) fn read_at(&self, at: usize, out: &mut [u32]) -> io::Result<()> {
         self.note_use();
-        // SAFETY: a float may have any bits, and bytes need no alignment.
+        // SAFETY: an integer may have any bits, and bytes need no alignment.
         let (_, bytes, _) = unsafe { out.align_to_mut::<u8>() };
         read_exact_at(&self.file, bytes, self.place(at, bytes.len()))
     }
 
-    /// Writes floats from byte `at` on.
+    /// Writes words from byte `at` on.
     ///
     /// # Safety
     /// Nobody holds a part of the block's bytes, and no other call writes these.
-    pub(crate) unsafe fn write_at(&self, at: usize, values: &[f32]) -> io::Result<()> {
+    pub(crate) unsafe fn write_at(&self, at: usize, values: &[u32]) -> io::Result<()> {
         // SAFETY: bytes may have any bits and need no alignment.
         let (_, bytes, _) = unsafe { values.align_to::<u8>() };
         let place = self.place(at, bytes.len());
@@ -223,15 +223,15 @@ mod tests {
         let blocks = [file.block(70_000).unwrap(), file.block(40_000).unwrap()];
         assert!(blocks.iter().all(|block| block.iter().all(|byte| *byte == 0)));
         for (i, block) in blocks.iter().enumerate() {
-            let values: Vec<f32> = (0..5000).map(|k| (k * (i + 1)) as f32).collect();
+            let values: Vec<u32> = (0..5000).map(|k| k * (i as u32 + 1)).collect();
             // SAFETY: nothing of the blocks is in use.
             unsafe { block.write_at(8, &values).unwrap() };
             file.sync().unwrap();
             for _ in 0..2 {
-                let float = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
-                let mapped: Vec<f32> = block[8..8 + 20_000].chunks(4).map(float).collect();
+                let word = |b: &[u8]| u32::from_le_bytes(b.try_into().unwrap());
+                let mapped: Vec<u32> = block[8..8 + 20_000].chunks(4).map(word).collect();
                 assert_eq!(mapped, values);
-                let mut read = vec![0.0; 5000];
+                let mut read = vec![0; 5000];
                 block.read_at(8, &mut read).unwrap();
                 assert_eq!(read, values);
                 block.release();

@@ -58,7 +58,7 @@ pub use kv_cache::{KvCache, KvType};
 pub use log_softmax::{
     LogSoftmaxScratch, RowScores, Wanted, log_softmax_rows, multiply_log_softmax,
 };
-pub use noise::{Distribution, Noise, Purpose, tensor_id};
+pub use noise::{Distribution, Noise, Purpose, Rounding, tensor_id};
 pub use parts::{Part, multiply_part, multiply_parts};
 pub use philox::Philox;
 pub use product::{
@@ -74,5 +74,5 @@ pub use rows::{
 };
 pub use team::{Pinning, Team, available_threads, pin_current_thread};
 pub use terms::{Entries, Mask, Term, add_terms};
-pub use tile::{PackedMatrix, TILE_KIND, TileError};
+pub use tile::{FloatStore, PackedMatrix, TILE_KIND, TileError};
 pub use update::{Change, Moments, update_matrix, update_rows};

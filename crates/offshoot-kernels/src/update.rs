@@ -10,16 +10,18 @@
 //! (Kingma and Ba 2015, <https://arxiv.org/abs/1412.6980>), made again from the directions instead of
 //! kept: memory holds none, and time grows with the history.
 //!
+//! What is stored in bfloat16 is then rounded by chance, as [`Rounding::round`] says.
+//!
 //! [`Change::apply`] is the definition; what runs by the million is tested against it to the bit. So an
 //! update made again gives the weights of the run, on any processor and any number of threads.
 
 use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
 use crate::lanes::Lanes;
-use crate::noise::{BLOCK_COLS, Block, BlockPlace};
+use crate::noise::{BLOCK_COLS, Block, BlockPlace, PairBits, round_pair};
 use crate::terms::{RUN, block_sum, check_terms, run_entries};
-use crate::tile::TILE_ROWS;
-use crate::{Cpu, PackedMatrix, Term, TileError};
+use crate::tile::{TILE_ROWS, TileMut};
+use crate::{Cpu, PackedMatrix, Rounding, Term, TileError};
 
 /// What happens to the weights of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -100,11 +102,12 @@ impl<'a> Change<'a> {
     }
 }
 
-/// Changes the weights of `matrix`.
+/// Changes the weights of `matrix`; those in bfloat16 are rounded by `rounding`, which those in single
+/// precision do not ask.
 ///
 /// # Errors
-/// [`TileError::Fixed`] if they are not in single precision, or in memory that others share;
-/// [`TileError::File`] if they lie in a file that fails, where some are changed then.
+/// [`TileError::Fixed`] if they are in neither, or in memory that others share; [`TileError::File`] if
+/// they lie in a file that fails, where some are changed then.
 ///
 /// # Panics
 /// If a term is not of such a matrix.
@@ -112,11 +115,17 @@ pub fn update_matrix(
     cpu: &Cpu,
     matrix: &mut PackedMatrix,
     change: &Change<'_>,
+    rounding: &Rounding,
 ) -> Result<(), TileError> {
     let shape = (matrix.rows(), matrix.cols());
     check_terms(change.terms(), shape);
+    rounding.check(shape.0 as u64 * shape.1 as u64);
     matrix.change_tiles(cpu, true, |tile, w| {
-        update_tile(cpu.isa(), change, shape, tile * TILE_ROWS, w);
+        let row = tile * TILE_ROWS;
+        match w {
+            TileMut::Single(w) => update_tile(cpu.isa(), change, shape, row, w),
+            TileMut::Pairs(w) => update_pairs(cpu.isa(), (change, rounding), shape, row, w),
+        }
     })
 }
 
@@ -141,6 +150,10 @@ pub fn update_rows(cpu: &Cpu, shape: (usize, usize), w: &mut [f32], change: &Cha
 by_isa! {
     fn update_tile(change: &Change<'_>, shape: (usize, usize), row: usize, w: &mut [f32])
         = update_tile_lanes
+}
+by_isa! {
+    fn update_pairs(by: (&Change<'_>, &Rounding), shape: (usize, usize), row: usize, w: &mut [u32])
+        = update_pairs_lanes
 }
 by_isa! {
     fn update_run(change: &Change<'_>, shape: (usize, usize), first: u64, w: &mut [f32])
@@ -168,6 +181,44 @@ unsafe fn update_tile_lanes<L: Lanes>(
                 let new = L::sub(L::mul(old, L::splat(keep)), L::load(u.as_ptr()));
                 // Rows that the matrix does not have stay zero.
                 L::store(w.as_mut_ptr(), L::first(height, new, L::splat(0.0)));
+            }
+        }
+    }
+}
+
+/// The same of pairs of bfloat16.
+#[inline(always)]
+unsafe fn update_pairs_lanes<L: Lanes>(
+    (change, rounding): (&Change<'_>, &Rounding),
+    shape: (usize, usize),
+    row: usize,
+    w: &mut [u32],
+) {
+    let height = TILE_ROWS.min(shape.0 - row);
+    let mut u: Block = [[0.0; TILE_ROWS]; BLOCK_COLS];
+    let mut bits: PairBits = [[0; TILE_ROWS]; BLOCK_COLS / 2];
+    for (i, w) in w.chunks_mut(BLOCK_COLS / 2 * TILE_ROWS).enumerate() {
+        let col = i * BLOCK_COLS;
+        let count = BLOCK_COLS.min(shape.1 - col);
+        let place = BlockPlace { row, col, count, shape };
+        // SAFETY: all rows hold 16 numbers; the caller runs where the instructions of `L` exist.
+        unsafe {
+            subtrahend::<L>(change, place, &mut u);
+            // The other half of a last column is zero and stays so.
+            u[count..].fill([0.0; TILE_ROWS]);
+            rounding.fill_pairs::<L>(place, &mut bits);
+            let keep = L::splat(change.keep());
+            for ((w, u), bits) in w.chunks_exact_mut(TILE_ROWS).zip(u.chunks_exact(2)).zip(&bits) {
+                let old = L::load_i(w.as_ptr().cast());
+                let even = L::mul(L::from_bits(L::shl_i::<16>(old)), keep);
+                let odd = L::mul(L::from_bits(L::and_i(old, L::splat_i(-65_536))), keep);
+                let even = L::sub(even, L::load(u[0].as_ptr()));
+                let odd = L::sub(odd, L::load(u[1].as_ptr()));
+                // Rows that the matrix does not have stay zero.
+                let even = L::first(height, even, L::splat(0.0));
+                let odd = L::first(height, odd, L::splat(0.0));
+                let new = round_pair::<L>(even, odd, L::load_i(bits.as_ptr().cast()));
+                L::store_i(w.as_mut_ptr().cast(), new);
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use offshoot_kernels::{
     Activations, BlockType, Change, Compute, Cpu, Distribution, Entries, Forming, FormingScratch,
-    Forms, GroupFactors, Isa, Mask, Moments, Noise, PackedMatrix, Product, Purpose, Term,
+    Forms, GroupFactors, Isa, Mask, Moments, Noise, PackedMatrix, Product, Purpose, Rounding, Term,
     add_terms, multiply, multiply_formed, update_matrix, update_rows,
 };
 
@@ -57,6 +57,8 @@ struct Room {
 }
 
 const RANK: usize = 3;
+/// What updates are rounded by.
+const ROUNDING: Rounding = Rounding { seed: 0x1234_5678_9abc, tensor: 77, step: 3 };
 
 impl Room {
     fn new((rows, cols): (usize, usize)) -> Self {
@@ -129,6 +131,8 @@ fn an_update_of_tiles_or_rows_is_its_definition_for_every_weight() {
         let room = Room::new(shape);
         let terms = room.terms();
         let values = numbers(rows * cols, 1);
+        let plain = Cpu::new(Isa::PORTABLE, 1);
+        let halved = unpacked(&packed(&plain, BlockType::Bf16, shape, &values));
         let mut changes: Vec<_> = terms
             .iter()
             .map(|term| Change::Linear { decay: 0.0, terms: std::slice::from_ref(term) })
@@ -141,13 +145,21 @@ fn an_update_of_tiles_or_rows_is_its_definition_for_every_weight() {
         for change in changes {
             let at = |i: usize| change.apply(shape, i / cols, i % cols, values[i]).to_bits();
             let expected: Vec<u32> = (0..rows * cols).map(at).collect();
+            let by_chance = |i: usize| {
+                let new = change.apply(shape, i / cols, i % cols, halved[i]);
+                ROUNDING.round(i as u64, new).to_bits()
+            };
+            let rounded: Vec<u32> = (0..rows * cols).map(by_chance).collect();
             for (isa, threads) in
                 Isa::available().into_iter().zip([1, 2, 7, 3]).chain([(Isa::best(), 7)])
             {
                 let cpu = Cpu::new(isa, threads);
                 let mut matrix = packed(&cpu, BlockType::F32, shape, &values);
-                update_matrix(&cpu, &mut matrix, &change).unwrap();
+                update_matrix(&cpu, &mut matrix, &change, &ROUNDING).unwrap();
                 assert!(bits(&unpacked(&matrix)) == expected, "{isa} {shape:?} {change:?}");
+                let mut matrix = packed(&cpu, BlockType::Bf16, shape, &values);
+                update_matrix(&cpu, &mut matrix, &change, &ROUNDING).unwrap();
+                assert!(bits(&unpacked(&matrix)) == rounded, "{isa} {shape:?} {change:?} bf16");
                 let mut all = values.clone();
                 update_rows(&cpu, shape, &mut all, &change);
                 assert!(bits(&all) == expected, "{isa} {shape:?} {change:?} in rows");
@@ -223,7 +235,7 @@ fn a_product_along_directions_is_that_of_weights_really_moved() {
             let stored = unpacked(&weights);
             let mut moved = packed(&plain, BlockType::F32, shape, &stored);
             let change = Change::Linear { decay: 0.0, terms: &back };
-            update_matrix(&plain, &mut moved, &change).unwrap();
+            update_matrix(&plain, &mut moved, &change, &ROUNDING).unwrap();
             let halved = packed(&plain, BlockType::Bf16, shape, &unpacked(&moved));
             for (compute, really) in [(Compute::Single, &moved), (Compute::Bfloat16, &halved)] {
                 let acts = inputs(&plain, cols, &x, compute.forms());
@@ -322,13 +334,29 @@ fn weights_in_memory_that_others_share_or_in_another_format_do_not_change() {
     let values = numbers(32 * 64, 3);
     let change = Change::Linear { decay: 0.5, terms: &[] };
     let mut halves = packed(&cpu, BlockType::F16, (32, 64), &values);
-    assert!(update_matrix(&cpu, &mut halves, &change).is_err());
+    assert!(update_matrix(&cpu, &mut halves, &change, &ROUNDING).is_err());
     let mut shared = packed(&cpu, BlockType::F32, (32, 64), &values);
     let other = shared.clone();
-    assert!(update_matrix(&cpu, &mut shared, &change).is_err());
+    assert!(update_matrix(&cpu, &mut shared, &change, &ROUNDING).is_err());
     assert_eq!(bits(&unpacked(&other)), bits(&values));
     drop(other);
-    update_matrix(&cpu, &mut shared, &change).unwrap();
+    update_matrix(&cpu, &mut shared, &change, &ROUNDING).unwrap();
     shared.fill_rows(&cpu, |row, out| out.fill(row as f32)).unwrap();
     assert!(unpacked(&shared).iter().enumerate().all(|(i, w)| *w == (i / 64) as f32));
+}
+
+#[test]
+fn what_is_no_finite_number_stays_so_where_weights_are_rounded_by_chance() {
+    let change = Change::Linear { decay: 0.0, terms: &[] };
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 1);
+        let mut matrix = packed(&cpu, BlockType::Bf16, (33, 66), &[0.0; 33 * 66]);
+        let rows = [f32::NEG_INFINITY, f32::INFINITY, f32::NAN];
+        matrix.fill_rows(&cpu, |row, out| out.fill(rows[row % 3])).unwrap();
+        update_matrix(&cpu, &mut matrix, &change, &ROUNDING).unwrap();
+        for (i, w) in unpacked(&matrix).iter().enumerate() {
+            let expected = rows[i / 66 % 3];
+            assert!(*w == expected || w.is_nan() && expected.is_nan(), "{isa} {i}: {w}");
+        }
+    }
 }

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 use offshoot_kernels::{
-    BlockType, Change, Cpu, Distribution, Entries, Isa, Noise, PackedMatrix, Purpose, Term,
-    tensor_id, update_matrix, update_rows,
+    Change, Cpu, Distribution, Entries, FloatStore, Isa, Noise, PackedMatrix, Purpose, Rounding,
+    Term, tensor_id, update_matrix, update_rows,
 };
 use sha2::{Digest, Sha256};
 
@@ -20,6 +20,13 @@ const ENDS: [(Distribution, &str); 3] = [
     (Distribution::Rademacher, "5f1f1aeb628d3230"),
     (Distribution::GaussQ8, "3c88ad917f19e2db"),
     (Distribution::GaussBoxMuller, "1acf01335a30b3b2"),
+];
+
+/// The same of weights stored in bfloat16 and rounded by chance.
+const ROUNDED_ENDS: [(Distribution, &str); 3] = [
+    (Distribution::Rademacher, "614cdf2510689d30"),
+    (Distribution::GaussQ8, "3de651fbaf52390b"),
+    (Distribution::GaussBoxMuller, "9e0f3181f5eceb8d"),
 ];
 
 /// The weights before the first step: no rounding is in them.
@@ -56,15 +63,17 @@ fn in_rows(cpu: &Cpu, distribution: Distribution) -> String {
     digest(&end)
 }
 
-fn in_tiles(cpu: &Cpu, distribution: Distribution) -> String {
+fn in_tiles(cpu: &Cpu, store: FloatStore, distribution: Distribution) -> String {
     let end = TENSORS.map(|(name, rows, cols)| {
-        let bytes: Vec<u8> = begin(rows * cols).iter().flat_map(|w| w.to_le_bytes()).collect();
-        let row = |r: usize| &bytes[4 * r * cols..4 * (r + 1) * cols];
-        let mut matrix = PackedMatrix::pack(cpu, BlockType::F32, (rows, cols), row).unwrap();
+        let begin = begin(rows * cols);
+        let row = |r: usize, out: &mut [f32]| out.copy_from_slice(&begin[r * cols..][..cols]);
+        let mut matrix = PackedMatrix::zeroed(store, rows, cols).unwrap();
+        matrix.fill_rows(cpu, row).unwrap();
         for step in 0..STEPS {
             let terms = terms(name, distribution, step);
             let change = Change::Linear { decay: DECAY, terms: &terms };
-            update_matrix(cpu, &mut matrix, &change).unwrap();
+            let rounding = Rounding { seed: SEED, tensor: tensor_id(name), step };
+            update_matrix(cpu, &mut matrix, &change, &rounding).unwrap();
         }
         let mut all = vec![0.0; rows * cols];
         (0..rows).for_each(|r| matrix.dequantize_row(r, &mut all[r * cols..(r + 1) * cols]));
@@ -80,7 +89,20 @@ fn fifty_updates_end_in_the_weights_that_they_always_ended_in() {
             for threads in [1, 3] {
                 let cpu = Cpu::new(isa, threads);
                 assert_eq!(in_rows(&cpu, distribution), expected, "{isa} {distribution:?}");
-                assert_eq!(in_tiles(&cpu, distribution), expected, "{isa} {distribution:?} tiles");
+                let tiles = in_tiles(&cpu, FloatStore::F32, distribution);
+                assert_eq!(tiles, expected, "{isa} {distribution:?} tiles");
+            }
+        }
+    }
+}
+
+#[test]
+fn fifty_updates_of_weights_in_bfloat16_end_in_the_weights_that_they_always_ended_in() {
+    for (distribution, expected) in ROUNDED_ENDS {
+        for isa in Isa::available() {
+            for threads in [1, 3] {
+                let tiles = in_tiles(&Cpu::new(isa, threads), FloatStore::Bf16, distribution);
+                assert_eq!(tiles, expected, "{isa} {distribution:?}");
             }
         }
     }

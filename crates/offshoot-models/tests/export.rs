@@ -96,7 +96,10 @@ fn as_folder(
     shard_bytes: u64,
     dir: &Path,
 ) -> Result<Checkpoint, ExportError> {
-    let export = FolderExport::new(checkpoint, &FolderOptions { floats, shard_bytes })?;
+    let export = FolderExport::new(
+        checkpoint,
+        &FolderOptions { floats, single_vectors: false, shard_bytes },
+    )?;
     let mut create = |name: &str| Ok(Box::new(File::create_new(dir.join(name))?) as Box<dyn Write>);
     let (mut last, all) = (0, export.weights());
     let mut progress = |done| {

@@ -49,7 +49,7 @@ fn file(base: &Checkpoint, adapter: &Adapter, recipe: Recipe, to: &Path) -> Chec
 }
 
 fn folder(base: &Checkpoint, adapter: &Adapter, floats: Recipe, to: &Path) -> Checkpoint {
-    let options = FolderOptions { floats, shard_bytes: 5000 };
+    let options = FolderOptions { floats, single_vectors: false, shard_bytes: 5000 };
     let mut export = FolderExport::new(base, &options).unwrap();
     export.merge(adapter).unwrap();
     let mut create = |name: &str| Ok(Box::new(File::create_new(to.join(name))?) as Box<dyn Write>);
@@ -245,7 +245,8 @@ fn an_adapter_that_a_merged_model_cannot_have_is_refused() {
     let prompt =
         VirtualTokens::new(VirtualKind::Prompt, config, vec![0.0; 3 * config.hidden_size]).unwrap();
     let adapter = Adapter::Virtual(prompt);
-    let options = FolderOptions { floats: Recipe::F16, shard_bytes: u64::MAX };
+    let options =
+        FolderOptions { floats: Recipe::F16, single_vectors: false, shard_bytes: u64::MAX };
     let error = FolderExport::new(&base, &options).unwrap().merge(&adapter).unwrap_err();
     support::assert_one_line(&error, "adapter");
     assert!(error.to_string().contains("3 positions before every text are no weights"), "{error}");

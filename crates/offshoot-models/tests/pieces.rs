@@ -405,7 +405,8 @@ fn open_bytes(bytes: &[u8]) -> Checkpoint {
 /// The folder that a model is written to, and the file of its tokenizer.
 fn as_folder(checkpoint: &Checkpoint) -> (Checkpoint, Value) {
     let dir = tempfile::tempdir().unwrap();
-    let options = FolderOptions { floats: Recipe::F16, shard_bytes: 1 << 20 };
+    let options =
+        FolderOptions { floats: Recipe::F16, single_vectors: false, shard_bytes: 1 << 20 };
     let export = FolderExport::new(checkpoint, &options).unwrap();
     let path = |name: &str| dir.path().join(name);
     let mut create =

@@ -7,8 +7,8 @@ mod logits;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    Change, Compute, Cpu, Distribution, Entries, Isa, Noise, RowScores, Term, Wanted,
-    log_softmax_rows, tensor_id,
+    Change, Compute, Cpu, Distribution, Entries, FloatStore, Isa, Noise, Rounding, RowScores, Term,
+    Wanted, log_softmax_rows, tensor_id,
 };
 use offshoot_models::{
     Hooks, LinearId, LogitRows, NoHooks, PackedExecutor, PackedModel, Recipe, Segment, SegmentRows,
@@ -17,6 +17,11 @@ use offshoot_models::{
 
 fn load(name: &str, cpu: &Cpu) -> TrainableModel {
     TrainableModel::load(Arc::new(logits::checkpoint(name)), cpu).unwrap()
+}
+
+/// The same with matrices stored as `store`.
+fn stored(name: &str, cpu: &Cpu, store: FloatStore) -> TrainableModel {
+    TrainableModel::load_in(Arc::new(logits::checkpoint(name)), cpu, store, None).unwrap()
 }
 
 /// A direction of each tensor, of each kind in turn, and the tensors' factors of low rank.
@@ -92,65 +97,87 @@ fn weights(model: &TrainableModel) -> Vec<Vec<u32>> {
 #[test]
 fn a_step_along_directions_is_a_step_of_weights_really_moved_and_moves_none() {
     for name in logits::MODELS {
-        let text = logits::reference(name).tokens;
-        let first = Cpu::new(Isa::best(), 1);
-        let model = load(name, &first);
-        let directions = Directions::new(&model);
-        let (ahead, back) = (directions.terms(&model, 0.01), directions.terms(&model, -0.01));
-        let before = weights(&model);
-        let mut moved = load(name, &first);
-        for (tensor, terms) in back.iter().enumerate() {
-            moved.update(&first, tensor, &Change::Linear { decay: 0.0, terms }).unwrap();
+        for store in FloatStore::ALL {
+            along_directions(name, store);
         }
-        let plain = run(model.model(), &first, &text, &mut NoHooks);
-        let expected = run(moved.model(), &first, &text, &mut NoHooks);
-        assert!(expected != plain, "{name}: the directions are felt");
-        for threads in [1, 2, 7] {
-            let cpu = Cpu::new(Isa::best(), threads);
-            let mut hooks = model.perturbed(&ahead, Compute::Single);
-            let ours = run(model.model(), &cpu, &text, &mut hooks);
-            assert!(bits(&ours) == bits(&expected), "{name} on {threads} threads");
-            assert!(weights(&model) == before, "{name}: no stored weight changes");
-            let none = vec![Vec::new(); model.tensors().len()];
-            let mut hooks = model.perturbed(&none, Compute::Single);
-            let ours = run(model.model(), &cpu, &text, &mut hooks);
-            assert!(bits(&ours) == bits(&plain), "{name}: no term is no change");
-        }
-        let mut hooks = model.perturbed(&ahead, Compute::Bfloat16);
-        let rounded = run(model.model(), &first, &text, &mut hooks);
-        let error = logits::max_error(&rounded, &expected);
-        let greatest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
-        // bfloat16 rounds to 2^-9 of each number, over the layers of a sharp random model.
-        assert!(error > 0.0 && error < 0.2 * greatest, "{name}: {error} of {greatest}");
     }
+}
+
+fn along_directions(name: &str, store: FloatStore) {
+    let text = logits::reference(name).tokens;
+    let first = Cpu::new(Isa::best(), 1);
+    let model = stored(name, &first, store);
+    let directions = Directions::new(&model);
+    let (ahead, back) = (directions.terms(&model, 0.01), directions.terms(&model, -0.01));
+    let before = weights(&model);
+    let mut moved = load(name, &first);
+    for tensor in 0..model.tensors().len() {
+        moved.write(&first, tensor, &model.read(tensor).unwrap()).unwrap();
+    }
+    let plain = run(moved.model(), &first, &text, &mut NoHooks);
+    for (tensor, terms) in back.iter().enumerate() {
+        let change = Change::Linear { decay: 0.0, terms };
+        moved.update(&first, tensor, &change, &Rounding::default()).unwrap();
+    }
+    let expected = run(moved.model(), &first, &text, &mut NoHooks);
+    assert!(expected != plain, "{name}: the directions are felt");
+    for threads in [1, 2, 7] {
+        let cpu = Cpu::new(Isa::best(), threads);
+        let mut hooks = model.perturbed(&ahead, Compute::Single);
+        let ours = run(model.model(), &cpu, &text, &mut hooks);
+        assert!(bits(&ours) == bits(&expected), "{name} {store:?} on {threads} threads");
+        assert!(weights(&model) == before, "{name} {store:?}: no stored weight changes");
+        let none = vec![Vec::new(); model.tensors().len()];
+        let mut hooks = model.perturbed(&none, Compute::Single);
+        let ours = run(model.model(), &cpu, &text, &mut hooks);
+        assert!(bits(&ours) == bits(&plain), "{name} {store:?}: no term is no change");
+    }
+    let mut hooks = model.perturbed(&ahead, Compute::Bfloat16);
+    let rounded = run(model.model(), &first, &text, &mut hooks);
+    let error = logits::max_error(&rounded, &expected);
+    let greatest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+    // bfloat16 rounds to 2^-9 of each number, over the layers of a sharp random model.
+    assert!(error > 0.0 && error < 0.2 * greatest, "{name}: {error} of {greatest}");
 }
 
 #[test]
 fn updates_are_their_definition_on_every_tensor() {
     for name in ["llama_biases", "qwen2_tied", "qwen3_moe"] {
-        let cpu = Cpu::new(Isa::best(), 3);
-        let mut model = load(name, &cpu);
-        let directions = Directions::new(&model);
-        let terms = directions.terms(&model, 0.03);
-        for (tensor, terms) in terms.iter().enumerate() {
-            let spec = model.tensors()[tensor].clone();
-            let before = model.read(tensor).unwrap();
-            let change = Change::Linear { decay: 0.125, terms };
-            let at = |(i, w): (usize, &f32)| {
-                let shape = (spec.rows, spec.cols);
-                change.apply(shape, i / spec.cols, i % spec.cols, *w).to_bits()
-            };
-            let expected: Vec<u32> = before.iter().enumerate().map(at).collect();
-            model.update(&cpu, tensor, &change).unwrap();
-            assert!(bits(&model.read(tensor).unwrap()) == expected, "{name} {}", spec.name);
-            model.write(&cpu, tensor, &before).unwrap();
-            assert!(bits(&model.read(tensor).unwrap()) == bits(&before));
+        for store in FloatStore::ALL {
+            updates(name, store);
         }
-        let none = model.tensors().len();
-        assert!(model.update(&cpu, none, &Change::Linear { decay: 0.0, terms: &[] }).is_err());
-        assert!(model.write(&cpu, 0, &[1.0]).is_err());
-        assert!(model.read_row(0, 0, &mut []).is_err());
     }
+}
+
+fn updates(name: &str, store: FloatStore) {
+    let cpu = Cpu::new(Isa::best(), 3);
+    let mut model = stored(name, &cpu, store);
+    let directions = Directions::new(&model);
+    let terms = directions.terms(&model, 0.03);
+    for (tensor, terms) in terms.iter().enumerate() {
+        let spec = model.tensors()[tensor].clone();
+        let before = model.read(tensor).unwrap();
+        let change = Change::Linear { decay: 0.125, terms };
+        let rounding = Rounding { seed: 9, tensor: tensor_id(&spec.name), step: 2 };
+        let at = |(i, w): (usize, &f32)| {
+            let shape = (spec.rows, spec.cols);
+            let new = change.apply(shape, i / spec.cols, i % spec.cols, *w);
+            match store == FloatStore::Bf16 && !spec.vector {
+                true => rounding.round(i as u64, new).to_bits(),
+                false => new.to_bits(),
+            }
+        };
+        let expected: Vec<u32> = before.iter().enumerate().map(at).collect();
+        model.update(&cpu, tensor, &change, &rounding).unwrap();
+        assert!(bits(&model.read(tensor).unwrap()) == expected, "{name} {store:?} {}", spec.name);
+        model.write(&cpu, tensor, &before).unwrap();
+        assert!(bits(&model.read(tensor).unwrap()) == bits(&before));
+    }
+    let none = model.tensors().len();
+    let change = Change::Linear { decay: 0.0, terms: &[] };
+    assert!(model.update(&cpu, none, &change, &Rounding::default()).is_err());
+    assert!(model.write(&cpu, 0, &[1.0]).is_err());
+    assert!(model.read_row(0, 0, &mut []).is_err());
 }
 
 #[test]

@@ -159,6 +159,12 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_BFLOAT16", value_parser = FalseyValueParser::new())]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) bfloat16: bool,
+    /// What weights are stored as that a method without gradients tunes all of: f32, or bf16 for half the
+    /// memory, in which every step is rounded up or down by chance, so that in the mean nothing is lost
+    /// [default: f32]
+    #[arg(long, env = "OFFSHOOT_STORE", value_name = "FLOAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) store: Option<String>,
     /// Where weights are kept that a method without gradients tunes all of: none for in memory, or disk
     /// for in a file of the run's folder that each step reads and writes once, for models that memory has
     /// no room for; no bit depends on it [default: none]
@@ -453,6 +459,8 @@ mod tests {
             "9",
             "--activations",
             "stored",
+            "--store",
+            "bf16",
             "--offload",
             "disk",
         ];

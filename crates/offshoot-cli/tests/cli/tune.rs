@@ -215,6 +215,17 @@ fn what_cannot_be_is_told_before_anything_is_done() {
         (&["--data", "texts.jsonl", "--lr=-1"], 2, "learning_rate is -1.0"),
         (&["--data", "texts.jsonl", "--rank", "0"], 2, "rank is 0: must be from 1"),
         (&["--data", "texts.jsonl", "--offload", "disk"], 2, "offload: is for methods without"),
+        (&["--data", "texts.jsonl", "--store", "bf16"], 2, "store: is for methods without"),
+        (
+            &["--data", "texts.jsonl", "--store", "f16"],
+            2,
+            "no store \"f16\": there are f32 and bf16",
+        ),
+        (
+            &["--data", "texts.jsonl", "--method", "mezo", "--store", "bf16"],
+            2,
+            "store: is for methods without gradients and space = \"full\"",
+        ),
         (&["--data", "texts.jsonl", "--patience", "2"], 2, "no held-out examples"),
         (&["--data", "texts.jsonl", "--max-length", "65"], 2, "context is 64 tokens: give 64 or"),
         (
@@ -380,4 +391,26 @@ fn advice_names_a_way_and_a_rank_before_anything_is_tuned() {
         left.stdout
     );
     assert!(!home.path().join("long-lora").exists());
+}
+
+#[test]
+fn weights_stored_in_bfloat16_are_tuned_replayed_and_served_as_a_variant() {
+    let home = home();
+    let words = ["--method", "mezo", "--space", "full", "--store", "bf16", "--lr", "0.001"];
+    let more = ["--steps", "6", "--output", "out"];
+    tune(&home, &[&words[..], &more].concat()).ended_with(0);
+    let card = std::fs::read_to_string(home.path().join("out/variant/README.md")).unwrap();
+    assert!(card.contains("weights stored in bfloat16") && card.contains("store = \"bf16\""));
+    let trajectory = "out/variant/trajectory.traj";
+    run(home.offshoot(["trajectory", "verify", trajectory])).ended_with(0);
+    // Made again to the hash that the run promised.
+    let replay = ["trajectory", "replay", "long.gguf", trajectory];
+    run(home.offshoot(replay)).ended_with(0);
+    let variant = score(&home, &["--variant", "halves=out"]);
+    assert_ne!(variant, score(&home, &[]));
+    export(&home, "out", &["--output", "merged"]).ended_with(0);
+    let merged = ["score", "merged", "--prompt", "abab", "--json"];
+    assert_eq!(run(home.offshoot(merged)).ended_with(0).json(), variant);
+    let asked = ["run", "long.gguf", "--variant", "halves=out", "ab", "-n", "2", "--json"];
+    run(home.offshoot(asked)).ended_with(0);
 }

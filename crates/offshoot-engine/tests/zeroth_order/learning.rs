@@ -158,13 +158,13 @@ fn factors_of_rank_1_decay() {
     };
     let before = read(&space);
     assert_eq!(space.layout().tensors[a].rows, 1);
-    space.apply(&Update::Linear { decay: 0.5, terms: Vec::new() }).unwrap();
+    space.apply(0, &Update::Linear { decay: 0.5, terms: Vec::new() }).unwrap();
     let halves: Vec<f32> = before.iter().map(|a| 0.5 * a).collect();
     assert_eq!(read(&space), halves);
     let mut space = full("qwen2_tied", &cpu, &FullOptions::default());
     let specs = space.layout().tensors.clone();
     let before = values(&space);
-    space.apply(&Update::Linear { decay: 0.5, terms: Vec::new() }).unwrap();
+    space.apply(0, &Update::Linear { decay: 0.5, terms: Vec::new() }).unwrap();
     for ((spec, before), after) in specs.iter().zip(&before).zip(values(&space)) {
         let keep = if spec.rows == 1 { 1.0 } else { 0.5 };
         let kept = before.iter().map(|w| (f32::from_bits(*w) * keep).to_bits());

@@ -13,6 +13,7 @@ mod replays;
 mod served;
 mod setting;
 mod smollm2;
+mod stored;
 #[path = "../../../offshoot-models/tests/support/tiny.rs"]
 #[allow(dead_code)] // that crate's own tests use the rest
 mod tiny;

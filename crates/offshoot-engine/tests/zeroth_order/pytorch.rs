@@ -82,7 +82,7 @@ fn losses_slopes_and_weights_are_those_of_a_run_of_pytorch() {
         worst[1] = worst[1].max((g - expected.g).abs() / allowed);
         let scale = (run.rate * expected.g) as f32;
         let terms = vec![Term { scale, direction: Direction::dense(step as u32, 0) }];
-        tuned.apply(&Update::Linear { decay: 0.0, terms }).unwrap();
+        tuned.apply(0, &Update::Linear { decay: 0.0, terms }).unwrap();
     }
     assert!(worst[0] < LOSS && worst[1] < 1.0, "losses, slopes over what is allowed: {worst:?}");
     let end = std::fs::read(folder().join("end.f32")).unwrap();

@@ -36,7 +36,7 @@ pub(crate) struct BlockPlace {
 
 /// The four words of sixteen blocks.
 #[inline(always)]
-unsafe fn philox<L: Lanes>(noise: &Noise, block: L::I) -> [L::I; 4] {
+pub(super) unsafe fn philox<L: Lanes>(noise: &Noise, block: L::I) -> [L::I; 4] {
     let mut key = Philox::key(noise.seed);
     let [_, tensor, step, purpose] = noise.counter(0);
     // SAFETY: the caller runs where the instructions of `L` exist.
@@ -57,7 +57,7 @@ unsafe fn philox<L: Lanes>(noise: &Noise, block: L::I) -> [L::I; 4] {
 
 /// `first + lane * stride` for each lane, wrapping.
 #[inline(always)]
-unsafe fn ramp<L: Lanes>(first: u64, stride: usize) -> L::I {
+pub(super) unsafe fn ramp<L: Lanes>(first: u64, stride: usize) -> L::I {
     let at: [i32; 16] =
         std::array::from_fn(|lane| first.wrapping_add(lane as u64 * stride as u64) as i32);
     // SAFETY: the array holds 16 integers; the caller runs where the instructions of `L` exist.

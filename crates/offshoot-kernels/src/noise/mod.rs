@@ -22,11 +22,14 @@
 
 mod blocks;
 mod normal;
+mod rounding;
 mod table;
 
 use crate::Philox;
 
 pub(crate) use blocks::{BLOCK_COLS, Block, BlockPlace, fill_block, fill_lanes};
+pub use rounding::Rounding;
+pub(crate) use rounding::{PairBits, round_pair};
 
 /// How the entries of a direction are drawn. All are symmetric about 0, with variance 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

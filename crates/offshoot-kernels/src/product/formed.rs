@@ -325,21 +325,11 @@ unsafe fn form_tile<L: Lanes>(
     let shape = (weights.rows(), weights.cols());
     let mut w = [[0f32; TILE_ROWS]; BLOCK_COLS];
     let mut u = [[0f32; TILE_ROWS]; BLOCK_COLS];
-    let singles = (weights.block() == BlockType::F32).then(|| weights.tile(tile).as_ptr());
     for col in (0..shape.1).step_by(BLOCK_COLS) {
         let count = BLOCK_COLS.min(shape.1 - col);
-        // SAFETY: a single-precision tile row has 64 bytes for each column; rows of blocks hold 16
-        // floats; the caller runs where the instructions of `L` exist.
+        // SAFETY: rows of blocks hold 16 floats; the caller runs where the instructions of `L` exist.
         unsafe {
-            match singles {
-                Some(singles) => {
-                    let singles = singles.cast::<f32>().add(col * TILE_ROWS);
-                    for (i, w) in w.iter_mut().enumerate().take(count) {
-                        L::store(w.as_mut_ptr(), L::load(singles.add(i * TILE_ROWS)));
-                    }
-                }
-                None => weights.dequantize_tile(tile, col, &mut w[..count]),
-            }
+            read_block::<L>(weights, tile, col, count, &mut w);
             if let Some(factors) = factors {
                 // A block lies within one group.
                 let lanes = factors.lanes(tile * TILE_ROWS, col, shape);
@@ -358,6 +348,40 @@ unsafe fn form_tile<L: Lanes>(
         }
         w[count..].fill([0.0; TILE_ROWS]);
         each(&w, col, count);
+    }
+}
+
+/// Reads `count` columns of a block of weights.
+#[inline(always)]
+unsafe fn read_block<L: Lanes>(
+    weights: &PackedMatrix,
+    tile: usize,
+    col: usize,
+    count: usize,
+    w: &mut Block,
+) {
+    let stored = weights.tile(tile).as_ptr();
+    // SAFETY: a tile row has 64 bytes for each column in single precision, and for each two in
+    // bfloat16; rows of blocks hold 16 floats; the caller runs where the instructions of `L` exist.
+    unsafe {
+        match weights.block() {
+            BlockType::F32 => {
+                let singles = stored.cast::<f32>().add(col * TILE_ROWS);
+                for (i, w) in w.iter_mut().enumerate().take(count) {
+                    L::store(w.as_mut_ptr(), L::load(singles.add(i * TILE_ROWS)));
+                }
+            }
+            BlockType::Bf16 => {
+                let pairs = stored.cast::<i32>().add(col / 2 * TILE_ROWS);
+                for (i, w) in w.chunks_exact_mut(2).enumerate().take(count.div_ceil(2)) {
+                    let pair = L::load_i(pairs.add(i * TILE_ROWS));
+                    L::store(w[0].as_mut_ptr(), L::from_bits(L::shl_i::<16>(pair)));
+                    let odd = L::and_i(pair, L::splat_i(-65_536));
+                    L::store(w[1].as_mut_ptr(), L::from_bits(odd));
+                }
+            }
+            _ => weights.dequantize_tile(tile, col, &mut w[..count]),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::blocks::iq4_nl::CODEBOOK;
 use crate::disjoint::Disjoint;
 use crate::{BlockError, BlockType, Buffer, Cpu, FileBlock, ScratchFile, SharedBytes};
 use format::Shape;
-use half::f16;
+use half::{bf16, f16};
 
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -35,6 +35,72 @@ pub(crate) const TILE_ROWS: usize = 16;
 /// Names the shape of these tiles, 16 rows by 32 inputs, in files of packed weights. Tiles of another
 /// shape, for other instruction sets, will have another number.
 pub const TILE_KIND: u32 = 1;
+
+/// The float that weights which change are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum FloatStore {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bfloat16, rounded to nearest where weights are filled in and by chance where they are changed.
+    Bf16,
+}
+
+impl FloatStore {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// Its name: `f32` or `bf16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The one called `name`, if there is one.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|store| store.name() == name)
+    }
+
+    /// Bytes of a weight.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// The format of its tiles.
+    pub const fn block(self) -> BlockType {
+        match self {
+            Self::F32 => BlockType::F32,
+            Self::Bf16 => BlockType::Bf16,
+        }
+    }
+}
+
+/// A tile row whose weights change.
+pub(crate) enum TileMut<'a> {
+    /// `[column][16 rows]`.
+    Single(&'a mut [f32]),
+    /// Pairs of bfloat16, `[column pair][16 rows]`, the even column's in the lower half.
+    Pairs(&'a mut [u32]),
+}
+
+impl<'a> TileMut<'a> {
+    /// The tile row that `words` are the bits of.
+    fn of(store: FloatStore, words: &'a mut [u32]) -> Self {
+        match store {
+            FloatStore::Bf16 => Self::Pairs(words),
+            FloatStore::F32 => {
+                // SAFETY: a float may have any bits, and has the size and the alignment of an integer.
+                let (_, singles, _) = unsafe { words.align_to_mut::<f32>() };
+                Self::Single(singles)
+            }
+        }
+    }
+}
 
 /// A matrix could not be packed.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -61,7 +127,7 @@ pub enum TileError {
         got: usize,
     },
     /// The weights cannot be changed where they are.
-    #[error("weights change only in single precision and in memory of their own")]
+    #[error("weights change only in single precision or bfloat16 and in memory of their own")]
     Fixed,
     /// The file that the weights lie in could not be read or written.
     #[error("the weights' working file: {told}")]
@@ -162,33 +228,34 @@ impl PackedMatrix {
         &self.bytes[tile * self.tile_bytes..(tile + 1) * self.tile_bytes]
     }
 
-    /// The weights of a single-precision matrix that nobody shares, `[tile][column][16 rows]`, rows
-    /// beyond the last zero.
-    pub(crate) fn singles_mut(&mut self) -> Option<&mut [f32]> {
-        let bytes = self.bytes.get_mut().filter(|_| self.block == BlockType::F32)?;
-        // SAFETY: every bit pattern is a float.
-        let (before, singles, after) = unsafe { bytes.align_to_mut::<f32>() };
-        (before.is_empty() && after.is_empty()).then_some(singles)
+    /// How the weights are stored, if they are such as can change.
+    fn store(&self) -> Option<FloatStore> {
+        FloatStore::ALL.into_iter().find(|store| store.block() == self.block)
     }
 
-    /// A matrix `[rows, cols]` of zeros in single precision, in memory of its own.
+    /// A matrix `[rows, cols]` of zeros, in memory of its own.
     ///
     /// # Errors
     /// [`TileError::Shape`] if there is no such matrix.
-    pub fn zeroed(rows: usize, cols: usize) -> Result<Self, TileError> {
+    pub fn zeroed(store: FloatStore, rows: usize, cols: usize) -> Result<Self, TileError> {
         // Small pages: many matrices of a few megabytes would each leave half a large one unused.
-        let bytes = Buffer::reserved(Self::packed_bytes(BlockType::F32, rows, cols)?);
-        Self::from_packed(BlockType::F32, rows, cols, SharedBytes::from(bytes))
+        let bytes = Buffer::reserved(Self::packed_bytes(store.block(), rows, cols)?);
+        Self::from_packed(store.block(), rows, cols, SharedBytes::from(bytes))
     }
 
-    /// A matrix `[rows, cols]` of zeros in single precision, in a block of `file`.
+    /// A matrix `[rows, cols]` of zeros, in a block of `file`.
     ///
     /// # Errors
     /// [`TileError::Shape`] if there is no such matrix, [`TileError::File`] if the file fails.
-    pub fn in_file(rows: usize, cols: usize, file: &mut ScratchFile) -> Result<Self, TileError> {
-        let block = file.block(Self::packed_bytes(BlockType::F32, rows, cols)?);
+    pub fn in_file(
+        store: FloatStore,
+        rows: usize,
+        cols: usize,
+        file: &mut ScratchFile,
+    ) -> Result<Self, TileError> {
+        let block = file.block(Self::packed_bytes(store.block(), rows, cols)?);
         let block = block.map_err(|e| file_error(&e))?;
-        Self::from_packed(BlockType::F32, rows, cols, SharedBytes::from(block))
+        Self::from_packed(store.block(), rows, cols, SharedBytes::from(block))
     }
 
     /// The block of a file that the tiles are, if they are not in memory.
@@ -196,7 +263,8 @@ impl PackedMatrix {
         self.bytes.block()
     }
 
-    /// Replaces all weights: `produce(row, out)` writes each row, by several threads.
+    /// Replaces all weights: `produce(row, out)` writes each row, by several threads. In bfloat16 they
+    /// are rounded to nearest, ties to even.
     ///
     /// # Errors
     /// As [`update_matrix`](crate::update_matrix).
@@ -209,33 +277,50 @@ impl PackedMatrix {
         // Room for a row, of each thread.
         let rooms = Mutex::new(Vec::new());
         let rooms = || rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        self.change_tiles(cpu, false, |tile, w| {
+        self.change_tiles(cpu, false, |tile, mut w| {
             let spare = rooms().pop();
             let mut row = spare.unwrap_or_else(|| vec![0f32; cols]);
             for lane in 0..TILE_ROWS.min(rows - tile * TILE_ROWS) {
                 produce(tile * TILE_ROWS + lane, &mut row);
-                for (w, x) in w.chunks_exact_mut(TILE_ROWS).zip(&row) {
-                    w[lane] = *x;
+                match &mut w {
+                    TileMut::Single(w) => {
+                        for (w, x) in w.chunks_exact_mut(TILE_ROWS).zip(&row) {
+                            w[lane] = *x;
+                        }
+                    }
+                    TileMut::Pairs(w) => {
+                        let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+                        for (w, x) in w.chunks_exact_mut(TILE_ROWS).zip(row.chunks(2)) {
+                            w[lane] = bits(x[0]) | x.get(1).map_or(0, |x| bits(*x) << 16);
+                        }
+                    }
                 }
             }
             rooms().push(row);
         })
     }
 
-    /// Changes the weights of each tile row, `[column][16 rows]`, by several threads: as they are, if
-    /// they are `read`, or else with nothing known but that, in a file, all are zero.
+    /// Changes the weights of each tile row by several threads: as they are, if they are `read`, or
+    /// else with nothing known but that, in a file, all are zero. Rows beyond the last are zero.
     pub(crate) fn change_tiles(
         &mut self,
         cpu: &Cpu,
         read: bool,
-        change: impl Fn(usize, &mut [f32]) + Sync,
+        change: impl Fn(usize, TileMut<'_>) + Sync,
     ) -> Result<(), TileError> {
-        let (tiles, each) = (self.tiles(), self.cols * TILE_ROWS);
-        let single = self.block == BlockType::F32;
-        if let Some(file) = self.bytes.block_mut().filter(|_| single) {
+        let (tiles, each) = (self.tiles(), self.tile_bytes / 4);
+        let store = self.store().ok_or(TileError::Fixed)?;
+        let change = |tile: usize, words: &mut [u32]| change(tile, TileMut::of(store, words));
+        if let Some(file) = self.bytes.block_mut() {
             return change_file(cpu, (file, tiles, each), read, change);
         }
-        let weights = Disjoint::new(self.singles_mut().ok_or(TileError::Fixed)?);
+        let bytes = self.bytes.get_mut().ok_or(TileError::Fixed)?;
+        // SAFETY: an integer may have any bits.
+        let (before, words, after) = unsafe { bytes.align_to_mut::<u32>() };
+        if !before.is_empty() || !after.is_empty() {
+            return Err(TileError::Fixed);
+        }
+        let weights = Disjoint::new(words);
         cpu.team().for_pieces(tiles, 1, |_, piece| {
             for tile in piece {
                 // SAFETY: pieces do not overlap, so this member alone has the tile.
@@ -302,17 +387,17 @@ fn file_error(error: &std::io::Error) -> TileError {
     TileError::File { kind: error.kind(), told: error.to_string() }
 }
 
-/// [`PackedMatrix::change_tiles`] of weights in a file, of so many tile rows of `each` floats.
+/// [`PackedMatrix::change_tiles`] of weights in a file, of so many tile rows of `each` words.
 fn change_file(
     cpu: &Cpu,
     (file, tiles, each): (&mut FileBlock, usize, usize),
     read: bool,
-    change: impl Fn(usize, &mut [f32]) + Sync,
+    change: impl Fn(usize, &mut [u32]) + Sync,
 ) -> Result<(), TileError> {
     let failed = Mutex::new(None);
     let file = &*file;
     cpu.team().for_pieces(tiles, 1, |_, piece| {
-        let mut w = vec![0f32; each];
+        let mut w = vec![0u32; each];
         for tile in piece {
             let at = 4 * tile * each;
             let brought = if read { file.read_at(at, &mut w) } else { Ok(()) };
@@ -328,7 +413,7 @@ fn change_file(
                 return;
             }
             if !read {
-                w.fill(0.0);
+                w.fill(0);
             }
         }
     });

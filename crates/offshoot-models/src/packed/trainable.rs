@@ -1,9 +1,13 @@
-//! A packed model whose weights change: single precision, in memory of its own or in a file.
+//! A packed model whose weights change: floats in memory of its own or in a file.
 //!
 //! Steps run on the packed executor as those of any packed model. What a step adds to weights, along
 //! directions that are made again where they are needed, reaches it as [`Perturbed`] hooks and leaves
 //! no trace; what tuning does to them for good is an update, tensor by tensor. Memory is that of the
 //! weights: a tied embedding is the output head's tiles, and a file's pages are let go while it is read.
+//!
+//! Matrices are stored in single precision or in bfloat16. A step widens these and adds to them in single
+//! precision; an update rounds what it makes of them by chance, so that small ones are not lost. Vectors,
+//! of which there are few, are in single precision.
 //!
 //! Weights that lie in a file are read a layer at a time: while steps run a layer, the next but one is
 //! read ahead, and the pages of those behind leave the process. So no more is resident than a few layers
@@ -15,8 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    Change, Compute, Cpu, FileBlock, Forming, Forms, ScratchFile, Term, Traffic, update_matrix,
-    update_rows,
+    Change, Compute, Cpu, FileBlock, FloatStore, Forming, Forms, Rounding, ScratchFile, Term, Traffic,
+    update_matrix, update_rows,
 };
 
 use super::executor::PackedExecutor;
@@ -53,7 +57,7 @@ enum Place {
     Embedding,
 }
 
-/// A packed model in single precision whose weights can be read, moved along directions for a step, and
+/// A packed model in floats whose weights can be read, moved along directions for a step, and
 /// changed.
 #[derive(Debug)]
 pub struct TrainableModel {
@@ -67,21 +71,23 @@ pub struct TrainableModel {
 
 impl TrainableModel {
     /// Reads the weights of `checkpoint`, whatever their format: those that a packed model of it has,
-    /// dequantised.
+    /// dequantised to single precision.
     ///
     /// # Errors
     /// As [`PackedModel::load`].
     pub fn load(checkpoint: Arc<Checkpoint>, cpu: &Cpu) -> Result<Self, Error> {
-        Self::load_in(checkpoint, cpu, None)
+        Self::load_in(checkpoint, cpu, FloatStore::F32, None)
     }
 
-    /// The same, with matrices in memory or in a file without a name on the disk of `folder`.
+    /// The same, with matrices stored as `store`, rounded to nearest, in memory or in a file without a
+    /// name on the disk of `folder`.
     ///
     /// # Errors
     /// As [`PackedModel::load`], and [`Error::Io`] if there cannot be such a file, or no room for it.
     pub fn load_in(
         checkpoint: Arc<Checkpoint>,
         cpu: &Cpu,
+        store: FloatStore,
         folder: Option<&Path>,
     ) -> Result<Self, Error> {
         let create = |folder: &Path| {
@@ -89,7 +95,7 @@ impl TrainableModel {
             ScratchFile::create(folder).map_err(io)
         };
         let mut file = folder.map(create).transpose()?;
-        let model = PackedModel::in_singles(checkpoint, cpu, file.as_mut())?;
+        let model = PackedModel::in_floats(checkpoint, cpu, store, file.as_mut())?;
         let mut all = places(&model);
         all.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         let (tensors, places) = all.into_iter().unzip();
@@ -261,14 +267,20 @@ impl TrainableModel {
         self.model.embeds_from_head() && id.index() + 1 == self.model.blueprint().linears.len()
     }
 
-    /// Changes all weights of a tensor.
+    /// Changes all weights of a tensor; those stored in bfloat16 are rounded by `rounding`.
     ///
     /// # Errors
     /// [`Error::Tensor`] if there is no such tensor.
     ///
     /// # Panics
     /// If a term is not of the tensor's shape.
-    pub fn update(&mut self, cpu: &Cpu, tensor: usize, change: &Change<'_>) -> Result<(), Error> {
+    pub fn update(
+        &mut self,
+        cpu: &Cpu,
+        tensor: usize,
+        change: &Change<'_>,
+        rounding: &Rounding,
+    ) -> Result<(), Error> {
         let (name, shape, place) = self.find(tensor)?;
         let folder = self.file.as_ref().map(|file| file.folder());
         let model = &mut self.model;
@@ -286,7 +298,7 @@ impl TrainableModel {
                 return Ok(());
             }
         };
-        let changed = matrix.map_or(Ok(()), |matrix| update_matrix(cpu, matrix, change));
+        let changed = matrix.map_or(Ok(()), |matrix| update_matrix(cpu, matrix, change, rounding));
         changed.map_err(|e| tile_error(&name, folder, e))
     }
 
@@ -331,7 +343,8 @@ impl TrainableModel {
         Ok(all)
     }
 
-    /// Replaces all weights of a tensor by `values`, in row-major order.
+    /// Replaces all weights of a tensor by `values`, in row-major order, rounded to nearest if it is stored
+    /// in bfloat16.
     ///
     /// # Errors
     /// [`Error::Tensor`] if there is no such tensor, or it has another number of weights.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use offshoot_kernels::{
-    BlockType, Buffer, Conversion, Cpu, Forms, KvCache, KvType, MAX_GROUP, PackedMatrix,
-    ScratchFile, SharedBytes, TILE_KIND, TileError, form_for,
+    BlockType, Buffer, Conversion, Cpu, FloatStore, Forms, KvCache, KvType, MAX_GROUP,
+    PackedMatrix, ScratchFile, SharedBytes, TILE_KIND, TileError, form_for,
 };
 
 use crate::{
@@ -166,15 +166,16 @@ impl PackedModel {
         Ok(model)
     }
 
-    /// The weights of `checkpoint` in single precision, each matrix in memory of its own or in a block of
-    /// `file`, and the embedding too unless it is the output head. The checkpoint's pages are released on
-    /// the way.
+    /// The weights of `checkpoint` in floats, vectors in single precision and matrices as `store` says,
+    /// each matrix in memory of its own or in a block of `file`, and the embedding too unless it is the
+    /// output head. The checkpoint's pages are released on the way.
     ///
     /// # Errors
     /// As [`PackedModel::load`], and [`Error::Io`] if `file` fails.
-    pub(super) fn in_singles(
+    pub(super) fn in_floats(
         checkpoint: Arc<Checkpoint>,
         cpu: &Cpu,
+        store: FloatStore,
         mut file: Option<&mut ScratchFile>,
     ) -> Result<Self, Error> {
         check_config(checkpoint.config())?;
@@ -183,7 +184,8 @@ impl PackedModel {
         for spec in &blueprint.linears {
             let name = format!("{}.weight", spec.name);
             let shape = [spec.rows, spec.cols];
-            let matrix = single_matrix(&checkpoint, cpu, &name, shape, file.as_deref_mut())?;
+            let file = file.as_deref_mut();
+            let matrix = float_matrix(&checkpoint, cpu, &name, shape, (store, file))?;
             let bias = match spec.bias {
                 true => Some(vector(&checkpoint, &format!("{}.bias", spec.name), spec.rows)?),
                 false => None,
@@ -203,7 +205,7 @@ impl PackedModel {
             true => Embedding::Head,
             false => {
                 let name = &blueprint.embedding;
-                Embedding::Own(single_matrix(&checkpoint, cpu, name, shape, file)?)
+                Embedding::Own(float_matrix(&checkpoint, cpu, name, shape, (store, file))?)
             }
         };
         let (forms, from_cache) = (Forms::default(), false);
@@ -375,13 +377,13 @@ fn check_config(config: &ModelConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// A matrix of the checkpoint in single precision, in memory or in `file`.
-fn single_matrix(
+/// A matrix of the checkpoint in floats, in memory or in a file.
+fn float_matrix(
     checkpoint: &Checkpoint,
     cpu: &Cpu,
     name: &str,
     shape: [usize; 2],
-    file: Option<&mut ScratchFile>,
+    (store, file): (FloatStore, Option<&mut ScratchFile>),
 ) -> Result<PackedMatrix, Error> {
     let tensor = checkpoint.require(name)?;
     if tensor.info.shape != shape {
@@ -390,8 +392,8 @@ fn single_matrix(
     let folder = file.as_deref().map(|file| file.folder().to_owned());
     let error = |e: TileError| tile_error(name, folder.as_deref(), e);
     let matrix = match file {
-        Some(file) => PackedMatrix::in_file(shape[0], shape[1], file),
-        None => PackedMatrix::zeroed(shape[0], shape[1]),
+        Some(file) => PackedMatrix::in_file(store, shape[0], shape[1], file),
+        None => PackedMatrix::zeroed(store, shape[0], shape[1]),
     };
     let mut matrix = matrix.map_err(error)?;
     let tensor = tensor.passing();

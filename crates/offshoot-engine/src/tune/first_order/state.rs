@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, safetensors};
+use offshoot_kernels::FloatStore;
 use serde::{Deserialize, Serialize};
 
 use super::options::FirstOrderOptions;
@@ -66,13 +67,13 @@ impl FirstOrder {
         let entries = all().flat_map(|((name, variable), state)| {
             let kept = (0..state.len()).map(move |number| format!("state/{number}/{name}"));
             let names = std::iter::once(format!("weights/{name}")).chain(kept);
-            names.map(|name| (name, variable.dims().to_vec()))
+            names.map(|name| (name, variable.dims().to_vec(), FloatStore::F32))
         });
         written(folder, NUMBERS, |file, _| {
             file.write_all(&header(entries, false)).map_err(output)?;
             let mut bytes = Vec::new();
             let mut add = |values: &[f32]| {
-                to_bytes(values, &mut bytes);
+                to_bytes(values, FloatStore::F32, &mut bytes);
                 file.write_all(&bytes).map_err(output)
             };
             for ((_, variable), state) in all() {

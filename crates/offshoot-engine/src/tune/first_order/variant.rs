@@ -37,7 +37,8 @@ impl FirstOrder {
     }
 
     fn write_model(&self, folder: &Path) -> Result<(), Error> {
-        let options = FolderOptions { floats: Recipe::F32, shard_bytes: u64::MAX };
+        let options =
+            FolderOptions { floats: Recipe::F32, single_vectors: false, shard_bytes: u64::MAX };
         let export = FolderExport::new(&self.checkpoint, &options)?;
         for (name, bytes) in export.side_files() {
             write_bytes(folder, name, bytes)?;

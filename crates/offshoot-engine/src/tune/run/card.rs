@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use offshoot_kernels::FloatStore;
+
 use super::checkpoint::Progress;
 use super::{RunConfig, RunDescription};
 
@@ -47,8 +49,12 @@ pub(crate) fn card(
 
 fn method(config: &RunConfig) -> String {
     let heads = if config.has_heads() { ", with draft heads" } else { "" };
+    let store = match config.store {
+        FloatStore::F32 => "",
+        FloatStore::Bf16 => ", weights stored in bfloat16",
+    };
     let rate = config.rate().map_or("that was found".to_owned(), |rate| format!("{rate:e}"));
-    format!("{}{heads}, learning rate {rate}", config.method)
+    format!("{}{heads}{store}, learning rate {rate}", config.method)
 }
 
 /// A text as YAML has it between quotes.
@@ -63,7 +69,8 @@ mod tests {
 
     #[test]
     fn a_card_says_where_the_variant_comes_from_and_keeps_its_form() {
-        let config = RunConfig { model: "a|b\n\"c\".gguf".into(), ..RunConfig::default() };
+        let model = "a|b\n\"c\".gguf".into();
+        let config = RunConfig { model, store: FloatStore::Bf16, ..RunConfig::default() };
         let progress = Progress { step: 7, tokens: 99, ..Progress::default() };
         let card = card(&description(config), &progress, Some(512_000_000));
         for text in [
@@ -71,6 +78,8 @@ mod tests {
             "| steps | 7, 99 tokens |",
             "| peak memory | 512 MB |",
             "| seed | 42 |",
+            "weights stored in bfloat16, learning rate",
+            "store = \"bf16\"",
             "offshoot tune\n```",
             &"d".repeat(64),
         ] {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use offshoot_kernels::FloatStore;
 use offshoot_methods::tune::{Curve, FwdgradOptions, HybridOptions, Schedule, SpaceKind, mistaken};
 use offshoot_models::{ModelConfig, VirtualKind};
 use serde::{Deserialize, Serialize};
@@ -62,9 +63,12 @@ pub struct RunConfig {
     /// One that finds something in the names of those that are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze: Option<String>,
-    /// Whether a method without gradients that tunes all weights multiplies in bfloat16; the
-    /// weights themselves stay in single precision.
+    /// Whether a method without gradients that tunes all weights multiplies in bfloat16, whatever they
+    /// are stored as.
     pub bfloat16: bool,
+    /// What it stores matrices as: bfloat16 takes half the memory, rounded by chance after every step.
+    #[serde(with = "super::float_store")]
+    pub store: FloatStore,
     /// Where all weights that such a method tunes are kept while it does; no bit depends on it.
     pub offload: Offload,
     /// What float matrices of the base are quantised to while they are loaded.
@@ -170,6 +174,7 @@ impl Default for RunConfig {
             train: None,
             freeze: None,
             bfloat16: false,
+            store: FloatStore::default(),
             offload: Offload::default(),
             quantize: None,
             rank: 8,     // PEFT's LoraConfig
@@ -595,7 +600,7 @@ impl RunConfig {
             (zeroth, &["activations"], "methods without gradients"),
             (
                 self.tunes_all_without_gradients(),
-                &["train", "freeze", "bfloat16", "offload"],
+                &["train", "freeze", "bfloat16", "store", "offload"],
                 "methods without gradients and space = \"full\"",
             ),
             (self.eval_data.is_empty(), &["eval_fraction"], "runs without eval_data"),

@@ -3,8 +3,9 @@
 //! ```text
 //! first order    weights 4 P    what is trained 4 n s    activations of b l tokens
 //! zeroth order   packed weights, registers, keys and values of a step, what is trained 4 n
-//!   on disk      of the weights, two layers and what belongs to none; 4 P on the disk; what steps that
-//!                go side by side keep between two layers
+//!   all weights  4 P, or 2 P in bfloat16
+//!   on disk      of the weights, two layers and what belongs to none; all of them on the disk; what steps
+//!                that go side by side keep between two layers
 //! ```
 //! P: weights of the model, n: numbers that are trained, s: how often each is there, with its
 //! gradient and the optimiser's state, b: examples at once, l: tokens of one. An activation is
@@ -15,12 +16,13 @@
 
 use std::collections::BTreeMap;
 
+use offshoot_kernels::FloatStore;
 use offshoot_models::{Architecture, Checkpoint, ModelConfig};
 use serde::Serialize;
 
 use super::{Method, Offload, Optimizer, RunConfig, RunError, Space};
 use crate::tune::DraftHeads;
-use crate::tune::zeroth_order::StepLimits;
+use crate::tune::zeroth_order::{FullSpace, StepLimits};
 use crate::{DenseDevice, DenseType, ExecutorKind, MemoryNeed};
 
 const FLOAT: u64 = 4;
@@ -71,13 +73,12 @@ impl TuneNeed {
         let mut need = MemoryNeed::of(checkpoint);
         let mut trained = FLOAT * trained(checkpoint, config);
         if config.space == Space::Full {
-            // They are the weights, which are held in single precision.
-            let numbers: u64 = checkpoint.tensors().map(|t| t.len() as u64).sum();
-            (need.weights, trained) = (FLOAT * numbers, 0);
+            // They are the weights, which are held in floats.
+            (need.weights, trained) = (FullSpace::weight_bytes(checkpoint, config.store), 0);
         }
         let disk = match config.offload {
             Offload::Disk if config.tunes_all_without_gradients() => {
-                std::mem::replace(&mut need.weights, resident(checkpoint))
+                std::mem::replace(&mut need.weights, resident(checkpoint, config.store))
             }
             _ => 0,
         };
@@ -121,7 +122,13 @@ fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
         && config.offload == Offload::None
         && fits(&RunConfig { offload: Offload::Disk, ..config.clone() })
     {
-        return "give --offload disk, which reads the weights from a file in every step".to_owned();
+        let halved = RunConfig { store: FloatStore::Bf16, ..config.clone() };
+        let or_halved = match config.store == FloatStore::F32 && fits(&halved) {
+            true => ", or --store bf16, which rounds them",
+            false => "",
+        };
+        let on_disk = "give --offload disk, which reads the weights from a file in every step";
+        return format!("{on_disk}{or_halved}");
     }
     let all = config.batch.saturating_mul(config.accumulation).max(1);
     let smaller = |batch: u32| RunConfig { batch, accumulation: all / batch, ..config.clone() };
@@ -153,13 +160,13 @@ fn hint(config: &RunConfig, fits: &dyn Fn(&RunConfig) -> bool) -> String {
     }
 }
 
-/// Bytes of weights in single precision that are in memory at most where steps read them from a file:
+/// Bytes of weights stored as `store` that are in memory at most where steps read them from a file:
 /// of matrices those of two layers, and of none.
-fn resident(checkpoint: &Checkpoint) -> u64 {
+fn resident(checkpoint: &Checkpoint, store: FloatStore) -> u64 {
     let mut layers: BTreeMap<String, u64> = BTreeMap::new();
     let mut others = 0;
     for tensor in checkpoint.tensors() {
-        let bytes = FLOAT * tensor.len() as u64;
+        let bytes = FullSpace::tensor_bytes(&tensor, store);
         let mut parts = tensor.name.split('.').skip_while(|part| *part != "layers").skip(1);
         match parts.next() {
             Some(layer) if tensor.info.shape.len() > 1 => {
@@ -322,6 +329,15 @@ mod tests {
         assert_eq!(need.weights - less.weights, deep / layers * layers.saturating_sub(2));
         let hint = hint(&config, &|other| other.offload == Offload::Disk);
         assert!(hint.starts_with("give --offload disk"), "{hint}");
+        assert!(!hint.contains("--store"), "{hint}");
+        // Matrices take half as much, vectors what they took.
+        let halved = RunConfig { store: FloatStore::Bf16, ..config.clone() };
+        let vectors = checkpoint.tensors().filter(|t| t.info.shape.len() == 1);
+        let vectors: u64 = vectors.map(|t| 4 * t.len() as u64).sum();
+        let of_halves = TuneNeed::of(&checkpoint, &halved).weights;
+        assert_eq!(2 * (of_halves - vectors), need.weights - vectors);
+        let hint = super::hint(&config, &|other| *other != config);
+        assert!(hint.ends_with(", or --store bf16, which rounds them"), "{hint}");
         let none = super::hint(&on_disk, &|_| false);
         assert!(none.ends_with("a smaller model"), "{none}");
     }

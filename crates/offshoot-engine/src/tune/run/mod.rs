@@ -23,6 +23,7 @@ mod evaluation;
 mod events;
 mod examples;
 mod files;
+mod float_store;
 mod lock;
 mod log;
 mod memory;

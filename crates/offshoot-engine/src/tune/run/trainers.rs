@@ -163,6 +163,7 @@ impl Base {
                     train: config.train.clone(),
                     freeze: config.freeze.clone(),
                     bfloat16: config.bfloat16,
+                    store: config.store,
                     folder: (config.offload == Offload::Disk).then(|| folder.to_owned()),
                     seed,
                     distribution,

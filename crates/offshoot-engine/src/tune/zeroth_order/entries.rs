@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use offshoot_kernels as kernels;
-use offshoot_kernels::{Change, Distribution, Moments, Noise};
+use offshoot_kernels::{Change, Distribution, Moments, Noise, Rounding};
 use offshoot_methods::tune::{
     Basis, Direction, Draw, Factors, Form, Layout, Mask, TensorSpec, Term, Update,
 };
@@ -77,6 +77,12 @@ impl Entries {
 
     pub(super) fn seed(&self) -> u64 {
         self.draws.first().map_or(0, |draw| draw.seed)
+    }
+
+    /// What `tensor` is rounded by where step `step` changes it.
+    pub(super) fn rounding(&self, tensor: usize, step: u32) -> Rounding {
+        let Draw { seed, tensor, .. } = self.draws[tensor];
+        Rounding { seed, tensor, step }
     }
 
     pub(super) fn distribution(&self) -> Distribution {

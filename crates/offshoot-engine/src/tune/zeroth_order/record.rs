@@ -1,5 +1,6 @@
 //! What is kept of a run: its trajectory, which says how the weights came to be.
 
+use offshoot_kernels::FloatStore;
 use offshoot_methods::tune::{
     Chunk, Hash, Header, MethodCard, MethodChoice, Record, Schedule, SpaceChoice, Step,
     TrajectoryWriter,
@@ -54,6 +55,7 @@ pub(super) fn header(
         template: origin.template,
         seed: space.seed(),
         distribution: space.distribution(),
+        store: space.store().name().to_owned(),
         schedule,
         decay,
         tensors: space.layout().hash(),
@@ -117,7 +119,7 @@ pub fn weights_hash(space: &dyn Space) -> Result<Hash, Error> {
     let (mut sha, mut bytes) = (Sha256::new(), Vec::new());
     for tensor in 0..space.layout().tensors.len() {
         read_in_parts(space, tensor, &mut |values| {
-            to_bytes(values, &mut bytes);
+            to_bytes(values, FloatStore::F32, &mut bytes);
             sha.update(&bytes);
             Ok(())
         })?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::Cpu;
+use offshoot_kernels::{Cpu, FloatStore};
 use offshoot_methods::tune::{Hash, Header, Mismatch, Trajectory, TrajectoryError};
 use offshoot_models::{BaseId, Checkpoint, PackedModel, Recipe};
 use serde::de::DeserializeOwned;
@@ -44,6 +44,12 @@ pub fn space_of(
     header: &Header,
 ) -> Result<Box<dyn Space>, Error> {
     let (name, seed) = (header.space.name.as_str(), initial_seed(header));
+    let shown =
+        |name: &str| -> String { name.chars().take(40).flat_map(char::escape_debug).collect() };
+    let store = FloatStore::named(&header.store).ok_or_else(|| {
+        let what = format!("the trajectory's weights are stored as \"{}\"", shown(&header.store));
+        Error::Training(format!("{what}: f32 and bf16 are known"))
+    })?;
     let packed = || PackedModel::load(Arc::clone(&checkpoint), cpu, None).map(Arc::new);
     Ok(match name {
         "lora" => {
@@ -68,11 +74,12 @@ pub fn space_of(
         }
         "full" => {
             let mut options: FullOptions = options(header)?;
+            options.store = store;
             (options.seed, options.distribution) = (seed, header.distribution);
             Box::new(FullSpace::new(cpu, checkpoint, &options)?)
         }
         _ => {
-            let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
+            let shown = shown(name);
             let what = format!(
                 "the trajectory is of space \"{shown}\": lora, prefix, prompt, scales, full are known"
             );
@@ -107,7 +114,7 @@ pub fn carry_out(trajectory: &Trajectory, space: &mut dyn Space) -> Result<(), E
             space.draw_from(header.seed, header.distribution)?;
             drawn = Some(replayed.part);
         }
-        space.apply(&replayed.update)?;
+        space.apply(replayed.step, &replayed.update)?;
     }
     space.settle()
 }

@@ -5,19 +5,22 @@ use std::io::Write;
 use std::path::Path;
 
 use offshoot_kernels::FileMap;
+use offshoot_methods::tune::TensorSpec;
 
-use super::space::{Space, read_in_parts};
+use super::space::{Space, float_of, read_in_parts};
 use crate::Error;
-use crate::tune::numbers::{self, to_bytes};
+use crate::tune::numbers::{self, of_bytes, to_bytes};
 
 /// The beginning of a file of the tensors of `space`, in the layout's order.
 fn header(space: &dyn Space) -> Vec<u8> {
     let specs = space.layout().tensors.iter();
-    numbers::header(specs.map(|spec| (spec.name.clone(), vec![spec.rows, spec.cols])), false)
+    let entry =
+        |spec: &TensorSpec| (spec.name.clone(), vec![spec.rows, spec.cols], float_of(space, spec));
+    numbers::header(specs.map(entry), false)
 }
 
-/// Writes all tensors of `space` to `path`, a safetensors file, some rows at a time: beside its place, then
-/// moved into it.
+/// Writes all tensors of `space` to `path`, a safetensors file, in the floats that they are stored as, some
+/// rows at a time: beside its place, then moved into it.
 ///
 /// # Errors
 /// [`Error::Output`] if the file cannot be written.
@@ -31,9 +34,10 @@ pub fn write(path: &Path, space: &dyn Space) -> Result<(), Error> {
     };
     let fill = |mut out: File| -> Result<(), Error> {
         let mut bytes = Vec::new();
-        for tensor in 0..space.layout().tensors.len() {
+        for (tensor, spec) in space.layout().tensors.iter().enumerate() {
+            let store = float_of(space, spec);
             read_in_parts(space, tensor, &mut |values| {
-                to_bytes(values, &mut bytes);
+                to_bytes(values, store, &mut bytes);
                 out.write_all(&bytes).map_err(output)
             })?;
         }
@@ -55,16 +59,17 @@ pub(super) fn read(path: &Path, space: &mut dyn Space) -> Result<(), Error> {
     let map = FileMap::open(path).map_err(io)?;
     let header = header(space);
     let specs = space.layout().tensors.iter();
-    let data: usize = specs.map(|spec| 4 * spec.rows * spec.cols).sum();
+    let len = |spec: &TensorSpec| float_of(space, spec).bytes() * spec.rows * spec.cols;
+    let data: usize = specs.map(len).sum();
     match map.split_at_checked(header.len()) {
         Some((found, numbers)) if found == header && numbers.len() == data => {
             let start = header.len();
             let mut at = 0;
             for tensor in 0..space.layout().tensors.len() {
                 let spec = &space.layout().tensors[tensor];
-                let bytes = &numbers[at..at + 4 * spec.rows * spec.cols];
-                let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                let values: Vec<f32> = bytes.chunks_exact(4).map(number).collect();
+                let store = float_of(space, spec);
+                let bytes = &numbers[at..at + store.bytes() * spec.rows * spec.cols];
+                let values = of_bytes(bytes, store);
                 map.release(start + at..start + at + bytes.len());
                 space.write(tensor, &values)?;
                 at += bytes.len();

@@ -129,7 +129,7 @@ impl ZerothOrderTrainer {
         }
         let record = averaged(&*self.exchange, self.examples, local.record())?;
         let update = self.method.replay(step, rate, &record)?;
-        self.space.apply(&update)?;
+        self.space.apply(step, &update)?;
         Ok(all)
     }
 }

@@ -263,7 +263,7 @@ impl ZerothOrderTrainer {
                     all.extend(losses);
                 }
                 Plan::Update(update) => {
-                    self.space.apply(&update)?;
+                    self.space.apply(step, &update)?;
                     return Ok(all);
                 }
             }

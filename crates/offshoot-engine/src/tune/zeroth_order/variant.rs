@@ -6,14 +6,14 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_kernels::Cpu;
+use offshoot_kernels::{Cpu, FloatStore};
 use offshoot_models::huggingface::{
     FolderExport, FolderOptions, PeftOptions, adapter_files, joined_tensor,
 };
 use offshoot_models::{ExportError, Family, LoraAdapter, PackedModel, Recipe};
 use serde_json::{Map, Value};
 
-use super::space::{FullSpace, Space, read_in_parts};
+use super::space::{FullSpace, Space, float_of, read_in_parts};
 use crate::Error;
 use crate::beside::write_whole;
 use crate::tune::numbers::to_bytes;
@@ -35,10 +35,14 @@ pub(super) fn write_adapter(
     Ok(())
 }
 
-/// Writes the whole model of `space`, its weights in single precision, as a folder.
+/// Writes the whole model of `space`, its weights in the floats that they are stored as, as a folder.
 pub(super) fn write_model(folder: &Path, cpu: &Cpu, space: &FullSpace) -> Result<(), Error> {
     let checkpoint = Arc::clone(space.model().checkpoint());
-    let options = FolderOptions { floats: Recipe::F32, shard_bytes: SHARD_BYTES };
+    let floats = match space.store() {
+        FloatStore::F32 => Recipe::F32,
+        FloatStore::Bf16 => Recipe::Bf16,
+    };
+    let options = FolderOptions { floats, single_vectors: true, shard_bytes: SHARD_BYTES };
     let export = FolderExport::new(&checkpoint, &options)?;
     let output = |source| Error::Output { path: folder.to_owned(), source };
     let mut weights = Vec::new();
@@ -63,17 +67,18 @@ pub(super) fn write_model(folder: &Path, cpu: &Cpu, space: &FullSpace) -> Result
     // Gemma's norms are stored less the 1 that they are used with.
     let less = if checkpoint.config().family == Family::Gemma3 { 1.0 } else { 0.0 };
     for (tensor, spec) in space.layout().tensors.iter().enumerate() {
-        let elements = spec.rows * spec.cols;
+        let store = float_of(space, spec);
+        let bytes_len = (store.bytes() * spec.rows * spec.cols) as u64;
         // Some folders keep it in one with others, behind their rows.
         let (stored, before) = joined_tensor(&spec.name, checkpoint.config().family)
             .unwrap_or_else(|| (spec.name.clone(), Vec::new()));
         let mut first = 0;
         for other in &before {
-            first += 4 * checkpoint.require(other)?.len() as u64;
+            first += (store.bytes() * checkpoint.require(other)?.len()) as u64;
         }
         let place = files.iter_mut().find_map(|(places, file)| {
             let (start, end) = *places.get(&stored)?;
-            (end - start >= first + 4 * elements as u64).then_some((file, start + first))
+            (end - start >= first + bytes_len).then_some((file, start + first))
         });
         let Some((file, start)) = place else {
             let what = format!("the folder that was written has no tensor {stored:?}");
@@ -84,7 +89,7 @@ pub(super) fn write_model(folder: &Path, cpu: &Cpu, space: &FullSpace) -> Result
         file.seek(SeekFrom::Start(start)).map_err(output)?;
         read_in_parts(space, tensor, &mut |values| {
             values.iter_mut().for_each(|x| *x -= less);
-            to_bytes(values, &mut bytes);
+            to_bytes(values, store, &mut bytes);
             file.write_all(&bytes).map_err(output)
         })?;
     }

@@ -81,7 +81,7 @@ pub struct Header {
     pub space: SpaceChoice,
     /// [`Layout::hash`](crate::tune::Layout::hash) of it.
     pub tensors: Hash,
-    /// How weights are stored: `f32`.
+    /// How matrices are stored: `f32`, or `bf16`, rounded by chance after every update.
     pub store: String,
     /// Seeds of what was drawn before the first step, by what it is.
     pub initial_seeds: BTreeMap<String, u64>,

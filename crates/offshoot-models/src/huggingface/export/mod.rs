@@ -8,7 +8,7 @@
 //!                           a folder's own; else made, text.rs
 //! ```
 //! Weights are floats in the folder: what a GGUF file has quantised is what its blocks stand for, brought
-//! to the float asked for. Vectors take that float if it holds each of their numbers, else single
+//! to the float asked for. Vectors take that float if it holds each of their numbers, else, or if asked, single
 //! precision. Where matrices are floats of that type or a narrower one already, the folder is the same
 //! model: one identity, one set of logits. The norms of Gemma, stored less 1, are so but for the last bit
 //! of numbers below a half that bfloat16 models do not have.
@@ -33,6 +33,8 @@ use shards::Shard;
 pub struct FolderOptions {
     /// The float of the weights: [`Recipe::F32`], [`Recipe::F16`] or [`Recipe::Bf16`].
     pub floats: Recipe,
+    /// Whether vectors are in single precision whatever they hold, for who writes others in their place.
+    pub single_vectors: bool,
     /// Bytes of weights in one file, which a single tensor may go past.
     pub shard_bytes: u64,
 }
@@ -83,7 +85,8 @@ impl<'c> FolderExport<'c> {
                 files
             }
         };
-        let shards = shards::cut(tensors(checkpoint, floats)?, options.shard_bytes);
+        let vectors = if options.single_vectors { BlockType::F32 } else { floats };
+        let shards = shards::cut(tensors(checkpoint, (floats, vectors))?, options.shard_bytes);
         if shards.len() > FILES_MAX {
             let what = format!(
                 "{} files of weights, and more than {FILES_MAX} are not read: give a larger \
@@ -183,7 +186,7 @@ fn json(value: &Value) -> Vec<u8> {
 /// stands where its first part does.
 fn tensors(
     checkpoint: &Checkpoint,
-    floats: BlockType,
+    (floats, vectors): (BlockType, BlockType),
 ) -> Result<Vec<(String, Written<'_>)>, Error> {
     let family = checkpoint.config().family;
     let mut tensors: Vec<(String, Written<'_>)> = Vec::new();
@@ -191,7 +194,7 @@ fn tensors(
         let name = tensor.name;
         if tensor.info.shape.len() == 1 {
             let less = canonical::shift(family, name);
-            tensors.push((name.to_owned(), Written::vector(tensor, less, floats)?));
+            tensors.push((name.to_owned(), Written::vector(tensor, less, vectors)?));
             continue;
         }
         let rows = RowOrder::Plain;

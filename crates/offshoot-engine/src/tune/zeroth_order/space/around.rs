@@ -101,7 +101,7 @@ impl<A: Around> Space for A {
         self.parameters_mut().write(tensor, values)
     }
 
-    fn apply(&mut self, update: &Update) -> Result<(), Error> {
+    fn apply(&mut self, _step: u32, update: &Update) -> Result<(), Error> {
         self.parameters_mut().apply(update, A::bound)
     }
 

@@ -1,8 +1,16 @@
 //! A model's own weights, all of them or those of some names.
 //!
-//! The weights are held in single precision, dequantised where they were quantised, and in tiles: what a
-//! point adds to them is made and added where a tile is multiplied, so that no weight changes but by an
-//! update. One point is evaluated at a time, each over all texts of a step.
+//! The weights are held in floats, dequantised where they were quantised, and in tiles: what a point adds to
+//! them is made and added where a tile is multiplied, so that no weight changes but by an update. One point
+//! is evaluated at a time, each over all texts of a step.
+//!
+//! Matrices are stored in single precision or, in half the memory, in bfloat16 (`store`), which points widen
+//! before they add. An update is computed in single precision and rounded by chance, up or down so that its
+//! expectation is what was computed: at the usual learning rates nearly every change is far below half a step
+//! of bfloat16's grid, and rounding to nearest would lose it. Chance is the generator of directions, by seed,
+//! step and element, so a run is made again to the bit. A weight then moves by whole steps of the grid, at most
+//! 2^-7 of it, as often as its updates add up to one: noise that single precision does not have. Weights of a
+//! base in a finer format are rounded to nearest first. Vectors, norms and biases, stay in single precision.
 //!
 //! They may lie in a file instead, from which steps read them layer by layer: the same bits, in the memory
 //! of a few layers. All points of a step go through a layer before the next is read, and an update is kept
@@ -10,16 +18,16 @@
 //! once, as far as the rows of its points fit [`StepLimits`](super::super::StepLimits); an embedding that
 //! is the output head too is read twice.
 //!
-//! Cost: four bytes a weight, and nothing beside that grows with the model; an embedding that is the
+//! Cost: four bytes a weight, or two, and nothing beside that grows with the model; an embedding that is the
 //! output head too is one tensor, moved along one direction in both uses.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use offshoot_kernels::{Change, Compute, Cpu, Distribution, Traffic};
+use offshoot_kernels::{Change, Compute, Cpu, Distribution, FloatStore, Traffic};
 use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
 use offshoot_models::{
-    Checkpoint, PackedExecutor, PackedModel, StagedStep, TrainableModel, TrainableTensor,
+    Checkpoint, PackedExecutor, PackedModel, StagedStep, Tensor, TrainableModel, TrainableTensor,
 };
 use onig::{MatchParam, Regex, SearchOptions};
 use serde::{Deserialize, Serialize};
@@ -44,8 +52,11 @@ pub struct FullOptions {
     pub train: Option<String>,
     /// One that finds something in the names of those that are not.
     pub freeze: Option<String>,
-    /// Whether products are computed in bfloat16; the weights themselves stay in single precision.
+    /// Whether products are computed in bfloat16, whatever weights are stored as.
     pub bfloat16: bool,
+    /// What matrices are stored as: the trajectory's header has it.
+    #[serde(skip)]
+    pub store: FloatStore,
     /// The folder on whose disk the matrices are kept, if not in memory.
     #[serde(skip)]
     pub folder: Option<PathBuf>,
@@ -76,12 +87,14 @@ pub struct FullSpace {
 #[derive(Debug)]
 struct Pending {
     update: Update,
+    /// The step that it ends.
+    step: u32,
     /// Of each tensor of the layout whether it is still to be changed.
     left: Vec<bool>,
 }
 
 impl FullSpace {
-    /// The weights of `checkpoint`, in single precision.
+    /// The weights of `checkpoint`, in the floats that they are stored as.
     ///
     /// # Errors
     /// [`Error::Training`] if a pattern is wrong or nothing is left to be tuned; [`Error::Model`] as
@@ -92,7 +105,8 @@ impl FullSpace {
         options: &FullOptions,
     ) -> Result<Self, Error> {
         let (train, freeze) = (pattern(&options.train)?, pattern(&options.freeze)?);
-        let model = TrainableModel::load_in(checkpoint, cpu, options.folder.as_deref())?;
+        let model =
+            TrainableModel::load_in(checkpoint, cpu, options.store, options.folder.as_deref())?;
         let mut tensors = Vec::new();
         for (i, tensor) in model.tensors().iter().enumerate() {
             let tuned = train.as_ref().map_or(Ok(true), |train| found(train, &tensor.name))?;
@@ -127,12 +141,15 @@ impl FullSpace {
         self.pending.as_ref().is_some_and(|pending| pending.left.get(tensor) == Some(&true))
     }
 
-    /// Bytes of the weights of `checkpoint` in single precision.
-    pub fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
-        let numbers = |tensor: offshoot_models::Tensor<'_>| {
-            4 * tensor.info.shape.iter().map(|n| *n as u64).product::<u64>()
-        };
-        checkpoint.tensors().map(numbers).sum()
+    /// Bytes of the weights of `checkpoint` whose matrices are stored as `store`.
+    pub fn weight_bytes(checkpoint: &Checkpoint, store: FloatStore) -> u64 {
+        checkpoint.tensors().map(|tensor| Self::tensor_bytes(&tensor, store)).sum()
+    }
+
+    /// The same of one of its tensors.
+    pub fn tensor_bytes(tensor: &Tensor<'_>, store: FloatStore) -> u64 {
+        let store = if tensor.info.shape.len() == 1 { FloatStore::F32 } else { store };
+        (store.bytes() * tensor.len()) as u64
     }
 
     /// The model with its weights as they are.
@@ -154,7 +171,8 @@ impl Pending {
         }
         let checkpoint = Arc::clone(model.model().checkpoint());
         let first = || first_numbers(&checkpoint, &layout.tensors[tensor]);
-        let change = &mut |change: &Change<'_>| Ok(model.update(cpu, at, change)?);
+        let rounding = entries.rounding(tensor, self.step);
+        let change = &mut |change: &Change<'_>| Ok(model.update(cpu, at, change, &rounding)?);
         entries.change(tensor, &self.update, &first, change)
     }
 }
@@ -220,6 +238,10 @@ impl Space for FullSpace {
         SpaceChoice { name: "full".to_owned(), options }
     }
 
+    fn store(&self) -> FloatStore {
+        self.options.store
+    }
+
     fn model(&self) -> &PackedModel {
         self.model.model()
     }
@@ -248,11 +270,11 @@ impl Space for FullSpace {
         Ok(self.model.write(&self.cpu, at, values)?)
     }
 
-    fn apply(&mut self, update: &Update) -> Result<(), Error> {
+    fn apply(&mut self, step: u32, update: &Update) -> Result<(), Error> {
         self.entries.check(update.terms())?;
         self.settle()?;
         let left = vec![true; self.tensors.len()];
-        self.pending = Some(Pending { update: update.clone(), left });
+        self.pending = Some(Pending { update: update.clone(), step, left });
         if self.on_disk() { Ok(()) } else { self.settle() }
     }
 

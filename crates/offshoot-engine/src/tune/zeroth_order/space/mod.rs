@@ -11,8 +11,8 @@ mod scales;
 
 use std::path::Path;
 
-use offshoot_kernels::{Distribution, KvCache, Traffic};
-use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
+use offshoot_kernels::{Distribution, FloatStore, KvCache, Traffic};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
 use offshoot_models::{PackedExecutor, PackedModel, StagedStep};
 
 use crate::Error;
@@ -53,6 +53,11 @@ pub trait Space: std::fmt::Debug + Send {
     /// What makes the space again: its name and all of its options.
     fn choice(&self) -> SpaceChoice;
 
+    /// What matrices are stored as. Vectors, and all that is tuned beside a model, are in single precision.
+    fn store(&self) -> FloatStore {
+        FloatStore::F32
+    }
+
     /// The model that steps run.
     fn model(&self) -> &PackedModel;
 
@@ -80,12 +85,12 @@ pub trait Space: std::fmt::Debug + Send {
     /// If `values` has another length.
     fn write(&mut self, tensor: usize, values: &[f32]) -> Result<(), Error>;
 
-    /// Carries out what a step does in the end, or keeps it in mind until the next step reads the weights:
-    /// steps see it as done.
+    /// Carries out what step `step` does in the end, or keeps it in mind until the next step reads the
+    /// weights: steps see it as done. Weights that are rounded by chance are so by its number.
     ///
     /// # Errors
     /// If a direction does not fit the layout; nothing is changed then. And as [`Space::settle`].
-    fn apply(&mut self, update: &Update) -> Result<(), Error>;
+    fn apply(&mut self, step: u32, update: &Update) -> Result<(), Error>;
 
     /// Carries out what was kept in mind, so that the weights can be read. They always can unless an
     /// update was applied since.
@@ -159,6 +164,11 @@ pub trait Space: std::fmt::Debug + Send {
     /// # Errors
     /// If a file cannot be written, and as [`Space::read_rows`].
     fn write_variant(&self, folder: &Path) -> Result<(), Error>;
+}
+
+/// What the tensor of `spec` is stored as in `space`.
+pub(super) fn float_of(space: &dyn Space, spec: &TensorSpec) -> FloatStore {
+    if spec.vector { FloatStore::F32 } else { space.store() }
 }
 
 /// Shows tensor `tensor` of `space` to `see`, some whole rows at a time: memory holds no second copy of
