@@ -115,6 +115,16 @@ pub(crate) fn resolve(args: &ModelArgs) -> Result<ResolvedModel, Failure> {
     if interrupt::asked() { Err(Failure::Interrupted) } else { Ok(resolved) }
 }
 
+/// Says so if the model's chat template is not its file's.
+pub(crate) fn note_assumed(checkpoint: &Checkpoint) {
+    if checkpoint.assumes_template() {
+        note(
+            "this model's file has no chat template: ChatML is assumed, whose marks its vocabulary \
+             has; `offshoot generate` goes on from raw text",
+        );
+    }
+}
+
 /// Where packed weights are kept.
 pub(crate) fn cache_dir() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
