@@ -13,6 +13,7 @@ use offshoot_engine::spec::{Acceptance, Arm, CalibrationFile, SpecMode, SpecOpti
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_methods::draft::Typical;
+use offshoot_models::beside::{place, replace_file};
 use offshoot_models::medusa::HeadsFile;
 use offshoot_models::{GenerationDefaults, Message};
 use serde_json::json;
@@ -40,7 +41,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
             model.encode_text(&prompt)?
         }
         Some(_) => {
-            chat::note_assumed(&model);
+            models::note_assumed(model.checkpoint());
             let mut messages: Vec<Message> =
                 system.iter().map(|text| Message::new("system", text)).collect();
             messages.push(Message::new("user", prompt));
@@ -286,16 +287,15 @@ pub(crate) fn stream(
     failed.map_or(Ok(answer), Err)
 }
 
-/// Writes `text` beside `path` and moves it there when it is complete.
+/// Writes `text` beside what `path` means and moves it there when it is complete; to what is no
+/// file, as a device, it is written as it is.
 pub(crate) fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
     let wrong = |source| Failure::File { path: path.to_owned(), source };
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
-    let result = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
-    if result.is_err() {
-        let _ = fs::remove_file(&partial);
-    }
-    result.map_err(wrong)
+    let written = match fs::metadata(path) {
+        Ok(there) if !there.is_file() => fs::write(path, text),
+        _ => place(path).and_then(|place| replace_file(&place, text.as_bytes())),
+    };
+    written.map_err(wrong)
 }
 
 fn answer_json(

@@ -54,16 +54,6 @@ struct Draft {
     quoted: bool,
 }
 
-/// Says so if the model's chat template is not its file's.
-pub(crate) fn note_assumed(model: &Model) {
-    if model.checkpoint().assumes_template() {
-        note(
-            "this model's file has no chat template: ChatML is assumed, whose marks its vocabulary \
-             has; `offshoot generate` goes on from raw text",
-        );
-    }
-}
-
 pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure> {
     let (model, mut session, mut calibration, mut options) = load(args)?;
     let _listener = interrupt::listen_in_chat();
@@ -76,7 +66,7 @@ pub(crate) fn run(args: &AnswerArgs, system: Option<&str>) -> Result<(), Failure
     if model.template().is_none() {
         note("this model has no chat template: the raw text of the messages is continued");
     }
-    note_assumed(&model);
+    models::note_assumed(model.checkpoint());
     note("/help lists commands, Ctrl-D leaves.");
     while let Some(input) = idle_input(&mut editor, &model, &mut session, &mut calibration)? {
         match input {

@@ -27,7 +27,9 @@ pub(crate) fn run(command: &DataCommand) -> Result<(), Failure> {
 
 fn renderer(args: &DataModelArgs) -> Result<Renderer, Failure> {
     let resolved = models::resolve(&args.model_args())?;
-    Ok(Renderer::new(&Checkpoint::open(&resolved.path)?)?)
+    let checkpoint = Checkpoint::open(&resolved.path)?;
+    models::note_assumed(&checkpoint);
+    Ok(Renderer::new(&checkpoint)?)
 }
 
 /// What a file was taken for.

@@ -23,6 +23,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     let max = args.max_length.map_or(context, |n| (n as usize).min(context));
     let options = args.rows.options(max)?;
     let task = options.task.clone();
+    models::note_assumed(model.checkpoint());
     let renderer = Renderer::new(model.checkpoint())?;
     let mut tell = |event: DataEvent<'_>| {
         if let DataEvent::Detected(file) = event {

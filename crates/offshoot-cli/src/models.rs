@@ -86,6 +86,10 @@ impl Progress for Bar {
             Event::Retry { error, pause } => {
                 self.line(&format!("{error}; trying again in {} s", pause.as_secs()));
             }
+            Event::StartingOver { bytes } => self.line(&format!(
+                "the {} MB of an earlier pull are not known to be of this file: starting over",
+                bytes.div_ceil(1_000_000)
+            )),
             Event::Verifying { .. } => self.line("checking"),
             Event::Ready { .. } => self.finish(),
             _ => {}
@@ -109,6 +113,16 @@ pub(crate) fn resolve(args: &ModelArgs) -> Result<ResolvedModel, Failure> {
     let resolved = resolved?;
     // Asked for when there was nothing left to stop.
     if interrupt::asked() { Err(Failure::Interrupted) } else { Ok(resolved) }
+}
+
+/// Says so if the model's chat template is not its file's.
+pub(crate) fn note_assumed(checkpoint: &Checkpoint) {
+    if checkpoint.assumes_template() {
+        note(
+            "this model's file has no chat template: ChatML is assumed, whose marks its vocabulary \
+             has; `offshoot generate` goes on from raw text",
+        );
+    }
 }
 
 /// Where packed weights are kept.
@@ -356,7 +370,12 @@ fn sampling_json(told: &GenerationDefaults) -> serde_json::Value {
 }
 
 pub(crate) fn remove(args: &RmArgs) -> Result<(), Failure> {
-    Store::from_env()?.remove(&args.model)?;
-    note(format_args!("removed {}", args.model));
+    let removed = Store::from_env()?.remove(&args.model)?;
+    match &removed.state {
+        EntryState::Ready { manifest, .. } if !manifest.more.is_empty() => {
+            note(format_args!("removed {}, all {} parts", removed.name, manifest.files().count()));
+        }
+        _ => note(format_args!("removed {}", removed.name)),
+    }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! `trajectory`: looks at fine-tunes that are kept as seeds and numbers, and makes them again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use offshoot_engine::Error;
 use offshoot_engine::tune::zeroth_order::{
-    Space, promised_end, quantized, read_trajectory, remake, weights_hash, write_tensors,
-    write_trajectory,
+    Space, TRAJECTORY_FILE, promised_end, quantized, read_trajectory, remake, weights_hash,
+    write_tensors, write_trajectory,
 };
 use offshoot_kernels::{Cpu, available_threads};
 use offshoot_methods::tune::{Mismatch, Trajectory, diff, merge, slice, verify as check};
@@ -41,7 +41,7 @@ fn mismatch(force: bool) -> Mismatch {
 }
 
 fn info(args: &TrajectoryInfoArgs) -> Result<(), Failure> {
-    let info = read_trajectory(&args.file)?.info().map_err(of_methods)?;
+    let info = read(&args.file)?.info().map_err(of_methods)?;
     if args.output.json {
         return say_json(&json!(info));
     }
@@ -64,7 +64,7 @@ fn info(args: &TrajectoryInfoArgs) -> Result<(), Failure> {
 }
 
 fn verify(args: &TrajectoryInfoArgs) -> Result<(), Failure> {
-    let path = &args.file;
+    let path = &file_of(&args.file);
     let bytes =
         std::fs::read(path).map_err(|source| Failure::File { path: path.clone(), source })?;
     let wrong = |source| Failure::Engine(Error::TrajectoryFile { path: path.clone(), source });
@@ -82,9 +82,19 @@ fn verify(args: &TrajectoryInfoArgs) -> Result<(), Failure> {
     }
 }
 
+/// The trajectory in `path`: the file itself, or the one of a run or a variant whose folder it is.
+fn file_of(path: &Path) -> PathBuf {
+    let inside = [path.join("variant").join(TRAJECTORY_FILE), path.join(TRAJECTORY_FILE)];
+    inside.into_iter().find(|file| file.is_file()).unwrap_or_else(|| path.to_owned())
+}
+
+fn read(path: &Path) -> Result<Trajectory, Failure> {
+    Ok(read_trajectory(&file_of(path))?)
+}
+
 /// The tuned weights, and what the trajectory promises of them.
 fn remade(args: &RemakeArgs) -> Result<(Box<dyn Space>, Trajectory), Failure> {
-    let trajectory = read_trajectory(&args.file)?;
+    let trajectory = read(&args.file)?;
     let resolved = models::resolve(&args.model)?;
     let cpu = Cpu::new(models::isa()?, args.threads.map_or_else(available_threads, usize::from));
     let mut checkpoint = Checkpoint::open(&resolved.path)?;
@@ -132,7 +142,7 @@ fn export(args: &TrajectoryExportArgs) -> Result<(), Failure> {
 }
 
 fn cut(args: &TrajectorySliceArgs) -> Result<(), Failure> {
-    let trajectory = read_trajectory(&args.file)?;
+    let trajectory = read(&args.file)?;
     let first = trajectory.parts.first().map_or(0, |part| part.header.first_step);
     let slice = slice(&trajectory, args.from.unwrap_or(first), args.to).map_err(of_methods)?;
     written(&args.output, &slice, args.json.json)
@@ -144,7 +154,7 @@ fn add_up(args: &TrajectoryMergeArgs) -> Result<(), Failure> {
         let what = format!("--weights: {weights} numbers for {files} files: give one for each");
         return Err(Failure::Usage(what));
     }
-    let all = args.files.iter().map(|path| read_trajectory(path));
+    let all = args.files.iter().map(|path| read(path));
     let all = all.collect::<Result<Vec<_>, _>>()?;
     let weight = |i: usize| args.weights.get(i).copied().unwrap_or(1.0);
     let runs: Vec<_> = all.iter().enumerate().map(|(i, run)| (run, weight(i))).collect();
@@ -163,7 +173,7 @@ fn written(output: &Path, trajectory: &Trajectory, json: bool) -> Result<(), Fai
 }
 
 fn differ(args: &TrajectoryDiffArgs) -> Result<(), Failure> {
-    let (left, right) = (read_trajectory(&args.left)?, read_trajectory(&args.right)?);
+    let (left, right) = (read(&args.left)?, read(&args.right)?);
     let found = diff(&left, &right).map_err(of_methods)?;
     if args.output.json {
         say_json(&json!({ "same": found.is_none(), "difference": found }))?;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_engine::tune::Scorer;
 use offshoot_engine::tune::data::{
-    DataEvent, Renderer, TokenFile, examples as read_examples, prepare,
+    DataEvent, Prepared, Renderer, examples as read_examples, prepare, trim_prepared,
 };
 use offshoot_engine::tune::run::{
     Advice, Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig,
@@ -25,6 +25,9 @@ use crate::args::{EngineArgs, ModelArgs, TuneArgs};
 use crate::failure::{Failure, note, say, say_json};
 use crate::processes::Processes;
 use crate::{advice, interrupt, models, report};
+
+/// Most bytes of prepared examples that are kept for later runs, those of this run aside.
+const EXAMPLES_BYTES_MAX: u64 = 4 << 30;
 
 pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
     let config = config(args)?;
@@ -178,9 +181,12 @@ fn tune(
     }
     // Faults of the data are told before the weights are read.
     let renderer = Renderer::new(&checkpoint)?;
-    drop(checkpoint);
     let examples_folder = examples_folder(args, folder);
     let leads = processes.exchange().rank() == 0;
+    if leads {
+        models::note_assumed(&checkpoint);
+    }
+    drop(checkpoint);
     let tell = |line: &dyn std::fmt::Display| {
         if leads {
             note(line)
@@ -195,6 +201,11 @@ fn tune(
         [] => Ok(None),
         files => read(files).map(Some),
     })?;
+    if leads && examples_folder != folder.join("examples") {
+        let used: Vec<&Path> = std::iter::once(&all).chain(&file).map(|kept| &*kept.path).collect();
+        trim_prepared(&examples_folder, &used, EXAMPLES_BYTES_MAX);
+    }
+    let (all, file) = (all.file, file.map(|prepared| prepared.file));
     let (train, held_out) = match &file {
         None => Part::split(&all, config.eval_fraction, config.seed)?,
         Some(file) => (Part::whole(&all), Part::whole(file)),
@@ -275,7 +286,7 @@ fn examples(
     renderer: &Renderer,
     signals: &Signals,
     tell: &dyn Fn(&dyn std::fmt::Display),
-) -> Result<TokenFile, Failure> {
+) -> Result<Prepared, Failure> {
     let wrong = |source| Failure::File { path: folder.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(wrong)?;
     let options = config.data_options()?;
@@ -295,7 +306,7 @@ fn examples(
             config.length()
         ));
     }
-    Ok(prepared.file)
+    Ok(prepared)
 }
 
 /// The words of this command, as a shell reads them.

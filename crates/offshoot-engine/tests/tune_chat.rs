@@ -373,6 +373,35 @@ fn prepared_examples_are_those_of_the_rows_and_are_made_once() {
 }
 
 #[test]
+fn prepared_examples_that_were_used_longest_ago_make_room() {
+    use offshoot_engine::tune::data::trim_prepared;
+    use std::time::{Duration, SystemTime};
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let names = ["b.tokens", "a.tokens", "d.tokens", "c.tokens", "other.txt"];
+    let left_by_a_kill = "e.tokens.4194304-0.partial";
+    for (age, name) in names.iter().chain([&left_by_a_kill]).rev().enumerate() {
+        std::fs::write(path(name), [0; 10]).unwrap();
+        let used = SystemTime::now() - Duration::from_secs(100 * (1 + age as u64));
+        std::fs::File::options().append(true).open(path(name)).unwrap().set_modified(used).unwrap();
+    }
+    let left = || {
+        let entries = std::fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    trim_prepared(dir.path(), &[], 40);
+    assert_eq!(left(), ["a.tokens", "b.tokens", "c.tokens", "d.tokens", "other.txt"]);
+    trim_prepared(dir.path(), &[&path("c.tokens")], 29);
+    assert_eq!(left(), ["c.tokens", "d.tokens", "other.txt"]);
+    trim_prepared(dir.path(), &[&path("c.tokens")], 0);
+    assert_eq!(left(), ["c.tokens", "other.txt"], "what is used stays");
+    trim_prepared(&path("absent"), &[], 0);
+}
+
+#[test]
 fn the_real_model_learns_what_it_is_asked() {
     let store = Store::from_env().unwrap();
     let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;

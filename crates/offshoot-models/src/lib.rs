@@ -3,6 +3,7 @@
 
 mod adapter;
 mod architecture;
+pub mod beside;
 mod checkpoint;
 mod config;
 mod dense;

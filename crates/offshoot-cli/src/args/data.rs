@@ -130,7 +130,8 @@ pub(crate) struct DataShowArgs {
         value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) row: u64,
     /// Print a token a line, with its id.
-    #[arg(long, env = "OFFSHOOT_TOKENS", value_parser = FalseyValueParser::new())]
+    // OFFSHOOT_TOKENS is a number, of other commands.
+    #[arg(long, env = "OFFSHOOT_SHOW_TOKENS", value_parser = FalseyValueParser::new())]
     pub(crate) tokens: bool,
     #[command(flatten)]
     pub(crate) rows: RowArgs,

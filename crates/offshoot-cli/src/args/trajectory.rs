@@ -11,19 +11,19 @@ use super::{JsonArgs, ModelArgs};
 #[derive(Debug, Subcommand)]
 pub(crate) enum TrajectoryCommand {
     /// Show what a run was and how many steps it has.
-    #[command(after_help = "Example:\n  offshoot trajectory info run/trajectory.traj --json")]
+    #[command(after_help = "Example:\n  offshoot trajectory info run --json")]
     Info(TrajectoryInfoArgs),
     /// Check every byte of a trajectory, and say how much of a damaged one is whole.
-    #[command(after_help = "Example:\n  offshoot trajectory verify run/trajectory.traj")]
+    #[command(after_help = "Example:\n  offshoot trajectory verify run")]
     Verify(TrajectoryInfoArgs),
     /// Make the tuned weights again from their base, and compare them with the run's.
     #[command(after_help = "Examples:\n  \
-        offshoot trajectory replay smollm2 run/trajectory.traj\n  \
-        offshoot trajectory replay smollm2 run/trajectory.traj --output tuned.safetensors")]
+        offshoot trajectory replay smollm2 run\n  \
+        offshoot trajectory replay smollm2 run --output tuned.safetensors")]
     Replay(TrajectoryReplayArgs),
     /// Cut a run's steps out: the weights as they were before a step.
     #[command(after_help = "Example:\n  \
-        offshoot trajectory slice run/trajectory.traj --to 500 --output early.traj")]
+        offshoot trajectory slice run --to 500 --output early.traj")]
     Slice(TrajectorySliceArgs),
     /// Say how two trajectories differ; exit code 1 if they do.
     #[command(after_help = "Example:\n  offshoot trajectory diff a.traj b.traj --json")]
@@ -34,13 +34,13 @@ pub(crate) enum TrajectoryCommand {
     Merge(TrajectoryMergeArgs),
     /// Write what a trajectory makes of its base in the form in which it is served.
     #[command(after_help = "Example:\n  \
-        offshoot trajectory export smollm2 run/trajectory.traj --output adapter")]
+        offshoot trajectory export smollm2 run --output adapter")]
     Export(TrajectoryExportArgs),
 }
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TrajectoryInfoArgs {
-    /// The file.
+    /// The file, or the folder of its run.
     pub(crate) file: PathBuf,
     #[command(flatten)]
     pub(crate) output: JsonArgs,
@@ -51,7 +51,7 @@ pub(crate) struct TrajectoryInfoArgs {
 pub(crate) struct RemakeArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// The trajectory's file.
+    /// The trajectory's file, or the folder of its run.
     pub(crate) file: PathBuf,
     /// Take the base although it is not the run's.
     #[arg(long, env = "OFFSHOOT_FORCE", value_parser = FalseyValueParser::new())]
@@ -84,7 +84,7 @@ pub(crate) struct TrajectoryExportArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TrajectorySliceArgs {
-    /// The file.
+    /// The file, or the folder of its run.
     pub(crate) file: PathBuf,
     /// The first step [default: the file's first]
     #[arg(long, env = "OFFSHOOT_FROM")]
@@ -101,7 +101,7 @@ pub(crate) struct TrajectorySliceArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TrajectoryDiffArgs {
-    /// The first file.
+    /// The first file, or folder of a run.
     pub(crate) left: PathBuf,
     /// The second.
     pub(crate) right: PathBuf,
@@ -111,7 +111,7 @@ pub(crate) struct TrajectoryDiffArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TrajectoryMergeArgs {
-    /// The files.
+    /// The files, or folders of runs.
     #[arg(required = true, num_args = 1..)]
     pub(crate) files: Vec<PathBuf>,
     /// What each run's changes are multiplied by, with commas [default: 1 each]

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::home::{Home, Left, run};
+use crate::models::tiny::Tiny;
 
 /// A chat, a pair with a fault between, and a text that the model's chat template takes.
 fn rows(home: &Home) {
@@ -149,4 +150,38 @@ fn a_file_is_split_by_classes_and_seed() {
     let left =
         run(home.offshoot(fixed.iter().chain(&["--train", "c", "--test", "d"]))).ended_with(3);
     left.complained(&["x.csv: class 0 has 10 examples, and the split takes 11 of each"]);
+}
+
+#[test]
+fn whoever_renders_by_an_assumed_template_says_so() {
+    let home = Home::new();
+    let mut bare = Tiny::smallest("llama");
+    bare.keys.remove("tokenizer.chat_template").unwrap();
+    bare.set("llama.context_length", 64u32);
+    home.file("bare.gguf", bare.bytes());
+    home.file("texts.jsonl", "{\"text\": \"abab\"}\n{\"text\": \"abba\"}\n");
+    for words in [
+        &["data", "check", "texts.jsonl", "--model", "bare.gguf"][..],
+        &["data", "show", "texts.jsonl", "--model", "bare.gguf"],
+        &["eval", "bare.gguf", "--data", "texts.jsonl", "--no-cache"],
+        &[
+            "tune",
+            "bare.gguf",
+            "--data",
+            "texts.jsonl",
+            "--steps",
+            "1",
+            "--batch",
+            "1",
+            "--no-cache",
+        ],
+    ] {
+        let left = run(home.offshoot(words)).ended_with(0);
+        assert_eq!(
+            left.stderr.matches("ChatML is assumed").count(),
+            1,
+            "{words:?}: {}",
+            left.stderr
+        );
+    }
 }

@@ -48,6 +48,8 @@ fn a_run_is_told_checked_and_made_again() {
     assert_eq!(told["header"]["method"]["name"], "mezo");
     let shown = run(home.offshoot(["trajectory", "info", file])).ended_with(0).stdout;
     assert!(shown.contains("mezo") && shown.contains("lora"), "{shown}");
+    let of_folder = run(home.offshoot(["trajectory", "info", "run"])).ended_with(0).stdout;
+    assert_eq!(of_folder, shown, "a folder stands for its trajectory");
     let verified = run(home.offshoot(["trajectory", "verify", file])).ended_with(0).stdout;
     assert!(verified.contains("whole, 6 steps"), "{verified}");
     for threads in ["1", "3"] {

@@ -26,6 +26,22 @@ pub(super) struct Reply {
     pub(super) linked: Linked,
     /// The address without its query, which may hold a signature.
     pub(super) shown_url: String,
+    at: Uri,
+}
+
+impl Reply {
+    /// The address of the next page, if this is one of several (RFC 8288).
+    ///
+    /// # Errors
+    /// [`StoreError::Network`] if that is no address, or one that would give up encryption.
+    pub(super) fn next_page(&self) -> Result<Option<String>, StoreError> {
+        let links =
+            self.headers.get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+        let Some(target) = links.into_iter().find_map(next_link) else { return Ok(None) };
+        let to = join(&self.at, target)?;
+        as_safe(&self.at, &to)?;
+        Ok(Some(to.to_string()))
+    }
 }
 
 /// What the hub says of a file on the way to the server that holds it.
@@ -106,6 +122,7 @@ impl Http {
                 body,
                 linked,
                 shown_url: shown(&at),
+                at,
             });
         }
         Err(network(&at, format!("more than {MAX_REDIRECTS} redirects")).into())
@@ -250,10 +267,33 @@ fn redirected(from: &Uri, headers: &HeaderMap) -> Result<Uri, StoreError> {
     let location = text(headers, "location")
         .ok_or_else(|| network(from, "a redirect without a location".into()))?;
     let to = join(from, location)?;
-    if from.scheme() == Some(&Scheme::HTTPS) && to.scheme() != Some(&Scheme::HTTPS) {
-        return Err(network(from, format!("redirects from https to {}", shown(&to))));
-    }
+    as_safe(from, &to)?;
     Ok(to)
+}
+
+/// Checks that whoever goes on from `from` to `to` stays with encryption.
+fn as_safe(from: &Uri, to: &Uri) -> Result<(), StoreError> {
+    match from.scheme() == Some(&Scheme::HTTPS) && to.scheme() != Some(&Scheme::HTTPS) {
+        true => Err(network(from, format!("leads from https to {}", shown(to)))),
+        false => Ok(()),
+    }
+}
+
+/// The target of relation `next` among `<target>; rel="next", ...`.
+fn next_link(links: &str) -> Option<&str> {
+    let mut rest = links;
+    while let Some((target, behind)) = rest.split_once('<').and_then(|(_, at)| at.split_once('>')) {
+        let (parameters, further) = behind.split_at(behind.find('<').unwrap_or(behind.len()));
+        let is_next = |parameter: &str| {
+            let relations = parameter.trim().strip_prefix("rel=").unwrap_or_default();
+            relations.trim_matches('"').split_ascii_whitespace().any(|relation| relation == "next")
+        };
+        if parameters.split([';', ',']).any(is_next) {
+            return Some(target);
+        }
+        rest = further;
+    }
+    None
 }
 
 /// Resolves a redirect's location against the address that sent it.
@@ -323,6 +363,23 @@ mod tests {
             ("c", "https://h.example:8443/a/c"),
         ] {
             assert_eq!(join(&base, location).unwrap(), uri(expected), "{location}");
+        }
+    }
+
+    #[test]
+    fn the_next_page_is_the_link_of_that_relation() {
+        for (link, next) in [
+            (
+                r#"<https://h.example/t?c=Zm9v%3D>; rel="next""#,
+                Some("https://h.example/t?c=Zm9v%3D"),
+            ),
+            (r#"</a>; rel="prev", </t?c=1,2>;title="x"; rel=next"#, Some("/t?c=1,2")),
+            (r#"</t?c=1>; rel="last next""#, Some("/t?c=1")),
+            (r#"</t?c=1>; rel="prev""#, None),
+            ("", None),
+            ("</t", None),
+        ] {
+            assert_eq!(next_link(link), next, "{link}");
         }
     }
 

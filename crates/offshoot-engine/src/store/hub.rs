@@ -8,7 +8,10 @@ use serde::Deserialize;
 use std::collections::HashSet;
 use std::io::Read;
 
+/// Of a repository's list of files, all its pages together.
 const MAX_LISTING_BYTES: u64 = 16 << 20;
+/// Pages of a list of files; the hub gives a thousand files a page.
+const MAX_PAGES: usize = 256;
 /// Larger than any model file; stops a server that never ends.
 const MAX_FILE_BYTES: u64 = 1 << 42;
 const BUFFER_BYTES: usize = 256 << 10;
@@ -61,37 +64,59 @@ impl<'a> Hub<'a> {
         Ok(Self { http: Http::new(config)?, endpoint: &config.hub_endpoint, progress })
     }
 
-    /// The files of a repository, from its tree.
+    /// The files of a repository, from its tree, which the hub gives page by page.
     pub(super) fn list(&self, repo: &str, revision: &str) -> Result<Vec<Listed>, StoreError> {
-        let url = format!(
+        let mut next = Some(format!(
             "{}/api/models/{repo}/tree/{}?recursive=true",
             self.endpoint,
             encode_segment(revision)
-        );
+        ));
         let what = format!("{repo} at revision {revision}");
-        let mut patience = Patience::new(self.http.limits, self.progress);
-        let body = loop {
-            match self.get_small(&url, &what, repo) {
-                Ok(body) => break body,
-                Err(failure) => patience.pause(failure)?,
-            }
+        let wrong = |why: String| {
+            let url = format!("{}/{repo}", self.endpoint);
+            StoreError::Network { url, why }
         };
-        let tree: Vec<TreeEntry> = serde_json::from_slice(&body).map_err(|e| {
-            let why = format!("its list of files does not parse ({e})");
-            StoreError::Network { url: format!("{}/{repo}", self.endpoint), why }
-        })?;
-        let files = tree.into_iter().filter(|entry| entry.kind == "file");
-        Ok(files.map(TreeEntry::listed).collect())
+        let mut patience = Patience::new(self.http.limits, self.progress);
+        let (mut files, mut bytes, mut pages) = (Vec::new(), 0, 0);
+        while let Some(url) = next.take() {
+            if pages == MAX_PAGES {
+                return Err(wrong(format!("its list of files has more than {MAX_PAGES} pages")));
+            }
+            pages += 1;
+            let (body, further) = loop {
+                match self.get_page(&url, &what, repo, MAX_LISTING_BYTES - bytes) {
+                    Ok(page) => break page,
+                    Err(failure) => patience.pause(failure)?,
+                }
+            };
+            patience.gained();
+            let tree: Vec<TreeEntry> = serde_json::from_slice(&body)
+                .map_err(|e| wrong(format!("its list of files does not parse ({e})")))?;
+            let listed = tree.into_iter().filter(|entry| entry.kind == "file");
+            files.extend(listed.map(TreeEntry::listed));
+            bytes += body.len() as u64;
+            next = further;
+        }
+        Ok(files)
     }
 
-    fn get_small(&self, url: &str, what: &str, repo: &str) -> Result<Vec<u8>, Failure> {
+    /// A page of at most `most` bytes, and the address of the next one.
+    fn get_page(
+        &self,
+        url: &str,
+        what: &str,
+        repo: &str,
+        most: u64,
+    ) -> Result<(Vec<u8>, Option<String>), Failure> {
         let reply = self.checked(self.http.get(url, &[])?, what, repo)?;
+        let next = reply.next_page()?;
         let shown = reply.shown_url;
-        let body = reply.body.into_with_config().limit(MAX_LISTING_BYTES).read_to_vec();
-        body.map_err(|e| Failure {
+        let body = reply.body.into_with_config().limit(most).read_to_vec();
+        let body = body.map_err(|e| Failure {
             error: StoreError::Network { url: shown, why: e.to_string() },
             again: Again::After(None),
-        })
+        })?;
+        Ok((body, next))
     }
 
     /// Continues `partial` until it holds the whole file; returns what the hub said of it.

@@ -58,7 +58,7 @@ impl Manifest {
     }
 
     /// Name and size of each file.
-    fn files(&self) -> impl Iterator<Item = (&str, u64)> {
+    pub fn files(&self) -> impl Iterator<Item = (&str, u64)> {
         let more = self.more.iter().map(|further| (further.file.as_str(), further.size));
         std::iter::once((self.file.as_str(), self.size)).chain(more)
     }

@@ -68,8 +68,8 @@ pub enum PullPolicy {
 /// A model on this machine: a file or a Hugging Face folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedModel {
-    /// The name in full: a catalogue name, `hf:org/repo` with or without a file, the file's stem, or
-    /// the folder's name.
+    /// The name in full: a catalogue name, `hf:org/repo` with or without a file, the file's stem,
+    /// or the folder's name.
     pub name: String,
     /// The file, the first one of a model in parts, or the folder.
     pub path: PathBuf,
@@ -184,22 +184,30 @@ impl Store {
         self.layout.entry(&name).ok_or_else(|| self.not_installed(&name))
     }
 
-    /// Removes a model, or what an unfinished pull of it left. Waits for a pull that is running.
+    /// Removes a model, or what an unfinished pull of it left, and says what it was. Any part of a
+    /// model in parts stands for the whole. Waits for a pull that is running.
     ///
     /// # Errors
     /// [`StoreError::NotInstalled`] if there is nothing of that name, [`StoreError::Io`].
-    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+    pub fn remove(&self, name: &str) -> Result<Entry, StoreError> {
         let name = self.proper_name(name);
-        if self.layout.entry(&name).is_none() {
-            return Err(self.not_installed(&name));
-        }
-        let _lock = self.layout.lock(&name, &Quiet)?;
-        self.layout.remove(&name)
+        let _lock = match self.layout.entry(&name) {
+            Some(_) => self.layout.lock(&name, &Quiet)?,
+            None => return Err(self.not_installed(&name)),
+        };
+        let entry = self.layout.entry(&name).ok_or_else(|| self.not_installed(&name))?;
+        self.layout.remove(&name)?;
+        Ok(entry)
     }
 
-    /// The catalogue's spelling of a name, if it is there.
+    /// The name that a model stands under here: the catalogue's spelling, or that of the first
+    /// part.
     fn proper_name(&self, name: &str) -> String {
-        self.catalogue.get(name).map_or(name, |m| &m.name).to_owned()
+        match (self.catalogue.get(name), name.parse()) {
+            (Some(model), _) => model.name.clone(),
+            (None, Ok(ModelRef::Hub(hub))) => hub.of_first_part().to_string(),
+            _ => name.to_owned(),
+        }
     }
 
     fn not_installed(&self, name: &str) -> StoreError {
@@ -276,9 +284,7 @@ impl Store {
         policy: PullPolicy,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, StoreError> {
-        // Any part stands for the model, which bears the name of the first.
-        let first = hub.file.as_deref().and_then(hub::first_part);
-        let hub = &first.map_or_else(|| hub.clone(), |first| hub.with_file(&first));
+        let hub = &hub.of_first_part();
         let local = match &hub.file {
             Some(_) => self.hub_file_here(hub),
             None => self.hub_choice_here(hub),

@@ -17,6 +17,9 @@ pub(super) fn identity_of(staging: &Path, file: &str) -> PathBuf {
     staging.join(format!("{file}.partial.json"))
 }
 
+/// What older versions, which knew models of one file alone, called [`identity_of`] that.
+const OLDER_IDENTITY: &str = "partial.json";
+
 /// What is promised of a file before it is fetched.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Promise {
@@ -38,12 +41,14 @@ pub(super) struct Partial {
     identity: Identity,
     file: File,
     len: u64,
+    forgotten: u64,
 }
 
 impl Partial {
     /// Opens or creates the partial file of `file_name` in `staging`.
     ///
-    /// Bytes of an earlier pull are kept if they are known to belong to the promised file.
+    /// Bytes of an earlier pull are kept if they are known to belong to the promised file, also
+    /// where an older version pulled them; [`Partial::forgotten`] says how many were not.
     pub(super) fn open(
         staging: &Path,
         file_name: &str,
@@ -61,11 +66,16 @@ impl Partial {
         let mut file = options.open(&path).map_err(|e| StoreError::io("open", &path, e))?;
         let len = file.seek(SeekFrom::End(0)).map_err(|e| StoreError::io("open", &path, e))?;
         let identity_path = identity_of(staging, file_name);
+        let older = staging.join(OLDER_IDENTITY);
+        if len > 0 && older.is_file() && !identity_path.exists() {
+            fs::rename(&older, &identity_path).map_err(|e| StoreError::io("reopen", &older, e))?;
+        }
         let identity = fs::read(&identity_path).ok();
         let identity: Identity =
             identity.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
-        let mut partial = Self { path, identity_path, identity, file, len };
+        let mut partial = Self { path, identity_path, identity, file, len, forgotten: 0 };
         partial.keep_only_if_of(promise)?;
+        partial.forgotten = len - partial.len;
         Ok(partial)
     }
 
@@ -86,6 +96,11 @@ impl Partial {
 
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Bytes of an earlier pull that were not kept.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// The server's name for the version that the bytes so far belong to.
@@ -205,6 +220,22 @@ mod tests {
         drop(partial);
         let partial = Partial::open(dir.path(), "f", &unknown).unwrap();
         assert_eq!((partial.len(), partial.etag()), (3, Some("\"v1\"")));
+    }
+
+    #[test]
+    fn what_an_older_version_left_is_gone_on_with_or_known_to_be_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let older = dir.path().join(OLDER_IDENTITY);
+        for (promised, kept) in [(1, 3), (2, 0)] {
+            fs::write(path_of(dir.path(), "f"), "abc").unwrap();
+            let _ = fs::remove_file(identity_of(dir.path(), "f"));
+            let sha256 = Sha256Digest([1; 32]);
+            let identity = serde_json::json!({ "sha256": sha256, "etag": null });
+            fs::write(&older, identity.to_string()).unwrap();
+            let partial = Partial::open(dir.path(), "f", &promise(10, promised)).unwrap();
+            assert_eq!((partial.len(), partial.forgotten()), (kept, 3 - kept));
+            assert!(!older.exists());
+        }
     }
 
     #[test]

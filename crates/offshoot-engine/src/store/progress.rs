@@ -40,6 +40,11 @@ pub enum Event<'a> {
         /// Why.
         error: &'a StoreError,
     },
+    /// What an earlier pull left is not known to be of the promised file, and was forgotten.
+    StartingOver {
+        /// Bytes that it had.
+        bytes: u64,
+    },
     /// Bytes of the model on disk so far.
     Bytes {
         /// Bytes there now, counting those kept from an earlier pull.

@@ -206,6 +206,9 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Delivered, StoreError> {
         let mut partial = Partial::open(staging, &file.file, &file.promise)?;
+        if partial.forgotten() > 0 {
+            progress.event(&Event::StartingOver { bytes: partial.forgotten() });
+        }
         let kept = partial.len();
         match self.fetch(file, source, staging, &mut partial, progress) {
             Err(StoreError::Verification { .. }) if kept > 0 => {

@@ -1,6 +1,6 @@
 //! How a user names a model.
 
-use super::StoreError;
+use super::{StoreError, hub};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -46,6 +46,12 @@ impl HubRef {
     /// The same reference with the file filled in.
     pub(super) fn with_file(&self, file: &str) -> Self {
         Self { file: Some(file.to_owned()), ..self.clone() }
+    }
+
+    /// The same model by its first part: any part stands for all, and they bear the name of that.
+    pub(super) fn of_first_part(&self) -> Self {
+        let first = self.file.as_deref().and_then(hub::first_part);
+        first.map_or_else(|| self.clone(), |first| self.with_file(&first))
     }
 }
 

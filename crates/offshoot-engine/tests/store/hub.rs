@@ -275,6 +275,36 @@ fn a_repository_without_a_file_named_gives_its_q4_k_m_and_keeps_it() {
 }
 
 #[test]
+fn files_behind_the_first_page_of_a_listing_are_found() {
+    let bytes = model_bytes(1000);
+    let (first, body) = (tree(&[("README.md", b"x")]), bytes.clone());
+    let last = tree(&[("a-Q4_K_M.gguf", &bytes)]);
+    let hub = Server::start(move |request, number| match request.path.as_str() {
+        TREE => Answer::ok(&first).with("link", &format!("<{TREE}&cursor=one>; rel=\"next\"")),
+        _ if number == 1 => Answer::status(503),
+        path if path == format!("{TREE}&cursor=one") => {
+            Answer::ok(b"[]").with("link", "<main?cursor=two>; rel=\"next\"")
+        }
+        "/api/models/org/repo/tree/main?cursor=two" => Answer::ok(&last),
+        "/org/repo/resolve/main/a-Q4_K_M.gguf" => Answer::ranged(request, &body),
+        _ => Answer::status(404),
+    });
+    let bench = Bench::new(&hub.url());
+    let found = resolve(&bench.store(), "hf:org/repo").unwrap();
+    assert_eq!(found.name, "hf:org/repo/a-Q4_K_M.gguf");
+    assert_holds(&found.path, &bytes);
+    assert_eq!(hub.seen().len(), 5, "a page that failed is asked for again, the others once");
+}
+
+#[test]
+fn a_listing_without_end_ends() {
+    let hub = Server::start(|_, _| Answer::ok(b"[]").with("link", "<main>; rel=\"next\""));
+    let error = resolve(&Bench::new(&hub.url()).store(), "hf:org/repo").unwrap_err();
+    assert!(error.to_string().contains("pages"), "{error}");
+    assert_eq!(hub.seen().len(), 256);
+}
+
+#[test]
 fn a_repository_with_an_open_choice_lists_it() {
     let listing = tree(&[("a-Q8_0.gguf", b"8"), ("a-Q5_0.gguf", b"5")]);
     let hub = Server::start(move |_, _| Answer::ok(&listing));

@@ -65,7 +65,10 @@ fn all_parts_are_pulled_whichever_is_named_and_none_twice() {
             assert_eq!(again.unwrap(), found);
         }
         assert_eq!((before, hub.seen().len()), (4, 4));
-        bench.store().remove(NAME).unwrap();
+        let last = "hf:org/repo/q8/m-00003-of-00003.gguf";
+        let part = if name == "hf:org/repo" { last } else { name };
+        assert_eq!(bench.store().show(part).unwrap().name, NAME);
+        assert_eq!(bench.store().remove(part).unwrap().name, NAME, "a part stands for the whole");
         assert!(bench.store().list().unwrap().is_empty());
     }
 }

@@ -33,6 +33,7 @@ use offshoot_kernels::{BlockType, FileMap};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use crate::beside::replace_file;
 use crate::{BaseId, Error, ModelConfig, TokenizerId};
 
 /// The file of heads in the folder of a variant, named as published ones are.
@@ -414,13 +415,8 @@ impl HeadsFile {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let partial = path.with_extension(format!("{}.partial", std::process::id()));
-        let written = std::fs::write(&partial, self.bytes(HeadLayout::Shared))
-            .and_then(|()| std::fs::rename(&partial, path));
-        written.map_err(|source| {
-            let _ = std::fs::remove_file(&partial);
-            Error::Io { path: path.to_owned(), source }
-        })
+        let written = replace_file(path, &self.bytes(HeadLayout::Shared));
+        written.map_err(|source| Error::Io { path: path.to_owned(), source })
     }
 }
 

@@ -10,6 +10,7 @@ use offshoot_kernels::{
     PackedMatrix, ScratchFile, SharedBytes, TILE_KIND, TileError, form_for,
 };
 
+use crate::beside::Partial;
 use crate::{
     Architecture, Blueprint, Checkpoint, Error, LinearId, LinearSpec, ModelConfig, VectorId,
 };
@@ -530,19 +531,11 @@ fn header(key: [u8; 32], total: usize) -> [u8; HEADER] {
 fn write_cache(cache: WeightCache<'_>, tiles: &[u8]) -> std::io::Result<()> {
     let mut header = header(cache.key, tiles.len());
     header[HEADER - 48..HEADER - 16].copy_from_slice(digest(tiles).as_bytes());
-    let partial = cache.path.with_extension(format!("{}.partial", std::process::id()));
-    let write = || {
-        let mut file = std::fs::File::create(&partial)?;
-        file.write_all(&header)?;
-        file.write_all(tiles)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, cache.path)
-    };
-    let result = write();
-    if result.is_err() {
-        let _ = std::fs::remove_file(&partial);
-    }
-    result
+    let (partial, mut file) = Partial::file(cache.path)?;
+    file.write_all(&header)?;
+    file.write_all(tiles)?;
+    file.sync_all()?;
+    partial.move_to(cache.path)
 }
 
 fn vector(checkpoint: &Checkpoint, name: &str, len: usize) -> Result<Vec<f32>, Error> {

@@ -23,6 +23,7 @@ pub use error::{Count, DataError, Fault, Place};
 pub use format::{Format, Rename};
 pub use prepare::{
     DataEvent, DataOptions, OnData, Prepared, RenderedRow, check, examples, prepare, show,
+    trim_prepared,
 };
 pub use read::{Container, Rows, rows};
 pub use record::{Record, Said};

@@ -1,7 +1,9 @@
 //! From files to examples: what a check tells, and what training reads.
 
 use std::collections::{BTreeSet, HashSet};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::error::{DataError, Fault};
 use super::format::{Format, Rename, rename};
@@ -11,7 +13,8 @@ use super::render::{Length, Rendered, Renderer, Unrendered};
 use super::report::{FileReport, Report};
 use super::row::Row;
 use super::task::Task;
-use super::tokens::{Key, TokenFile, TokenWriter};
+use super::tokens::{ENDING, Key, TokenFile, TokenWriter};
+use crate::beside::remove_abandoned;
 use crate::store::hash;
 use crate::tune::Example;
 use crate::{Control, Error};
@@ -83,9 +86,10 @@ pub fn show(
 ) -> Result<(FileReport, RenderedRow), Error> {
     let mut file = Opened::new(path, options)?;
     let index = usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX);
-    let row = file.rows.nth(index).ok_or_else(|| {
-        DataError::file(path, format!("there is no row {number}: rows are counted from 1"))
-    })?;
+    let mut before = 0;
+    let row = file.rows.by_ref().inspect(|_| before += 1).nth(index);
+    let none = || DataError::file(path, format!("there is no row {number}: it has 1 to {before}"));
+    let row = row.ok_or_else(none)?;
     let rendered = file.meaning.examples(&row?, renderer, options)?;
     Ok((file.report, rendered))
 }
@@ -101,9 +105,9 @@ pub struct Prepared {
     pub reused: bool,
 }
 
-/// Makes the examples of `paths` once and keeps them in a file in `folder`, whose name says what they
-/// are made of: the bytes of the data, the tokenizer, the chat template and the options. They are
-/// taken from there where they have been made before.
+/// Makes the examples of `paths` once and keeps them in a file in `folder`, whose name says what
+/// they are made of: the bytes of the data, the tokenizer, the chat template and the options. They
+/// are taken from there where they have been made before.
 ///
 /// # Errors
 /// As [`check`]; [`DataError::Faults`] if any row is wrong.
@@ -116,8 +120,13 @@ pub fn prepare(
 ) -> Result<Prepared, Error> {
     let key = key_of(paths, renderer, options)?;
     let name: String = key[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = folder.join(format!("{name}.tokens"));
+    let path = folder.join(format!("{name}.{ENDING}"));
     if let Some(file) = TokenFile::open(&path).ok().filter(|file| file.key() == key) {
+        // Used now: another is the one to go. That it cannot be said is no failure.
+        let _ = File::options()
+            .append(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(SystemTime::now()));
         file.report().files.iter().for_each(|file| _ = on(DataEvent::Detected(file)));
         return Ok(Prepared { path, file, reused: true });
     }
@@ -126,6 +135,32 @@ pub fn prepare(
     let report = sound(paths, renderer, options, sink, on)?;
     writer.finish(&key, &report)?;
     Ok(Prepared { file: TokenFile::open(&path)?, path, reused: false })
+}
+
+/// Removes prepared examples from `folder`, those that were used longest ago first, until those
+/// that are left have at most `most` bytes or are the files `keep`; and what runs that were killed
+/// left half made.
+///
+/// Who still reads a removed file goes on reading it. What cannot be removed stays.
+pub fn trim_prepared(folder: &Path, keep: &[&Path], most: u64) {
+    let is_one = |path: &Path| path.extension().is_some_and(|ending| ending == ENDING);
+    remove_abandoned(folder, |place| is_one(Path::new(place)));
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let sized = entries.filter(|entry| is_one(&entry.path())).filter_map(|entry| {
+        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((metadata.modified().ok()?, metadata.len(), entry.path()))
+    });
+    let mut files: Vec<_> = sized.collect();
+    files.sort();
+    let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
+    for (_, size, path) in files.iter().filter(|(.., path)| !keep.contains(&path.as_path())) {
+        if total <= most {
+            break;
+        }
+        if fs::remove_file(path).is_ok() {
+            total -= size;
+        }
+    }
 }
 
 /// The examples of `paths` in memory, for sets that are gone through once.
@@ -358,8 +393,8 @@ fn proceed(control: Control) -> Result<(), Error> {
     }
 }
 
-/// Counts what a row became. Rows are told apart by 64 bits of a hash: eight bytes a row, and one in
-/// a million million wrong among a million.
+/// Counts what a row became. Rows are told apart by 64 bits of a hash: eight bytes a row, and one
+/// in a million million wrong among a million.
 fn count(report: &mut Report, rendered: &Rendered, seen: &mut HashSet<u64>) {
     report.cut += u64::from(rendered.cut);
     report.dropped += u64::from(rendered.examples.is_empty());

@@ -26,10 +26,14 @@ use offshoot_kernels::FileMap;
 
 use super::error::DataError;
 use super::report::Report;
+use crate::beside::Partial;
 use crate::tune::{Example, Sequence};
 
 const MAGIC: &[u8; 8] = b"OFFTOKN2";
 const HEADER: usize = 96;
+
+/// Ends the names of such files.
+pub(super) const ENDING: &str = "tokens";
 
 /// What the examples of a file are made of.
 pub(crate) type Key = [u8; 32];
@@ -232,7 +236,7 @@ impl<'a> Words<'a> {
 #[derive(Debug)]
 pub(crate) struct TokenWriter {
     place: PathBuf,
-    partial: PathBuf,
+    partial: Partial,
     file: Option<BufWriter<File>>,
     hasher: blake3::Hasher,
     starts: Vec<u64>,
@@ -245,12 +249,9 @@ impl TokenWriter {
         if let Some(folder) = place.parent() {
             fs::create_dir_all(folder).map_err(DataError::io(folder))?;
         }
-        let mut partial = place.as_os_str().to_owned();
-        partial.push(format!(".{}.partial", std::process::id()));
-        let partial = PathBuf::from(partial);
-        let file = File::create(&partial).map_err(DataError::io(&partial))?;
+        let (partial, file) = Partial::file(place).map_err(DataError::io(place))?;
         let mut file = BufWriter::new(file);
-        file.write_all(&[0; HEADER]).map_err(DataError::io(&partial))?;
+        file.write_all(&[0; HEADER]).map_err(DataError::io(place))?;
         Ok(Self {
             place: place.to_owned(),
             partial,
@@ -276,14 +277,14 @@ impl TokenWriter {
     fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
         self.hasher.update(bytes);
         let file = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
-        file.map_err(DataError::io(&self.partial))
+        file.map_err(DataError::io(&self.place))
     }
 
     /// Completes the file and moves it to its place.
     pub(crate) fn finish(mut self, key: &Key, report: &Report) -> Result<(), DataError> {
         let starts: Vec<u8> = self.starts.iter().flat_map(|start| start.to_le_bytes()).collect();
         let report = serde_json::to_vec(report).map_err(io::Error::other);
-        let report = report.map_err(DataError::io(&self.partial))?;
+        let report = report.map_err(DataError::io(&self.place))?;
         self.write(&starts)?;
         self.write(&report)?;
         let sum = self.hasher.finalize();
@@ -300,15 +301,7 @@ impl TokenWriter {
             file.write_all(&header)?;
             file.sync_all()
         });
-        written.map_err(DataError::io(&self.partial))?;
-        fs::rename(&self.partial, &self.place).map_err(DataError::io(&self.place))
-    }
-}
-
-impl Drop for TokenWriter {
-    /// Nothing is left of a file that was not finished.
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.partial);
+        written.and_then(|()| self.partial.move_to(&self.place)).map_err(DataError::io(&self.place))
     }
 }
 
