@@ -180,7 +180,8 @@ fn what_is_written_keeps_its_table_or_is_refused() {
         let (from, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         vocabulary.folder(&open(&vocabulary.tiny(family)).unwrap(), &json).save(from.path());
         let source = Checkpoint::open(from.path()).unwrap();
-        let folder = FolderOptions { floats: Recipe::F16, shard_bytes: 1 << 20 };
+        let folder =
+            FolderOptions { floats: Recipe::F16, shard_bytes: 1 << 20, single_vectors: false };
         let mut create = |name: &str| {
             let file = std::fs::File::create_new(dir.path().join(name))?;
             Ok(Box::new(file) as Box<dyn std::io::Write>)

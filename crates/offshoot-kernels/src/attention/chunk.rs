@@ -250,7 +250,7 @@ unsafe fn score<L: Lanes, T: Element, const J: usize, const B: usize>(
         // Bytes of one element of the keys of all blocks: half a cache line, one or two.
         let each = B * KEYS * size_of::<T>();
         for d in 0..hd {
-            if d * each % LINE == 0 {
+            if (d * each).is_multiple_of(LINE) {
                 for line in (0..each).step_by(LINE) {
                     L::prefetch(after.cast::<u8>().wrapping_add(d * each + line));
                     L::prefetch(v.cast::<u8>().wrapping_add(d * each + line));

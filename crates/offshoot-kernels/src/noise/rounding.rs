@@ -41,7 +41,7 @@ impl Rounding {
     /// If the element is out of range, 2^35.
     pub fn round(&self, element: u64, x: f32) -> f32 {
         let bits = if x.is_finite() { self.bits(element) } else { 0 };
-        f32::from_bits(x.to_bits() + bits & 0xffff_0000)
+        f32::from_bits((x.to_bits() + bits) & 0xffff_0000)
     }
 
     /// The 16 bits of `element`.
@@ -84,10 +84,11 @@ impl Rounding {
             return;
         }
         pairs.fill([0; TILE_ROWS]);
-        for lane in 0..TILE_ROWS.min(rows - place.row) {
-            for col in 0..place.count {
+        let height = TILE_ROWS.min(rows - place.row);
+        for col in 0..place.count {
+            for (lane, pair) in pairs[col / 2].iter_mut().enumerate().take(height) {
                 let bits = self.bits(first + (lane * cols + col) as u64);
-                pairs[col / 2][lane] |= bits << (16 * (col % 2));
+                *pair |= bits << (16 * (col % 2));
             }
         }
     }
@@ -140,7 +141,7 @@ mod tests {
         for element in 0..n {
             // Anywhere between two neighbours, in all binades about one and of both signs.
             let place = (element as u32).wrapping_mul(0x9e37_79b9);
-            let low = 0x3e80_0000 + ((place >> 8 & 0x1ff) << 16) | place << 31;
+            let low = (0x3e80_0000 + ((place >> 8 & 0x1ff) << 16)) | (place << 31);
             let (a, b) = (f32::from_bits(low), f32::from_bits(low + 0x1_0000));
             let x = f32::from_bits(low | place >> 7 & 0xffff);
             let rounded = ROUNDING.round(element, x);

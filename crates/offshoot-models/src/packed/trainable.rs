@@ -19,8 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    Change, Compute, Cpu, FileBlock, FloatStore, Forming, Forms, Rounding, ScratchFile, Term, Traffic,
-    update_matrix, update_rows,
+    Change, Compute, Cpu, FileBlock, FloatStore, Forming, Forms, Rounding, ScratchFile, Term,
+    Traffic, update_matrix, update_rows,
 };
 
 use super::executor::PackedExecutor;

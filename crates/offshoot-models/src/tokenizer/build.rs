@@ -42,7 +42,7 @@ impl Tokenizer {
                 let signs = matches!(model.prefix, SpacePrefix::Never | SpacePrefix::EveryPart);
                 let added = Added::new(added, !signs)?;
                 let (vocab, pieces) = sentence_piece(spec, model, added)?;
-                (vocab, Segmenter::Pieces(pieces))
+                (vocab, Segmenter::Pieces(Box::new(pieces)))
             }
         };
         let of_kind = |wanted: fn(TokenKind) -> bool| {

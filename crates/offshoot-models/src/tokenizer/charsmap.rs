@@ -52,7 +52,7 @@ impl Charsmap {
         let wrong = |what: &str| Err(format!("its table of characters {what}"));
         let Some((head, rest)) = bytes.split_first_chunk() else { return wrong("has no size") };
         let size = u32::from_le_bytes(*head) as usize;
-        if size == 0 || size % 4 != 0 || size > rest.len() {
+        if size == 0 || !size.is_multiple_of(4) || size > rest.len() {
             return wrong(&format!("says that its trie has {size} of its {} bytes", bytes.len()));
         }
         let (trie, texts) = rest.split_at(size);

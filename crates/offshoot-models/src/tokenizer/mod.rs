@@ -81,15 +81,17 @@ pub struct Tokenizer {
 /// How text without added tokens becomes ids.
 enum Segmenter {
     ByteLevel(Box<ByteLevel>),
-    Pieces(PieceTable),
+    Pieces(Box<PieceTable>),
 }
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let merges = match &self.segmenter {
             Segmenter::ByteLevel(words) => words.merges.len(),
-            Segmenter::Pieces(PieceTable { chooser: Chooser::Merges(merges), .. }) => merges.len(),
-            Segmenter::Pieces(_) => 0,
+            Segmenter::Pieces(pieces) => match &pieces.chooser {
+                Chooser::Merges(merges) => merges.len(),
+                _ => 0,
+            },
         };
         f.debug_struct("Tokenizer")
             .field("tokens", &self.vocab.len())
