@@ -10,6 +10,8 @@ mod pytorch;
 mod quantised;
 mod rejoin;
 mod replays;
+#[path = "../support/runs.rs"]
+mod runs;
 mod served;
 mod setting;
 mod smollm2;
