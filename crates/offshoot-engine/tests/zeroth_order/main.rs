@@ -19,3 +19,4 @@ mod smollm2;
 #[allow(dead_code)] // that crate's own tests use the rest
 mod tiny;
 mod together;
+mod untouched;
