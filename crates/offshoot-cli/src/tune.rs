@@ -13,8 +13,8 @@ use offshoot_engine::tune::data::{
 };
 use offshoot_engine::tune::run::{
     Advice, Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig,
-    RunDescription, TuneNeed, VariantFile, check_examples, digest, evaluate_held_out, follow,
-    read_config,
+    RunDescription, TuneNeed, TuneTime, VariantFile, check_examples, digest, evaluate_held_out,
+    follow, read_config,
 };
 use offshoot_engine::{Control, available_memory, peak_rss_bytes};
 use offshoot_kernels::{Cpu, available_threads};
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
     let model =
         ModelArgs { model: config.model.clone(), offline: args.offline, output: args.output };
     if args.dry_run {
-        return dry_run(args, &model, &config);
+        return dry_run(args, &model, &config, &Signals::listen());
     }
     let folder = args.resume.clone().unwrap_or_else(|| config.folder());
     if args.resume.is_none() {
@@ -102,19 +102,22 @@ fn opened(model: &ModelArgs, engine: &EngineArgs) -> Result<Checkpoint, Failure>
     })
 }
 
-fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(), Failure> {
-    for file in config.data.iter().chain(&config.eval_data) {
-        let wrong = |source| Failure::File { path: file.clone(), source };
-        std::fs::metadata(file).map_err(wrong)?;
-    }
-    let checkpoint = opened(model, &engine_args(args, config)?)?;
+fn dry_run(
+    args: &TuneArgs,
+    model: &ModelArgs,
+    config: &RunConfig,
+    signals: &Signals,
+) -> Result<(), Failure> {
+    let engine = engine_args(args, config)?;
+    let checkpoint = opened(model, &engine)?;
     let config = &config.fitted(checkpoint.config())?;
     let need = TuneNeed::of(&checkpoint, config);
     let available = available_memory();
+    let time = time(&checkpoint, config, &cpu(&engine)?, signals)?;
     if args.output.json {
         say_json(&json!({
             "config": config, "output": config.folder(), "learning_rate": config.rate(),
-            "memory": need, "available": available,
+            "memory": need, "available": available, "time": time,
         }))?;
     } else {
         say(config.to_toml().trim_end())?;
@@ -139,10 +142,58 @@ fn dry_run(args: &TuneArgs, model: &ModelArgs, config: &RunConfig) -> Result<(),
                 ),
             }
         ))?;
+        say(match time {
+            None => "# time: not known before the first step: answers are written".to_owned(),
+            Some(time) => format!(
+                "# time: at least {} a step, {} for {} steps: products with weights alone, {:.2} \
+                 billion multiplications a step at {:.1} billion a second, measured now",
+                seconds(time.step_s),
+                seconds(time.run_s),
+                time.steps,
+                time.multiplications / 1e9,
+                time.multiplications_per_s / 1e9
+            ),
+        })?;
     }
     match available {
         Some(available) => Ok(TuneNeed::check(&checkpoint, config, available)?),
         None => Ok(()),
+    }
+}
+
+/// What the run takes of time, where that can be told.
+fn time(
+    checkpoint: &Checkpoint,
+    config: &RunConfig,
+    cpu: &Cpu,
+    signals: &Signals,
+) -> Result<Option<TuneTime>, Failure> {
+    let renderer = Renderer::new(checkpoint)?;
+    let options = config.data_options()?;
+    let read = |files: &[PathBuf]| {
+        read_examples(files, &renderer, &options, &mut |_: DataEvent<'_>| signals.control())
+    };
+    let (all, _) = read(&config.data)?;
+    let file = match &config.eval_data[..] {
+        [] => None,
+        files => Some(read(files)?.0),
+    };
+    let (train, held_out) = match &file {
+        None => Part::split(&all, config.eval_fraction, config.seed)?,
+        Some(file) => (Part::whole(&all), Part::whole(file)),
+    };
+    check_examples(config, &train, &held_out)?;
+    let steps = config.plan(train.count(), held_out.count())?.steps;
+    Ok(TuneTime::of(checkpoint, config, &train, steps, cpu)?)
+}
+
+/// A time as one says it.
+fn seconds(s: f64) -> String {
+    match s {
+        s if s < 0.1 => format!("{:.1} ms", 1000.0 * s),
+        s if s < 100.0 => format!("{s:.1} s"),
+        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
     }
 }
 
@@ -266,9 +317,12 @@ fn load(
         let (model, cpu) = models::load_base(model, engine)?;
         return Ok((Base::Packed(Box::new(model)), cpu));
     }
+    Ok((Base::Stored(Arc::new(opened(model, engine)?)), cpu(engine)?))
+}
+
+fn cpu(engine: &EngineArgs) -> Result<Cpu, Failure> {
     let threads = engine.threads.map_or_else(available_threads, usize::from);
-    let cpu = Cpu::new(models::isa()?, threads);
-    Ok((Base::Stored(Arc::new(opened(model, engine)?)), cpu))
+    Ok(Cpu::new(models::isa()?, threads))
 }
 
 /// Where examples are kept as tokens: with what is kept of models, or in the run's folder.
@@ -457,6 +511,14 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_said_in_units_that_suit_them() {
+        for (s, said) in [(0.0123, "12.3 ms"), (1.25, "1.2 s"), (150.0, "2 min"), (9000.0, "2.5 h")]
+        {
+            assert_eq!(seconds(s), said);
+        }
+    }
 
     #[test]
     fn words_are_quoted_as_a_shell_reads_them() {

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 #![cfg(target_os = "linux")]
 
+#[path = "support/memory.rs"]
+mod memory;
+
 use std::sync::Arc;
 
-use offshoot_engine::store::{PullPolicy, Quiet, Store};
+use memory::{smollm2, status};
 use offshoot_engine::tune::zeroth_order::{
     CrossEntropy, FullOptions, FullSpace, ZerothOrderOptions, ZerothOrderTrainer, weights_hash,
 };
@@ -17,19 +20,9 @@ use offshoot_models::Checkpoint;
 /// The largest tensor, which stands for a second copy of anything, has 113 million.
 const BESIDE: usize = 64 << 20;
 
-/// A line of `/proc/self/status`, in bytes.
-fn status(field: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    let kib: usize = line.trim_matches([':', ' ', '\t']).trim_end_matches(" kB").parse().unwrap();
-    1024 * kib
-}
-
 #[test]
 fn all_weights_are_loaded_written_and_read_back_without_a_second_copy_of_any_tensor() {
-    let store = Store::from_env().unwrap();
-    let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
-    let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
+    let checkpoint = smollm2();
     let weights = usize::try_from(FullSpace::weight_bytes(&checkpoint, FloatStore::F32)).unwrap();
     let cpu = Cpu::new(Isa::best(), 2);
     let before = status("VmRSS");

@@ -3,24 +3,19 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 #![cfg(target_os = "linux")]
 
+#[path = "support/memory.rs"]
+mod memory;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use offshoot_engine::store::{PullPolicy, Quiet, Store};
+use memory::{smollm2, status};
 use offshoot_engine::tune::zeroth_order::{
     CrossEntropy, FullOptions, FullSpace, ZerothOrderOptions, ZerothOrderTrainer, weights_hash,
 };
 use offshoot_engine::tune::{Example, Scorer, Sequence, Trainer};
 use offshoot_kernels::{Cpu, FloatStore, Isa};
 use offshoot_models::Checkpoint;
-
-/// A line of `/proc/self/status`, in bytes: pages of files that are mapped count in these.
-fn status(field: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    let kib: usize = line.trim_matches([':', ' ', '\t']).trim_end_matches(" kB").parse().unwrap();
-    1024 * kib
-}
 
 fn trainer(checkpoint: &Arc<Checkpoint>, cpu: &Cpu, folder: Option<&Path>) -> ZerothOrderTrainer {
     let options = FullOptions { folder: folder.map(Path::to_owned), ..FullOptions::default() };
@@ -45,9 +40,7 @@ fn run(trainer: &mut ZerothOrderTrainer, steps: std::ops::Range<u64>) {
 
 #[test]
 fn a_model_is_tuned_in_less_memory_than_its_weights_take_and_to_the_same_bits() {
-    let store = Store::from_env().unwrap();
-    let path = store.resolve(&"smollm2".parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
-    let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
+    let checkpoint = smollm2();
     let weights = usize::try_from(FullSpace::weight_bytes(&checkpoint, FloatStore::F32)).unwrap();
     let cpu = Cpu::new(Isa::best(), 2);
     let dir = tempfile::tempdir().unwrap();

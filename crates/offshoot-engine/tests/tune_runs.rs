@@ -2,6 +2,9 @@
 //! with momentum, so that there is a state beside the weights.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
+#[path = "support/runs.rs"]
+mod runs;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +12,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use offshoot_engine::tune::run::{
-    EndReason, Examples, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription,
-    VariantFile, digest, event_file, read_log,
+    EndReason, Examples, Happening, LogLine, Outcome, Part, Run, RunConfig, event_file, read_log,
 };
 use offshoot_engine::tune::{Example, Scored, Scorer, Sequence, StepReport, Trainer};
 use offshoot_engine::{Control, Error};
-use offshoot_models::{BaseId, TokenizerId};
+use runs::{described, mean_loss, stop_at};
 
 /// Tokens of the language.
 const TOKENS: usize = 8;
@@ -152,46 +154,6 @@ fn config() -> RunConfig {
     }
 }
 
-fn described(config: &RunConfig, train: &Part<'_>, held_out: &Part<'_>) -> RunDescription {
-    RunDescription {
-        id: String::new(),
-        config: config.clone(),
-        data: digest(train).unwrap(),
-        examples: train.count(),
-        held_out_data: digest(held_out).unwrap(),
-        held_out: held_out.count(),
-        command: "test".into(),
-        variant: VariantFile {
-            format: 1,
-            base: BaseId::from_bytes([7; 32]),
-            tokenizer: TokenizerId::from_bytes([8; 32]),
-            chat_template: Some("{{ x }}".into()),
-            stop_tokens: vec![0],
-            method: "test".into(),
-            offshoot: "test".into(),
-        },
-    }
-}
-
-/// The mean loss of the tokens of all texts, one after the other.
-fn mean_loss(
-    scorer: &mut dyn Scorer,
-    examples: &dyn Examples,
-    progress: &mut dyn FnMut(u64) -> Control,
-) -> Result<BTreeMap<String, f64>, Error> {
-    let (mut nats, mut tokens) = (0.0, 0);
-    for index in 0..examples.count() {
-        if progress(index as u64) == Control::Stop {
-            return Err(Error::Stopped);
-        }
-        let Example::Text(sequence) = examples.example(index)? else { panic!("texts alone") };
-        let scored = scorer.score(&[&sequence])?[0];
-        nats -= scored.logprob;
-        tokens += scored.tokens;
-    }
-    Ok(BTreeMap::from([("loss".to_owned(), nats / tokens as f64)]))
-}
-
 /// Runs to the end, or until `watch` says stop.
 fn go(
     folder: &Path,
@@ -214,14 +176,6 @@ fn finish(folder: &Path, config: &RunConfig) -> (Outcome, Bigrams) {
     let mut trainer = Bigrams::new();
     let outcome = go(folder, config, &mut trainer, &mut |_| Control::Continue).unwrap();
     (outcome, trainer)
-}
-
-/// Says stop once step `step` is made.
-fn stop_at(step: u64) -> impl FnMut(&Happening<'_>) -> Control {
-    move |happening| match happening {
-        Happening::Line(LogLine::Step(line)) if line.step == step => Control::Stop,
-        _ => Control::Continue,
-    }
 }
 
 fn log(folder: &Path) -> Vec<LogLine> {
@@ -253,6 +207,19 @@ fn a_run_learns_and_its_folder_holds_all_that_is_promised() {
     assert!(matches!(log(dir.path()).last(), Some(LogLine::End { reason: EndReason::Done, .. })));
     let kept = fs::read_dir(dir.path().join("checkpoints")).unwrap().count();
     assert!((2..=3).contains(&kept), "two and the best: {kept}");
+}
+
+/// However a step's examples are split, it is the same step.
+#[test]
+fn batches_that_are_accumulated_are_one() {
+    let after = |batch, accumulation| {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, trainer) = finish(dir.path(), &RunConfig { batch, accumulation, ..config() });
+        (trainer, losses(dir.path()))
+    };
+    let whole = after(12, 1);
+    assert_eq!(after(3, 4), whole);
+    assert_eq!(after(1, 12), whole);
 }
 
 #[test]

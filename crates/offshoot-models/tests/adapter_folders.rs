@@ -9,25 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use logits::{MODELS, checkpoint, max_error, reference, reference_at};
+use logits::{
+    MODELS, checkpoint, dense_on, max_error, numbers, packed_on, reference, reference_at,
+};
 use offshoot_kernels::{Cpu, Isa};
 use offshoot_models::huggingface::{PeftOptions, adapter_files, peft};
 use offshoot_models::{
-    Checkpoint, DenseAdapters, DenseCache, DenseModel, LogitRows, LoraAdapter, LowRank,
-    PackedAdapters, PackedExecutor, PackedModel, Segment, VariantId, chain,
+    Checkpoint, DenseAdapters, DenseCache, DenseModel, LoraAdapter, LowRank, PackedAdapters,
+    PackedExecutor, PackedModel, VariantId,
 };
-
-/// Fixed numbers, uniform in -1 to 1, from xorshift64*.
-fn numbers(n: usize, seed: u64, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| size * next()).collect()
-}
 
 /// Differences of the matrices whose names end so, of several ranks and scales.
 fn adapter(base: &Checkpoint, ends: &[&str], rslora: bool) -> LoraAdapter {
@@ -95,26 +85,11 @@ fn a_base_is_named_and_nothing_is_written_that_does_not_fit() {
     assert!(adapter_files(&LoraAdapter::default(), base.config(), &options).is_err());
 }
 
-fn segment<'a>(
-    model: &offshoot_models::ModelConfig,
-    cache: &'a mut DenseCache,
-    tokens: &'a [u32],
-    parents: &'a [Option<u32>],
-    positions: &'a [u32],
-) -> Segment<'a, DenseCache> {
-    let rope = model.rope_for(tokens.len());
-    let (variant, logits) = (VariantId(1), LogitRows::All);
-    Segment { cache, tokens, parents, positions, rope, variant, logits }
-}
-
 fn dense(base: &Checkpoint, adapter: &LoraAdapter, tokens: &[u32]) -> Vec<f32> {
     let model = DenseModel::load(base, &Device::Cpu, DType::F32).unwrap();
     let mut hooks = DenseAdapters::new(&model, std::slice::from_ref(adapter)).unwrap();
     let mut cache = DenseCache::new(model.config());
-    let (parents, positions) = (chain(tokens.len()), (0..tokens.len() as u32).collect::<Vec<_>>());
-    let segment = segment(model.config(), &mut cache, tokens, &parents, &positions);
-    let logits = model.step(&mut [segment], &mut hooks).unwrap();
-    logits.flatten_all().unwrap().to_vec1().unwrap()
+    dense_on(&model, &mut cache, &mut hooks, (tokens, VariantId(1)))
 }
 
 #[test]
@@ -182,14 +157,5 @@ fn packed(base: Checkpoint, adapter: &LoraAdapter, tokens: &[u32]) -> Vec<f32> {
     let mut hooks = PackedAdapters::new(&cpu, model.blueprint(), adapters).unwrap();
     let mut executor = PackedExecutor::new(cpu, model.config());
     let mut cache = model.new_cache(tokens.len());
-    let segment = Segment {
-        cache: &mut cache,
-        tokens,
-        parents: &chain(tokens.len()),
-        positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-        rope: model.config().rope_for(tokens.len()),
-        variant: VariantId(1),
-        logits: LogitRows::All,
-    };
-    executor.step(&model, &mut [segment], &mut hooks).unwrap().to_vec()
+    packed_on(&mut executor, &model, &mut cache, &mut hooks, (tokens, tokens.len(), VariantId(1)))
 }

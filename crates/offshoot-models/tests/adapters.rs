@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use logits::{max_error, reference_at};
+use logits::{adapter_files, bits, dense_on, max_error, packed_on, reference_at};
 use offshoot_kernels::{Cpu, Isa};
 use offshoot_models::huggingface::peft;
 use offshoot_models::{
@@ -49,39 +49,14 @@ fn packed(
     let mut hooks = PackedAdapters::new(&cpu, model.blueprint(), adapters).unwrap();
     let mut executor = PackedExecutor::new(cpu, model.config());
     let mut cache = model.new_cache(tokens.len());
-    let mut all = vec![];
-    for tokens in tokens.chunks(step) {
-        let first = cache.len() as u32;
-        let segment = Segment {
-            cache: &mut cache,
-            tokens,
-            parents: &chain(tokens.len()),
-            positions: &(first..first + tokens.len() as u32).collect::<Vec<_>>(),
-            rope: model.config().rope_for(24),
-            variant,
-            logits: LogitRows::All,
-        };
-        all.extend_from_slice(executor.step(&model, &mut [segment], &mut hooks).unwrap());
-        cache.commit_chain(tokens.len());
-    }
-    all
+    packed_on(&mut executor, &model, &mut cache, &mut hooks, (tokens, step, variant))
 }
 
 fn dense(base: &Checkpoint, adapter: &LoraAdapter, tokens: &[u32]) -> Vec<f32> {
     let model = DenseModel::load(base, &Device::Cpu, DType::F32).unwrap();
     let mut hooks = DenseAdapters::new(&model, std::slice::from_ref(adapter)).unwrap();
     let mut cache = DenseCache::new(model.config());
-    let segment = Segment {
-        cache: &mut cache,
-        tokens,
-        parents: &chain(tokens.len()),
-        positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-        rope: model.config().rope_for(tokens.len()),
-        variant: ADAPTED,
-        logits: LogitRows::All,
-    };
-    let logits = model.step(&mut [segment], &mut hooks).unwrap();
-    logits.flatten_all().unwrap().to_vec1().unwrap()
+    dense_on(&model, &mut cache, &mut hooks, (tokens, ADAPTED))
 }
 
 /// The same base as a folder.
@@ -97,10 +72,6 @@ fn as_folder(name: &str) -> Checkpoint {
         );
     }
     folder.open().unwrap()
-}
-
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]
@@ -192,13 +163,6 @@ fn variants_and_the_base_run_beside_each_other_in_one_step() {
     assert!(bits(plain) == bits(&expected[..plain.len()]));
 }
 
-/// The two files of an adapter.
-fn files(name: &str) -> (Value, Vec<u8>) {
-    let config = std::fs::read(data(name).join("adapter_config.json")).unwrap();
-    let weights = std::fs::read(data(name).join("adapter_model.safetensors")).unwrap();
-    (serde_json::from_slice(&config).unwrap(), weights)
-}
-
 fn parse(name: &str, config: &Value, weights: &[u8]) -> Result<LoraAdapter, Error> {
     let base = logits::checkpoint(name);
     let parsed = peft::parse(config.to_string().as_bytes(), weights, base.config());
@@ -208,7 +172,7 @@ fn parse(name: &str, config: &Value, weights: &[u8]) -> Result<LoraAdapter, Erro
 #[test]
 fn what_would_be_applied_in_part_is_refused_by_its_name() {
     let name = "llama_factors";
-    let (config, weights) = files(name);
+    let (config, weights) = adapter_files(&data(name));
     let refused = |field: &str, value: Value| {
         let mut config = config.clone();
         config[field] = value;
@@ -243,7 +207,7 @@ fn what_would_be_applied_in_part_is_refused_by_its_name() {
 #[test]
 fn ranks_that_disagree_with_the_configuration_are_told() {
     let name = "qwen2_untied";
-    let (mut config, weights) = files(name);
+    let (mut config, weights) = adapter_files(&data(name));
     config["rank_pattern"] = json!({"k_proj": 4});
     let told = parse(name, &config, &weights).unwrap_err().to_string();
     assert!(told.contains("rank 5, expected 4"), "{told}");
@@ -261,7 +225,7 @@ fn renamed(weights: &[u8], from: &str, to: &str) -> Vec<u8> {
 #[test]
 fn what_does_not_fit_the_base_is_told_with_its_matrix() {
     let name = "llama_factors";
-    let (config, weights) = files(name);
+    let (config, weights) = adapter_files(&data(name));
     let told = |weights: &[u8]| parse(name, &config, weights).unwrap_err().to_string();
     let other = renamed(&weights, "layers.0.mlp.down_proj", "layers.9.mlp.down_proj");
     assert!(told(&other).contains("lora_A and lora_B is missing"), "{}", told(&other));
@@ -306,7 +270,7 @@ proptest! {
         end in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let name = "qwen2_untied";
-        let (config, mut weights) = files(name);
+        let (config, mut weights) = adapter_files(&data(name));
         let mut config = config.to_string().into_bytes();
         let changed = if of_config { &mut config } else { &mut weights };
         for (at, byte) in changes {

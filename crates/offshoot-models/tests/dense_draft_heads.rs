@@ -8,30 +8,18 @@ mod logits;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use logits::{checkpoint, reference};
+use logits::{checkpoint, difference, dot, numbers, reference};
 use offshoot_kernels::{BlockType, Cpu, Isa};
 use offshoot_models::medusa::{Head, HeadMatrix, HeadsFile, MedusaHeads, ResBlock};
 use offshoot_models::{
     DenseModel, DenseTuning, DraftTarget, Drafts, GradientOptions, Gradients, LogitRows,
-    LoraAdapter, LowRank, PackedAdapters, PackedExecutor, PackedModel, Segment, TextTarget,
-    VariantId, chain,
+    LoraAdapter, PackedAdapters, PackedExecutor, PackedModel, Segment, TextTarget, VariantId,
+    chain,
 };
 
 /// Tied and untied heads, capped logits, experts.
 const FAMILIES: [&str; 4] = ["llama_biases", "qwen2_untied", "gemma3_linear", "qwen3_moe"];
 const LAMBDA: f64 = 0.7;
-
-/// Fixed numbers, uniform in `-size` to `size`, from xorshift64*.
-fn numbers(n: usize, seed: u64, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| size * next()).collect()
-}
 
 /// Differences of every matrix of the model but experts, the output head's among them.
 fn adapter(model: &DenseModel) -> LoraAdapter {
@@ -39,13 +27,7 @@ fn adapter(model: &DenseModel) -> LoraAdapter {
     let linears = model.blueprint().linears.iter().enumerate();
     for (place, linear) in linears.filter(|(_, linear)| !linear.routed) {
         let seed = 2 * place as u64;
-        let low = LowRank {
-            rank: 2,
-            scale: 0.7,
-            a: numbers(2 * linear.cols, seed + 1, 0.2),
-            b: numbers(linear.rows * 2, seed + 2, 0.2),
-        };
-        adapter.matrices.insert(linear.name.clone(), low);
+        adapter.matrices.insert(linear.name.clone(), difference(linear, 2, seed));
     }
     adapter
 }
@@ -118,11 +100,6 @@ impl Lesson {
         };
         tuning.gradients(&texts, &self.targets, options).unwrap()
     }
-}
-
-fn dot(a: &Tensor, b: &Tensor) -> f64 {
-    let product = (a * b).unwrap().sum_all().unwrap();
-    product.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
 }
 
 fn is_of_heads(name: &str) -> bool {

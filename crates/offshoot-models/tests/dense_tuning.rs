@@ -8,40 +8,21 @@ mod logits;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
-use logits::{MODELS, checkpoint, reference};
+use logits::{MODELS, checkpoint, difference, dot, numbers, reference};
 use offshoot_models::{
     DenseAdapters, DenseCache, DenseHooks, DenseModel, DenseTuning, DropoutMasks, GradientOptions,
-    Gradients, LinearId, LogitRows, LoraAdapter, LowRank, NoHooks, Segment, TextTarget, VariantId,
-    chain,
+    Gradients, LinearId, LogitRows, LoraAdapter, NoHooks, Segment, TextTarget, VariantId, chain,
 };
 
 fn load(name: &str, dtype: DType) -> DenseModel {
     DenseModel::load(&checkpoint(name), &Device::Cpu, dtype).unwrap()
 }
 
-/// Fixed numbers, uniform in -1 to 1, from xorshift64*.
-fn numbers(n: usize, seed: u64, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| size * next()).collect()
-}
-
 /// Differences of every matrix of the model, the head's among them.
 fn adapter(model: &DenseModel) -> LoraAdapter {
     let mut adapter = LoraAdapter::default();
     for (place, linear) in model.blueprint().linears.iter().enumerate() {
-        let (rank, seed) = (1 + place % 3, 2 * place as u64);
-        let low = LowRank {
-            rank,
-            scale: 0.7,
-            a: numbers(rank * linear.cols, seed + 1, 0.2),
-            b: numbers(linear.rows * rank, seed + 2, 0.2),
-        };
+        let low = difference(linear, 1 + place % 3, 2 * place as u64);
         adapter.matrices.insert(linear.name.clone(), low);
     }
     adapter
@@ -101,10 +82,6 @@ fn loss_of_steps(
 
 fn number(tensor: &Tensor) -> f64 {
     tensor.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
-}
-
-fn dot(a: &Tensor, b: &Tensor) -> f64 {
-    number(&(a * b).unwrap().sum_all().unwrap())
 }
 
 fn far(a: &Tensor, b: &Tensor) -> f64 {

@@ -8,8 +8,8 @@ mod logits;
 use std::sync::Arc;
 
 use offshoot_kernels::{
-    Change, Compute, Cpu, Distribution, Entries, Isa, KvCache, KvType, Noise, RowScores, Term,
-    Traffic, Wanted, tensor_id,
+    Change, Compute, Cpu, Distribution, Entries, FloatStore, Isa, KvCache, KvType, Noise, Rounding,
+    RowScores, Term, Traffic, Wanted, tensor_id,
 };
 use offshoot_models::{
     Asked, Error, LogitRows, PackedExecutor, PackedModel, Segment, StagedStep, TrainableModel,
@@ -58,11 +58,13 @@ fn bits(scores: &RowScores) -> (Vec<u64>, String) {
 #[test]
 fn steps_side_by_side_have_the_bits_of_each_alone_and_read_and_write_a_file_once() {
     let dir = tempfile::tempdir().unwrap();
-    for name in logits::MODELS {
+    let stores = FloatStore::ALL.into_iter();
+    for (name, store) in stores.flat_map(|store| logits::MODELS.map(|name| (name, store))) {
         let cpu = Cpu::new(Isa::best(), 2);
         let checkpoint = Arc::new(logits::checkpoint(name));
-        let mut here = TrainableModel::load(Arc::clone(&checkpoint), &cpu).unwrap();
-        let mut there = TrainableModel::load_in(checkpoint, &cpu, Some(dir.path())).unwrap();
+        let load = |folder| TrainableModel::load_in(Arc::clone(&checkpoint), &cpu, store, folder);
+        let mut here = load(None).unwrap();
+        let mut there = load(Some(dir.path())).unwrap();
         let text = logits::reference(name).tokens;
         // Of other lengths, so that each step has rows of its own; and one without a row.
         let texts = [&text[..], &text[3..], &text[..2], &[]].map(Text::of);
@@ -74,10 +76,12 @@ fn steps_side_by_side_have_the_bits_of_each_alone_and_read_and_write_a_file_once
         let cache = |model: &TrainableModel| model.model().passing_cache(KvType::Single, 64);
         let mut executor = PackedExecutor::new(cpu.clone(), here.model().config());
         let mut last = Traffic::default();
+        let by = |tensor: usize, step: u32| Rounding { seed: 3, tensor: tensor as u32, step };
         for round in 0..3 {
             let update = terms(&here, round, 1e-3);
             for (tensor, terms) in update.iter().enumerate() {
-                here.update(&cpu, tensor, &Change::Linear { decay: 0.0, terms }).unwrap();
+                let (change, rounding) = (Change::Linear { decay: 0.0, terms }, by(tensor, round));
+                here.update(&cpu, tensor, &change, &rounding).unwrap();
             }
             let alone: Vec<_> = texts
                 .iter()
@@ -106,13 +110,13 @@ fn steps_side_by_side_have_the_bits_of_each_alone_and_read_and_write_a_file_once
             let each = points.each_ref().map(Vec::as_slice);
             let mut settle = |model: &mut TrainableModel, tensor: usize| {
                 order.push(tensor);
-                let terms = &update[tensor];
-                model.update(&cpu, tensor, &Change::Linear { decay: 0.0, terms })
+                let change = Change::Linear { decay: 0.0, terms: &update[tensor] };
+                model.update(&cpu, tensor, &change, &by(tensor, round))
             };
             let compute = Compute::Single;
             there.run::<Error>(&mut executor, &mut steps, &each, compute, &mut settle).unwrap();
             let beside: Vec<_> = steps.iter().map(|step| bits(step.scores())).collect();
-            assert!(beside == alone, "{name} in round {round}: {beside:?} {alone:?}");
+            assert!(beside == alone, "{name} {store:?} in round {round}: {beside:?} {alone:?}");
             assert!(alone[0] != alone[1] && alone[0].0.len() == 1, "{name}");
             order.sort_unstable();
             assert!(order.into_iter().eq(0..here.tensors().len()), "{name}: each once");
@@ -124,7 +128,12 @@ fn steps_side_by_side_have_the_bits_of_each_alone_and_read_and_write_a_file_once
                 continue;
             }
             let matrix = |tensor: &&offshoot_models::TrainableTensor| !tensor.vector;
-            let padded = |rows: usize, cols: usize| 64 * (rows.div_ceil(16) * cols) as u64;
+            // Tiles of 16 rows; columns come in pairs in bfloat16.
+            let each = |cols: usize| match store {
+                FloatStore::F32 => 64 * cols,
+                FloatStore::Bf16 => 64 * cols.div_ceil(2),
+            };
+            let padded = |rows: usize, cols: usize| (rows.div_ceil(16) * each(cols)) as u64;
             let size = |t: &offshoot_models::TrainableTensor| padded(t.rows, t.cols);
             let all: u64 = here.tensors().iter().filter(matrix).map(size).sum();
             let tied = here.model().config().tie_word_embeddings;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use logits::{max_error, reference_at};
+use logits::{adapter_files, bits, dense_on, max_error, packed_on, reference_at};
 use offshoot_kernels::{Cpu, Isa};
 use offshoot_models::huggingface::{peft, virtual_files};
 use offshoot_models::{
@@ -56,44 +56,15 @@ fn packed(base: Checkpoint, tokens: &VirtualTokens, text: &[u32], step: usize) -
     let mut cache = model.new_cache(p + text.len());
     beginnings.begin(0, &mut cache).unwrap();
     assert_eq!((cache.len(), beginnings.positions(0)), (p, p));
-    let mut logits = vec![];
-    for tokens in text.chunks(step) {
-        let first = cache.len() as u32;
-        let segment = Segment {
-            cache: &mut cache,
-            tokens,
-            parents: &chain(tokens.len()),
-            positions: &(first..first + tokens.len() as u32).collect::<Vec<_>>(),
-            rope,
-            variant: VariantId::default(),
-            logits: LogitRows::All,
-        };
-        logits.extend_from_slice(executor.step(&model, &mut [segment], &mut NoHooks).unwrap());
-        cache.commit_chain(tokens.len());
-    }
-    logits
+    let text = (text, step, VariantId::default());
+    packed_on(&mut executor, &model, &mut cache, &mut NoHooks, text)
 }
 
 fn dense(base: &Checkpoint, tokens: &VirtualTokens, text: &[u32]) -> Vec<f32> {
     let model = DenseModel::load(base, &Device::Cpu, DType::F32).unwrap();
     let rope = model.config().rope_for(tokens.tokens() + text.len());
     let mut cache = model.beginning(tokens, rope).unwrap();
-    let first = cache.len() as u32;
-    let segment = Segment {
-        cache: &mut cache,
-        tokens: text,
-        parents: &chain(text.len()),
-        positions: &(first..first + text.len() as u32).collect::<Vec<_>>(),
-        rope,
-        variant: VariantId::default(),
-        logits: LogitRows::All,
-    };
-    let logits = model.step(&mut [segment], &mut NoHooks).unwrap();
-    logits.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|x| x.to_bits()).collect()
+    dense_on(&model, &mut cache, &mut NoHooks, (text, VariantId::default()))
 }
 
 #[test]
@@ -181,12 +152,6 @@ fn parse(name: &str, config: &Value, weights: &[u8]) -> Result<Adapter, Error> {
     peft::parse(config.to_string().as_bytes(), weights, base(name).config())
 }
 
-fn files(name: &str) -> (Value, Vec<u8>) {
-    let config = std::fs::read(data(name).join("adapter_config.json")).unwrap();
-    let weights = std::fs::read(data(name).join("adapter_model.safetensors")).unwrap();
-    (serde_json::from_slice(&config).unwrap(), weights)
-}
-
 #[test]
 fn what_is_written_is_read_again_and_has_the_fields_of_peft() {
     for (name, _) in VARIANTS {
@@ -196,7 +161,7 @@ fn what_is_written_is_read_again_and_has_the_fields_of_peft() {
         let config: Value = serde_json::from_slice(of("adapter_config.json")).unwrap();
         let again = parse(name, &config, of("adapter_model.safetensors")).unwrap();
         assert_eq!(again, Adapter::Virtual(tokens), "{name}");
-        let (theirs, _) = files(name);
+        let (theirs, _) = adapter_files(&data(name));
         for (field, value) in config.as_object().unwrap() {
             if !["base_model_name_or_path", "prompt_tuning_init"].contains(&field.as_str()) {
                 assert_eq!(&theirs[field], value, "{name}: {field}");
@@ -208,7 +173,7 @@ fn what_is_written_is_read_again_and_has_the_fields_of_peft() {
 #[test]
 fn what_is_of_another_model_or_would_be_applied_in_part_is_refused() {
     let name = "prefix_qwen2_untied";
-    let (config, weights) = files(name);
+    let (config, weights) = adapter_files(&data(name));
     let refused = |field: &str, value: Value, says: &str| {
         let mut config = config.clone();
         config[field] = value;

@@ -184,7 +184,7 @@ fn a_dry_run_says_everything_and_does_nothing() {
     let text = run(home.offshoot(words)).ended_with(0).stdout;
     let context = "max_length = 64";
     let lines = ["rank = 4", "epochs = 2.0", "batch = 3", context, "# output: long-lora"];
-    for line in lines.into_iter().chain(["# memory: about "]) {
+    for line in lines.into_iter().chain(["# memory: about ", "# time: at least "]) {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(!home.path().join("long-lora").exists());
@@ -195,6 +195,10 @@ fn a_dry_run_says_everything_and_does_nothing() {
     let json = run(home.offshoot(words.iter().chain(&["--json"]))).ended_with(0).json();
     assert_eq!((&json["config"]["rank"], &json["output"]), (&4.into(), &"long-lora".into()));
     assert_eq!(json["memory"]["disk"], 0);
+    let time = |key: &str| json["time"][key].as_f64().unwrap();
+    assert_eq!(time("run_s"), time("steps") * time("step_s"));
+    assert_eq!(time("step_s"), time("multiplications") / time("multiplications_per_s"));
+    assert!(time("steps") >= 1.0 && time("step_s") > 0.0);
     let all = ["tune", "long.gguf", "--data", "texts.jsonl", "--method", "mezo", "--space", "full"];
     let on_disk = all.iter().chain(&["--offload", "disk", "--dry-run"]);
     let text = run(home.offshoot(on_disk)).ended_with(0).stdout;

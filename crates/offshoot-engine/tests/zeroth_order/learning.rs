@@ -1,15 +1,26 @@
 //! What steps make of a model.
 
+use std::sync::Arc;
+
 use offshoot_engine::tune::zeroth_order::{
-    Classification, CrossEntropy, FullOptions, LoraOptions, LoraSpace, PrefixOptions, Space,
-    StepLimits, VirtualSpace, ZerothOrderOptions, ZerothOrderTrainer,
+    Classification, CrossEntropy, FullOptions, LoraOptions, LoraSpace, PrefixOptions,
+    ScalesOptions, ScalesSpace, Space, StepLimits, VirtualSpace, ZerothOrderOptions,
+    ZerothOrderTrainer,
 };
-use offshoot_engine::tune::{Example, Scorer, Sequence, Trainer};
+use offshoot_engine::tune::{
+    Example, FirstOrder, FirstOrderOptions, FirstOrderSpace, LoraMatrices,
+    LoraOptions as GradientLora, Scorer, Sequence, Trainer,
+};
 use offshoot_kernels::{Cpu, Philox, Purpose, tensor_id};
-use offshoot_methods::tune::{METHODS, Probe, RateOptions, SpaceKind, Update, common_rate};
+use offshoot_methods::optim::{Muon, OptimizerOptions, Sgd};
+use offshoot_methods::tune::{
+    FwdgradOptions, HybridOptions, METHODS, MethodCard, Probe, RateOptions, SpaceKind, Update,
+    common_rate,
+};
+use offshoot_models::{PackedModel, Recipe};
 use serde_json::{Value, json};
 
-use crate::setting::{choices, cpu, full, model, texts, values};
+use crate::setting::{checkpoint, choices, cpu, full, model, texts, values};
 
 /// A trainer of all matrices by cross-entropy, rank 4.
 fn lora_trainer(
@@ -69,31 +80,39 @@ fn the_loss_of_a_batch_falls() {
     }
 }
 
+/// Matrices that LoRA of rank 4 is added to, in what methods say of themselves on their pages.
+const TARGETS: [&str; 3] = ["q_proj", "v_proj", "down_proj"];
+
+/// The space that a method is shown in: LoRA, or the one that it is for.
+fn space_for(card: &MethodCard, cpu: &Cpu) -> Box<dyn Space> {
+    let (targets, distribution) = (TARGETS.map(str::to_owned).to_vec(), card.distribution);
+    if card.space == Some(SpaceKind::Scales) {
+        let base = Arc::new(checkpoint("qwen2_tied").quantized(Recipe::Q8_0));
+        let base = Arc::new(PackedModel::load(base, cpu, None).unwrap());
+        let options = ScalesOptions { targets, seed: 1, distribution };
+        return Box::new(ScalesSpace::new(cpu, base, &options).unwrap());
+    }
+    let lora = LoraOptions { rank: 4, targets, seed: 1, distribution, ..LoraOptions::default() };
+    Box::new(LoraSpace::new(cpu, model("qwen2_tied", cpu), &lora).unwrap())
+}
+
 /// Every method as it comes, at the rate that it finds for a run of this length.
 #[test]
 fn every_method_learns_with_its_own_options_and_the_rate_that_it_finds() {
     let cpu = cpu(2);
     let batch = texts(4);
     let batch: Vec<&Example> = batch.iter().collect();
-    for card in METHODS.iter().filter(|card| card.space.is_none()) {
-        let lora = LoraOptions {
-            rank: 4,
-            targets: ["q_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec(),
-            seed: 1,
-            distribution: card.distribution,
-            ..LoraOptions::default()
-        };
-        let space = LoraSpace::new(&cpu, model("qwen2_tied", &cpu), &lora).unwrap();
+    for card in METHODS {
+        let space = space_for(card, &cpu);
         let auto = RateOptions { steps: 100, ..RateOptions::default() };
         let options = ZerothOrderOptions {
             method: card.name.to_owned(),
-            options: json!({"eps": common_rate(SpaceKind::Lora, 1).1}),
+            options: json!({"eps": common_rate(space.kind(), 1).1}),
             auto_rate: Some(auto),
             ..ZerothOrderOptions::default()
         };
         let mut trainer =
-            ZerothOrderTrainer::new(&cpu, Box::new(space), Box::new(CrossEntropy), &options)
-                .unwrap();
+            ZerothOrderTrainer::new(&cpu, space, Box::new(CrossEntropy), &options).unwrap();
         let before = loss(&mut trainer, &batch);
         let mut rate = 0.0;
         for step in 0..100 {
@@ -103,6 +122,49 @@ fn every_method_learns_with_its_own_options_and_the_rate_that_it_finds() {
         let after = loss(&mut trainer, &batch);
         println!("{}: {before} to {after} at {rate:e}", card.name);
         assert!(after < before, "{}: {before} to {after} at {rate:e}", card.name);
+    }
+}
+
+/// The same texts by methods that have gradients, at one rate for all but those whose steps are as long as
+/// the gradient.
+#[test]
+fn every_method_that_has_gradients_learns_with_its_own_options() {
+    let batch = texts(4);
+    let batch: Vec<&Example> = batch.iter().collect();
+    let plain = FirstOrderOptions {
+        space: FirstOrderSpace::Lora(GradientLora {
+            matrices: LoraMatrices::Named(TARGETS.map(str::to_owned).to_vec()),
+            rank: 4,
+            ..GradientLora::default()
+        }),
+        seed: 1,
+        ..FirstOrderOptions::default()
+    };
+    let by = |optimizer| FirstOrderOptions { optimizer, ..plain.clone() };
+    let descent = Sgd { momentum: 0.0, ..Sgd::default() };
+    let fwdgrad = FirstOrderOptions {
+        clip_norm: None,
+        forward: Some(FwdgradOptions::default()),
+        ..by(OptimizerOptions::Sgd(descent))
+    };
+    // The model has but two blocks.
+    let hybrid = Some(HybridOptions { blocks: 1, ..HybridOptions::default() });
+    for (name, options, rate) in [
+        ("adamw", plain.clone(), 1e-2),
+        ("muon", by(OptimizerOptions::Muon(Muon::default())), 1e-2),
+        ("hybrid", FirstOrderOptions { hybrid, ..plain.clone() }, 1e-2),
+        ("sgd", by(OptimizerOptions::Sgd(Sgd::default())), 1e-1),
+        ("fwdgrad", fwdgrad, 1e-3),
+    ] {
+        let base = Arc::new(checkpoint("qwen2_tied"));
+        let mut trainer = FirstOrder::new(base, options).unwrap();
+        let mut losses = Vec::new();
+        for step in 0..=100 {
+            losses.push(trainer.step(step, rate, &batch).unwrap().loss);
+        }
+        let (before, after) = (losses[0], losses[100]);
+        println!("{name}: {before} to {after} at {rate:e}");
+        assert!(after < before, "{name}: {before} to {after} at {rate:e}");
     }
 }
 

@@ -10,6 +10,8 @@ mod pytorch;
 mod quantised;
 mod rejoin;
 mod replays;
+#[path = "../support/runs.rs"]
+mod runs;
 mod served;
 mod setting;
 mod smollm2;
@@ -18,3 +20,4 @@ mod stored;
 #[allow(dead_code)] // that crate's own tests use the rest
 mod tiny;
 mod together;
+mod untouched;

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_engine::tune::zeroth_order::{
-    FullOptions, FullSpace, LoraOptions, LoraSpace, Objective, Space, StepLimits,
-    ZerothOrderOptions, ZerothOrderTrainer,
+    FullOptions, FullSpace, LoraOptions, LoraSpace, Objective, PrefixOptions, PromptOptions,
+    ScalesOptions, ScalesSpace, Space, StepLimits, VirtualSpace, ZerothOrderOptions,
+    ZerothOrderTrainer,
 };
 use offshoot_engine::tune::{Example, Sequence};
 use offshoot_kernels::{Cpu, Distribution, Isa};
 use offshoot_methods::tune::{Direction, Probe, TensorSpec, Term};
-use offshoot_models::{Checkpoint, PackedModel};
+use offshoot_models::{Checkpoint, PackedModel, Recipe};
 
 /// The checkpoint of a small random model.
 pub(crate) fn checkpoint(name: &str) -> Checkpoint {
@@ -28,15 +29,27 @@ pub(crate) fn cpu(threads: usize) -> Cpu {
 
 /// LoRA of rank 4 of queries, values and the way down, with a `B` that is not zero.
 pub(crate) fn lora(name: &str, cpu: &Cpu) -> LoraSpace {
+    let mut space = untuned_lora(name, cpu, false);
+    fill(&mut space);
+    space
+}
+
+/// The same as it begins, with an `A` that may be `fixed`.
+fn untuned_lora(name: &str, cpu: &Cpu, fixed: bool) -> LoraSpace {
     let options = LoraOptions {
         rank: 4,
         alpha: 8.0,
         targets: ["q_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec(),
+        fixed_a: fixed,
         seed: 7,
         distribution: Distribution::GaussQ8,
         ..LoraOptions::default()
     };
-    let mut space = LoraSpace::new(cpu, model(name, cpu), &options).unwrap();
+    LoraSpace::new(cpu, model(name, cpu), &options).unwrap()
+}
+
+/// Makes every `B` of LoRA something other than zero.
+pub(crate) fn fill(space: &mut dyn Space) {
     for tensor in 0..space.layout().tensors.len() {
         let spec = &space.layout().tensors[tensor];
         if spec.name.contains("lora_B") {
@@ -45,13 +58,35 @@ pub(crate) fn lora(name: &str, cpu: &Cpu) -> LoraSpace {
             space.write(tensor, &values).unwrap();
         }
     }
-    space
 }
 
 /// The weights of a model, drawn from as those of [`lora`] are.
 pub(crate) fn full(name: &str, cpu: &Cpu, options: &FullOptions) -> FullSpace {
     let options = FullOptions { seed: 7, ..options.clone() };
     FullSpace::new(cpu, Arc::new(checkpoint(name)), &options).unwrap()
+}
+
+/// Every space there is, untuned, over the model `name`; scales are those of its weights in eight bits.
+pub(crate) fn spaces(name: &str, cpu: &Cpu) -> [(&'static str, Box<dyn Space>); 8] {
+    let some = r"layers\.0\..*(norm|proj)".to_owned();
+    let some = FullOptions { train: Some(some), ..FullOptions::default() };
+    let bfloat16 = FullOptions { bfloat16: true, ..FullOptions::default() };
+    let prefix = PrefixOptions { tokens: 3, seed: 7, ..PrefixOptions::default() };
+    let prompt = PromptOptions { tokens: 4, seed: 7, ..PromptOptions::default() };
+    let quantised = Arc::new(checkpoint(name).quantized(Recipe::Q8_0));
+    let quantised = Arc::new(PackedModel::load(quantised, cpu, None).unwrap());
+    let targets = ["q_proj", "down_proj"].map(str::to_owned).to_vec();
+    let scales = ScalesOptions { targets, seed: 7, ..ScalesOptions::default() };
+    [
+        ("full", Box::new(full(name, cpu, &FullOptions::default()))),
+        ("full in bfloat16", Box::new(full(name, cpu, &bfloat16))),
+        ("some of the weights", Box::new(full(name, cpu, &some))),
+        ("lora", Box::new(untuned_lora(name, cpu, false))),
+        ("lora-fa", Box::new(untuned_lora(name, cpu, true))),
+        ("prefix", Box::new(VirtualSpace::prefix(cpu, model(name, cpu), &prefix).unwrap())),
+        ("prompt", Box::new(VirtualSpace::prompt(cpu, model(name, cpu), &prompt).unwrap())),
+        ("scales", Box::new(ScalesSpace::new(cpu, quantised, &scales).unwrap())),
+    ]
 }
 
 pub(crate) fn trainer(

@@ -1,26 +1,24 @@
 //! Processes that tune together, as threads: what they make is what one makes.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use offshoot_engine::Error;
 use offshoot_engine::tune::run::{
-    EndReason, Examples, Happening, LogLine, Outcome, Part, Run, RunConfig, RunDescription, Share,
-    VariantFile, digest, follow, read_log,
+    EndReason, Examples, LogLine, Outcome, Part, Run, RunConfig, Share, follow, read_log,
 };
 use offshoot_engine::tune::zeroth_order::{
     Classification, CrossEntropy, LoraOptions, LoraSpace, Objective, TRAJECTORY_FILE,
     ZerothOrderOptions, ZerothOrderTrainer, carry_out, space_of,
 };
 use offshoot_engine::tune::{
-    Alone, Example, Exchange, FirstOrder, FirstOrderOptions, Scorer, Threads, Traffic, Trainer,
+    Alone, Example, Exchange, FirstOrder, FirstOrderOptions, Threads, Traffic, Trainer,
 };
-use offshoot_engine::{Control, Error};
 use offshoot_methods::tune::{RateOptions, Trajectory};
-use offshoot_models::{BaseId, TokenizerId};
 use serde_json::{Value, json};
 
+use crate::runs::{described, mean_loss, stop_at};
 use crate::setting::{checkpoint, choices, cpu, model, texts, values};
 
 const NAME: &str = "qwen2_tied";
@@ -217,45 +215,6 @@ fn config() -> RunConfig {
     }
 }
 
-fn described(config: &RunConfig, train: &Part<'_>, held_out: &Part<'_>) -> RunDescription {
-    RunDescription {
-        id: String::new(),
-        config: config.clone(),
-        data: digest(train).unwrap(),
-        examples: train.count(),
-        held_out_data: digest(held_out).unwrap(),
-        held_out: held_out.count(),
-        command: "test".into(),
-        variant: VariantFile {
-            format: 1,
-            base: BaseId::from_bytes([7; 32]),
-            tokenizer: TokenizerId::from_bytes([8; 32]),
-            chat_template: None,
-            stop_tokens: vec![0],
-            method: "test".into(),
-            offshoot: "test".into(),
-        },
-    }
-}
-
-fn mean_loss(
-    scorer: &mut dyn Scorer,
-    examples: &dyn Examples,
-    progress: &mut dyn FnMut(u64) -> Control,
-) -> Result<BTreeMap<String, f64>, Error> {
-    let (mut nats, mut tokens) = (0.0, 0);
-    for index in 0..examples.count() {
-        if progress(index as u64) == Control::Stop {
-            return Err(Error::Stopped);
-        }
-        let Example::Text(sequence) = examples.example(index)? else { panic!("texts alone") };
-        let scored = scorer.score(&[&sequence])?[0];
-        nats -= scored.logprob;
-        tokens += scored.tokens;
-    }
-    Ok(BTreeMap::from([("loss".to_owned(), nats / tokens as f64)]))
-}
-
 pub(crate) type Make<'m> = &'m (dyn Fn(Rc<dyn Exchange>) -> Box<dyn Trainer> + Sync);
 
 /// How the run in `folder`, begun or gone on with by `size` processes until step `stop`, ended in each:
@@ -283,12 +242,8 @@ pub(crate) fn ended(
             true => Run::resume(folder, description)?,
             false => Run::begin(folder, description)?,
         };
-        let mut watch = |happening: &Happening<'_>| match happening {
-            Happening::Line(LogLine::Step(line)) if line.step == stop => Control::Stop,
-            _ => Control::Continue,
-        };
         let run = run.leading(exchange);
-        run.drive(&mut *trainer, examples, &plan, &mut mean_loss, &mut watch).map(Some)
+        run.drive(&mut *trainer, examples, &plan, &mut mean_loss, &mut stop_at(stop)).map(Some)
     })
 }
 

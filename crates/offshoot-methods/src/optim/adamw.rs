@@ -14,7 +14,9 @@
 //! transformers trains (PyTorch's is 0.01).
 //! Published: all weights of OPT-13B, SST-2 92.0, RTE 70.8 and BoolQ 77.1, with twelve times MeZO's memory
 //! (Malladi et al. 2023, table 1, <https://arxiv.org/abs/2305.17333>).
-//! Ours: PyTorch's numbers, step by step (the tests); what a model learns by it is not measured yet.
+//! Ours: PyTorch's numbers, step by step (the tests). On a random model of two layers LoRA's loss
+//! falls from 6.84 to 0.005 in 100 steps at rate 1e-2 (the tests); not measured on a language model
+//! yet.
 //!
 //! When not to use it: where two numbers a weight have no room. Of LoRA's matrices they always have.
 

@@ -24,7 +24,9 @@
 //! Defaults: `momentum` 0.95 by Nesterov and 5 iterations (the reference's); no decay
 //! (the reference's).
 //! Published: trained from scratch, as far as AdamW with about half of the computing (Liu et al., abstract).
-//! Ours: the reference's numbers, step by step (the tests); what a model learns by it is not measured yet.
+//! Ours: the reference's numbers, step by step (the tests). On a random model of two layers LoRA's loss
+//! falls from 6.84 to 0.008 in 100 steps at rate 1e-2 (the tests); not measured on a language model
+//! yet.
 //!
 //! When not to use it: to save time in a short fine-tune. What is published is training from scratch, and a
 //! step costs more than AdamW's.

@@ -12,7 +12,9 @@
 //! Defaults: `momentum` 0.9 (the field's usual one), not by Nesterov, no decay (PyTorch's).
 //! Published: OPT-1.3B on SST-2 91.1 by all weights and 92.8 by prompts (Zhang et al. 2024, table 2,
 //! <https://arxiv.org/abs/2402.11592>).
-//! Ours: PyTorch's numbers, step by step (the tests); what a model learns by it is not measured yet.
+//! Ours: PyTorch's numbers, step by step (the tests). On a random model of two layers LoRA's loss
+//! falls from 6.84 to 0.006 in 100 steps at rate 1e-1 (the tests); not measured on a language model
+//! yet.
 //!
 //! When not to use it: with the learning rates of AdamW. A step is as long as the gradient, which differs
 //! from model to model and from matrix to matrix, so a rate has to be looked for.

@@ -25,7 +25,8 @@
 //! none is found (the examples of the authors' program).
 //! Published: under 18 kilobytes a round between server and client, for models of billions of
 //! weights (title).
-//! Ours: not measured yet.
+//! Ours: only on a random model of two layers, where its loss falls from 6.84 to 5.42 in 100 rounds
+//! of one process (the tests); not measured on a language model yet.
 //!
 //! When not to use it: where all examples may be in one place, the processes of a run of another method
 //! share each batch, and every slope is of all of it.

@@ -18,7 +18,8 @@
 //! D, as it is the same step).
 //! Published: OPT-1.3B on SST-2 90.3 by full tuning and 82.4 by prompts, against 90.8 and 84.4 by
 //! ZO-SGD and 91.1 and 92.8 by SGD (Zhang et al., table 2).
-//! Ours: not measured yet.
+//! Ours: only on a random model of two layers, where its loss falls from 6.84 to 5.02 in 100 steps
+//! at rate 1e-3, of LoRA (the tests); not measured on a language model yet.
 //!
 //! When not to use it: to tune a model. Who has the gradient does better to follow it. It shows what
 //! the random directions alone cost, beside MeZO's differences.

@@ -20,7 +20,8 @@
 //! Defaults: `blocks` 4 and `share` 0.5 (ours), `eps` 1e-3 (MeZO's); rate 1e-4 for adapters, 2e-5 for all
 //! weights, as by gradients.
 //! Published: no accuracy for this split alone that could be set beside ours.
-//! Ours: not measured yet.
+//! Ours: only on a random model of two layers, one of which has gradients, where its loss falls from
+//! 6.84 to 4.92 in 100 steps at rate 1e-2, of LoRA (the tests); not measured on a language model yet.
 //!
 //! When not to use it: with activations that are made again block by block, gradients of all blocks
 //! take hardly more memory than those of the last, and get further.

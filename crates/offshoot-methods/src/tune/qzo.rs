@@ -18,7 +18,8 @@
 //! 1e-3 and 1e-7, of the scales themselves).
 //! Published: over 18 times less memory than full tuning in 16 bits; Llama-2-13B within 24 GB
 //! (abstract).
-//! Ours: not measured yet.
+//! Ours: only on a random model of two layers in 8 bits, where its loss falls from 6.84 to 6.22 in
+//! 100 steps (the tests); not measured on a language model yet.
 //!
 //! When not to use it: where the base can stay as it is, LoRA over it learns more.
 

@@ -5,9 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use offshoot_kernels::Cpu;
+use candle_core::{DType, Tensor};
+use offshoot_kernels::{Cpu, KvCache};
 use offshoot_models::{
-    Checkpoint, Hooks, LogitRows, NoHooks, PackedExecutor, PackedModel, Segment, VariantId, chain,
+    Checkpoint, DenseCache, DenseHooks, DenseModel, Hooks, LinearSpec, LogitRows, LowRank, NoHooks,
+    PackedExecutor, PackedModel, Segment, VariantId, chain,
 };
 
 /// The models, which between them have every branch that an architecture has.
@@ -78,22 +80,95 @@ pub(crate) fn packed_with(
     let model = PackedModel::load(Arc::new(checkpoint), &cpu, None).unwrap();
     let mut executor = PackedExecutor::new(cpu, model.config());
     let mut cache = model.new_cache(tokens.len());
+    packed_on(&mut executor, &model, &mut cache, hooks, (tokens, chunk, VariantId::default()))
+}
+
+/// Logits of all of a text behind what `cache` holds, read in chunks of so many rows as one variant.
+pub(crate) fn packed_on(
+    executor: &mut PackedExecutor,
+    model: &PackedModel,
+    cache: &mut KvCache,
+    hooks: &mut dyn Hooks,
+    (tokens, chunk, variant): (&[u32], usize, VariantId),
+) -> Vec<f32> {
+    let rope = model.config().rope_for(cache.len() + tokens.len());
     let mut out = Vec::new();
     for piece in tokens.chunks(chunk) {
         let base = cache.len() as u32;
         let segment = Segment {
-            cache: &mut cache,
+            cache,
             tokens: piece,
             parents: &chain(piece.len()),
             positions: &(base..base + piece.len() as u32).collect::<Vec<_>>(),
-            rope: model.config().rope_for(tokens.len()),
-            variant: VariantId::default(),
+            rope,
+            variant,
             logits: LogitRows::All,
         };
-        out.extend_from_slice(executor.step(&model, &mut [segment], hooks).unwrap());
+        out.extend_from_slice(executor.step(model, &mut [segment], hooks).unwrap());
         cache.commit_chain(piece.len());
     }
     out
+}
+
+/// The same of the dense executor, in one step.
+pub(crate) fn dense_on(
+    model: &DenseModel,
+    cache: &mut DenseCache,
+    hooks: &mut dyn DenseHooks,
+    (tokens, variant): (&[u32], VariantId),
+) -> Vec<f32> {
+    let first = cache.len() as u32;
+    let segment = Segment {
+        tokens,
+        parents: &chain(tokens.len()),
+        positions: &(first..first + tokens.len() as u32).collect::<Vec<_>>(),
+        rope: model.config().rope_for(cache.len() + tokens.len()),
+        variant,
+        logits: LogitRows::All,
+        cache,
+    };
+    let logits = model.step(&mut [segment], hooks).unwrap();
+    logits.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Configuration and weights of an adapter's folder.
+pub(crate) fn adapter_files(folder: &Path) -> (serde_json::Value, Vec<u8>) {
+    let config = std::fs::read(folder.join("adapter_config.json")).unwrap();
+    let weights = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    (serde_json::from_slice(&config).unwrap(), weights)
+}
+
+/// A difference of `linear` of rank `rank`, of fixed numbers that `seed` names.
+pub(crate) fn difference(linear: &LinearSpec, rank: usize, seed: u64) -> LowRank {
+    LowRank {
+        rank,
+        scale: 0.7,
+        a: numbers(rank * linear.cols, seed + 1, 0.2),
+        b: numbers(linear.rows * rank, seed + 2, 0.2),
+    }
+}
+
+/// Fixed numbers, uniform in `-size` to `size`, from xorshift64*.
+pub(crate) fn numbers(n: usize, seed: u64, size: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        (state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| size * next()).collect()
+}
+
+/// The sum of the products of two tensors' numbers.
+pub(crate) fn dot(a: &Tensor, b: &Tensor) -> f64 {
+    let product = (a * b).unwrap().sum_all().unwrap();
+    product.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+}
+
+/// The bits of numbers.
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
 }
 
 /// The greatest distance between two numbers at the same place.

@@ -31,6 +31,7 @@ mod method;
 mod order;
 mod pages;
 mod ranks;
+mod step_time;
 mod trainers;
 mod variant;
 
@@ -52,5 +53,6 @@ pub use method::Method;
 pub use order::BatchOrder;
 pub use pages::{Page, Topic, pages, pages_on};
 pub use ranks::follow;
+pub use step_time::TuneTime;
 pub use trainers::Base;
 pub use variant::{Variant, VariantFile};

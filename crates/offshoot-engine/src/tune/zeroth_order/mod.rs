@@ -28,9 +28,11 @@ pub use replay::{
     write_trajectory,
 };
 pub use snapshot::write as write_tensors;
+pub(crate) use space::layer_of;
 pub use space::{
     Activations, FullOptions, FullSpace, LoraOptions, LoraSpace, PrefixOptions, PromptOptions,
     ScalesOptions, ScalesSpace, Space, VirtualSpace,
 };
 pub use together::Share;
 pub use trainer::{TRAJECTORY_FILE, ZerothOrderOptions, ZerothOrderTrainer};
+pub(crate) use tree::TextTree;

@@ -8,40 +8,40 @@ use crate::tune::Sequence;
 
 /// A token whose probability is asked for, behind a row of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// The row behind which it stands.
-    pub(super) row: u32,
+    pub(crate) row: u32,
     /// The token.
-    pub(super) token: u32,
+    pub(crate) token: u32,
 }
 
 /// Rows to run and what is asked of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct TextTree {
+pub(crate) struct TextTree {
     /// The tokens, parents before their children.
-    pub(super) tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// What each follows; the first tokens follow nothing.
-    pub(super) parents: Vec<Option<u32>>,
+    pub(crate) parents: Vec<Option<u32>>,
     /// How many stand before each on its way from the root.
-    pub(super) depths: Vec<u32>,
+    pub(crate) depths: Vec<u32>,
     /// What is asked for, text by text and token by token.
-    pub(super) targets: Vec<Target>,
+    pub(crate) targets: Vec<Target>,
     /// How many of the targets each text has.
-    pub(super) counts: Vec<usize>,
+    pub(crate) counts: Vec<usize>,
     /// The length of the longest text, its last token too.
-    pub(super) longest: usize,
+    pub(crate) longest: usize,
 }
 
 impl TextTree {
     /// One text.
-    pub(super) fn of(sequence: &Sequence) -> Self {
+    pub(crate) fn of(sequence: &Sequence) -> Self {
         let mut tree = Self::default();
         tree.add(&sequence.tokens, &sequence.trained);
         tree
     }
 
     /// Continuations of one prompt, all of whose tokens are asked for.
-    pub(super) fn of_choice(prompt: &[u32], candidates: &[Vec<u32>]) -> Self {
+    pub(crate) fn of_choice(prompt: &[u32], candidates: &[Vec<u32>]) -> Self {
         let mut tree = Self::default();
         for candidate in candidates {
             let Sequence { tokens, trained } = Sequence::of(prompt, candidate);
@@ -82,14 +82,14 @@ impl TextTree {
     }
 
     /// The targets' places, those of each row together and rows ascending.
-    pub(super) fn by_row(&self) -> Vec<usize> {
+    pub(crate) fn by_row(&self) -> Vec<usize> {
         let mut places: Vec<usize> = (0..self.targets.len()).collect();
         places.sort_by_key(|&place| self.targets[place].row);
         places
     }
 
     /// The rows that something is asked for behind, ascending.
-    pub(super) fn asked(&self) -> Vec<u32> {
+    pub(crate) fn asked(&self) -> Vec<u32> {
         let mut rows: Vec<u32> = self.targets.iter().map(|target| target.row).collect();
         rows.sort_unstable();
         rows.dedup();

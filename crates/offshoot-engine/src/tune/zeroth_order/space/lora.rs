@@ -248,7 +248,7 @@ fn initial_a(linear: &LinearSpec, options: &LoraOptions) -> Vec<f32> {
 }
 
 /// The layer that a name of a tensor speaks of.
-pub(super) fn layer_of(name: &str) -> Option<usize> {
+pub(crate) fn layer_of(name: &str) -> Option<usize> {
     let (_, rest) = name.split_once("layers.")?;
     rest.split('.').next()?.parse().ok()
 }

@@ -18,6 +18,7 @@ use offshoot_models::{PackedExecutor, PackedModel, StagedStep};
 use crate::Error;
 use crate::tune::numbers::PART;
 
+pub(crate) use lora::layer_of;
 pub(super) use parameters::tensor_ids;
 
 pub use before::VirtualSpace;
