@@ -190,15 +190,15 @@ fn what_is_written_keeps_its_table_or_is_refused() {
         export.write(&cpu, &mut create, &mut |_| true).unwrap();
         let written = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(written.tokenizer().unwrap(), source.tokenizer().unwrap(), "{family}");
-        let mut file = Vec::new();
-        let export = Export::new(&source, &options).unwrap();
-        let result = export.write(&cpu, &mut file, &mut |_| true);
         if family == "llama" {
-            let error = result.unwrap_err();
+            let error = Export::new(&source, &options).map(|_| ()).unwrap_err();
+            assert_one_line(&error, "merges");
             assert!(error.to_string().contains("rewritten before merges"), "{error}");
             continue;
         }
-        result.unwrap();
+        let mut file = Vec::new();
+        let export = Export::new(&source, &options).unwrap();
+        export.write(&cpu, &mut file, &mut |_| true).unwrap();
         let path = dir.path().join("m.gguf");
         std::fs::write(&path, file).unwrap();
         let written = Checkpoint::open(&path).unwrap();
