@@ -35,6 +35,7 @@ fn as_bf16(x: __m512i) -> __m512bh {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const BF16: bool> Lanes for Avx512<BF16> {
     const TOKENS: usize = 8;
+    const ONE_CHAIN: bool = true;
     type F = __m512;
     type I = __m512i;
     type B = __m512i;

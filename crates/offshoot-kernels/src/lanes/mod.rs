@@ -33,6 +33,9 @@ pub(crate) trait Lanes: Copy {
     /// Tokens that a product is worth taking at once, by the registers there are: 1, 4 or a panel's 8.
     /// What is computed does not depend on it.
     const TOKENS: usize;
+    /// Whether all four [`Lanes::dot`]s of a block's half go into one running product, also those of
+    /// 6 bits, instead of two into each of two.
+    const ONE_CHAIN: bool = false;
 
     /// 16 x `f32`.
     type F: Copy;

@@ -5,8 +5,16 @@
 //! activations, then
 //!
 //! ```text
-//! acc = fma(dot, scale * d, acc)                 once a block, or twice for 16-wide sub-blocks
+//! acc = fma(dot, scale * d, acc)
 //! acc = fma(offset, d * sum(q), acc)             if the format has offsets
+//! ```
+//!
+//! or, where each half of a block has its own scale,
+//!
+//! ```text
+//! acc = fma(offset_0, d * sum(q_0), acc)         if the format has offsets
+//! acc = fma(fma(dot_1, scale_1, dot_0 * scale_0), d, acc)
+//! acc = fma(offset_1, d * sum(q_1), acc)         if the format has offsets
 //! ```
 //!
 //! 8-bit weights take both planes of inputs that have two, each by itself: `first + second`.
@@ -437,30 +445,36 @@ unsafe fn panel_product<L: Lanes, F: Format, const T: usize, const AHEAD: bool>(
                 factors = scales.add(halves);
                 scales = scales.add(super_bytes);
             }
+            // Of the block or its halves.
+            let (mut scale, mut offset) = ([d; 2], [dmin; 2]);
             for sub in 0..32 / F::SUB {
-                let (scale, offset) = if F::SUPER {
+                if F::SUPER {
                     let factor =
                         if F::SIGNED { L::load_i8(factors.cast()) } else { L::load_u8(factors) };
-                    let offset = if F::OFFSET {
-                        L::mul(dmin, L::load_u8(factors.add(16 * subs)))
-                    } else {
-                        dmin
-                    };
+                    scale[sub] = L::mul(d, factor);
+                    if F::OFFSET {
+                        offset[sub] = L::mul(dmin, L::load_u8(factors.add(16 * subs)));
+                    }
                     factors = factors.add(16);
-                    (L::mul(d, factor), offset)
                 } else {
-                    let offset = if F::OFFSET { L::load_f16(scales.add(32).cast()) } else { dmin };
-                    let scale = L::load_f16(scales.cast());
+                    scale[sub] = L::load_f16(scales.cast());
+                    if F::OFFSET {
+                        offset[sub] = L::load_f16(scales.add(32).cast());
+                    }
                     scales = scales.add(halves);
-                    (scale, offset)
-                };
-                for (token, acc) in acc.iter_mut().enumerate() {
-                    let line = x.add(token * LINE);
-                    let floats = line.cast::<f32>();
-                    let ints = line.cast::<i32>();
+                }
+            }
+            for (token, acc) in acc.iter_mut().enumerate() {
+                let line = x.add(token * LINE);
+                let floats = line.cast::<f32>();
+                let ints = line.cast::<i32>();
+                let x_scale = L::splat(floats.add(8).read_unaligned());
+                // Of the first half, where there are two.
+                let mut sum = L::splat(0.0);
+                for sub in 0..32 / F::SUB {
                     let (sum_at, zero_at) =
                         if F::SUB == 32 { (9, 10) } else { (11 + sub, 13 + sub) };
-                    // Two chains of the dot instruction: integer sums are exact in any order.
+                    // One or two chains of dot instructions: integer sums are exact in any order.
                     let mut dot0 = L::dot_from(match F::ZERO_SHIFT {
                         Some(shift) => zero_term::<L>(ints.add(zero_at).read_unaligned(), shift),
                         None => L::splat_i(0),
@@ -475,18 +489,24 @@ unsafe fn panel_product<L: Lanes, F: Format, const T: usize, const AHEAD: bool>(
                         for g in 0..2 {
                             let at = 16 * sub + 4 * g;
                             dot0 = L::dot(dot0, bits, w[4 * sub + g], line.add(at).cast());
-                            dot1 = L::dot(dot1, bits, w[4 * sub + g + 2], line.add(at + 8).cast());
+                            let dot = if L::ONE_CHAIN { &mut dot0 } else { &mut dot1 };
+                            *dot = L::dot(*dot, bits, w[4 * sub + g + 2], line.add(at + 8).cast());
                         }
                     }
                     let dot = L::to_f32(L::dot_sum(bits, dot0, dot1));
-                    *acc =
-                        L::fma(dot, L::mul(scale, L::splat(floats.add(8).read_unaligned())), *acc);
+                    if F::SUB == 32 {
+                        *acc = L::fma(dot, L::mul(scale[sub], x_scale), *acc);
+                    } else if sub == 0 {
+                        sum = L::mul(dot, scale[sub]);
+                    } else {
+                        *acc = L::fma(L::fma(dot, scale[sub], sum), x_scale, *acc);
+                    }
                     if F::OFFSET {
                         let sum = L::splat(floats.add(sum_at).read_unaligned());
                         *acc = if F::SUPER {
-                            L::fnma(offset, sum, *acc)
+                            L::fnma(offset[sub], sum, *acc)
                         } else {
-                            L::fma(offset, sum, *acc)
+                            L::fma(offset[sub], sum, *acc)
                         };
                     }
                 }
