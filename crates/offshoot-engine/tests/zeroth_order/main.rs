@@ -14,6 +14,7 @@ mod replays;
 mod runs;
 mod served;
 mod setting;
+mod shifted_rule;
 mod smollm2;
 #[path = "../../../offshoot-models/tests/support/tiny.rs"]
 #[allow(dead_code)] // that crate's own tests use the rest
