@@ -92,7 +92,7 @@ fn another_rule_is_learned_from_losses_and_better_from_gradients() {
         let space = FullOptions { seed, ..FullOptions::default() };
         let space = Box::new(FullSpace::new(&cpu, Arc::clone(&base), &space).unwrap());
         let options = ZerothOrderOptions {
-            options: json!({"eps": 1e-3, "directions": 4}),
+            options: json!({"eps": 1e-3, "directions": 8}),
             auto_rate: Some(RateOptions { steps: STEPS as u32, ..RateOptions::default() }),
             ..ZerothOrderOptions::default()
         };
