@@ -14,6 +14,7 @@ mod replays;
 mod runs;
 mod served;
 mod setting;
+mod shifted_rule;
 mod smollm2;
 mod stored;
 #[path = "../../../offshoot-models/tests/support/tiny.rs"]
