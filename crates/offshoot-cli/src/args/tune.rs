@@ -163,7 +163,7 @@ pub(crate) struct TuneSettings {
     /// What weights are stored as that a method without gradients tunes all of: f32, or bf16 for half the
     /// memory, in which every step is rounded up or down by chance, so that in the mean nothing is lost
     /// [default: f32]
-    #[arg(long, env = "OFFSHOOT_STORE", value_name = "FLOAT")]
+    #[arg(long, env = "OFFSHOOT_TUNE_STORE", value_name = "FLOAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) store: Option<String>,
     /// Where weights are kept that a method without gradients tunes all of: none for in memory, or disk
