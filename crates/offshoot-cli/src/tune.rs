@@ -145,7 +145,7 @@ fn dry_run(
         say(match time {
             None => "# time: not known before the first step: answers are written".to_owned(),
             Some(time) => format!(
-                "# time: at least {} a step, {} for {} steps: products with weights alone, {:.2} \
+                "# time: about {} a step, {} for {} steps: products with weights alone, {:.2} \
                  billion multiplications a step at {:.1} billion a second, measured now",
                 seconds(time.step_s),
                 seconds(time.run_s),

@@ -11,7 +11,8 @@
 //!
 //! The speed is measured: products of one matrix of the first block in the form in which the method
 //! multiplies it, for a twentieth of a second. What is no product with weights (attention, norms,
-//! updates), evaluations and probes for a rate come on top, so that it is a lower bound.
+//! updates), evaluations and probes for a rate come on top, so that it is low rather than high. It is of one
+//! process, and `block` and `lezo`, whose steps move a part of the weights alone, take less.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,10 +35,12 @@ use crate::tune::zeroth_order::{Activations as Rounding, TextTree, layer_of};
 const WEIGHTS: usize = 1 << 22;
 /// Tokens that they are multiplied with, at most.
 const TOKENS: usize = 256;
+/// Points that share a step beside frozen weights, at most.
+const LANES: u64 = 32;
 /// For how long, once they are warm.
 const MEASURED: Duration = Duration::from_millis(50);
 
-/// What a run takes of time, at least.
+/// What a run takes of time, about: products with weights alone are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TuneTime {
     /// Tokens of a step's examples, in the mean.
@@ -96,7 +99,13 @@ impl TuneTime {
             }
             _ => by_gradients(config, once, tokens * each.blocks),
         };
-        let speed = speed(checkpoint, config, tokens as usize, cpu)?;
+        // Points beside frozen weights share a step, those that move all weights have one each.
+        let shared = match (config.method, config.space) {
+            (Method::ZerothOrder(_), Space::Full | Space::Scales) => 1,
+            (Method::ZerothOrder(_), _) => passes.min(LANES),
+            _ => 1,
+        };
+        let speed = speed(checkpoint, config, tokens as usize * shared as usize, cpu)?;
         let step_s = multiplications / speed;
         Ok(Some(Self {
             tokens,
@@ -185,7 +194,11 @@ fn speed(
     let rows = largest.rows.min(WEIGHTS.div_ceil(cols));
     let stored = config.takes_packed();
     let tensor = checkpoint.get(&name).filter(|_| stored);
-    let block = tensor.map_or(BlockType::F32, |tensor| tensor.block);
+    let floats = match config.tunes_all_without_gradients() {
+        true => config.store.block(),
+        false => BlockType::F32,
+    };
+    let block = tensor.map_or(floats, |tensor| tensor.block);
     let wrong = |e: TileError| Error::Training(format!("{name}: {e}"));
     let bytes = Buffer::zeroed(PackedMatrix::packed_bytes(block, rows, cols).map_err(wrong)?);
     let weights =

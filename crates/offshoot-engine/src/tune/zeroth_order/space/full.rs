@@ -91,6 +91,8 @@ struct Pending {
     step: u32,
     /// Of each tensor of the layout whether it is still to be changed.
     left: Vec<bool>,
+    /// Whether a change failed half way, so that a tensor is neither what it was nor what it will be.
+    half_made: bool,
 }
 
 impl FullSpace {
@@ -159,21 +161,29 @@ impl FullSpace {
 }
 
 impl Pending {
-    /// Makes it to tensor `tensor` of `layout`, number `at` of `model`, unless that is done.
+    /// Makes it to tensor `tensor` of `layout`, number `at` of `model`, unless that is done. What failed half
+    /// way is not tried again: a part of it would be done twice. Weights that are all written anew, as by
+    /// a restored checkpoint, are whole again.
     fn make(
         &mut self,
         tensor: usize,
         (model, at): (&mut TrainableModel, usize),
         (cpu, entries, layout): (&Cpu, &mut Entries, &Layout),
     ) -> Result<(), Error> {
-        if !std::mem::take(&mut self.left[tensor]) {
+        if !self.left[tensor] {
             return Ok(());
+        }
+        if std::mem::replace(&mut self.half_made, true) {
+            let what = "an update of the weights failed half way: go on from the last checkpoint";
+            return Err(Error::Training(what.to_owned()));
         }
         let checkpoint = Arc::clone(model.model().checkpoint());
         let first = || first_numbers(&checkpoint, &layout.tensors[tensor]);
         let rounding = entries.rounding(tensor, self.step);
         let change = &mut |change: &Change<'_>| Ok(model.update(cpu, at, change, &rounding)?);
-        entries.change(tensor, &self.update, &first, change)
+        entries.change(tensor, &self.update, &first, change)?;
+        (self.half_made, self.left[tensor]) = (false, false);
+        Ok(())
     }
 }
 
@@ -274,7 +284,7 @@ impl Space for FullSpace {
         self.entries.check(update.terms())?;
         self.settle()?;
         let left = vec![true; self.tensors.len()];
-        self.pending = Some(Pending { update: update.clone(), step, left });
+        self.pending = Some(Pending { update: update.clone(), step, left, half_made: false });
         if self.on_disk() { Ok(()) } else { self.settle() }
     }
 
