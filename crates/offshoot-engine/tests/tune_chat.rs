@@ -379,7 +379,7 @@ fn prepared_examples_that_were_used_longest_ago_make_room() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let names = ["b.tokens", "a.tokens", "d.tokens", "c.tokens", "other.txt"];
-    let left_by_a_kill = "e.tokens.4194304-0.partial";
+    let left_by_a_kill = "e.tokens.offshoot-4194304-0.partial";
     for (age, name) in names.iter().chain([&left_by_a_kill]).rev().enumerate() {
         std::fs::write(path(name), [0; 10]).unwrap();
         let used = SystemTime::now() - Duration::from_secs(100 * (1 + age as u64));

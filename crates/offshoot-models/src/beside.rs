@@ -9,6 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const LINKS_MAX: usize = 40;
 /// Names that are tried for what is not complete.
 const NAMES_MAX: usize = 1000;
+/// Stands in the names of what is not complete between the place's own and numbers.
+const OURS: &str = ".offshoot-";
+/// What a folder says that cannot be brought to the disk by itself.
+const NO_SYNC: [io::ErrorKind; 3] =
+    [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported, io::ErrorKind::PermissionDenied];
 /// Ends the names of what is not complete.
 const PARTIAL: &str = ".partial";
 /// Ends the name of a folder that makes room. It may be the only one there is, so that it is never
@@ -50,7 +55,11 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     partial.move_to(path)?;
     // Elsewhere a folder cannot be opened as a file.
     match path.parent().filter(|parent| cfg!(unix) && !parent.as_os_str().is_empty()) {
-        Some(parent) => File::open(parent)?.sync_all(),
+        Some(parent) => match File::open(parent).and_then(|folder| folder.sync_all()) {
+            // Some file systems have no such thing, and some folders are not to be read: it is in place.
+            Err(e) if NO_SYNC.contains(&e.kind()) => Ok(()),
+            other => other,
+        },
         None => Ok(()),
     }
 }
@@ -97,7 +106,7 @@ impl Partial {
         for _ in 0..NAMES_MAX {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let mut path = place.as_os_str().to_owned();
-            path.push(format!(".{}-{number}{ending}", std::process::id()));
+            path.push(format!("{OURS}{}-{number}{ending}", std::process::id()));
             let path = PathBuf::from(path);
             match make(&path) {
                 Ok(made) => match Locked::of(&path) {
@@ -188,7 +197,7 @@ pub fn remove_abandoned(folder: &Path, meant: impl Fn(&str) -> bool) {
 
 /// The name of the place beside which [`Partial`] gives the name `partial`.
 fn place_of(partial: &str) -> Option<&str> {
-    let (place, numbers) = partial.strip_suffix(PARTIAL)?.rsplit_once('.')?;
+    let (place, numbers) = partial.strip_suffix(PARTIAL)?.rsplit_once(OURS)?;
     let (process, number) = numbers.split_once('-')?;
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     (digits(process) && digits(number)).then_some(place)
@@ -240,12 +249,20 @@ mod tests {
     fn what_a_killed_program_left_goes_with_the_next_write_and_nothing_else_does() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("out.json");
-        let others = ["out.json.partial", "out.json.1-x.partial", "other.json.1-2.partial"];
-        for name in others.iter().chain(&["out.json.1-2.partial", "out.json.4194304-0.partial"]) {
+        let others = [
+            "out.json.partial",
+            "out.json.2026-11.partial",
+            "out.json.offshoot-1-x.partial",
+            "other.json.offshoot-1-2.partial",
+        ];
+        for name in others
+            .iter()
+            .chain(&["out.json.offshoot-1-2.partial", "out.json.offshoot-4194304-0.partial"])
+        {
             fs::write(dir.path().join(name), "x").unwrap();
         }
-        fs::create_dir(dir.path().join("out.json.1-3.partial")).unwrap();
-        fs::write(dir.path().join("out.json.1-3.partial/inner"), "x").unwrap();
+        fs::create_dir(dir.path().join("out.json.offshoot-1-3.partial")).unwrap();
+        fs::write(dir.path().join("out.json.offshoot-1-3.partial/inner"), "x").unwrap();
         let (held, _) = Partial::file(&place).unwrap();
         replace_file(&place, b"whole").unwrap();
         let mut left: Vec<_> =

@@ -130,7 +130,7 @@ pub(crate) struct MedusaImportArgs {
     pub(crate) file: PathBuf,
     /// The model that they were trained on: a file or folder, `hf:org/repo[/file]`, or a name that
     /// `offshoot list` shows.
-    #[arg(long, env = "OFFSHOOT_MODEL")]
+    #[arg(long, env = "OFFSHOOT_IMPORT_MODEL")]
     pub(crate) model: Option<String>,
     /// Use only what is on this machine.
     #[arg(long, env = "OFFSHOOT_OFFLINE", value_parser = FalseyValueParser::new())]

@@ -36,6 +36,7 @@ fn every_flag_has_the_variable_of_its_name() {
             let begin = match (command.get_name(), flag) {
                 ("bench", "spec") => "OFFSHOOT_BENCH",
                 ("show", "tokens") => "OFFSHOOT_SHOW",
+                ("import", "model") => "OFFSHOOT_IMPORT",
                 ("tune", "store") => "OFFSHOOT_TUNE",
                 _ => "OFFSHOOT",
             };

@@ -203,6 +203,10 @@ impl Store {
     /// The name that a model stands under here: the catalogue's spelling, or that of the first
     /// part.
     fn proper_name(&self, name: &str) -> String {
+        // Older versions kept a part by itself under its own name.
+        if self.layout.entry(name).is_some() {
+            return name.to_owned();
+        }
         match (self.catalogue.get(name), name.parse()) {
             (Some(model), _) => model.name.clone(),
             (None, Ok(ModelRef::Hub(hub))) => hub.of_first_part().to_string(),

@@ -25,6 +25,8 @@ use unicode_segmentation::UnicodeSegmentation;
 
 /// Bytes of a grapheme from which on it is looked at character by character.
 const GRAPHEME_BYTES: usize = 6;
+/// Bytes that no text which is written instead reaches; the longest of NFKC has some thirty.
+const TEXT_BYTES: usize = 256;
 /// The mark of values.
 const VALUE: u32 = 1 << 31;
 
@@ -59,10 +61,15 @@ impl Charsmap {
         let trie: Vec<u32> =
             trie.as_chunks().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
         let Ok(texts) = std::str::from_utf8(texts) else { return wrong("has texts not in UTF-8") };
-        let place = |unit: &u32| texts.is_char_boundary((unit & !VALUE) as usize);
+        let place = |unit: &u32| {
+            let at = (unit & !VALUE) as usize;
+            // A long one, written for each of many characters, would fill memory.
+            let ends = |text: &[u8]| text.len() < TEXT_BYTES || text[..TEXT_BYTES].contains(&0);
+            texts.is_char_boundary(at) && texts.as_bytes().get(at..).is_some_and(ends)
+        };
         match trie.iter().filter(|unit| *unit & VALUE != 0).all(place) {
             true => Ok(Self { trie, texts: texts.to_owned() }),
-            false => wrong("has a value that is no place in its texts"),
+            false => wrong("has a value that is no place in its texts, or of one that is too long"),
         }
     }
 
