@@ -176,7 +176,8 @@ class WholeRun(WithServer):
                              [given] * len(commands))
 
     def test_arguments_that_name_nothing_end_with_2(self):
-        for arguments, message in ((["--arms", "off,magic"], "no magic; known: off"),
+        for arguments, message in ((["--arms", "off,magic"], "no magic in magic; known: off"),
+                                   (["--arms", "suffix+auto"], "no auto in suffix+auto"),
                                    (["--medusa", "7B=x"], "no model 7B; known: 135M"),
                                    (["--datastore", "135M=/none"], "there is no /none")):
             command = [sys.executable, str(BENCH / "spec"), *arguments, "m.gguf"]
