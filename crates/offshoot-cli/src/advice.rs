@@ -12,8 +12,13 @@ pub(crate) fn tell(advice: &Advice) -> Result<(), Failure> {
             (false, Some(false)) => "does not fit",
             (false, _) => "",
         };
-        let line =
-            format!("{:<42} about {:>7} MB  {told}", way.flags, way.memory.total / 1_000_000);
+        let megabytes = |bytes: u64| bytes / 1_000_000;
+        let device = match way.memory.device {
+            0 => String::new(),
+            bytes => format!("and {} MB on the device  ", megabytes(bytes)),
+        };
+        let total = megabytes(way.memory.total);
+        let line = format!("{:<42} about {total:>7} MB  {device}{told}", way.flags);
         say(line.trim_end())?;
     }
     let Advice { examples, full_rank, .. } = advice;

@@ -16,7 +16,7 @@ use offshoot_engine::tune::run::{
     RunDescription, TuneNeed, TuneTime, VariantFile, check_examples, digest, evaluate_held_out,
     follow, read_config,
 };
-use offshoot_engine::{Control, available_memory, peak_rss_bytes};
+use offshoot_engine::{Control, ExecutorKind, available_memory, peak_rss_bytes};
 use offshoot_kernels::{Cpu, available_threads};
 use offshoot_models::Checkpoint;
 use serde_json::{Value, json};
@@ -142,8 +142,18 @@ fn dry_run(
                 ),
             }
         ))?;
+        if need.device > 0 {
+            let bytes = megabytes(need.device);
+            say(format_args!("# on {}: about {bytes} MB beside that", config.device))?;
+        }
         say(match time {
-            None => "# time: not known before the first step: answers are written".to_owned(),
+            None => {
+                let why = match config.runs_on()? {
+                    ExecutorKind::Dense { .. } => "the dense executor is not measured",
+                    ExecutorKind::Packed => "answers are written",
+                };
+                format!("# time: not known before the first step: {why}")
+            }
             Some(time) => format!(
                 "# time: about {} a step, {} for {} steps: products with weights alone, {:.2} \
                  billion multiplications a step at {:.1} billion a second, measured now",

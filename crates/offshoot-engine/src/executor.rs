@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
@@ -121,7 +122,8 @@ impl fmt::Display for DenseDevice {
 }
 
 /// A number type of the dense executor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DenseType {
     /// Single precision.
     #[default]

@@ -73,6 +73,6 @@ pub use rows::{
     softmax,
 };
 pub use team::{Pinning, Team, available_threads, pin_current_thread};
-pub use terms::{Entries, Mask, Term, add_terms};
+pub use terms::{Entries, Mask, Term, add_terms, add_terms_to_rows};
 pub use tile::{FloatStore, PackedMatrix, TILE_KIND, TileError};
 pub use update::{Change, Moments, update_matrix, update_rows};

@@ -6,11 +6,12 @@
 //! in single precision, nothing fused, for the element `i` of a matrix in row-major order. A direction
 //! is never stored: its entries are made block by block, where the weights are.
 
+use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
 use crate::lanes::Lanes;
 use crate::noise::{BLOCK_COLS, Block, BlockPlace, fill_block, fill_lanes};
 use crate::tile::TILE_ROWS;
-use crate::{Isa, Noise};
+use crate::{Cpu, Isa, Noise};
 
 /// The entries of a direction within a matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -226,6 +227,34 @@ unsafe fn add_terms_lanes<L: Lanes>(terms: &[Term<'_>], cols: usize, first: u64,
 
 by_isa! {
     fn add_terms_run(terms: &[Term<'_>], cols: usize, first: u64, w: &mut [f32]) = add_terms_lanes
+}
+
+/// As [`add_terms`], by all threads: no bit depends on how many there are.
+///
+/// # Panics
+/// If a term or `w` is not of such a matrix.
+pub fn add_terms_to_rows(
+    cpu: &Cpu,
+    terms: &[Term<'_>],
+    shape: (usize, usize),
+    row: usize,
+    w: &mut [f32],
+) {
+    let (first, len) = (row as u64 * shape.1 as u64, w.len());
+    check_terms(terms, shape);
+    assert!(first + len as u64 <= shape.0 as u64 * shape.1 as u64, "elements of the matrix");
+    if terms.is_empty() {
+        return;
+    }
+    let weights = Disjoint::new(w);
+    cpu.team().for_pieces(len.div_ceil(RUN), 16, |_, piece| {
+        for run in piece {
+            let start = run * RUN;
+            // SAFETY: pieces do not overlap, so this member alone has the run.
+            let w = unsafe { weights.slice(start, RUN.min(len - start)) };
+            add_terms_run(cpu.isa(), terms, shape.1, first + start as u64, w);
+        }
+    });
 }
 
 /// Adds the sum of `terms` to `w`, which holds the elements from (`row`, 0) on of a matrix of `shape`:

@@ -5,7 +5,7 @@
 use offshoot_kernels::{
     Activations, BlockType, Change, Compute, Cpu, Distribution, Entries, Forming, FormingScratch,
     Forms, GroupFactors, Isa, Mask, Moments, Noise, PackedMatrix, Product, Purpose, Rounding, Term,
-    add_terms, multiply, multiply_formed, update_matrix, update_rows,
+    add_terms, add_terms_to_rows, multiply, multiply_formed, update_matrix, update_rows,
 };
 
 /// Numbers of about one, other ones for another seed.
@@ -184,6 +184,28 @@ fn vectors_and_gathered_rows_move_as_the_whole_does() {
             let mut one = values[range.clone()].to_vec();
             add_terms(isa, &terms, shape, row, &mut one);
             assert_eq!(bits(&one), bits(&all[range]), "{isa} {row}");
+        }
+        for threads in [1, 2, 7] {
+            let mut some = values[3 * shape.1..].to_vec();
+            add_terms_to_rows(&Cpu::new(isa, threads), &terms, shape, 3, &mut some);
+            assert_eq!(bits(&some), bits(&all[3 * shape.1..]), "{isa}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn rows_that_all_threads_share_move_as_one_thread_moves_them() {
+    let shape = (300, 70);
+    let room = Room::new(shape);
+    let terms = room.terms();
+    let values = numbers(shape.0 * shape.1, 2);
+    let mut expected = values.clone();
+    add_terms(Isa::PORTABLE, &terms, shape, 0, &mut expected);
+    for isa in Isa::available() {
+        for threads in [1, 3, 8] {
+            let mut all = values.clone();
+            add_terms_to_rows(&Cpu::new(isa, threads), &terms, shape, 0, &mut all);
+            assert!(bits(&all) == bits(&expected), "{isa}, {threads} threads");
         }
     }
 }

@@ -271,3 +271,31 @@ fn heads_and_targets_that_cannot_be_trained_are_told() {
     assert!(tuning.drafts(2) && !tuning.drafts(3) && !lora().drafts(2));
     assert!(lora().guesses(texts[0], &[(0, 1)], 3).is_err());
 }
+
+/// What runs where a model is on another device than the processor, here on the processor.
+#[test]
+fn the_librarys_operations_give_the_gradients_of_our_own() {
+    for (name, teacher) in FAMILIES.into_iter().flat_map(|name| [(name, false), (name, true)]) {
+        // The library's GELU is good to single precision alone.
+        let close = if name.starts_with("gemma3") { 1e-5 } else { 1e-9 };
+        for (checkpointing, alone) in [(true, false), (false, false), (false, true)] {
+            let lesson = Lesson::new(name);
+            let how = (checkpointing, teacher, alone);
+            let ours = lesson.learned(&tuning(name, DType::F64, true), how);
+            let theirs = lesson.learned(&tuning(name, DType::F64, true).by_library(), how);
+            assert!((ours.loss - theirs.loss).abs() < close * ours.loss.abs(), "{name}");
+            for (ours, theirs) in ours.drafts.iter().zip(&theirs.drafts) {
+                assert!((ours - theirs).abs() < close * ours.abs(), "{name}");
+            }
+            let names = tuning(name, DType::F64, true);
+            let both = ours.tensors.iter().zip(&theirs.tensors);
+            for ((variable, _), (ours, theirs)) in names.variables().iter().zip(both) {
+                assert_eq!(ours.is_some(), theirs.is_some(), "{name}: {variable}");
+                let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
+                let off = (ours - theirs).unwrap();
+                let (error, size) = (dot(&off, &off).sqrt(), dot(ours, ours).sqrt());
+                assert!(error <= close * size, "{name} {how:?}: {variable}: {error} of {size}");
+            }
+        }
+    }
+}

@@ -7,8 +7,11 @@ mod logits;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use logits::{MODELS, checkpoint};
-use offshoot_models::{DenseModel, Error};
+use logits::{MODELS, checkpoint, reference};
+use offshoot_models::{
+    DenseCache, DenseHooks, DenseModel, Error, LinearId, LogitRows, NoHooks, Segment, SegmentRows,
+    VariantId, chain,
+};
 
 fn load(name: &str) -> DenseModel {
     DenseModel::load(&checkpoint(name), &Device::Cpu, DType::F32).unwrap()
@@ -111,4 +114,111 @@ fn replaced_weights_keep_their_form() {
     first.set(&(ones * 2.0).unwrap()).unwrap();
     assert_eq!(model.tensor(name).unwrap().to_vec1::<f32>().unwrap(), [2.0; 40]);
     assert_eq!(model.variable(name).unwrap().as_tensor().id(), first.as_tensor().id());
+}
+
+/// Adds to the logits of variant `v` of a model with so many matrices: `v / 100` times the token.
+struct Adds(usize);
+
+impl DenseHooks for Adds {
+    fn addend(
+        &mut self,
+        linear: LinearId,
+        rows: SegmentRows,
+        x: &Tensor,
+    ) -> Result<Option<Tensor>, Error> {
+        if linear.index() + 1 != self.0 {
+            return Ok(None);
+        }
+        assert_eq!(x.dim(0)?, rows.rows);
+        let all = Tensor::arange(0f32, 10_000.0, &Device::Cpu)?.narrow(0, 0, VOCAB)?;
+        let all = (all * (f64::from(rows.variant.0) / 100.0))?;
+        Ok(Some(all.broadcast_as((rows.rows, VOCAB))?.contiguous()?))
+    }
+}
+
+/// Tokens of the model that is added to.
+const VOCAB: usize = 100;
+
+/// The tokens of two sequences, one of them a tree, and which rows of theirs have logits.
+struct Sequences<'a> {
+    tokens: [&'a [u32]; 2],
+    parents: [Vec<Option<u32>>; 2],
+    positions: [Vec<u32>; 2],
+    logits: [LogitRows<'a>; 2],
+}
+
+impl Sequences<'_> {
+    /// Calls `f` with their segments.
+    fn run<T>(&self, model: &DenseModel, f: impl FnOnce(&mut [Segment<'_, DenseCache>]) -> T) -> T {
+        let mut caches = [DenseCache::new(model.config()), DenseCache::new(model.config())];
+        let segments = caches.iter_mut().enumerate().map(|(i, cache)| Segment {
+            cache,
+            tokens: self.tokens[i],
+            parents: &self.parents[i],
+            positions: &self.positions[i],
+            rope: model.config().rope_for(20),
+            variant: VariantId(1 + i as u32),
+            logits: self.logits[i],
+        });
+        f(&mut segments.collect::<Vec<_>>())
+    }
+}
+
+/// Holds scores to the logits that a step gives.
+fn check_scores(name: &str, sequences: &Sequences<'_>, hooks: &mut dyn DenseHooks) {
+    let model = load(name);
+    let logits = sequences.run(&model, |segments| model.step(segments, hooks).unwrap());
+    let logits = logits.to_vec2::<f32>().unwrap();
+    let best =
+        |row: &[f32]| row.iter().enumerate().fold(0, |m, (i, x)| if *x > row[m] { i } else { m });
+    let mut asked = Vec::new();
+    for (row, logits) in logits.iter().enumerate().filter(|(row, _)| row % 3 != 1) {
+        let other = row * 7 % logits.len();
+        asked.extend([(row, best(logits) as u32), (row, other as u32)]);
+    }
+    let scores =
+        sequences.run(&model, |segments| model.step_scores(segments, hooks, &asked).unwrap());
+    assert_eq!(scores.len(), asked.len());
+    for ((row, token), (logprob, greatest)) in asked.iter().zip(scores) {
+        let logits = &logits[*row];
+        let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+        let exact = f64::from(logits[*token as usize]) - sum.ln();
+        assert!((logprob - exact).abs() < 1e-5 * exact.abs().max(1.0), "{name}: {logprob} {exact}");
+        assert_eq!(greatest, *token as usize == best(logits), "{name}");
+    }
+    for wrong in [(logits.len(), 0), (0, logits[0].len() as u32)] {
+        let told = sequences.run(&model, |segments| model.step_scores(segments, hooks, &[wrong]));
+        assert!(told.unwrap_err().to_string().contains("other rows or tokens"), "{name}");
+    }
+}
+
+#[test]
+fn scores_are_those_of_the_logits_that_a_step_gives() {
+    for name in MODELS {
+        let tokens = reference(name).tokens;
+        let sequences = Sequences {
+            tokens: [&tokens[..7], &tokens[..5]],
+            parents: [chain(7), vec![None, Some(0), Some(0), Some(1), Some(2)]],
+            positions: [(0..7).collect(), vec![0, 1, 1, 2, 2]],
+            logits: [LogitRows::These(&[2, 5, 6]), LogitRows::All],
+        };
+        check_scores(name, &sequences, &mut NoHooks);
+    }
+    // More rows than are scored at a time, and what is added of each variant.
+    let name = "llama_linear";
+    let long: Vec<u32> = (0..300).map(|i| i * i % 50).collect();
+    let sequences = Sequences {
+        tokens: [&long[..200], &long],
+        parents: [chain(200), chain(300)],
+        positions: [(0..200).collect(), (0..300).collect()],
+        logits: [LogitRows::All, LogitRows::All],
+    };
+    let model = load(name);
+    assert_eq!(model.config().vocab_size, VOCAB);
+    check_scores(name, &sequences, &mut Adds(model.blueprint().linears.len()));
+    let told = sequences.run(&model, |segments| {
+        segments.iter_mut().for_each(|segment| segment.logits = LogitRows::None);
+        model.step_scores(segments, &mut NoHooks, &[(0, 0)])
+    });
+    assert!(told.unwrap_err().to_string().contains("not asked for"));
 }

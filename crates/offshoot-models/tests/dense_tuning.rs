@@ -283,3 +283,56 @@ fn dropped_inputs_of_lora_have_no_part_in_the_loss_and_checkpointing_still_chang
         assert!((whole.loss - other.loss).abs() > 1e-4, "{name}: {}", whole.loss);
     }
 }
+
+/// How near the library's operations are to ours: its GELU is good to single precision alone.
+fn close(name: &str) -> f64 {
+    if name.starts_with("gemma3") { 1e-5 } else { 1e-9 }
+}
+
+/// What runs where a model is on another device than the processor, here on the processor.
+#[test]
+fn the_librarys_operations_give_the_losses_and_gradients_of_our_own() {
+    for name in MODELS {
+        let model = load(name, DType::F64);
+        let low = adapter(&model);
+        let lora = |freeze_a| DenseTuning::lora(model.clone(), &low, freeze_a).unwrap();
+        let full = |names: &[String]| DenseTuning::full(model.clone(), names).unwrap();
+        let tunings = || {
+            let some = ["model.norm.weight".to_owned(), "model.embed_tokens.weight".to_owned()];
+            [lora(false), lora(true), full(&all_names(&model)), full(&some)]
+        };
+        let (texts, targets) = texts(name);
+        for (ours, theirs) in tunings().into_iter().zip(tunings()) {
+            let theirs = theirs.by_library();
+            let of_lora = ours.variables().iter().any(|(name, _)| name.contains(".lora_"));
+            let dropouts = [None, Some(&EvenRows as &dyn DropoutMasks)];
+            for dropout in dropouts.into_iter().filter(|dropout| of_lora || dropout.is_none()) {
+                for (checkpointing, teacher) in [(false, false), (true, false), (true, true)]
+                    .into_iter()
+                    .take(2 + usize::from(of_lora))
+                {
+                    let drafts = None;
+                    let options = GradientOptions { checkpointing, dropout, drafts, teacher };
+                    let (ours, other) =
+                        (found(&ours, name, options), found(&theirs, name, options));
+                    let off = (ours.loss - other.loss).abs();
+                    assert!(off < close(name) * ours.loss.abs(), "{name}: {}", ours.loss);
+                    let both = ours.tensors.iter().zip(&other.tensors);
+                    for ((weight, _), (ours, other)) in theirs.variables().iter().zip(both) {
+                        assert_eq!(ours.is_some(), other.is_some(), "{name}: {weight}");
+                        let (Some(ours), Some(other)) = (ours, other) else { continue };
+                        let size = dot(ours, ours).sqrt();
+                        let off = (ours - other).unwrap();
+                        let error = dot(&off, &off).sqrt();
+                        assert!(error <= close(name) * size, "{name}: {weight}: {error} of {size}");
+                    }
+                }
+            }
+            let scores = |tuning: &DenseTuning| tuning.score(&slices(&texts), &targets).unwrap();
+            for (ours, theirs) in scores(&ours).iter().zip(scores(&theirs)) {
+                assert!((ours.0 - theirs.0).abs() < close(name) * ours.0.abs(), "{name}");
+                assert_eq!(ours.1, theirs.1, "{name}");
+            }
+        }
+    }
+}

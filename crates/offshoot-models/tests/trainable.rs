@@ -121,6 +121,15 @@ fn along_directions(name: &str, store: FloatStore) {
     }
     let expected = run(moved.model(), &first, &text, &mut NoHooks);
     assert!(expected != plain, "{name}: the directions are felt");
+    for (tensor, (terms, spec)) in ahead.iter().zip(model.tensors()).enumerate() {
+        let mut at = vec![0.0; spec.rows * spec.cols];
+        let (head, rest) = at.split_at_mut(spec.rows / 2 * spec.cols);
+        model.read_at(&first, tensor, terms, 0, head).unwrap();
+        model.read_at(&first, tensor, terms, spec.rows / 2, rest).unwrap();
+        assert!(bits(&at) == bits(&moved.read(tensor).unwrap()), "{name} {store:?}: {spec:?}");
+        assert!(model.read_at(&first, tensor, terms, 1, &mut at).is_err());
+        assert!(model.read_at(&first, tensor, terms, 0, &mut at[1..]).is_err() || spec.cols == 1);
+    }
     for threads in [1, 2, 7] {
         let cpu = Cpu::new(Isa::best(), threads);
         let mut hooks = model.perturbed(&ahead, Compute::Single);

@@ -21,6 +21,7 @@ pub(crate) fn tune_help() -> String {
          offshoot tune smollm2 --data answers.jsonl --medusa-heads 3 --medusa-self-distillation\n  \
          offshoot tune smollm2 --data qa.jsonl --method mezo --objective \"command:./score.py\"\n  \
          offshoot tune llama --data qa.jsonl --method mezo --space full --offload disk\n  \
+         offshoot tune llama --data qa.jsonl --method mezo --space full --device cuda\n  \
          offshoot tune --config run.toml --dry-run\n  \
          offshoot tune smollm2 --data reviews.csv --task sst2 --advise\n  \
          offshoot tune --resume poet\n  \
@@ -172,6 +173,22 @@ pub(crate) struct TuneSettings {
     #[arg(long, env = "OFFSHOOT_OFFLOAD", value_name = "WHERE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) offload: Option<String>,
+    /// What runs the model: packed, or dense, the tensor library, which gradients are always made
+    /// on; a method without brings it each point, and keeps what it tunes in the machine's memory
+    /// [default: packed where losses are computed on the processor, else dense]
+    #[arg(long, env = "OFFSHOOT_EXECUTOR", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) executor: Option<String>,
+    /// Where the dense executor runs it: cpu, or cuda (cuda:1 for the second) in a program built
+    /// with that feature; a run may go on elsewhere than it began [default: cpu]
+    #[arg(long, env = "OFFSHOOT_DEVICE", value_name = "DEVICE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<String>,
+    /// What the dense executor's numbers are where losses alone are asked for: f32, f16 or bf16,
+    /// which lose what a small eps adds to a weight [default: f32]
+    #[arg(long, env = "OFFSHOOT_DTYPE", value_name = "FLOAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dtype: Option<String>,
     /// Rank of what is added to a matrix [default: 8]
     #[arg(long, env = "OFFSHOOT_RANK", value_name = "R")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -464,6 +481,12 @@ mod tests {
             "bf16",
             "--offload",
             "disk",
+            "--executor",
+            "dense",
+            "--device",
+            "cuda:1",
+            "--dtype",
+            "bf16",
         ];
         let json = serde_json::to_value(settings(&flags)).unwrap();
         let given: Given = json.as_object().unwrap().clone();

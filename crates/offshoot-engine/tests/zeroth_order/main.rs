@@ -5,6 +5,7 @@ mod gradient;
 mod laws;
 mod learning;
 mod metrics;
+mod on_dense;
 mod on_disk;
 mod pytorch;
 mod quantised;

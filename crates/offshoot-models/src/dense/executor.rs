@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{Device, Tensor};
 use offshoot_kernels::RopeTable;
 
+use super::ops::{Target, composed};
 use super::primitives::{self, wide};
 use super::{DenseCache, DenseHooks, DenseModel};
 use crate::{
@@ -25,18 +26,52 @@ impl DenseModel {
         segments: &mut [Segment<'_, DenseCache>],
         hooks: &mut dyn DenseHooks,
     ) -> Result<Tensor, Error> {
+        Ok(self.run(segments, hooks, None)?.0)
+    }
+
+    /// Runs one step and gives, of each of `asked`, the logarithm of its probability and whether no
+    /// token is likelier, nor as likely with a lower number: a row among those whose logits are
+    /// asked for, in the order of segments and rows, and a token; ascending by row. Logits stand
+    /// for some rows at a time.
+    ///
+    /// # Errors
+    /// As [`DenseModel::step`], also if a row or a token is none of the step's.
+    pub fn step_scores(
+        &self,
+        segments: &mut [Segment<'_, DenseCache>],
+        hooks: &mut dyn DenseHooks,
+        asked: &[(usize, u32)],
+    ) -> Result<Vec<(f64, bool)>, Error> {
+        let target = |&(row, token): &(usize, u32)| Target { row, token, weight: 1.0 };
+        let asked: Vec<Target> = asked.iter().map(target).collect();
+        let scores = self.run(segments, hooks, Some(&asked))?.1;
+        match scores.len() == asked.len() {
+            true => Ok(scores),
+            false => Err(Error::Step("scores of rows whose logits are not asked for".to_owned())),
+        }
+    }
+
+    /// The logits, or the scores of what is asked for.
+    fn run(
+        &self,
+        segments: &mut [Segment<'_, DenseCache>],
+        hooks: &mut dyn DenseHooks,
+        asked: Option<&[Target]>,
+    ) -> Result<(Tensor, Vec<(f64, bool)>), Error> {
         let none = Tensor::zeros((0, self.config().vocab_size), wide(self.dtype()), self.device())?;
         if segments.is_empty() {
-            return Ok(none);
+            return Ok((none, Vec::new()));
         }
         let rows = Rows::of(self, segments)?;
         segments.iter_mut().for_each(|s| s.cache.begin());
         let (inputs, outputs) = (HashMap::new(), HashMap::new());
-        let mut run = Run { model: self, segments, hooks, rows, inputs, outputs, logits: none };
+        let (logits, scores) = (none, Vec::new());
+        let mut run =
+            Run { model: self, segments, hooks, rows, inputs, outputs, logits, asked, scores };
         self.architecture.forward(&mut run)?;
-        let logits = run.logits;
+        let (logits, scores) = (run.logits, run.scores);
         segments.iter_mut().for_each(|s| s.cache.end(s.tokens.len()));
-        Ok(logits)
+        Ok((logits, scores))
     }
 }
 
@@ -151,6 +186,9 @@ pub(super) struct Run<'a, 's> {
     inputs: HashMap<Input, Tensor>,
     outputs: HashMap<Output, Tensor>,
     logits: Tensor,
+    /// Tokens whose scores are asked for instead of logits, and the scores.
+    asked: Option<&'a [Target]>,
+    scores: Vec<(f64, bool)>,
 }
 
 impl Run<'_, '_> {
@@ -198,6 +236,28 @@ impl Run<'_, '_> {
             first += rows;
         }
         if added { Ok(Tensor::cat(&parts, 0)?) } else { Ok(product) }
+    }
+
+    /// The logits of `x`, which are the rows from `first` on of those that are asked for, `[rows,
+    /// d]`.
+    fn logits_of(
+        &mut self,
+        head: LinearId,
+        cap: Option<f32>,
+        x: &Tensor,
+        first: usize,
+    ) -> Result<Tensor, Error> {
+        let last = first + x.dim(0)?;
+        let logits = self.with_addends(head, x, |run, segment| {
+            let (before, counts) = run.rows.logit_counts.split_at(segment);
+            let start: usize = before.iter().sum();
+            (start + counts[0]).min(last).saturating_sub(start.max(first))
+        })?;
+        let logits = logits.to_dtype(wide(self.model.dtype()))?;
+        Ok(match cap.map(f64::from) {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        })
     }
 
     /// A register's rows of one segment, `[rows, heads, head_dim]`.
@@ -332,12 +392,14 @@ impl Executor for Run<'_, '_> {
         }
         let rows = Tensor::new(self.rows.logits.as_slice(), self.model.device())?;
         let x = self.input(Input::Normed)?.index_select(&rows, 0)?;
-        let logits = self.with_addends(head, &x, |run, s| run.rows.logit_counts[s])?;
-        let logits = logits.to_dtype(wide(self.model.dtype()))?;
-        self.logits = match cap.map(f64::from) {
-            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
-            None => logits,
+        let Some(asked) = self.asked else {
+            self.logits = self.logits_of(head, cap, &x, 0)?;
+            return Ok(());
         };
+        let sizes = (x.dim(0)?, self.model.config().vocab_size);
+        self.scores = composed::scores_of(sizes, asked, &mut |first, rows| {
+            self.logits_of(head, cap, &x.narrow(0, first, rows)?, first)
+        })?;
         Ok(())
     }
 }

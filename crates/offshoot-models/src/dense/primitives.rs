@@ -22,9 +22,14 @@ pub(super) fn wide(dtype: DType) -> DType {
 /// `x / sqrt(mean(x^2) + eps) * weight`; `x_nw`, `weight_w`. A weight of a wider type than `x` is
 /// multiplied before the result is rounded to that of `x`, as Gemma's are, any other after it.
 pub(super) fn rms_norm(x_nw: &Tensor, weight_w: &Tensor, eps: f32) -> Result<Tensor> {
-    if with_gradients(&[x_nw, weight_w]) {
-        return ops::rms_norm(x_nw, weight_w, eps);
+    match with_gradients(&[x_nw, weight_w]) {
+        true => ops::rms_norm(x_nw, weight_w, eps),
+        false => rms_norm_composed(x_nw, weight_w, eps),
     }
+}
+
+/// The same of the tensor library's operations.
+pub(super) fn rms_norm_composed(x_nw: &Tensor, weight_w: &Tensor, eps: f32) -> Result<Tensor> {
     let dtype = x_nw.dtype();
     let x_nw = x_nw.to_dtype(wide(dtype))?;
     let root_n1 = (x_nw.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
@@ -37,9 +42,14 @@ pub(super) fn rms_norm(x_nw: &Tensor, weight_w: &Tensor, eps: f32) -> Result<Ten
 
 /// `activation(x) * up`.
 pub(super) fn gate(x: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-    if with_gradients(&[x, up]) {
-        return ops::gate(x, up, activation);
+    match with_gradients(&[x, up]) {
+        true => ops::gate(x, up, activation),
+        false => gate_composed(x, up, activation),
     }
+}
+
+/// The same of the tensor library's operations.
+pub(super) fn gate_composed(x: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
     let gate = match activation {
         Activation::Silu => x.silu(),
         // The approximation by `tanh`.
@@ -60,9 +70,14 @@ pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
 /// Rotates the pairs `(i, i + d / 2)` of every head by the angles whose cosines and sines are given,
 /// `[n, d / 2]`; `x_nhd`.
 pub(super) fn rotate(x_nhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    if with_gradients(&[x_nhd]) && ops::suits(&[x_nhd, cos, sin]) {
-        return ops::rope(x_nhd, cos, sin);
+    match with_gradients(&[x_nhd]) && ops::suits(&[x_nhd, cos, sin]) {
+        true => ops::rope(x_nhd, cos, sin),
+        false => rotate_composed(x_nhd, cos, sin),
     }
+}
+
+/// The same of the tensor library's operations.
+pub(super) fn rotate_composed(x_nhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let half = x_nhd.dim(D::Minus1)? / 2;
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
     let (a, b) = (x_nhd.narrow(2, 0, half)?, x_nhd.narrow(2, half, half)?);

@@ -20,8 +20,9 @@ use std::sync::Arc;
 
 use offshoot_kernels::{
     Change, Compute, Cpu, FileBlock, FloatStore, Forming, Forms, Rounding, ScratchFile, Term,
-    Traffic, update_matrix, update_rows,
+    Traffic, add_terms_to_rows, update_matrix, update_rows,
 };
+use rayon::prelude::*;
 
 use super::executor::PackedExecutor;
 use super::hooks::Hooks;
@@ -31,6 +32,8 @@ use crate::{Checkpoint, Error, LinearId, VectorId};
 
 /// Layers that are read ahead of the one that steps run.
 const AHEAD: usize = 2;
+/// Rows that a thread reads at a time.
+const READ_ROWS: usize = 64;
 
 /// A tensor of a model that can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -327,6 +330,37 @@ impl TrainableModel {
             }
             Place::Vector(id) => out.copy_from_slice(self.model.vector(id)),
         }
+        Ok(())
+    }
+
+    /// Writes the rows from `first` on of a tensor plus `terms` to `out`, as many as fill it: the
+    /// weights that a step at that point multiplies in single precision, to the bit.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there are no such rows, or `out` ends within one.
+    ///
+    /// # Panics
+    /// If a term is not of the tensor's shape.
+    pub fn read_at(
+        &self,
+        cpu: &Cpu,
+        tensor: usize,
+        terms: &[Term<'_>],
+        first: usize,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let (name, (rows, cols), _) = self.find(tensor)?;
+        let count = out.len() / cols.max(1);
+        if first + count > rows || count * cols != out.len() {
+            let what = format!("{} weights from row {first} on of {rows} x {cols}", out.len());
+            return Err(Error::Tensor { name, what });
+        }
+        let height = READ_ROWS * cols.max(1);
+        out.par_chunks_mut(height).enumerate().try_for_each(|(part, out)| {
+            let mut rows = (first + part * READ_ROWS..).zip(out.chunks_exact_mut(cols));
+            rows.try_for_each(|(row, out)| self.read_row(tensor, row, out))
+        })?;
+        add_terms_to_rows(cpu, terms, (rows, cols), first, out);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! a byte that says whether it has a gradient, and its numbers. All travel as they were made: what they
 //! add up to is made by each process, in one order.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use offshoot_models::Gradients;
 
 use super::{FirstOrder, Micro, read, tensors};
@@ -34,7 +34,7 @@ impl FirstOrder {
                 return Ok(None);
             }
             let numbers = pieces.f32s(variable.elem_count())?;
-            let tensor = Tensor::from_slice(&numbers, variable.dims(), &Device::Cpu);
+            let tensor = Tensor::from_slice(&numbers, variable.dims(), variable.device());
             tensor.map(Some).map_err(tensors)
         });
         let found = found.collect::<Result<Vec<_>, Error>>()?;

@@ -7,9 +7,11 @@
 //! g = g min(1, C / ||g||)                                                         clip
 //! each tensor:  weights, state = optimiser(weights, g, state)                     step
 //! ```
-//! The loss is a mean over all the batch's tokens, whatever the micro-batches, so they decide memory and
-//! nothing else. Gradients are made on the dense executor, whose products share out results among threads
-//! and never sums: the same seed gives the same bits on any number of threads.
+//! The loss is a mean over all the batch's tokens, whatever the micro-batches, so they decide
+//! memory and nothing else. Gradients are made on the dense executor, whose products share out
+//! results among threads and never sums: the same seed gives the same bits on any number of
+//! threads. On another device than the processor (`--device`) they are made of the tensor library's
+//! operations, and steps where numbers are read to, by the processor.
 //!
 //! LoRA is that of Hu et al. 2021, section 4.1, <https://arxiv.org/abs/2106.09685>, begun as in PEFT: `A`
 //! uniform as by He et al. with a = sqrt(5), which is within 1 / sqrt(cols), and `B` zero.
@@ -64,7 +66,7 @@ use offshoot_models::{
 
 use super::exchange::{Fingerprint, agree, digest};
 use super::{Alone, Example, Exchange, Scored, Scorer, Sequence, StepReport, Trainer};
-use crate::Error;
+use crate::{DenseDevice, Error};
 use batch::{MicroBatch, Shares};
 use dropout::KeyedDropout;
 use heads::{Drafting, is_of_heads};
@@ -113,10 +115,32 @@ impl FirstOrder {
         options: FirstOrderOptions,
         heads: Option<&HeadsFile>,
     ) -> Result<Self, Error> {
+        Self::on(DenseDevice::Cpu, checkpoint, options, heads)
+    }
+
+    /// As [`FirstOrder::with_heads`], with the model on `device`, where gradients are made. What
+    /// the optimiser keeps stays with the processor, which makes the steps: a run may go on
+    /// elsewhere than it began.
+    ///
+    /// # Errors
+    /// As there; [`Error::Device`] if there is no such device; [`Error::Training`] if matrices are
+    /// to stay in their file, which is read for the processor alone.
+    pub fn on(
+        device: DenseDevice,
+        checkpoint: Arc<Checkpoint>,
+        options: FirstOrderOptions,
+        heads: Option<&HeadsFile>,
+    ) -> Result<Self, Error> {
         options.validate()?;
+        if options.weights_in_file && device != DenseDevice::Cpu {
+            return Err(Error::Training(format!(
+                "weights_in_file: matrices are read from their file for the processor alone: leave \
+                 it out, or --device {device}"
+            )));
+        }
         let model = match options.weights_in_file {
             true => DenseModel::stored(&checkpoint)?,
-            false => DenseModel::load(&checkpoint, &Device::Cpu, candle_core::DType::F32)?,
+            false => DenseModel::load(&checkpoint, &device.open()?, candle_core::DType::F32)?,
         };
         let optimizer = options.optimizer.optimizer()?;
         let base = OnceLock::new();
@@ -402,9 +426,20 @@ fn tensors(error: candle_core::Error) -> Error {
     Error::Model(offshoot_models::Error::from(error))
 }
 
-/// Lets `f` change the numbers of a variable where they are.
+/// Lets `f` change the numbers of a variable: where they are, on the processor.
 fn change(variable: &Var, f: impl FnMut(&mut [f32]) + Send) -> Result<(), Error> {
-    variable.as_tensor().inplace_op1(&Change(Mutex::new(f))).map_err(tensors)
+    match variable.device().is_cpu() {
+        true => variable.as_tensor().inplace_op1(&Change(Mutex::new(f))).map_err(tensors),
+        false => change_copy(variable, f),
+    }
+}
+
+/// The same by way of the processor: reads the numbers, lets `f` change them, and writes them back.
+fn change_copy(variable: &Var, mut f: impl FnMut(&mut [f32])) -> Result<(), Error> {
+    let mut numbers = read(variable.as_tensor())?;
+    f(&mut numbers);
+    let written = Tensor::from_vec(numbers, variable.dims(), variable.device());
+    written.and_then(|tensor| variable.set(&tensor)).map_err(tensors)
 }
 
 struct Change<F>(Mutex<F>);

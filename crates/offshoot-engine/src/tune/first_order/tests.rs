@@ -623,3 +623,41 @@ fn options_are_read_as_they_are_written() {
     let FirstOrderSpace::Lora(lora) = named.space else { panic!("LoRA") };
     assert_eq!((lora.rank, lora.alpha), (4, 16.0));
 }
+
+/// What runs where the model is on another device than the processor, here on the processor.
+#[test]
+fn steps_by_the_librarys_operations_follow_those_of_our_own() {
+    let texts = texts(4, 12);
+    for name in FAMILIES {
+        let dropped = lora(LoraOptions { dropout: 0.1, ..LoraOptions::default() });
+        // Not AdamW, which makes whole steps of gradients that are but rounding.
+        let optimizer = OptimizerOptions::Sgd(Sgd::default());
+        for options in [FirstOrderOptions::default(), dropped, full(), with_heads()] {
+            let options = FirstOrderOptions { optimizer, ..options };
+            let (mut ours, mut theirs) = (tuner(name, &options), tuner(name, &options));
+            theirs.tuning = theirs.tuning.by_library();
+            let first = train(&mut ours, &texts, 0..1, 3e-2);
+            train(&mut theirs, &texts, 0..1, 3e-2);
+            for step in 1..20 {
+                let all = [&mut ours, &mut theirs];
+                let [ours, theirs] = all.map(|tuner| train(tuner, &texts, step..step + 1, 3e-2));
+                assert!((ours - theirs).abs() < 1e-3 * first, "{name}, {step}: {ours} {theirs}");
+            }
+            let sequence = sequence(&texts[0]);
+            let scored = [&mut ours, &mut theirs].map(|t| t.score(&[sequence]).unwrap()[0].logprob);
+            assert!((scored[0] - scored[1]).abs() < 1e-2 * scored[0].abs(), "{name}: {scored:?}");
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_changed_by_way_of_a_copy_are_those_changed_in_place() {
+    let numbers = || Tensor::from_vec(vec![1f32, 2.0, 3.0, 4.0, 5.0, 6.0], (2, 3), &Device::Cpu);
+    let variable = || Var::from_tensor(&numbers().unwrap()).unwrap();
+    let (here, copied) = (variable(), variable());
+    let places = |x: &mut [f32]| x.iter_mut().enumerate().for_each(|(i, x)| *x *= 1.5 + i as f32);
+    change(&here, places).unwrap();
+    change_copy(&copied, places).unwrap();
+    assert_eq!(read(&here).unwrap(), read(&copied).unwrap());
+    assert_eq!(read(&here).unwrap()[..2], [1.5, 5.0]);
+}

@@ -9,7 +9,10 @@ use offshoot_models::{ModelConfig, VirtualKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::executor::Executor;
+use super::objective::Objective;
 use super::{Method, RunError, Share};
+use crate::DenseType;
 use crate::tune::data::Overlong;
 use crate::tune::zeroth_order::Activations;
 
@@ -71,6 +74,15 @@ pub struct RunConfig {
     pub store: FloatStore,
     /// Where all weights that such a method tunes are kept while it does; no bit depends on it.
     pub offload: Offload,
+    /// What runs the model; the packed one if it is not said, or the dense one for gradients and on
+    /// other devices than the processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executor: Option<Executor>,
+    /// Where the dense one runs it, by name: a run is read where its device is not.
+    pub device: String,
+    /// What its numbers are where losses alone are asked for; f32 if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<DenseType>,
     /// What float matrices of the base are quantised to while they are loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
@@ -176,6 +188,9 @@ impl Default for RunConfig {
             bfloat16: false,
             store: FloatStore::default(),
             offload: Offload::default(),
+            executor: None,
+            device: "cpu".to_owned(),
+            dtype: None,
             quantize: None,
             rank: 8,     // PEFT's LoraConfig
             alpha: 16.0, // twice the rank, as PEFT's own examples; its default is 8
@@ -256,71 +271,6 @@ pub enum Offload {
     /// In a file without a name on the disk of the run's folder, which a step reads and writes once, layer
     /// by layer.
     Disk,
-}
-
-/// What a method without gradients makes less.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Objective {
-    /// The cross-entropy of the tokens that count.
-    #[default]
-    Loss,
-    /// The cross-entropy of the right one among the candidates of a choice.
-    Classification,
-    /// The share of wrong choices.
-    Accuracy,
-    /// One less the overlap of an answer's words with the right one's.
-    F1,
-    /// The share of answers that are wrong.
-    ExactMatch,
-    /// The negative of the number that this command prints of answers, see
-    /// [`MetricCommand`](crate::tune::zeroth_order::MetricCommand).
-    Command(String),
-}
-
-impl Objective {
-    /// Whether it is of answers that have to be written.
-    pub(super) fn is_of_answers(&self) -> bool {
-        matches!(self, Self::F1 | Self::ExactMatch | Self::Command(_))
-    }
-}
-
-/// Objectives that are a name, as they are written.
-const OBJECTIVES: [(&str, Objective); 5] = [
-    ("loss", Objective::Loss),
-    ("classification", Objective::Classification),
-    ("accuracy", Objective::Accuracy),
-    ("f1", Objective::F1),
-    ("exact_match", Objective::ExactMatch),
-];
-/// What stands before a command.
-const COMMAND: &str = "command:";
-
-impl TryFrom<String> for Objective {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.strip_prefix(COMMAND).map(str::trim) {
-            Some("") => Err(format!("{COMMAND} is followed by no command")),
-            Some(command) => Ok(Self::Command(command.to_owned())),
-            None => {
-                let found = OBJECTIVES.into_iter().find(|(name, _)| *name == text);
-                let names = OBJECTIVES.map(|(name, _)| name).join(", ");
-                let told = || format!("no objective {text:?}: there are {names} and {COMMAND}CMD");
-                found.map(|(_, objective)| objective).ok_or_else(told)
-            }
-        }
-    }
-}
-
-impl From<Objective> for String {
-    fn from(objective: Objective) -> Self {
-        if let Objective::Command(command) = objective {
-            return format!("{COMMAND}{command}");
-        }
-        let found = OBJECTIVES.into_iter().find(|(_, other)| *other == objective);
-        found.map_or("", |(name, _)| name).to_owned()
-    }
 }
 
 /// What turns gradients into steps.
@@ -512,6 +462,7 @@ impl RunConfig {
         if let Some((_, field, bound)) = rules.iter().find(|(holds, ..)| !holds) {
             return wrong(format!("{field}{}: {bound}", self.shown(field)));
         }
+        self.runs_on()?;
         if let Some(told) = self.wrong_option() {
             return wrong(format!("options: {told}"));
         }
@@ -773,18 +724,6 @@ mod tests {
         }
         let none = config().plan(0, 0).unwrap_err().to_string();
         assert!(none.contains("give --data with at least 1 example"), "{none}");
-    }
-
-    #[test]
-    fn an_objective_is_a_name_or_a_command() {
-        for text in ["loss", "classification", "accuracy", "f1", "exact_match", "command:wc -l"] {
-            let objective = Objective::try_from(text.to_owned()).unwrap();
-            assert_eq!(String::from(objective), text);
-        }
-        for (text, says) in [("rouge", "no objective \"rouge\""), ("command: ", "no command")] {
-            let told = Objective::try_from(text.to_owned()).unwrap_err();
-            assert!(told.contains(says), "{told}");
-        }
     }
 
     #[test]

@@ -37,7 +37,9 @@ const ALIASES: [(&str, &str); 21] = [
     ("use_rslora", "rslora"),
 ];
 /// Fields that are written only where they are set.
-const UNSET: [&str; 17] = [
+const UNSET: [&str; 19] = [
+    "executor",
+    "dtype",
     "max_length",
     "train",
     "freeze",

@@ -15,9 +15,12 @@ use crate::beside::write_whole;
 /// The file in the run's folder.
 const FILE: &str = "run.json";
 /// Settings that change nothing of what is learned, or whose content is compared instead.
-const FREE: [&str; 9] = [
+const FREE: [&str; 12] = [
     "data",
+    "device",
+    "dtype",
     "eval_data",
+    "executor",
     "keep",
     "max_length",
     "model",

@@ -4,6 +4,8 @@
 //! first order    weights 4 P    what is trained 4 n s    activations of b l tokens
 //! zeroth order   packed weights, registers, keys and values of a step, what is trained 4 n
 //!   all weights  4 P, or 2 P in bfloat16
+//!   dense        the same, and the model and a step of it on the dense executor: of a device with
+//!                memory of its own they are told apart, and no part of the machine's
 //!   on disk      of the weights, two layers and what belongs to none; all of them on the disk; what steps
 //!                that go side by side keep between two layers
 //! ```
@@ -23,7 +25,7 @@ use serde::Serialize;
 use super::{Method, Offload, Optimizer, RunConfig, RunError, Space};
 use crate::tune::DraftHeads;
 use crate::tune::zeroth_order::{FullSpace, StepLimits};
-use crate::{DenseDevice, DenseType, ExecutorKind, MemoryNeed};
+use crate::{ExecutorKind, MemoryNeed};
 
 const FLOAT: u64 = 4;
 /// Logits that are held at once, where a loss is computed.
@@ -41,6 +43,9 @@ pub struct TuneNeed {
     pub trained: u64,
     /// What a batch leaves for the backward pass, or in caches.
     pub batch: u64,
+    /// What the device takes that runs the model, if it has memory of its own; no part of the
+    /// total.
+    pub device: u64,
     /// What the run keeps on the disk of its folder while it works, beside what it leaves there.
     pub disk: u64,
     /// All of it, with the program itself.
@@ -50,11 +55,17 @@ pub struct TuneNeed {
 impl TuneNeed {
     /// What the run of `config` on the model of `checkpoint` takes.
     pub fn of(checkpoint: &Checkpoint, config: &RunConfig) -> Self {
-        let dense = ExecutorKind::Dense { device: DenseDevice::Cpu, dtype: DenseType::F32 };
-        if let Method::ZerothOrder(_) = config.method {
-            return Self::without_gradients(checkpoint, config);
+        let kind = config.runs_on().unwrap_or_default();
+        let apart = matches!(kind, ExecutorKind::Dense { device, .. } if !device.shares_memory());
+        match config.method {
+            Method::ZerothOrder(_) => Self::without_gradients(checkpoint, config, kind, apart),
+            _ => Self::with_gradients(checkpoint, config, apart),
         }
-        let need = MemoryNeed::on(checkpoint, dense);
+    }
+
+    /// By gradients, made on a device whose memory is its own if `apart`.
+    fn with_gradients(checkpoint: &Checkpoint, config: &RunConfig, apart: bool) -> Self {
+        let need = MemoryNeed::on(checkpoint, ExecutorKind::DENSE);
         let numbers = trained(checkpoint, config);
         let states = match (config.method, config.optimizer) {
             (Method::ForwardGradient, _) => 2,
@@ -65,11 +76,29 @@ impl TuneNeed {
         let copies = if config.tunes_all_by_gradients() { states - 1 } else { states };
         let trained = FLOAT * numbers * copies;
         let batch = activations(checkpoint.config(), config);
+        if apart {
+            // The processor has the gradients and what the optimiser keeps, the device all else: of
+            // what is trained the numbers and their gradients, and of a batch what the library's
+            // operations keep.
+            let trained = FLOAT * numbers * (states - 1);
+            let on_device = if config.tunes_all_by_gradients() { 1 } else { 2 };
+            let batch = batch.saturating_mul(2).saturating_add(attention(checkpoint, config));
+            let device = need.weights + FLOAT * numbers * on_device;
+            let total = MemoryNeed { weights: 0, ..need }.total(0).saturating_add(trained);
+            let device = device.saturating_add(batch);
+            return Self { weights: 0, trained, batch: 0, device, disk: 0, total };
+        }
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
-        Self { weights: need.weights, trained, batch, disk: 0, total }
+        Self { weights: need.weights, trained, batch, device: 0, disk: 0, total }
     }
 
-    fn without_gradients(checkpoint: &Checkpoint, config: &RunConfig) -> Self {
+    /// By losses, computed by `kind`, on a device whose memory is its own if `apart`.
+    fn without_gradients(
+        checkpoint: &Checkpoint,
+        config: &RunConfig,
+        kind: ExecutorKind,
+        apart: bool,
+    ) -> Self {
         let mut need = MemoryNeed::of(checkpoint);
         let mut trained = FLOAT * trained(checkpoint, config);
         if config.space == Space::Full {
@@ -93,8 +122,22 @@ impl TuneNeed {
             batch = batch.saturating_add(waiting.saturating_mul(between(checkpoint.config())));
         }
         trained *= POINT_COPIES;
+        let mut device = 0;
+        if kind != ExecutorKind::Packed {
+            let model = MemoryNeed::on(checkpoint, kind).weights;
+            let step = dense_step(checkpoint.config(), rows, config.length() as u64);
+            match apart {
+                true => (device, batch) = (model.saturating_add(step), 0),
+                false => (need.weights, batch) = (need.weights.saturating_add(model), step),
+            }
+            if config.space == Space::Full {
+                // A tensor is made at a point before it is brought there.
+                let largest = checkpoint.tensors().map(|tensor| tensor.len() as u64).max();
+                trained = FLOAT * largest.unwrap_or(0);
+            }
+        }
         let total = need.total(0).saturating_add(trained).saturating_add(batch);
-        Self { weights: need.weights, trained, batch, disk, total }
+        Self { weights: need.weights, trained, batch, device, disk, total }
     }
 
     /// Refuses a run of `config` that does not fit into `available` bytes.
@@ -253,6 +296,29 @@ fn between(model: &ModelConfig) -> u64 {
     FLOAT * (hidden + model.head_dim as u64 + 2 * keys)
 }
 
+/// Bytes of the scores of attention of a block, where they are whole: as they are, masked, as
+/// shares, and the gradients of these.
+fn attention(checkpoint: &Checkpoint, config: &RunConfig) -> u64 {
+    let (heads, length) = (checkpoint.config().num_attention_heads as u64, config.length() as u64);
+    let blocks = match config.gradient_checkpointing {
+        true => 1,
+        false => checkpoint.config().num_hidden_layers as u64,
+    };
+    let scores = heads.saturating_mul(length).saturating_mul(length);
+    (6 * FLOAT * blocks * u64::from(config.batch)).saturating_mul(scores)
+}
+
+/// Bytes of a step of so many rows of the dense executor, of texts of a length: registers, keys and
+/// values of all layers, scores of attention, and logits of some rows, each several times.
+fn dense_step(model: &ModelConfig, rows: u64, length: u64) -> u64 {
+    let [_, _, keys, _] = widths(model);
+    let kept = 2 * FLOAT * keys * model.num_hidden_layers as u64;
+    let scores = (4 * FLOAT * model.num_attention_heads as u64).saturating_mul(length);
+    let row = registers(model).saturating_add(kept).saturating_add(scores);
+    let logits = LOGITS.min(rows.saturating_mul(model.vocab_size as u64));
+    rows.saturating_mul(row).saturating_add(6 * FLOAT * logits)
+}
+
 /// Bytes of what a batch of the longest examples leaves.
 fn activations(model: &ModelConfig, config: &RunConfig) -> u64 {
     let tokens = u64::from(config.batch) * config.length() as u64;
@@ -340,6 +406,33 @@ mod tests {
         assert!(hint.ends_with(", or --store bf16, which rounds them"), "{hint}");
         let none = super::hint(&on_disk, &|_| false);
         assert!(none.ends_with("a smaller model"), "{none}");
+    }
+
+    #[test]
+    fn what_a_device_of_its_own_memory_holds_the_machine_does_not() {
+        let checkpoint = checkpoint();
+        let numbers: u64 = checkpoint.tensors().map(|t| t.len() as u64).sum();
+        let full = RunConfig { method: Method::Full, ..RunConfig::default() };
+        for config in [RunConfig::default(), full] {
+            let [here, there] =
+                [false, true].map(|apart| TuneNeed::with_gradients(&checkpoint, &config, apart));
+            assert_eq!((here.device, there.weights, there.batch), (0, 0, 0));
+            assert!(there.device > here.weights + here.batch && there.total < here.total);
+        }
+        let losses = |space, kind, apart| {
+            let config =
+                RunConfig { space, method: "mezo".parse().unwrap(), ..RunConfig::default() };
+            TuneNeed::without_gradients(&checkpoint, &config, kind, apart)
+        };
+        for space in [Space::Lora, Space::Full] {
+            let packed = losses(space, ExecutorKind::Packed, false);
+            let here = losses(space, ExecutorKind::DENSE, false);
+            let there = losses(space, ExecutorKind::DENSE, true);
+            assert_eq!((packed.device, here.device), (0, 0));
+            assert_eq!(here.weights, packed.weights + 4 * numbers);
+            assert_eq!((there.weights, there.batch), (packed.weights, 0));
+            assert_eq!(there.device, 4 * numbers + here.batch);
+        }
     }
 
     #[test]

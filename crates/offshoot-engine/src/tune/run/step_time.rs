@@ -27,9 +27,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Examples, Method, Objective, RunConfig, Space};
-use crate::Error;
 use crate::tune::Example;
 use crate::tune::zeroth_order::{Activations as Rounding, TextTree, layer_of};
+use crate::{Error, ExecutorKind};
 
 /// Weights of the matrix whose products are timed, at most.
 const WEIGHTS: usize = 1 << 22;
@@ -67,7 +67,8 @@ struct PerToken {
 
 impl TuneTime {
     /// For the run of `config` on the model of `checkpoint` with the examples `train`, on `cpu`;
-    /// none where answers are written token by token, whose number nobody knows before.
+    /// none where answers are written token by token, whose number nobody knows before, and where
+    /// products are not those of the kernels.
     ///
     /// # Errors
     /// Those of the examples and of the method's options.
@@ -78,7 +79,12 @@ impl TuneTime {
         steps: u64,
         cpu: &Cpu,
     ) -> Result<Option<Self>, Error> {
-        if config.objective.is_of_answers() {
+        let by_losses = matches!(config.method, Method::ZerothOrder(_));
+        let elsewhere = match config.runs_on()? {
+            ExecutorKind::Packed => false,
+            ExecutorKind::Dense { device, .. } => by_losses || !device.shares_memory(),
+        };
+        if elsewhere || config.objective.is_of_answers() {
             return Ok(None);
         }
         let (mut tokens, mut asked) = (0, 0);

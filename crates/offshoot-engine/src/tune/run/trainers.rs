@@ -12,9 +12,10 @@ use offshoot_models::{BaseId, Checkpoint, TemplateId, Tokenizer, TokenizerId};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::config::{LOCAL_STEPS, Objective as Aim, Space as Tuned};
+use super::config::{LOCAL_STEPS, Space as Tuned};
 use super::evaluation::answers;
 use super::files::output;
+use super::objective::Objective as Aim;
 use super::{Examples, Method, Offload, Optimizer, RunConfig, RunDescription, RunError};
 use crate::medusa::most_counted;
 use crate::tune::eval::EvalOptions;
@@ -28,7 +29,7 @@ use crate::tune::{
     LoraOptions as GradientLora, TensorNames, Trainer,
 };
 use crate::tune::{Exchange, ExchangeError};
-use crate::{Error, Model};
+use crate::{Error, ExecutorKind, Model};
 
 /// What stands for all matrices of the blocks.
 const ALL_LINEAR: &str = "all-linear";
@@ -119,6 +120,10 @@ impl Base {
             ..ZerothOrderOptions::default()
         };
         let trainer = ZerothOrderTrainer::new(cpu, space, objective(config, tokenizer)?, &options)?;
+        let trainer = match config.runs_on()? {
+            ExecutorKind::Packed => trainer,
+            ExecutorKind::Dense { device, dtype } => trainer.on(device, dtype)?,
+        };
         let examples = train.count() as u64;
         Ok(Box::new(trainer.among(Rc::clone(exchange), config.share, examples)?))
     }
@@ -280,14 +285,17 @@ fn with_gradients(
         seed: config.seed,
         ..FirstOrderOptions::default()
     };
+    let ExecutorKind::Dense { device, .. } = config.runs_on()? else {
+        return Err(Error::OnlyDense);
+    };
     if !config.has_heads() {
-        let trainer = FirstOrder::new(Arc::clone(checkpoint), options)?;
+        let trainer = FirstOrder::on(device, Arc::clone(checkpoint), options, None)?;
         return Ok(Box::new(trainer.among(Rc::clone(exchange))));
     }
     let from = config.medusa_from.as_deref().map(HeadsFile::open).transpose()?;
     let heads = draft_heads(description, from.as_ref(), train, checkpoint.config().vocab_size)?;
     let options = FirstOrderOptions { heads: Some(heads), ..options };
-    Ok(Box::new(FirstOrder::with_heads(Arc::clone(checkpoint), options, from.as_ref())?))
+    Ok(Box::new(FirstOrder::on(device, Arc::clone(checkpoint), options, from.as_ref())?))
 }
 
 /// How the draft heads of a run learn: of the form of those that they begin with, or scoring the most

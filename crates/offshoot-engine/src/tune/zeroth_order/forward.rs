@@ -3,11 +3,15 @@
 //! Every pair of a text and a point is a segment of a step. Which segments share a step changes no bit
 //! of a probability, so steps are as large as memory allows and results are the same for all sizes. Where
 //! a step is of one point alone, as many of them as memory allows run side by side.
+//!
+//! That is so on the packed executor. On the dense one ([`DensePoints`]) the segments of a step
+//! change the last bits of a probability.
 
 use offshoot_kernels::{Greatest, KvCache, KvType, RowScores, Wanted};
 use offshoot_methods::tune::Probe;
 use offshoot_models::{Asked, LogitRows, PackedExecutor, Segment, StagedStep, VariantId, chain};
 
+use super::dense::DensePoints;
 use super::space::Space;
 use super::tree::TextTree;
 use crate::Error;
@@ -51,6 +55,8 @@ pub(super) struct Forward {
     /// What the caches are for.
     kept: Kept,
     limits: StepLimits,
+    /// What runs texts in place of the executor, if that is the dense one.
+    pub(super) dense: Option<DensePoints>,
     /// Rows run so far.
     pub(super) rows: usize,
 }
@@ -68,9 +74,9 @@ enum Kept {
 
 /// A text at a point.
 #[derive(Debug, Clone, Copy)]
-struct Pair {
-    text: usize,
-    point: usize,
+pub(super) struct Pair {
+    pub(super) text: usize,
+    pub(super) point: usize,
 }
 
 /// All pairs of `texts` and so many points, those together that can share a step of `space`.
@@ -85,7 +91,23 @@ fn pairs(space: &dyn Space, texts: &[usize], points: usize) -> Vec<Pair> {
 
 impl Forward {
     pub(super) fn new(executor: PackedExecutor, limits: StepLimits) -> Self {
-        Self { executor, caches: Vec::new(), kept: Kept::Nothing, limits, rows: 0 }
+        Self { executor, caches: Vec::new(), kept: Kept::Nothing, limits, dense: None, rows: 0 }
+    }
+
+    /// How many points stand at once. Where each of them is a model of its own, the dense executor
+    /// has one.
+    fn lanes(&self, space: &dyn Space) -> usize {
+        match self.dense.is_some() && space.side_by_side() {
+            true => 1,
+            false => space.lanes().max(1),
+        }
+    }
+
+    fn stand_at(&mut self, space: &mut dyn Space, probes: &[Probe]) -> Result<(), Error> {
+        match &mut self.dense {
+            Some(dense) => space.stand_on(probes, dense),
+            None => space.stand_at(probes),
+        }
     }
 
     /// Scores `texts` at each of `probes`.
@@ -97,11 +119,11 @@ impl Forward {
     ) -> Result<Scores, Error> {
         let empty = |text: &TextTree| Vec::with_capacity(text.targets.len());
         let mut scores: Scores = probes.iter().map(|_| texts.iter().map(empty).collect()).collect();
-        let lanes = space.lanes().max(1);
+        let lanes = self.lanes(space);
         let filled = |&text: &usize| !texts[text].tokens.is_empty();
         let filled: Vec<usize> = (0..texts.len()).filter(filled).collect();
         for (group, some) in probes.chunks(lanes).enumerate() {
-            space.stand_at(some)?;
+            self.stand_at(space, some)?;
             let pairs = pairs(space, &filled, some.len());
             let rows = |pair: &Pair| texts[pair.text].tokens.len();
             for steps in self.steps(space, &pairs, |pair| *pair, rows) {
@@ -152,6 +174,13 @@ impl Forward {
         texts: &[TextTree],
         scores: &mut [Vec<Vec<TokenScore>>],
     ) -> Result<(), Error> {
+        if let Some(dense) = &mut self.dense {
+            for step in steps {
+                self.rows += step.iter().map(|pair| texts[pair.text].tokens.len()).sum::<usize>();
+                hand_out(step, texts, dense.scores(step, texts)?, scores);
+            }
+            return Ok(());
+        }
         let pairs = steps.concat();
         let before = space.positions_before();
         let longest = pairs.iter().map(|pair| texts[pair.text].tokens.len()).max().unwrap_or(0);
@@ -189,11 +218,7 @@ impl Forward {
         space.run(executor, &mut staged)?;
         let found =
             orders.iter().zip(&staged).flat_map(|(order, step)| order.scores(step.scores()));
-        let mut found = found.into_iter();
-        for pair in pairs {
-            let n = texts[pair.text].targets.len();
-            scores[pair.point][pair.text].extend(found.by_ref().take(n));
-        }
+        hand_out(&pairs, texts, found.collect(), scores);
         Ok(())
     }
 
@@ -207,9 +232,9 @@ impl Forward {
         max_tokens: usize,
     ) -> Result<Vec<Vec<Option<Vec<u32>>>>, Error> {
         let mut answers = vec![vec![None; prompts.len()]; probes.len()];
-        let lanes = space.lanes().max(1);
+        let lanes = self.lanes(space);
         for (group, some) in probes.chunks(lanes).enumerate() {
-            space.stand_at(some)?;
+            self.stand_at(space, some)?;
             let texts: Vec<usize> = (0..prompts.len()).collect();
             let pairs = pairs(space, &texts, some.len());
             for pairs in pairs.chunks(self.limits.sequences.max(1)) {
@@ -231,9 +256,15 @@ impl Forward {
     ) -> Result<Vec<Option<Vec<u32>>>, Error> {
         let before = space.positions_before();
         let longest = pairs.iter().map(|pair| prompts[pair.text].len()).max().unwrap_or(0);
-        self.make_caches(space, Kept::Text, pairs.len(), before + longest + max_tokens);
-        for (pair, cache) in pairs.iter().zip(&mut self.caches) {
-            space.begin_cache(pair.point, cache)?;
+        match &mut self.dense {
+            Some(dense) => dense.begin(pairs.len()),
+            None => {
+                let room = before + longest + max_tokens;
+                self.make_caches(space, Kept::Text, pairs.len(), room);
+                for (pair, cache) in pairs.iter().zip(&mut self.caches) {
+                    space.begin_cache(pair.point, cache)?;
+                }
+            }
         }
         let stops = space.model().checkpoint().stop_tokens().to_vec();
         let mut made: Vec<Option<Vec<u32>>> = vec![Some(Vec::new()); pairs.len()];
@@ -272,14 +303,18 @@ impl Forward {
         context: usize,
     ) -> Result<Vec<Option<u32>>, Error> {
         let live = steps.concat();
+        let rope = space.model().config().rope_for(space.positions_before() + context);
+        self.rows += live.iter().map(|&i| next[i].len()).sum::<usize>();
+        if let Some(dense) = &mut self.dense {
+            let chosen = steps.iter().map(|step| dense.greedy(step, pairs, next, rope));
+            return Ok(chosen.collect::<Result<Vec<_>, _>>()?.concat());
+        }
         let of = |i: usize, cache: &KvCache| {
             let first = cache.len() as u32;
             (chain(next[i].len()), (first..first + next[i].len() as u32).collect::<Vec<_>>())
         };
         let chains: Vec<_> = live.iter().map(|&i| of(i, &self.caches[i])).collect();
-        let rope = space.model().config().rope_for(space.positions_before() + context);
-        let Self { executor, caches, rows, .. } = self;
-        *rows += live.iter().map(|&i| next[i].len()).sum::<usize>();
+        let Self { executor, caches, .. } = self;
         // They stand in ascending order.
         let caches = caches.iter_mut().enumerate().filter(|(i, _)| live.contains(i));
         let mut segments = caches.zip(&chains).map(|((i, cache), (parents, positions))| Segment {
@@ -322,8 +357,22 @@ impl Forward {
     }
 }
 
+/// Hands what was `found` of the targets of `pairs`, text by text, out to the points and texts.
+fn hand_out(
+    pairs: &[Pair],
+    texts: &[TextTree],
+    found: Vec<TokenScore>,
+    scores: &mut [Vec<Vec<TokenScore>>],
+) {
+    let mut found = found.into_iter();
+    for pair in pairs {
+        let n = texts[pair.text].targets.len();
+        scores[pair.point][pair.text].extend(found.by_ref().take(n));
+    }
+}
+
 /// What is asked of the rows of a step: tokens row by row, where the texts' targets go text by text.
-struct Order {
+pub(super) struct Order {
     outputs: Vec<u32>,
     ends: Vec<usize>,
     /// Of each target its row among those asked for and its place among `outputs`.
@@ -331,7 +380,7 @@ struct Order {
 }
 
 impl Order {
-    fn of<'t>(texts: impl Iterator<Item = &'t TextTree>) -> Self {
+    pub(super) fn of<'t>(texts: impl Iterator<Item = &'t TextTree>) -> Self {
         let mut all = Self { outputs: Vec::new(), ends: Vec::new(), places: Vec::new() };
         for text in texts {
             let (first, mut last) = (all.places.len(), None);
@@ -350,6 +399,21 @@ impl Order {
             }
         }
         all
+    }
+
+    /// Each row among those asked for with each of its tokens.
+    pub(super) fn asked(&self) -> Vec<(usize, u32)> {
+        let row = |place: usize| self.ends.partition_point(|&end| end <= place);
+        self.outputs.iter().enumerate().map(|(place, &token)| (row(place), token)).collect()
+    }
+
+    /// The targets, text by text, of which what is asked for was `found`.
+    pub(super) fn in_order(&self, found: &[(f64, bool)]) -> Vec<TokenScore> {
+        let score = |&(_, place): &(usize, usize)| {
+            let (logprob, greatest) = found[place];
+            TokenScore { logprob, greatest }
+        };
+        self.places.iter().map(score).collect()
     }
 
     /// The scores of the targets, text by text.

@@ -12,6 +12,7 @@ use offshoot_methods::tune::{
 use offshoot_models::PackedExecutor;
 use serde_json::Value;
 
+use super::dense::DensePoints;
 use super::forward::{Forward, StepLimits, TokenScore};
 use super::noise;
 use super::objective::Objective;
@@ -20,10 +21,10 @@ use super::snapshot;
 use super::space::Space;
 use super::together::Share;
 use super::tree::TextTree;
-use crate::Error;
 use crate::beside::write_whole;
 use crate::tune::exchange::{Fingerprint, Pieces, agree, digest};
 use crate::tune::{Alone, Example, Exchange, Scored, Scorer, Sequence, StepReport, Trainer};
+use crate::{DenseDevice, DenseType, Error};
 
 /// Steps in a row whose losses were no numbers, after which a run ends.
 const LOST_MAX: u32 = 20;
@@ -152,6 +153,25 @@ impl ZerothOrderTrainer {
         }
         (self.exchange, self.share, self.examples) = (exchange, share, examples);
         Ok(self)
+    }
+
+    /// Computes losses on the dense executor, on `device` in numbers of type `dtype`. What is
+    /// tuned, directions, updates and the trajectory are as on the packed executor, to the bit
+    /// where the same losses are given.
+    ///
+    /// # Errors
+    /// [`Error::OnlyPacked`] if the space is one of the packed executor alone; as
+    /// [`DensePoints::new`].
+    pub fn on(mut self, device: DenseDevice, dtype: DenseType) -> Result<Self, Error> {
+        let mut dense = DensePoints::new(self.space.model().checkpoint(), device, dtype)?;
+        self.space.stand_on(&[Probe::default()], &mut dense)?;
+        self.forward.dense = Some(dense);
+        Ok(self)
+    }
+
+    /// The dense executor and the point at which it stands, if losses are computed on it.
+    pub fn dense(&self) -> Option<&DensePoints> {
+        self.forward.dense.as_ref()
     }
 
     /// What is tuned; its numbers can be read once the trainer is [settled](Trainer::settle).

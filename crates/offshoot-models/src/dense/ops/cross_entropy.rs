@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::frozen::Frozen;
 use super::real::{Matrix, Output, Real, turned};
-use super::{by_type, numbers, with};
+use super::{by_type, composed, numbers, suits, with};
 
 /// Logits that are held at a time.
 pub(super) const LOGITS: usize = 1 << 23;
@@ -53,6 +53,10 @@ impl CrossEntropy<'_> {
     /// `L` as a number without axes, and in double precision. If `trained`, the head has a gradient, too,
     /// and is a tensor.
     pub(crate) fn loss(self, x: &Tensor, trained: bool) -> Result<(Tensor, f64)> {
+        let other = matches!(&self.head, Frozen::Tensor(head) if trained && !suits(&[x, head]));
+        if other || !self.head.suits(x) {
+            return self.loss_composed(x, trained);
+        }
         let x = x.contiguous()?;
         let op = Op {
             head: self.head,
@@ -71,6 +75,29 @@ impl CrossEntropy<'_> {
         let exact = *exact.lock().unwrap_or_else(PoisonError::into_inner);
         Ok((loss, exact))
     }
+
+    /// [`CrossEntropy::loss`] if `own`, else [`CrossEntropy::loss_composed`].
+    pub(crate) fn by(self, own: bool, x: &Tensor, trained: bool) -> Result<(Tensor, f64)> {
+        if own { self.loss(x, trained) } else { self.loss_composed(x, trained) }
+    }
+
+    /// The same of the tensor library's operations, on any device and of any type.
+    pub(crate) fn loss_composed(self, x: &Tensor, trained: bool) -> Result<(Tensor, f64)> {
+        let Self { head, cap, targets } = self;
+        if trained && !matches!(head, Frozen::Tensor(_)) {
+            bail!("a head that is trained and stays in its file");
+        }
+        let wanted = (x.track_op(), trained);
+        let found = composed::cross_entropy(x, &head, cap, targets, wanted)?;
+        let mut loss = Tensor::new(found.value, x.device())?.to_dtype(x.dtype())?;
+        if let Some(dx) = &found.dx {
+            loss = (loss + composed::sloping(x, dx)?)?;
+        }
+        if let (Frozen::Tensor(head), Some(dw)) = (&head, &found.dw) {
+            loss = (loss + composed::sloping(head, dw)?)?;
+        }
+        Ok((loss, found.value))
+    }
 }
 
 /// For each target the logarithm of its probability, and whether no token has a greater one (of equals,
@@ -81,6 +108,9 @@ pub(crate) fn log_probabilities(
     cap: Option<f32>,
     targets: &[Target],
 ) -> Result<Vec<(f64, bool)>> {
+    if !head.suits(x) {
+        return composed::log_probabilities(x, head, cap, targets);
+    }
     by_type!(x.dtype(), T => {
         let mut all = Vec::with_capacity(targets.len());
         with::<T, _, 1>([x], |[x]| {
@@ -107,6 +137,15 @@ struct Chunk<'t, T> {
     scored: Vec<Vec<(f64, bool)>>,
 }
 
+/// Checks that targets are of `m` rows and `vocab` tokens, and in order.
+pub(super) fn check_targets(targets: &[Target], m: usize, vocab: usize) -> Result<()> {
+    let beyond = |t: &Target| t.row >= m || t.token as usize >= vocab;
+    if targets.iter().any(beyond) || !targets.is_sorted_by_key(|t| t.row) {
+        bail!("targets of other rows or tokens than there are, or out of order");
+    }
+    Ok(())
+}
+
 /// Computes the probabilities of some rows at a time and shows them to `f`.
 fn for_chunks<T: Real>(
     x: &[T],
@@ -117,11 +156,7 @@ fn for_chunks<T: Real>(
 ) -> Result<()> {
     let (vocab, d) = head.shape()?;
     let m = x.len() / d.max(1);
-    if targets.iter().any(|t| t.row >= m || t.token as usize >= vocab)
-        || !targets.is_sorted_by_key(|t| t.row)
-    {
-        bail!("targets of other rows or tokens than there are, or out of order");
-    }
+    check_targets(targets, m, vocab)?;
     let height = (LOGITS / vocab.max(1)).clamp(1, 256);
     let mut left = targets;
     for first in (0..m).step_by(height) {

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::cross_entropy::{LOGITS, soft_cap};
 use super::frozen::Frozen;
 use super::real::{Matrix, Output, Real, turned};
-use super::{by_type, with};
+use super::{by_type, composed, suits, with};
 
 /// States and the head that scores them.
 #[derive(Debug, Clone)]
@@ -53,6 +53,9 @@ pub(crate) fn divergence(
     let (taught, e) = teacher.x.dims2()?;
     if taught != m || weights.len() != m || teacher.head.shape()?.0 != vocab {
         bail!("a teacher of other rows or tokens than the model");
+    }
+    if !suits(&[&model.x, &teacher.x]) || !model.head.suits(&model.x) {
+        return composed::divergence(model, teacher, cap, weights, trained);
     }
     let height = (LOGITS / vocab.max(1)).clamp(1, 128);
     by_type!(model.x.dtype(), T => with::<T, _, 2>([&model.x, &teacher.x], |[x, y]| {

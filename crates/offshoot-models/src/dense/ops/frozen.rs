@@ -52,6 +52,11 @@ impl Frozen {
         }
     }
 
+    /// All of it where `x` is and in its type, for products of the tensor library.
+    pub(crate) fn whole(&self, x: &Tensor) -> Result<Tensor> {
+        self.rows(0, self.shape()?.0, x.dtype())?.to_device(x.device())
+    }
+
     /// Calls `f` with the number of its first row and each piece of rows, in order; with all of a tensor
     /// that is of type `dtype` as it is.
     fn for_pieces(

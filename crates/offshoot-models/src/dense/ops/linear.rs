@@ -48,11 +48,11 @@ pub(crate) fn linear(
         .chain(pair.iter().flat_map(|pair| [&pair.a, &pair.b]))
         .collect();
     if !suits(&operands) || !weight.suits(x) {
-        return composed(x, &weight, bias, pair);
+        return linear_composed(x, &weight, bias, pair);
     }
     let bias = bias.map(|bias| bias.detach().contiguous()).transpose()?;
     let (x, scale) = (x.contiguous()?, pair.map_or(0.0, |pair| pair.scale));
-    let op = Linear { weight, bias, scale };
+    let op = Linear { weight, bias, scale, own: true };
     match pair {
         None => x.apply_op1(op),
         Some(pair) => x.apply_op3(&pair.a.contiguous()?, &pair.b.contiguous()?, op),
@@ -60,14 +60,13 @@ pub(crate) fn linear(
 }
 
 /// The same of the tensor library's operations, on any device and of any type.
-fn composed(
+pub(crate) fn linear_composed(
     x: &Tensor,
     weight: &Frozen,
     bias: Option<&Tensor>,
     pair: Option<&LowRankPair>,
 ) -> Result<Tensor> {
-    let whole = weight.rows(0, weight.shape()?.0, x.dtype())?.to_device(x.device())?;
-    let mut y = x.matmul(&whole.t()?)?;
+    let mut y = x.matmul(&weight.whole(x)?.t()?)?;
     if let Some(bias) = bias {
         y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
     }
@@ -84,11 +83,17 @@ pub(crate) struct Linear {
     pub(crate) weight: Frozen,
     pub(crate) bias: Option<Tensor>,
     pub(crate) scale: f64,
+    /// Whether products are made here, or by the tensor library. The way back is the same either
+    /// way: there is no gradient of `W`.
+    pub(crate) own: bool,
 }
 
 impl Linear {
     /// The product, which remembers nothing.
     pub(crate) fn of(&self, x: &Tensor, pair: Option<&LowRankPair>) -> Result<Tensor> {
+        if !self.own {
+            return Ok(linear_composed(x, &self.weight, self.bias.as_ref(), pair)?.detach());
+        }
         let x = x.contiguous()?;
         match pair {
             None => x.apply_op1_no_bwd(self),
@@ -98,6 +103,9 @@ impl Linear {
 
     /// What the gradient `g` of a product without LoRA says of `x`.
     pub(crate) fn input_gradient(&self, g: &Tensor) -> Result<Tensor> {
+        if !self.own {
+            return g.matmul(&self.weight.whole(g)?);
+        }
         let shape = (g.dims2()?.0, self.weight.shape()?.1);
         by_type!(g.dtype(), T => {
             let dx = with::<T, _, 1>([g], |[g]| self.weight.backward(g))??;
@@ -114,6 +122,9 @@ impl Linear {
         g: &Tensor,
         wanted: (bool, bool, bool),
     ) -> Result<LinearGradients> {
+        if !self.own {
+            return self.library_gradients(x, pair, g, wanted);
+        }
         let LowRankPair { a, b, .. } = pair;
         by_type!(x.dtype(), T => {
             let of = [x, a, b, g];
@@ -124,6 +135,27 @@ impl Linear {
             };
             Ok((made(dx, x)?, made(da, a)?, made(db, b)?))
         })
+    }
+
+    /// The same of the tensor library's products.
+    fn library_gradients(
+        &self,
+        x: &Tensor,
+        pair: &LowRankPair,
+        g: &Tensor,
+        wanted: (bool, bool, bool),
+    ) -> Result<LinearGradients> {
+        let (x, g) = (x.detach(), g.detach());
+        let (a, b) = (pair.a.detach(), pair.b.detach());
+        let t = (g.matmul(&b)? * self.scale)?;
+        let dx = || self.input_gradient(&g)? + t.matmul(&a)?;
+        let da = || t.t()?.matmul(&x);
+        let db = || g.t()?.matmul(&(x.matmul(&a.t()?)? * self.scale)?);
+        Ok((
+            wanted.0.then(dx).transpose()?,
+            wanted.1.then(da).transpose()?,
+            wanted.2.then(db).transpose()?,
+        ))
     }
 
     fn low_rank_gradients<T: Real>(

@@ -5,10 +5,12 @@
 //! not trained has its gradient computed all the same. Here a forward pass keeps what it was given
 //! and nothing else, and a backward pass computes what it needs once more.
 //!
-//! On a processor, in single or double precision. Work is shared out among threads by rows or by
-//! heads, never within a sum, so results do not depend on how many threads there are.
+//! On a processor, in single or double precision; elsewhere each has a form of the library's
+//! operations (`composed`), which training takes there. Work is shared out among threads by rows or
+//! by heads, never within a sum, so results do not depend on how many threads there are.
 
 mod attention;
+pub(super) mod composed;
 mod cross_entropy;
 mod divergence;
 mod frozen;
@@ -23,7 +25,7 @@ pub(super) use cross_entropy::{CrossEntropy, Target, log_probabilities};
 pub(super) use divergence::{Scoring, divergence};
 pub(super) use frozen::Frozen;
 pub(super) use gate::{Gate, gate};
-pub(super) use linear::{Linear, LowRankPair, added, linear};
+pub(super) use linear::{Linear, LowRankPair, added, linear, linear_composed};
 pub(super) use rms_norm::{RmsNorm, rms_norm};
 pub(super) use rope::{Rope, rope};
 

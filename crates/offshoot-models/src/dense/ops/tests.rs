@@ -362,3 +362,64 @@ fn a_divergence_is_the_mean_gap_of_logarithms_in_many_chunks_too() {
     assert!((found.value - expected).abs() < 1e-12, "{} {expected}", found.value);
     assert!(divergence(&model, &teacher, None, &weights[1..], false).is_err());
 }
+
+/// Of 300 rows, which the library's forms take in two pieces; every token twice, so that all tie.
+#[test]
+fn losses_of_the_librarys_operations_are_those_of_our_own() {
+    let (rows, vocab) = (300, 100);
+    let (x, once) = (numbers(&[rows, 12], 40), numbers(&[vocab, 12], 41));
+    let head = Frozen::Tensor(Tensor::cat(&[&once, &once], 0).unwrap());
+    let of = |(row, token): (usize, u32)| Target { row, token, weight: 0.5 - row as f64 / 400.0 };
+    let likeliest = |row: usize| {
+        let logits = x.get(row).unwrap().unsqueeze(0).unwrap().matmul(&once.t().unwrap());
+        logits.unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap()[0]
+    };
+    let places = (0..rows).filter(|row| row % 7 != 3).flat_map(|row| {
+        let best = likeliest(row);
+        [(row, (row * 7 % 200) as u32), (row, best), (row, best + 100)]
+    });
+    let targets: Vec<Target> = places.map(of).collect();
+    for cap in [None, Some(1.5)] {
+        let ours = log_probabilities(&x, &head, cap, &targets).unwrap();
+        let theirs = composed::log_probabilities(&x, &head, cap, &targets).unwrap();
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert!((ours.0 - theirs.0).abs() < 1e-12 && ours.1 == theirs.1, "{ours:?} {theirs:?}");
+        }
+        assert!(ours.iter().filter(|(_, best)| *best).count() >= rows / 2);
+        let loss = |own: bool| {
+            let variable = |x: &Tensor| Var::from_tensor(x).unwrap();
+            let Frozen::Tensor(head) = &head else { panic!("a tensor") };
+            let (x, head) = (variable(&x), variable(head));
+            let of = CrossEntropy {
+                head: Frozen::Tensor(head.as_tensor().clone()),
+                cap,
+                targets: &targets,
+            };
+            let (loss, exact) = of.by(own, &x, true).unwrap();
+            let store = (&loss * 3.0).unwrap().backward().unwrap();
+            let of = |v: &Var| store.get(v).unwrap().clone();
+            assert!((number(&loss) - exact).abs() < 1e-12 * exact.abs());
+            (exact, [of(&x), of(&head)])
+        };
+        let (ours, theirs) = (loss(true), loss(false));
+        assert!((ours.0 - theirs.0).abs() < 1e-12 * ours.0.abs(), "{} {}", ours.0, theirs.0);
+        for (ours, theirs) in ours.1.iter().zip(&theirs.1) {
+            let off = (ours - theirs).unwrap();
+            assert!(dot(&off, &off).sqrt() < 1e-12 * dot(ours, ours).sqrt());
+        }
+        let model = Scoring { x: x.clone(), head: head.clone() };
+        let other = numbers(&[2 * vocab, 9], 43);
+        let teacher = Scoring { x: numbers(&[rows, 9], 42), head: Frozen::Tensor(other) };
+        let weights: Vec<f64> = (0..rows).map(|row| 1.0 / (1 + row) as f64).collect();
+        let ours = divergence(&model, &teacher, cap, &weights, true).unwrap();
+        let theirs = composed::divergence(&model, &teacher, cap, &weights, true).unwrap();
+        assert!((ours.value - theirs.value).abs() < 1e-12 * ours.value);
+        let (dw, other) = (ours.dw.unwrap(), theirs.dw.unwrap());
+        for (ours, theirs) in [(&ours.dx, &theirs.dx), (&dw, &other)] {
+            let off = (ours - theirs).unwrap();
+            assert!(dot(&off, &off).sqrt() < 1e-12 * dot(ours, ours).sqrt());
+        }
+    }
+    assert!(composed::log_probabilities(&x, &head, None, &[of((300, 0))]).is_err());
+    assert!(composed::log_probabilities(&x, &head, None, &[of((0, 200))]).is_err());
+}

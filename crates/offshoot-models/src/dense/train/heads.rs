@@ -180,12 +180,14 @@ impl DenseHeads {
         Ok(z)
     }
 
-    /// `D` over the places, whose states are `h`, `[n, d]`, and its slopes.
+    /// `D` over the places, whose states are `h`, `[n, d]`, and its slopes; by operations of our
+    /// own where they suit, if `own`.
     pub(super) fn gradients(
         &self,
         model: &DenseModel,
         h: &Tensor,
         places: &DraftPlaces,
+        own: bool,
     ) -> Result<HeadGradients, Error> {
         let leaf = Var::from_tensor(&h.detach())?;
         let input = self.input(model, &leaf, &places.chosen)?;
@@ -197,7 +199,7 @@ impl DenseHeads {
             }
             let z = self.state(k, &leaf, &input)?;
             let head = Frozen::Tensor(self.output.clone());
-            let (loss, exact) = CrossEntropy { head, cap: None, targets }.loss(&z, false)?;
+            let (loss, exact) = CrossEntropy { head, cap: None, targets }.by(own, &z, false)?;
             losses.push(exact);
             sum = Some(match sum {
                 Some(sum) => (sum + loss)?,

@@ -22,7 +22,7 @@ pub use lora::DropoutMasks;
 use candle_core::{Tensor, Var};
 
 use super::DenseModel;
-use super::ops::{CrossEntropy, Frozen, Scoring, Target, divergence, log_probabilities};
+use super::ops::{CrossEntropy, Frozen, Scoring, Target, composed, divergence, log_probabilities};
 use crate::medusa::{HeadToken, HeadsFile};
 use crate::{Error, LoraAdapter, LowRank};
 use heads::{DenseHeads, DraftPlaces, HeadGradients};
@@ -100,6 +100,8 @@ pub struct DenseTuning {
     lowest: usize,
     /// Whether the embedding is trained.
     embedding: bool,
+    /// Whether operations of our own run where they suit.
+    own: bool,
 }
 
 impl DenseTuning {
@@ -156,7 +158,23 @@ impl DenseTuning {
         let blocks = model.architecture.blocks();
         let lowest = variables.iter().filter_map(|(name, _)| block_of(name)).min();
         let embedding = variables.iter().any(|(name, _)| *name == model.blueprint.embedding);
-        Self { model, lora, heads: None, variables, lowest: lowest.unwrap_or(blocks), embedding }
+        Self {
+            model,
+            lora,
+            heads: None,
+            variables,
+            lowest: lowest.unwrap_or(blocks),
+            embedding,
+            own: true,
+        }
+    }
+
+    /// Trains by the tensor library's operations alone, as a model is trained that is on another
+    /// device than the processor: so that what these give can be compared with our own on a
+    /// processor.
+    #[must_use]
+    pub fn by_library(self) -> Self {
+        Self { own: false, ..self }
     }
 
     /// Takes what goes into block `block` as a constant: what is trained in the blocks below, and in the
@@ -266,7 +284,10 @@ impl DenseTuning {
         let mut scores = Vec::new();
         run.behind_head(|_, x, head, cap| {
             let x = picked.rows_of(&x)?;
-            scores = log_probabilities(&x, &head, cap, &picked.targets)?;
+            scores = match self.own {
+                true => log_probabilities(&x, &head, cap, &picked.targets)?,
+                false => composed::log_probabilities(&x, &head, cap, &picked.targets)?,
+            };
             Ok(x)
         })?;
         Ok(picked.in_order(&scores))
@@ -314,7 +335,7 @@ impl DenseTuning {
         if self.lora.is_none() {
             return Err(Error::Step("there is no teacher where all weights are tuned".to_owned()));
         }
-        let mut run = TrainRun::new(&self.model, None, texts, None)?;
+        let mut run = TrainRun::new(&self.model, None, texts, None, self.own)?;
         self.forward(&mut run)?;
         let mut scoring = None;
         run.behind_head(|_, x, head, _| {
@@ -408,7 +429,7 @@ impl DenseTuning {
         texts: &[&[u32]],
         options: GradientOptions<'a>,
     ) -> Result<TrainRun<'a>, Error> {
-        TrainRun::new(&self.model, self.lora.as_ref(), texts, options.dropout)
+        TrainRun::new(&self.model, self.lora.as_ref(), texts, options.dropout, self.own)
     }
 
     /// The loss, where the architecture was run to its end: what goes back into the model, and the value
@@ -424,10 +445,15 @@ impl DenseTuning {
             let trained = matches!(&head, Frozen::Tensor(head) if head.track_op());
             let mut tensor;
             (tensor, exact) = match &wanted.teacher {
-                None => CrossEntropy { head, cap, targets: &picked.targets }.loss(&x, trained)?,
+                None => CrossEntropy { head, cap, targets: &picked.targets }
+                    .by(self.own, &x, trained)?,
                 Some(teacher) => {
                     let model = Scoring { x: x.clone(), head };
-                    let found = divergence(&model, teacher, cap, &picked.weights(), trained)?;
+                    let weights = picked.weights();
+                    let found = match self.own {
+                        true => divergence(&model, teacher, cap, &weights, trained)?,
+                        false => composed::divergence(&model, teacher, cap, &weights, trained)?,
+                    };
                     let mut tensor = product(&x, &found.dx)?;
                     if let (Frozen::Tensor(head), Some(dw)) = (&model.head, &found.dw) {
                         tensor = (tensor + product(head, dw)?)?;
@@ -439,9 +465,9 @@ impl DenseTuning {
             if let (Some(own), Some((places, weight))) = (&self.heads, drafts) {
                 let rows = Tensor::new(places.rows.as_slice(), normed.device())?;
                 let h = normed.index_select(&rows, 0)?;
-                let mut found = own.gradients(&self.model, &h, places)?;
+                let mut found = own.gradients(&self.model, &h, places, self.own)?;
                 exact += weight * found.losses.iter().sum::<f64>();
-                let slopes = found.states.take();
+                let slopes = found.states.take().map(|slopes| slopes.detach());
                 if let Some(slopes) = slopes.filter(|_| *weight != 0.0 && h.track_op()) {
                     tensor = (tensor + product(&h, &(slopes * *weight)?)?)?;
                 }

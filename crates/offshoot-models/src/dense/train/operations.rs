@@ -43,8 +43,8 @@ impl<'a> TrainRun<'a> {
         eps: f32,
     ) -> Result<Traced<'a>, Error> {
         let weight = self.weights.vector(vector)?;
-        if !ops::suits(&[&x.tensor, &weight]) {
-            return self.composed(x, |x| Ok(primitives::rms_norm(x, &weight, eps)?));
+        if !self.weights.suits(&[&x.tensor, &weight]) {
+            return self.composed(x, |x| Ok(primitives::rms_norm_composed(x, &weight, eps)?));
         }
         let y = RmsNorm::new(eps).of(&x.tensor, &weight)?;
         let (kept, place, of) = (x.kept(), x.place, weight.clone());
@@ -118,14 +118,15 @@ impl<'a> TrainRun<'a> {
         let ((rows, width), d) = (x.tensor.dims2()?, self.weights.model.config().head_dim);
         let norm = norm.map(|(weight, eps)| Ok::<_, Error>((self.weights.vector(weight)?, eps)));
         let norm = norm.transpose()?;
-        let own = norm.as_ref().is_none_or(|(weight, _)| ops::suits(&[&x.tensor, weight]));
-        if !own || !ops::suits(&[&x.tensor, cos, sin]) {
+        let weights = self.weights;
+        let own = norm.as_ref().is_none_or(|(weight, _)| weights.suits(&[&x.tensor, weight]));
+        if !own || !weights.suits(&[&x.tensor, cos, sin]) {
             return self.composed(&x, |x| {
                 let mut heads = x.reshape((rows, (), d))?;
                 if let Some((weight, eps)) = &norm {
-                    heads = primitives::rms_norm(&heads, weight, *eps)?;
+                    heads = primitives::rms_norm_composed(&heads, weight, *eps)?;
                 }
-                Ok(primitives::rotate(&heads, cos, sin)?.reshape((rows, width))?)
+                Ok(primitives::rotate_composed(&heads, cos, sin)?.reshape((rows, width))?)
             });
         }
         let rope = Rope::new(cos, sin)?;
@@ -160,12 +161,12 @@ impl<'a> TrainRun<'a> {
         up: &Traced<'a>,
         activation: Activation,
     ) -> Result<Traced<'a>, Error> {
-        if !ops::suits(&[&gate.tensor, &up.tensor]) {
+        if !self.weights.suits(&[&gate.tensor, &up.tensor]) {
             let width = gate.tensor.dims2()?.1;
             let joined = self.joined(&[gate, up])?;
             return self.composed(&joined, |all| {
                 let (gate, up) = (all.narrow(1, 0, width)?, all.narrow(1, width, width)?);
-                Ok(primitives::gate(&gate, &up, activation)?)
+                Ok(primitives::gate_composed(&gate, &up, activation)?)
             });
         }
         let op = Gate { activation };
@@ -189,7 +190,7 @@ impl<'a> TrainRun<'a> {
         shape: AttentionShape,
     ) -> Result<Traced<'a>, Error> {
         let tensors = [&q.tensor, &k.tensor, &v.tensor];
-        if !ops::suits(&tensors) {
+        if !self.weights.suits(&tensors) {
             return self.attend_composed([q, k, v], &shape);
         }
         let op = ops::Attention { shape };
@@ -213,13 +214,15 @@ impl<'a> TrainRun<'a> {
         let widths = [q, k, v].map(|x| x.tensor.dims2().map(|(_, width)| width));
         let [wide, narrow, _] = widths;
         let (wide, narrow) = (wide?, narrow?);
+        let masks = shape.lengths.iter().map(|&rows| self.mask(rows, shape.window));
+        let masks = masks.collect::<Result<Vec<_>, _>>()?;
         // One tensor of all three, so that there is one way back.
         let joined = self.joined(&[q, k, v])?;
         self.composed(&joined, |all| {
             let q = all.narrow(1, 0, wide)?;
             let k = all.narrow(1, wide, narrow)?;
             let v = all.narrow(1, wide + narrow, narrow)?;
-            attend_composed([&q, &k, &v], shape)
+            attend_composed([&q, &k, &v], shape, &masks)
         })
     }
 
@@ -243,19 +246,18 @@ impl<'a> TrainRun<'a> {
     }
 }
 
-/// The attention of each text, of the tensor library's operations.
-fn attend_composed([q, k, v]: [&Tensor; 3], shape: &AttentionShape) -> Result<Tensor, Error> {
+/// The attention of each text, masked with its own of `masks`, of the tensor library's operations.
+fn attend_composed(
+    [q, k, v]: [&Tensor; 3],
+    shape: &AttentionShape,
+    masks: &[Tensor],
+) -> Result<Tensor, Error> {
     let (mut attended, mut first) = (Vec::with_capacity(shape.lengths.len()), 0);
-    for &rows in &shape.lengths {
+    for (&rows, mask) in shape.lengths.iter().zip(masks) {
         let of = |x: &Tensor| x.narrow(0, first, rows)?.reshape((rows, (), shape.head_dim));
         let by_head = |x: &Tensor| of(x)?.transpose(0, 1)?.contiguous();
-        let seen = |row: usize, key: usize| key <= row && row - key < shape.window;
-        let mask = (0..rows * rows)
-            .map(|at| if seen(at / rows, at % rows) { 0.0 } else { f32::NEG_INFINITY });
-        let mask = Tensor::from_vec(mask.collect(), (rows, rows), q.device())?;
-        let mask = mask.to_dtype(primitives::wide(q.dtype()))?;
         let (k, v) = (by_head(k)?, by_head(v)?);
-        attended.push(primitives::attend(&of(q)?, &k, &v, &mask, shape.scale)?);
+        attended.push(primitives::attend(&of(q)?, &k, &v, mask, shape.scale)?);
         first += rows;
     }
     Ok(Tensor::cat(&attended, 0)?)

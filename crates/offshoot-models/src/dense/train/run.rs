@@ -8,6 +8,7 @@ use super::super::DenseModel;
 use super::super::executor::rotations;
 use super::super::experts::run_experts;
 use super::super::ops::{AttentionShape, Frozen};
+use super::super::primitives;
 use super::tape::{Flow, Tape, Traced};
 use super::weights::Weights;
 use super::{DenseLora, DropoutMasks};
@@ -32,6 +33,9 @@ pub(super) struct TrainRun<'a> {
     local: Option<(Tensor, Tensor)>,
     inputs: HashMap<Input, Traced<'a>>,
     outputs: HashMap<Output, Traced<'a>>,
+    /// What scores of a text of so many rows are masked with, within so many, where the library's
+    /// operations attend.
+    masks: HashMap<(usize, usize), Tensor>,
     /// The head and its cap, once the step has come there.
     head: Option<(LinearId, Option<f32>)>,
 }
@@ -42,6 +46,7 @@ impl<'a> TrainRun<'a> {
         lora: Option<&'a DenseLora>,
         texts: &[&[u32]],
         dropout: Option<&'a dyn DropoutMasks>,
+        own: bool,
     ) -> Result<Self, Error> {
         let vocab_size = model.config().vocab_size;
         let (mut tokens, mut tables, mut positions) = (Vec::new(), Vec::new(), Vec::new());
@@ -66,7 +71,7 @@ impl<'a> TrainRun<'a> {
         let (cos, sin): (Vec<_>, Vec<_>) = tables.into_iter().unzip();
         let local = model.local_rope.as_ref().map(|rope| rotations(model, rope, &positions));
         Ok(Self {
-            weights: Weights { model, lora, dropout, graph: false },
+            weights: Weights { model, lora, dropout, graph: false, own },
             tape: None,
             again: false,
             lengths: texts.iter().map(|text| text.len()).collect(),
@@ -75,8 +80,25 @@ impl<'a> TrainRun<'a> {
             local: local.transpose()?,
             inputs: HashMap::new(),
             outputs: HashMap::new(),
+            masks: HashMap::new(),
             head: None,
         })
+    }
+
+    /// What is added to the scores of a text of `rows` rows, of which each sees the last `window`:
+    /// nothing, or minus infinity; `[rows, rows]`.
+    pub(super) fn mask(&mut self, rows: usize, window: usize) -> Result<Tensor, Error> {
+        let window = window.min(rows);
+        if let Some(mask) = self.masks.get(&(rows, window)) {
+            return Ok(mask.clone());
+        }
+        let seen = |row: usize, key: usize| key <= row && row - key < window;
+        let mask = (0..rows * rows)
+            .map(|at| if seen(at / rows, at % rows) { 0.0 } else { f32::NEG_INFINITY });
+        let mask = Tensor::from_vec(mask.collect(), (rows, rows), self.weights.model.device())?;
+        let mask = mask.to_dtype(primitives::wide(self.weights.model.dtype()))?;
+        self.masks.insert((rows, window), mask.clone());
+        Ok(mask)
     }
 
     /// Writes down from now on what leads back. If `again`, blocks do not compute what they add to the

@@ -164,18 +164,20 @@ impl Flow<'_> {
     }
 
     /// Goes back through the library's graph of `result`, which reads `leaves`, by their places.
+    /// Gradients that the library made remember how: they are taken as numbers here.
     pub(super) fn through(
         &mut self,
         result: &Tensor,
         gradient: &Tensor,
         leaves: &[(Option<usize>, Var)],
     ) -> Result<(), Error> {
-        let mut store = (result * gradient)?.sum_all()?.backward()?;
+        let mut store = (result * gradient.detach())?.sum_all()?.backward()?;
+        let mut found = |of: &Var| store.remove(of).map(|gradient| gradient.detach());
         for (place, leaf) in leaves {
-            self.add(*place, store.remove(leaf))?;
+            self.add(*place, found(leaf))?;
         }
         for (_, variable) in self.variables {
-            let gradient = store.remove(variable);
+            let gradient = found(variable);
             self.add_variable(variable, gradient)?;
         }
         Ok(())

@@ -16,9 +16,16 @@ pub(super) struct Weights<'a> {
     pub(super) dropout: Option<&'a dyn DropoutMasks>,
     /// Whether variables are taken as such.
     pub(super) graph: bool,
+    /// Whether operations of our own run where they suit.
+    pub(super) own: bool,
 }
 
 impl Weights<'_> {
+    /// Whether operations of our own run on these tensors.
+    pub(super) fn suits(&self, tensors: &[&Tensor]) -> bool {
+        self.own && ops::suits(tensors)
+    }
+
     /// A weight, with a gradient if one is wanted.
     pub(super) fn weight(&self, weight: &Tensor) -> Tensor {
         if self.graph { weight.clone() } else { weight.detach() }
@@ -57,7 +64,7 @@ impl Weights<'_> {
         let Some(pair) = self.pair(linear) else { return Ok((x.clone(), matrix)) };
         let whole = match matrix {
             Frozen::Tensor(matrix) => matrix,
-            stored => stored.rows(0, stored.shape()?.0, x.dtype())?,
+            stored => stored.whole(x)?,
         };
         let input = self.dropped(linear, x, None)?;
         let inner = (input.matmul(&pair.a.t()?)? * pair.scale)?;
@@ -65,8 +72,8 @@ impl Weights<'_> {
         Ok((x, Frozen::Tensor(Tensor::cat(&[&whole, &pair.b], 1)?)))
     }
 
-    /// The product with `x` as an operation of our own, if it suits and but for LoRA nothing of it is
-    /// trained.
+    /// The product with `x`, if but for LoRA nothing of it is trained: an operation of our own if
+    /// that suits.
     pub(super) fn untrained(
         &self,
         linear: LinearId,
@@ -77,12 +84,13 @@ impl Weights<'_> {
         let operands: Vec<&Tensor> =
             [x].into_iter().chain(&bias).chain(pair.iter().flat_map(|p| [&p.a, &p.b])).collect();
         let dropped = pair.is_some() && self.dropout.is_some();
-        if trained || dropped || !ops::suits(&operands) || !weight.suits(x) {
+        if trained || dropped {
             return Ok(None);
         }
+        let own = self.suits(&operands) && weight.suits(x);
         let bias = bias.map(|bias| bias.contiguous()).transpose()?;
         let scale = pair.as_ref().map_or(0.0, |pair| pair.scale);
-        Ok(Some((Linear { weight, bias, scale }, pair)))
+        Ok(Some((Linear { weight, bias, scale, own }, pair)))
     }
 
     /// `x`, which are these rows or all, with some of it dropped.
@@ -120,11 +128,24 @@ impl Weights<'_> {
         }
         match (pair, self.dropout) {
             (Some(LowRankPair { a, b, scale }), Some(_)) => {
-                let product = ops::linear(x, matrix, bias.as_ref(), None)?;
+                let product = self.linear(x, matrix, bias.as_ref(), None)?;
                 let inner = self.dropped(linear, x, rows)?.matmul(&a.t()?)?;
                 Ok((product + (inner.matmul(&b.t()?)? * scale)?)?)
             }
-            (pair, _) => Ok(ops::linear(x, matrix, bias.as_ref(), pair.as_ref())?),
+            (pair, _) => Ok(self.linear(x, matrix, bias.as_ref(), pair.as_ref())?),
+        }
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        matrix: Frozen,
+        bias: Option<&Tensor>,
+        pair: Option<&LowRankPair>,
+    ) -> candle_core::Result<Tensor> {
+        match self.own {
+            true => ops::linear(x, matrix, bias, pair),
+            false => ops::linear_composed(x, &matrix, bias, pair),
         }
     }
 }
@@ -140,9 +161,9 @@ impl Products for Weights<'_> {
     }
 
     fn gated(&self, x: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor, Error> {
-        Ok(match ops::suits(&[x, up]) {
+        Ok(match self.suits(&[x, up]) {
             true => ops::gate(x, up, activation)?,
-            false => primitives::gate(x, up, activation)?,
+            false => primitives::gate_composed(x, up, activation)?,
         })
     }
 }

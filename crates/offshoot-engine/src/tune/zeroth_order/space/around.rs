@@ -4,8 +4,9 @@ use std::path::Path;
 
 use offshoot_kernels::{Distribution, KvCache};
 use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, Update};
-use offshoot_models::{Hooks, PackedExecutor, PackedModel, StagedStep};
+use offshoot_models::{Hooks, LoraAdapter, PackedExecutor, PackedModel, StagedStep};
 
+use super::super::dense::DensePoints;
 use super::Space;
 use super::before::Before;
 use super::parameters::Parameters;
@@ -37,6 +38,12 @@ pub(super) trait Around: std::fmt::Debug + Send {
     /// Makes variant `i + 1` of the steps that follow the model with the parameters `points[i]`.
     fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error>;
 
+    /// What stands beside the model of the dense executor at the parameters `points`, if it can run
+    /// there.
+    fn adapters(&self, _points: &[Vec<Vec<f32>>]) -> Option<Vec<LoraAdapter>> {
+        None
+    }
+
     /// What the values are brought to after a step.
     fn bound(_values: &mut [f32]) {}
 
@@ -61,6 +68,16 @@ pub(super) trait Around: std::fmt::Debug + Send {
 
     /// As [`Space::write_variant`].
     fn write_variant(&self, folder: &Path) -> Result<(), Error>;
+}
+
+/// The parameters at `probes`.
+fn points(space: &mut impl Around, probes: &[Probe]) -> Result<Vec<Vec<Vec<f32>>>, Error> {
+    let (n, lanes) = (probes.len(), Around::lanes(space));
+    if n > lanes {
+        return Err(Error::Training(format!("{n} points at once, where {lanes} can stand")));
+    }
+    let parameters = space.parameters_mut();
+    probes.iter().map(|probe| parameters.at(probe)).collect()
 }
 
 impl<A: Around> Space for A {
@@ -110,13 +127,13 @@ impl<A: Around> Space for A {
     }
 
     fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error> {
-        let (n, lanes) = (probes.len(), Around::lanes(self));
-        if n > lanes {
-            return Err(Error::Training(format!("{n} points at once, where {lanes} can stand")));
-        }
-        let parameters = self.parameters_mut();
-        let points = probes.iter().map(|probe| parameters.at(probe)).collect::<Result<_, _>>();
-        self.stand(points?)
+        let points = points(self, probes)?;
+        self.stand(points)
+    }
+
+    fn stand_on(&mut self, probes: &[Probe], dense: &mut DensePoints) -> Result<(), Error> {
+        let points = points(self, probes)?;
+        dense.add(&self.adapters(&points).ok_or(Error::OnlyPacked)?)
     }
 
     fn run(

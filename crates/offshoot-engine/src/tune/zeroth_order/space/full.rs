@@ -25,13 +25,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use offshoot_kernels::{Change, Compute, Cpu, Distribution, FloatStore, Traffic};
-use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
+use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Term, Update};
 use offshoot_models::{
     Checkpoint, PackedExecutor, PackedModel, StagedStep, Tensor, TrainableModel, TrainableTensor,
 };
 use onig::{MatchParam, Regex, SearchOptions};
 use serde::{Deserialize, Serialize};
 
+use super::super::dense::{Brought, DensePoints};
 use super::super::entries::{Drawn, Entries, terms};
 use super::{Space, other_length};
 use crate::Error;
@@ -81,6 +82,8 @@ pub struct FullSpace {
     /// Of each point that stands, what it adds to each tensor of the model.
     points: Vec<Vec<Vec<Drawn>>>,
     pending: Option<Pending>,
+    /// How often the weights have changed.
+    changes: u64,
 }
 
 /// An update that is not yet made to all tensors.
@@ -130,7 +133,17 @@ impl FullSpace {
         let layout = Layout { tensors: tensors.iter().map(spec).collect() };
         let entries = Entries::new(&layout, options.seed, options.distribution)?;
         let (cpu, options, points) = (cpu.clone(), options.clone(), Vec::new());
-        Ok(Self { cpu, model, options, layout, tensors, entries, points, pending: None })
+        Ok(Self {
+            cpu,
+            model,
+            options,
+            layout,
+            tensors,
+            entries,
+            points,
+            pending: None,
+            changes: 1,
+        })
     }
 
     /// Whether the weights lie in a file.
@@ -178,7 +191,8 @@ impl Pending {
             return Err(Error::Training(what.to_owned()));
         }
         let checkpoint = Arc::clone(model.model().checkpoint());
-        let first = || first_numbers(&checkpoint, &layout.tensors[tensor]);
+        let spec = &layout.tensors[tensor];
+        let first = || first_numbers(&checkpoint, &spec.name, (spec.rows, spec.cols));
         let rounding = entries.rounding(tensor, self.step);
         let change = &mut |change: &Change<'_>| Ok(model.update(cpu, at, change, &rounding)?);
         entries.change(tensor, &self.update, &first, change)?;
@@ -210,11 +224,15 @@ fn found(pattern: &Regex, name: &str) -> Result<bool, Error> {
     })
 }
 
-/// The numbers of tensor `name` of the checkpoint of `model`, row by row.
-fn first_numbers(checkpoint: &Checkpoint, spec: &TensorSpec) -> Result<Vec<f32>, Error> {
-    let tensor = checkpoint.require(&spec.name)?;
-    let mut all = vec![0.0; spec.rows * spec.cols];
-    for (row, out) in all.chunks_exact_mut(spec.cols).enumerate() {
+/// The numbers of tensor `name` of `checkpoint`, of so many rows and columns, row by row.
+fn first_numbers(
+    checkpoint: &Checkpoint,
+    name: &str,
+    (rows, cols): (usize, usize),
+) -> Result<Vec<f32>, Error> {
+    let tensor = checkpoint.require(name)?;
+    let mut all = vec![0.0; rows * cols];
+    for (row, out) in all.chunks_exact_mut(cols).enumerate() {
         tensor.read_row(row, out)?;
     }
     Ok(all)
@@ -236,6 +254,7 @@ impl Space for FullSpace {
     fn draw_from(&mut self, seed: u64, distribution: Distribution) -> Result<(), Error> {
         self.settle()?;
         self.entries.draw_from(seed, distribution);
+        self.changes += 1;
         Ok(())
     }
 
@@ -277,12 +296,14 @@ impl Space for FullSpace {
         if let Some(left) = self.pending.as_mut().and_then(|p| p.left.get_mut(tensor)) {
             *left = false;
         }
+        self.changes += 1;
         Ok(self.model.write(&self.cpu, at, values)?)
     }
 
     fn apply(&mut self, step: u32, update: &Update) -> Result<(), Error> {
         self.entries.check(update.terms())?;
         self.settle()?;
+        self.changes += 1;
         let left = vec![true; self.tensors.len()];
         self.pending = Some(Pending { update: update.clone(), step, left, half_made: false });
         if self.on_disk() { Ok(()) } else { self.settle() }
@@ -319,10 +340,45 @@ impl Space for FullSpace {
             let mut point = vec![Vec::new(); self.model.tensors().len()];
             let checkpoint = self.model.model().checkpoint();
             for (tensor, (&at, spec)) in self.tensors.iter().zip(&self.layout.tensors).enumerate() {
-                let first = || first_numbers(checkpoint, spec);
+                let first = || first_numbers(checkpoint, &spec.name, (spec.rows, spec.cols));
                 point[at] = self.entries.drawn(tensor, &probe.terms, &first)?;
             }
             self.points.push(point);
+        }
+        Ok(())
+    }
+
+    /// Weights that are not tuned are brought once, as they are stored.
+    fn stand_on(&mut self, probes: &[Probe], dense: &mut DensePoints) -> Result<(), Error> {
+        let [probe] = probes else {
+            let n = probes.len();
+            return Err(Error::Training(format!("{n} points at once, where 1 can stand")));
+        };
+        if self.options.bfloat16 {
+            let what =
+                "bfloat16: the dense executor multiplies in numbers of its own: give --dtype";
+            return Err(Error::Training(what.to_owned()));
+        }
+        self.entries.check(&probe.terms)?;
+        self.settle()?;
+        for (at, spec) in self.model.tensors().iter().enumerate() {
+            let tensor = self.tensors.binary_search(&at).ok();
+            let covers = |term: &&Term| tensor.is_some_and(|t| term.direction.covers(t));
+            let brought = Brought {
+                changes: if tensor.is_some() { self.changes } else { 0 },
+                terms: probe.terms.iter().filter(covers).cloned().collect(),
+            };
+            if dense.has(at, &brought) {
+                continue;
+            }
+            let checkpoint = self.model.model().checkpoint();
+            let first = || first_numbers(checkpoint, &spec.name, (spec.rows, spec.cols));
+            let drawn = tensor.map(|t| self.entries.drawn(t, &brought.terms, &first));
+            let drawn = drawn.transpose()?.unwrap_or_default();
+            let mut values = vec![0.0; spec.rows * spec.cols];
+            self.model.read_at(&self.cpu, at, &terms(&drawn), 0, &mut values)?;
+            self.model.release(at);
+            dense.bring((at, &spec.name), brought, values)?;
         }
         Ok(())
     }

@@ -275,6 +275,10 @@ impl Around for LoraSpace {
         &self.model
     }
 
+    fn adapters(&self, points: &[Vec<Vec<f32>>]) -> Option<Vec<LoraAdapter>> {
+        Some(points.iter().map(|values| self.of(values)).collect())
+    }
+
     fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error> {
         let adapters: Vec<LoraAdapter> = points.iter().map(|values| self.of(values)).collect();
         self.hooks.adapters =

@@ -15,6 +15,7 @@ use offshoot_kernels::{Distribution, FloatStore, KvCache, Traffic};
 use offshoot_methods::tune::{Layout, Probe, SpaceChoice, SpaceKind, TensorSpec, Update};
 use offshoot_models::{PackedExecutor, PackedModel, StagedStep};
 
+use super::dense::DensePoints;
 use crate::Error;
 use crate::tune::numbers::PART;
 
@@ -115,6 +116,17 @@ pub trait Space: std::fmt::Debug + Send {
     /// # Errors
     /// If there are more than [`Space::lanes`], or a direction does not fit the layout.
     fn stand_at(&mut self, probes: &[Probe]) -> Result<(), Error>;
+
+    /// Makes variant `i + 1` of the steps that `dense` runs the model at `probes[i]`. As many stand
+    /// at once as by [`Space::stand_at`], or one where steps go [side by
+    /// side](Space::side_by_side).
+    ///
+    /// # Errors
+    /// [`Error::OnlyPacked`] if the space is one of the packed executor alone; [`Error::Model`] if
+    /// the device has no room; and as [`Space::stand_at`] and [`Space::settle`].
+    fn stand_on(&mut self, _probes: &[Probe], _dense: &mut DensePoints) -> Result<(), Error> {
+        Err(Error::OnlyPacked)
+    }
 
     /// Runs `steps`, whose segments are of the points that stand.
     ///
