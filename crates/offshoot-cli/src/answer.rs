@@ -1,7 +1,6 @@
 //! `run` and `generate`: one answer, streamed.
 
 use std::borrow::Cow;
-use std::fs;
 use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use offshoot_engine::spec::{Acceptance, Arm, CalibrationFile, SpecMode, SpecOpti
 use offshoot_engine::{Answer, Control, FinishReason, GenerateOptions, Model, Piece, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_methods::draft::Typical;
-use offshoot_models::beside::{place, replace_file};
+use offshoot_models::beside::write_to;
 use offshoot_models::medusa::HeadsFile;
 use offshoot_models::{GenerationDefaults, Message};
 use serde_json::json;
@@ -288,14 +287,10 @@ pub(crate) fn stream(
 }
 
 /// Writes `text` beside what `path` means and moves it there when it is complete; to what is no
-/// file, as a device, it is written as it is.
+/// file, as a device, and to what this process has open, as `/dev/stdout`, it is written as it is.
 pub(crate) fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
     let wrong = |source| Failure::File { path: path.to_owned(), source };
-    let written = match fs::metadata(path) {
-        Ok(there) if !there.is_file() => fs::write(path, text),
-        _ => place(path).and_then(|place| replace_file(&place, text.as_bytes())),
-    };
-    written.map_err(wrong)
+    write_to(path, text.as_bytes()).map_err(wrong)
 }
 
 fn answer_json(

@@ -175,7 +175,9 @@ pub(crate) enum Command {
     Trajectory(TrajectoryCommand),
     /// Say what this machine offers and what fits on it.
     #[command(after_help = "Examples:\n  offshoot doctor\n  offshoot doctor ./model.gguf\n\n\
-        OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.")]
+        OFFSHOOT_ISA=portable, or another of the kernels that are listed, overrides the choice.\n\
+        OFFSHOOT_CACHE_LIMIT=8G bounds the packed weights that are kept: those that were used longest \
+        ago make room. It is 16G, or a tenth of the disk if that is less.")]
     Doctor(DoctorArgs),
     /// Build and search stores of text, from which the next tokens are drafted.
     #[command(after_help = "Examples:\n  \
@@ -645,7 +647,7 @@ pub(crate) struct DatastoreQueryArgs {
     pub(crate) sample: Option<u32>,
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.strip_suffix(['K', 'M', 'G']) {
         Some(digits) if text.ends_with('K') => (digits, 1 << 10),
         Some(digits) if text.ends_with('M') => (digits, 1 << 20),

@@ -1,7 +1,10 @@
 //! `doctor`: what this machine offers, and what fits on it.
 
+use std::path::Path;
+
 use offshoot_engine::store::{CatalogueModel, ModelRef, PullPolicy, Quiet, Store};
-use offshoot_engine::{MemoryNeed, available_memory};
+use offshoot_engine::tune::data::prepared_bytes;
+use offshoot_engine::{MemoryNeed, available_memory, packed_cache_bytes, packed_cache_limit};
 use offshoot_kernels::{Isa, available_threads};
 use offshoot_models::Checkpoint;
 use serde_json::json;
@@ -25,12 +28,40 @@ struct Fit {
     longest: Option<u64>,
 }
 
+/// Bytes of what is kept between runs.
+struct Kept {
+    packed: u64,
+    /// Of packed weights at most.
+    limit: u64,
+    examples: u64,
+}
+
+impl Kept {
+    fn within(cache: &Path) -> Result<Self, Failure> {
+        let limit = models::cache_limit()?;
+        Ok(Self {
+            packed: packed_cache_bytes(cache),
+            limit: limit.unwrap_or_else(|| packed_cache_limit(cache)),
+            examples: prepared_bytes(&cache.join("examples")),
+        })
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "packed_bytes": self.packed,
+            "packed_limit_bytes": self.limit,
+            "examples_bytes": self.examples,
+        })
+    }
+}
+
 pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
     let chosen = models::isa()?;
     let (total, available) = (total_memory(), available_memory());
     let fits = fits(args.model.as_deref(), available)?;
     let largest = available.map(billions_of_weights);
+    let cache = models::cache_dir().map(|dir| Kept::within(&dir)).transpose()?;
     if args.output.json {
         let fits: Vec<_> = fits.iter().map(Fit::json).collect();
         return say_json(&json!({
@@ -41,6 +72,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
             "memory_bytes": total,
             "available_bytes": available,
             "cache_dir": models::cache_dir(),
+            "cache": cache.as_ref().map(Kept::json),
             "fits": fits,
             "largest_model_weights": largest.map(|n| (n * 1e9) as u64),
         }));
@@ -57,6 +89,14 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     say(format_args!("memory      {}, {} free for a model", gb(total), gb(available)))?;
     if let Some(dir) = models::cache_dir() {
         say(format_args!("cache       {}", dir.display()))?;
+    }
+    if let Some(Kept { packed, limit, examples }) = &cache {
+        say(format_args!(
+            "            {} of packed weights, of {} at most, and {} of examples to tune on",
+            gb(Some(*packed)),
+            gb(Some(*limit)),
+            gb(Some(*examples))
+        ))?;
     }
     for (i, fit) in fits.iter().enumerate() {
         say(format_args!("{:<11} {fit}", if i == 0 { "what fits" } else { "" }))?;

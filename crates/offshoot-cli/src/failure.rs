@@ -7,6 +7,7 @@ use offshoot_engine::datastore::DatastoreError;
 use offshoot_engine::store::{StoreError, StoreErrorKind};
 use offshoot_engine::tune::run::RunError;
 use offshoot_engine::tune::{DataError, ExchangeError};
+use offshoot_methods::tune::TrajectoryError;
 
 use crate::interrupt;
 
@@ -94,6 +95,10 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Training(_) => USAGE,
         Error::Exchange(error) => exchange_code(error),
         Error::Run(error) => run_code(error),
+        // What was asked of sound files: steps that they do not have, weights that are none.
+        Error::Trajectory(
+            TrajectoryError::Range { .. } | TrajectoryError::Weight(_) | TrajectoryError::Nothing,
+        ) => USAGE,
         Error::Trajectory(_) | Error::TrajectoryFile { .. } => 4,
         Error::OtherBase { .. } => USAGE,
         Error::Stopped => interrupt::CODE,

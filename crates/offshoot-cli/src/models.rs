@@ -14,7 +14,7 @@ use offshoot_kernels::{Cpu, Isa};
 use offshoot_models::{BaseId, Checkpoint, GenerationDefaults, TemplateId, TokenizerId};
 use serde_json::json;
 
-use crate::args::{AdapterArgs, EngineArgs, ListArgs, ModelArgs, RmArgs};
+use crate::args::{AdapterArgs, EngineArgs, ListArgs, ModelArgs, RmArgs, bytes};
 use crate::failure::{Failure, note, say, say_json};
 use crate::interrupt;
 use crate::quantize::Share;
@@ -143,6 +143,14 @@ pub(crate) fn isa() -> Result<Isa, Failure> {
     }
 }
 
+/// The bytes that the environment lets packed weights take, if it says how many.
+pub(crate) fn cache_limit() -> Result<Option<u64>, Failure> {
+    const NAME: &str = "OFFSHOOT_CACHE_LIMIT";
+    let Ok(text) = std::env::var(NAME) else { return Ok(None) };
+    let limit = bytes(&text).map_err(|what| Failure::Usage(format!("{NAME}={text}: {what}")))?;
+    Ok(Some(limit))
+}
+
 /// Loads a variant of a model for the packed executor and opens a session of it.
 pub(crate) fn load(
     variant: &AdapterArgs,
@@ -236,7 +244,7 @@ fn load_options(engine: &EngineArgs) -> Result<LoadOptions, Failure> {
         options.threads = usize::from(threads);
     }
     if !engine.no_cache {
-        options.cache = cache_dir();
+        (options.cache, options.cache_limit) = (cache_dir(), cache_limit()?);
     }
     Ok(options)
 }

@@ -1,10 +1,11 @@
 //! `report`: a page with the curves of a run, made from its log.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use offshoot_engine::tune::run::{EndReason, EvalLine, LogLine, StartLine, read_log};
 
+use crate::answer::write_file;
 use crate::args::ReportArgs;
 use crate::failure::{Failure, note};
 use crate::plot::{Curve, Floor, Panel, Stroke, svg};
@@ -27,12 +28,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<(), Failure> {
 
 /// Writes the page of the log at `log` to `page`.
 pub(crate) fn write(log: &Path, page: &Path) -> Result<(), Failure> {
-    let html = html(&read_log(log)?);
-    let wrong = |source| Failure::File { path: page.to_owned(), source };
-    let mut new = page.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    std::fs::write(&new, html).and_then(|()| std::fs::rename(&new, page)).map_err(wrong)
+    write_file(page, &html(&read_log(log)?))
 }
 
 /// The page of a log: whole in itself, without anything to fetch.

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_engine::tune::Scorer;
-use offshoot_engine::tune::data::{
-    DataEvent, Prepared, Renderer, examples as read_examples, prepare, trim_prepared,
-};
+use offshoot_engine::tune::data::{DataEvent, Prepared, Renderer, prepare, trim_prepared};
 use offshoot_engine::tune::run::{
     Advice, Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig,
     RunDescription, TuneNeed, TuneTime, VariantFile, check_examples, digest, evaluate_held_out,
@@ -19,6 +17,7 @@ use offshoot_engine::tune::run::{
 use offshoot_engine::{Control, ExecutorKind, available_memory, peak_rss_bytes};
 use offshoot_kernels::{Cpu, available_threads};
 use offshoot_models::Checkpoint;
+use offshoot_models::beside::Partial;
 use serde_json::{Value, json};
 
 use crate::args::{EngineArgs, ModelArgs, TuneArgs};
@@ -113,7 +112,7 @@ fn dry_run(
     let config = &config.fitted(checkpoint.config())?;
     let need = TuneNeed::of(&checkpoint, config);
     let available = available_memory();
-    let time = time(&checkpoint, config, &cpu(&engine)?, signals)?;
+    let time = time(args, (&checkpoint, config), &cpu(&engine)?, signals)?;
     if args.output.json {
         say_json(&json!({
             "config": config, "output": config.folder(), "learning_rate": config.rate(),
@@ -173,21 +172,23 @@ fn dry_run(
 
 /// What the run takes of time, where that can be told.
 fn time(
-    checkpoint: &Checkpoint,
-    config: &RunConfig,
+    args: &TuneArgs,
+    (checkpoint, config): (&Checkpoint, &RunConfig),
     cpu: &Cpu,
     signals: &Signals,
 ) -> Result<Option<TuneTime>, Failure> {
     let renderer = Renderer::new(checkpoint)?;
-    let options = config.data_options()?;
+    let (folder, _goes) = passing_folder(args)?;
     let read = |files: &[PathBuf]| {
-        read_examples(files, &renderer, &options, &mut |_: DataEvent<'_>| signals.control())
+        examples(config, (files, &folder), &renderer, signals, &|_: &dyn std::fmt::Display| {})
     };
-    let (all, _) = read(&config.data)?;
+    let all = read(&config.data)?;
     let file = match &config.eval_data[..] {
         [] => None,
-        files => Some(read(files)?.0),
+        files => Some(read(files)?),
     };
+    make_room(&folder, &all, &file);
+    let (all, file) = (all.file, file.map(|prepared| prepared.file));
     let (train, held_out) = match &file {
         None => Part::split(&all, config.eval_fraction, config.seed)?,
         Some(file) => (Part::whole(&all), Part::whole(file)),
@@ -217,9 +218,11 @@ fn advise(
     let checkpoint = opened(model, &engine_args(args, config)?)?;
     let config = &config.fitted(checkpoint.config())?;
     let renderer = Renderer::new(&checkpoint)?;
-    let mut on = |_: DataEvent<'_>| signals.control();
-    let (all, _) = read_examples(&config.data, &renderer, &config.data_options()?, &mut on)?;
-    let advice = Advice::of(&checkpoint, config, &Part::whole(&all), available_memory())?;
+    let (folder, _goes) = passing_folder(args)?;
+    let quiet = |_: &dyn std::fmt::Display| {};
+    let all = examples(config, (&config.data, &folder), &renderer, signals, &quiet)?;
+    make_room(&folder, &all, &None);
+    let advice = Advice::of(&checkpoint, config, &Part::whole(&all.file), available_memory())?;
     if args.output.json {
         return say_json(&serde_json::to_value(&advice).unwrap_or_default());
     }
@@ -263,8 +266,7 @@ fn tune(
         files => read(files).map(Some),
     })?;
     if leads && examples_folder != folder.join("examples") {
-        let used: Vec<&Path> = std::iter::once(&all).chain(&file).map(|kept| &*kept.path).collect();
-        trim_prepared(&examples_folder, &used, EXAMPLES_BYTES_MAX);
+        make_room(&examples_folder, &all, &file);
     }
     let (all, file) = (all.file, file.map(|prepared| prepared.file));
     let (train, held_out) = match &file {
@@ -341,6 +343,24 @@ fn examples_folder(args: &TuneArgs, run: &Path) -> PathBuf {
         Some(cache) => cache.join("examples"),
         None => run.join("examples"),
     }
+}
+
+/// Where examples are kept as tokens by who begins no run: with what is kept of models, where the
+/// run finds them, or in a folder that goes when what is beside it is dropped.
+fn passing_folder(args: &TuneArgs) -> Result<(PathBuf, Option<Partial>), Failure> {
+    if let Some(cache) = models::cache_dir().filter(|_| !args.engine.no_cache) {
+        return Ok((cache.join("examples"), None));
+    }
+    let place = std::env::temp_dir().join("offshoot-examples");
+    let folder = Partial::folder(&place);
+    let folder = folder.map_err(|source| Failure::File { path: place, source })?;
+    Ok((folder.path().to_owned(), Some(folder)))
+}
+
+/// Keeps what is in `folder` beside the examples of this run within [`EXAMPLES_BYTES_MAX`].
+fn make_room(folder: &Path, all: &Prepared, file: &Option<Prepared>) {
+    let used: Vec<&Path> = std::iter::once(all).chain(file).map(|kept| &*kept.path).collect();
+    trim_prepared(folder, &used, EXAMPLES_BYTES_MAX);
 }
 
 /// The examples of `files`, as tokens that are kept in `folder`.

@@ -14,6 +14,7 @@ use offshoot_models::{
 use crate::conversation::Conversation;
 use crate::executor::ExecutorKind;
 use crate::medusa::ReadyHeads;
+use crate::packed_cache::{Cached, packed_cache_limit};
 use crate::store::{FileDigests, hash, joined};
 use crate::tune::run::Variant;
 use crate::{Error, MemoryNeed};
@@ -30,7 +31,8 @@ pub struct LoadOptions {
     /// Folder for packed weights and remembered digests; `None` packs at every start.
     pub cache: Option<PathBuf>,
     /// Bytes that the packed weights of all models together may take; the longest unused go first.
-    pub cache_limit: u64,
+    /// `None` is [`packed_cache_limit`].
+    pub cache_limit: Option<u64>,
     /// Tokens of context that must fit into memory beside the weights, else loading is refused;
     /// at most what the model was trained for. `None` checks nothing.
     pub context: Option<usize>,
@@ -52,7 +54,7 @@ impl Default for LoadOptions {
             threads: available_threads(),
             isa: Isa::best(),
             cache: None,
-            cache_limit: 20 << 30,
+            cache_limit: None,
             context: None,
             quantize: None,
             adapter: None,
@@ -170,7 +172,7 @@ impl Model {
         let open = start.elapsed();
         let executor = options.executor;
         let dir = options.cache.as_deref();
-        let cached = dir.and_then(|dir| cache_file(dir, checkpoint.files(), checkpoint.recipe()));
+        let cached = dir.and_then(|dir| Cached::of(dir, checkpoint.files(), checkpoint.recipe()));
         // The tokenizer is made on a thread of its own while the weights are packed.
         let (loaded, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_of(&checkpoint));
@@ -183,14 +185,8 @@ impl Model {
         });
         let ((weights, took), Text { tokenizer, tokenizer_id, template }) = (loaded, text?);
         let weights = weights?;
-        if let (Some(dir), Weights::Packed(packed)) = (dir, &weights)
-            && !packed.from_cache()
-        {
-            trim_cache(
-                dir,
-                options.cache_limit,
-                cached.as_ref().map(|cached| cached.path.as_path()),
-            );
+        if let (Some(dir), Some(cached), Weights::Packed(_)) = (dir, &cached, &weights) {
+            cached.used(dir, options.cache_limit.unwrap_or_else(|| packed_cache_limit(dir)));
         }
         let timings = LoadTimings { open, weights: took, text: start.elapsed() - open - took };
         let stop_tokens = checkpoint.stop_tokens().to_vec();
@@ -498,95 +494,4 @@ fn edge_texts(tokenizer: &Tokenizer) -> (Option<String>, Option<String>) {
         bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     };
     (text(tokenizer.bos()), text(tokenizer.eos()))
-}
-
-/// Where a model's packed weights are kept.
-struct Cached {
-    path: PathBuf,
-    /// What they are made from: the model's files, and what they are quantised to.
-    key: [u8; 32],
-    /// The digest of the model's files.
-    digest: [u8; 32],
-}
-
-/// Rises whenever quantising gives other bits, as the number in `base_id` does.
-const QUANTISED: &str = "offshoot 2026 weights quantised on load v2";
-
-/// The file of packed weights for the model in `files`. `None` if the folder cannot be made or the
-/// model cannot be read: loading then goes on without a cache.
-fn cache_file(dir: &Path, files: &[PathBuf], recipe: Option<Recipe>) -> Option<Cached> {
-    let folder = dir.join("packed");
-    std::fs::create_dir_all(&folder).ok()?;
-    let digest = FileDigests::open(&dir.join("digests.json")).blake3_of_all(files).ok()?;
-    let key = match recipe {
-        None => digest,
-        Some(recipe) => {
-            blake3::derive_key(QUANTISED, &[&digest, recipe.name().as_bytes()].concat())
-        }
-    };
-    let name: String = key[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(Cached { path: folder.join(format!("{name}.pack")), key, digest })
-}
-
-/// After this long an unfinished file of packed weights is taken to be that of a program that was
-/// ended while it wrote.
-const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
-
-/// Removes abandoned files, then the longest unused files of packed weights until the rest, `keep`
-/// among them, take at most `limit` bytes.
-fn trim_cache(dir: &Path, limit: u64, keep: Option<&Path>) {
-    let Ok(entries) = std::fs::read_dir(dir.join("packed")) else { return };
-    let mut files: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let metadata = entry.metadata().ok()?;
-            if entry.path().extension().is_some_and(|e| e == "partial") {
-                let age = metadata.modified().ok()?.elapsed().unwrap_or_default();
-                if age > ABANDONED_AFTER {
-                    let _ = std::fs::remove_file(entry.path());
-                }
-                return None;
-            }
-            let used = metadata.accessed().or_else(|_| metadata.modified()).ok()?;
-            Some((used, metadata.len(), entry.path()))
-        })
-        .collect();
-    files.sort();
-    let mut total: u64 = files.iter().map(|(_, len, _)| len).sum();
-    for (_, len, path) in files {
-        if total <= limit {
-            return;
-        }
-        if Some(path.as_path()) != keep && std::fs::remove_file(&path).is_ok() {
-            total -= len;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trimmed_cache_keeps_what_is_in_use_and_nothing_that_was_abandoned() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = |name: &str, age_s: u64| {
-            let path = dir.path().join("packed").join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            let file = std::fs::File::create(&path).unwrap();
-            file.set_len(100).unwrap();
-            let then = std::time::SystemTime::now() - Duration::from_secs(age_s);
-            file.set_times(std::fs::FileTimes::new().set_modified(then).set_accessed(then))
-                .unwrap();
-            path
-        };
-        let (old, new, kept) = (file("a.pack", 500), file("b.pack", 100), file("c.pack", 900));
-        let (writing, left) = (file("d.1.partial", 60), file("e.2.partial", 7200));
-        trim_cache(dir.path(), 200, Some(&kept));
-        let there = |path: &PathBuf| path.exists();
-        assert_eq!(
-            [&old, &new, &kept, &writing, &left].map(there),
-            [false, true, true, true, false]
-        );
-    }
 }

@@ -1,6 +1,5 @@
 //! A model into a GGUF file of another format, written whole or not at all.
 
-use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -66,16 +65,10 @@ pub fn quantize(
     if output.to_string_lossy().ends_with(std::path::is_separator) {
         return Err(wrong(std::io::ErrorKind::IsADirectory.into()));
     }
+    // It is read back, so that no device and no pipe is one either.
     let place = place(output).map_err(wrong)?;
-    // What is replaced is a file; a device or a pipe is not.
-    if let Ok(there) = fs::metadata(&place)
-        && !there.is_file()
-    {
-        let source = match there.is_dir() {
-            true => std::io::ErrorKind::IsADirectory.into(),
-            false => std::io::Error::other("not a regular file"),
-        };
-        return Err(Error::Output { path: output.to_owned(), source });
+    if place.is_dir() {
+        return Err(wrong(std::io::ErrorKind::IsADirectory.into()));
     }
     refuse_own_files(&checkpoint, &place)?;
     let export = ExportOptions {

@@ -33,10 +33,6 @@ fn tiny_model(threads: usize) -> (Model, Session) {
     load(Tiny::qwen2(), threads)
 }
 
-fn smollm2(threads: usize) -> (Model, Session) {
-    published("smollm2", threads)
-}
-
 fn published(name: &str, threads: usize) -> (Model, Session) {
     let store = Store::from_env().unwrap();
     let path = store.resolve(&name.parse().unwrap(), PullPolicy::Allow, &Quiet).unwrap().path;
@@ -60,6 +56,29 @@ fn generate(
 ) -> Answer {
     session.truncate(0);
     session.generate(model, prompt, options, |_| Control::Continue).unwrap()
+}
+
+/// Answers `prompt` greedily and drawn by `seed`, each time plainly and as [`auto`] drafts, and
+/// compares; gives what was asked for and the drafted answers.
+fn auto_answers(
+    (model, session): (&Model, &mut Session),
+    prompt: &str,
+    seed: u64,
+    max_tokens: usize,
+) -> [(GenerateOptions, Answer); 2] {
+    let prompt = model.encode_text(prompt).unwrap();
+    let drawn = SamplingOptions { seed: Some(seed), ..SamplingOptions::default() };
+    [SamplingOptions::greedy(), drawn].map(|sampling| {
+        let options = options(sampling, Some(max_tokens));
+        let options = GenerateOptions { ignore_eos: true, ..options };
+        session.set_speculator(None);
+        let plain = generate(model, session, &prompt, &options);
+        auto(model, session);
+        let drafted = generate(model, session, &prompt, &options);
+        assert_eq!(drafted.tokens, plain.tokens);
+        assert_eq!(drafted.spec.as_ref().unwrap().tokens, plain.tokens.len());
+        (options, drafted)
+    })
 }
 
 /// Answers `prompt` plainly and with every habit, and compares.
@@ -300,30 +319,21 @@ fn a_real_model_writes_the_same_with_and_without_drafts() {
         "List the numbers from one to thirty: one, two, three,",
         "zebra lamp of under quartz seven vow if",
     ];
-    let (model, mut session) = smollm2(2);
-    let (other, mut single) = smollm2(1);
+    let (model, mut session) = published("smollm2", 2);
+    let (other, mut single) = published("smollm2", 1);
     let mut proposed = [0; 3];
-    for (i, prompt) in prompts.iter().enumerate() {
-        let prompt = model.encode_text(prompt).unwrap();
-        let sampled = SamplingOptions { seed: Some(i as u64), ..SamplingOptions::default() };
-        for sampling in [SamplingOptions::greedy(), sampled] {
-            let options = options(sampling, Some(250));
-            let options = GenerateOptions { ignore_eos: true, ..options };
-            session.set_speculator(None);
-            let plain = generate(&model, &mut session, &prompt, &options);
-            auto(&model, &mut session);
-            let drafted = generate(&model, &mut session, &prompt, &options);
-            assert_eq!(drafted.tokens, plain.tokens);
+    for (seed, prompt) in (0..).zip(prompts) {
+        for (options, drafted) in auto_answers((&model, &mut session), prompt, seed, 250) {
             let spec = drafted.spec.unwrap();
-            assert_eq!(spec.tokens, plain.tokens.len());
             // The heads and the store that come with the program are in use without being asked for.
             let names: Vec<_> = spec.drafters.iter().map(|drafter| drafter.name).collect();
             assert_eq!(names, ["suffix", "rest", "medusa"]);
             let counts = spec.drafters.iter().map(|drafter| drafter.proposed);
             proposed.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
             auto(&other, &mut single);
+            let prompt = other.encode_text(prompt).unwrap();
             let one = generate(&other, &mut single, &prompt, &options);
-            assert_eq!(one.tokens, plain.tokens, "on one thread");
+            assert_eq!(one.tokens, drafted.tokens, "on one thread");
         }
     }
     assert!(proposed.iter().all(|&n| n > 0), "{proposed:?}");
@@ -334,16 +344,7 @@ fn a_real_model_writes_the_same_with_and_without_drafts() {
 fn a_real_model_of_a_large_vocabulary_writes_the_same_with_and_without_drafts() {
     let (model, mut session) = published("qwen2.5-coder", 2);
     let code = "def add(a, b):\n    return a + b\n\n\ndef add_three(a, b, c):\n    return";
-    let prompt = model.encode_text(code).unwrap();
-    let sampled = SamplingOptions { seed: Some(7), ..SamplingOptions::default() };
-    for sampling in [SamplingOptions::greedy(), sampled] {
-        let options = options(sampling, Some(64));
-        let options = GenerateOptions { ignore_eos: true, ..options };
-        session.set_speculator(None);
-        let plain = generate(&model, &mut session, &prompt, &options);
-        auto(&model, &mut session);
-        let drafted = generate(&model, &mut session, &prompt, &options);
-        assert_eq!(drafted.tokens, plain.tokens);
+    for (_, drafted) in auto_answers((&model, &mut session), code, 7, 64) {
         assert!(drafted.spec.unwrap().guesses > 0);
     }
 }

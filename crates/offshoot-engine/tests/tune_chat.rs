@@ -375,13 +375,17 @@ fn prepared_examples_are_those_of_the_rows_and_are_made_once() {
 #[test]
 fn prepared_examples_that_were_used_longest_ago_make_room() {
     use offshoot_engine::tune::data::trim_prepared;
+    use offshoot_models::beside::Partial;
     use std::time::{Duration, SystemTime};
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let names = ["b.tokens", "a.tokens", "d.tokens", "c.tokens", "other.txt"];
-    let left_by_a_kill = "e.tokens.offshoot-4194304-0.partial";
+    let (partial, _) = Partial::file(&path("e.tokens")).unwrap();
+    let left_by_a_kill = partial.path().to_str().unwrap().to_owned();
+    drop(partial);
+    let left_by_a_kill = left_by_a_kill.as_str();
     for (age, name) in names.iter().chain([&left_by_a_kill]).rev().enumerate() {
-        std::fs::write(path(name), [0; 10]).unwrap();
+        std::fs::write(path(name), b"OFFTOKN2..").unwrap();
         let used = SystemTime::now() - Duration::from_secs(100 * (1 + age as u64));
         std::fs::File::options().append(true).open(path(name)).unwrap().set_modified(used).unwrap();
     }
@@ -394,8 +398,10 @@ fn prepared_examples_that_were_used_longest_ago_make_room() {
     };
     trim_prepared(dir.path(), &[], 40);
     assert_eq!(left(), ["a.tokens", "b.tokens", "c.tokens", "d.tokens", "other.txt"]);
+    trim_prepared(dir.path(), &[&path("c.tokens")], 30);
+    assert_eq!(left().len(), 5, "a run's own take no room of the others");
     trim_prepared(dir.path(), &[&path("c.tokens")], 29);
-    assert_eq!(left(), ["c.tokens", "d.tokens", "other.txt"]);
+    assert_eq!(left(), ["a.tokens", "c.tokens", "d.tokens", "other.txt"]);
     trim_prepared(dir.path(), &[&path("c.tokens")], 0);
     assert_eq!(left(), ["c.tokens", "other.txt"], "what is used stays");
     trim_prepared(&path("absent"), &[], 0);

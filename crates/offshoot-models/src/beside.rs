@@ -3,7 +3,9 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Most links that are followed to a place, as Linux has it.
 const LINKS_MAX: usize = 40;
@@ -16,6 +18,8 @@ const NO_SYNC: [io::ErrorKind; 3] =
     [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported, io::ErrorKind::PermissionDenied];
 /// Ends the names of what is not complete.
 const PARTIAL: &str = ".partial";
+/// What another system left half made is taken for abandoned after this long.
+const FOREIGN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ends the name of a folder that makes room. It may be the only one there is, so that it is never
 /// taken for abandoned.
 const ASIDE: &str = ".aside";
@@ -24,10 +28,33 @@ const ASIDE: &str = ".aside";
 /// to, there already or not, as where a shell writes to it.
 ///
 /// # Errors
-/// If the path does not end in a name, a link cannot be read, or there are too many.
+/// If the path does not end in a name, a link cannot be read, or there are too many; if what is
+/// there is written to as it is ([`Output`]), so that nothing can take its place.
 pub fn place(path: &Path) -> io::Result<PathBuf> {
+    match target(path)? {
+        Target::Place(place) => Ok(place),
+        Target::Stream(_) => Err(io::Error::other("not a regular file or folder")),
+    }
+}
+
+/// Where what is written to a path goes.
+enum Target {
+    /// To this place, which has no link: a file or folder that may be replaced, or nothing yet.
+    Place(PathBuf),
+    /// To what this path opens, as it is.
+    Stream(PathBuf),
+}
+
+fn target(path: &Path) -> io::Result<Target> {
+    if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return Ok(Target::Stream(path.to_owned()));
+    }
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
+        // The system shows it as a link to the file, which the file would not be after a move.
+        if open_file(&path).is_some() {
+            return Ok(Target::Stream(path));
+        }
         // With a slash behind it, a link would be taken for the folder that it leads to.
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             let what = "does not end in a name; give the output one";
@@ -36,11 +63,102 @@ pub fn place(path: &Path) -> io::Result<PathBuf> {
         let named = parent.join(name);
         match fs::symlink_metadata(&named) {
             Ok(metadata) if metadata.is_symlink() => {}
-            _ => return Ok(named),
+            _ => return Ok(Target::Place(named)),
         }
         path = parent.join(fs::read_link(&named)?);
     }
     Err(io::Error::other("too many links"))
+}
+
+/// The number of the file that this process has open and `path` names.
+fn open_file(path: &Path) -> Option<usize> {
+    const STANDARD: [&str; 3] = ["/dev/stdin", "/dev/stdout", "/dev/stderr"];
+    const FOLDERS: [&str; 2] = ["/dev/fd", "/proc/self/fd"];
+    if !cfg!(unix) {
+        return None;
+    }
+    STANDARD.iter().position(|name| path == Path::new(name)).or_else(|| {
+        let number = FOLDERS.iter().find_map(|folder| path.strip_prefix(folder).ok())?;
+        number.to_str()?.parse().ok()
+    })
+}
+
+/// Opens what `path` names to write to it as it is. What goes to standard output goes behind what
+/// went there before, and before what will; to another file that this process has open, to its end.
+fn stream(path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsFd;
+        match open_file(path) {
+            Some(1) => {
+                io::stdout().flush()?;
+                return io::stdout().as_fd().try_clone_to_owned().map(File::from);
+            }
+            Some(2) => return io::stderr().as_fd().try_clone_to_owned().map(File::from),
+            Some(_) => return File::options().append(true).open(path),
+            None => {}
+        }
+    }
+    File::options().write(true).open(path)
+}
+
+/// What is written to a path, a part at a time. It is made beside the place that the path means
+/// ([`place`]) and moved there when it is complete; until then what was there is, and a link stays
+/// one. What is no file, as a device or a pipe, takes the bytes as they come, and so does a file
+/// that this process has open, as `/dev/stdout` or `/dev/fd/3`.
+#[derive(Debug)]
+pub struct Output {
+    file: File,
+    /// None where there is nothing to be moved.
+    beside: Option<(Partial, PathBuf)>,
+}
+
+impl Output {
+    /// Begins to write to `path`.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or is a folder.
+    pub fn to(path: &Path) -> io::Result<Self> {
+        match target(path)? {
+            Target::Stream(path) => Ok(Self { file: stream(&path)?, beside: None }),
+            Target::Place(place) if place.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            Target::Place(place) => {
+                let (partial, file) = Partial::file(&place)?;
+                Ok(Self { file, beside: Some((partial, place)) })
+            }
+        }
+    }
+
+    /// All is written: moves it to its place. What is dropped before that leaves nothing there.
+    ///
+    /// # Errors
+    /// Those of the file system; what was there before then still is.
+    pub fn finish(self) -> io::Result<()> {
+        match &self.beside {
+            Some((partial, place)) => settle(&self.file, partial, place),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Writes `bytes` to `path` as [`Output`] does.
+///
+/// # Errors
+/// Those of the file system.
+pub fn write_to(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut output = Output::to(path)?;
+    output.write_all(bytes)?;
+    output.finish()
 }
 
 /// Writes `bytes` beside `path` and moves them there: a reader sees the old file or the new one,
@@ -51,10 +169,15 @@ pub fn place(path: &Path) -> io::Result<PathBuf> {
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (partial, mut file) = Partial::file(path)?;
     file.write_all(bytes)?;
+    settle(&file, &partial, path)
+}
+
+/// Moves `partial`, which is `file`, to `place`, all of it brought to the disk.
+fn settle(file: &File, partial: &Partial, place: &Path) -> io::Result<()> {
     file.sync_all()?;
-    partial.move_to(path)?;
+    partial.move_to(place)?;
     // Elsewhere a folder cannot be opened as a file.
-    match path.parent().filter(|parent| cfg!(unix) && !parent.as_os_str().is_empty()) {
+    match place.parent().filter(|parent| cfg!(unix) && !parent.as_os_str().is_empty()) {
         Some(parent) => match File::open(parent).and_then(|folder| folder.sync_all()) {
             // Some file systems have no such thing, and some folders are not to be read: it is in place.
             Err(e) if NO_SYNC.contains(&e.kind()) => Ok(()),
@@ -106,7 +229,7 @@ impl Partial {
         for _ in 0..NAMES_MAX {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let mut path = place.as_os_str().to_owned();
-            path.push(format!("{OURS}{}-{number}{ending}", std::process::id()));
+            path.push(format!("{OURS}{}-{}-{number}{ending}", system(), std::process::id()));
             let path = PathBuf::from(path);
             match make(&path) {
                 Ok(made) => match Locked::of(&path) {
@@ -183,11 +306,15 @@ impl Locked {
 }
 
 /// Removes what programs that are gone left in `folder`, beside the places whose names are `meant`.
-/// That it cannot be removed is no failure: names are never shared.
+/// On a disk that machines share another one's locks may not be seen, so that what one of them
+/// left, or this one before it was started anew, has to be older than a day. That it cannot be
+/// removed is no failure: names are never shared.
 pub fn remove_abandoned(folder: &Path, meant: impl Fn(&str) -> bool) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name());
-        if name.to_str().and_then(place_of).is_some_and(&meant)
+        let Some((place, of)) = name.to_str().and_then(place_of) else { continue };
+        if meant(place)
+            && (of == system() || is_old(&entry))
             && let Locked::Ours(Some(_lock)) = Locked::of(&path)
         {
             let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
@@ -195,12 +322,34 @@ pub fn remove_abandoned(folder: &Path, meant: impl Fn(&str) -> bool) {
     }
 }
 
-/// The name of the place beside which [`Partial`] gives the name `partial`.
-fn place_of(partial: &str) -> Option<&str> {
-    let (place, numbers) = partial.strip_suffix(PARTIAL)?.rsplit_once(OURS)?;
+/// The name of the place beside which [`Partial`] gives the name `partial`, and the system that
+/// gave it.
+fn place_of(partial: &str) -> Option<(&str, &str)> {
+    let (place, ids) = partial.strip_suffix(PARTIAL)?.rsplit_once(OURS)?;
+    let (system, numbers) = ids.split_once('-')?;
     let (process, number) = numbers.split_once('-')?;
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    (digits(process) && digits(number)).then_some(place)
+    let all = |text: &str, is: fn(&u8) -> bool| !text.is_empty() && text.as_bytes().iter().all(is);
+    let digits = |text: &str| all(text, u8::is_ascii_digit);
+    let ours = all(system, u8::is_ascii_hexdigit) && digits(process) && digits(number);
+    ours.then_some((place, system))
+}
+
+/// What tells this system, from one start of the machine to the next, from others: all of its
+/// programs see each other's locks. Where nobody knows, it is like no other, not even itself.
+fn system() -> &'static str {
+    static SYSTEM: OnceLock<String> = OnceLock::new();
+    SYSTEM.get_or_init(|| {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let id: String = id.chars().filter(char::is_ascii_hexdigit).take(12).collect();
+        if id.is_empty() { format!("0{:x}", std::process::id()) } else { id }
+    })
+}
+
+/// Whether nothing was written to it for a day.
+fn is_old(entry: &fs::DirEntry) -> bool {
+    let changed = entry.metadata().and_then(|metadata| metadata.modified());
+    let age = changed.ok().and_then(|changed| changed.elapsed().ok());
+    age.is_some_and(|age| age > FOREIGN_AFTER)
 }
 
 impl Drop for Partial {
@@ -249,20 +398,19 @@ mod tests {
     fn what_a_killed_program_left_goes_with_the_next_write_and_nothing_else_does() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("out.json");
+        let left = |numbers: &str| format!("out.json.offshoot-{}-{numbers}.partial", system());
         let others = [
-            "out.json.partial",
-            "out.json.2026-11.partial",
-            "out.json.offshoot-1-x.partial",
-            "other.json.offshoot-1-2.partial",
+            "out.json.partial".to_owned(),
+            "out.json.2026-11.partial".to_owned(),
+            left("1-x"),
+            left("1"),
+            left("1-2").replacen("out", "other", 1),
         ];
-        for name in others
-            .iter()
-            .chain(&["out.json.offshoot-1-2.partial", "out.json.offshoot-4194304-0.partial"])
-        {
+        for name in others.iter().chain(&[left("1-2"), left("4194304-0")]) {
             fs::write(dir.path().join(name), "x").unwrap();
         }
-        fs::create_dir(dir.path().join("out.json.offshoot-1-3.partial")).unwrap();
-        fs::write(dir.path().join("out.json.offshoot-1-3.partial/inner"), "x").unwrap();
+        fs::create_dir(dir.path().join(left("1-3"))).unwrap();
+        fs::write(dir.path().join(left("1-3")).join("inner"), "x").unwrap();
         let (held, _) = Partial::file(&place).unwrap();
         replace_file(&place, b"whole").unwrap();
         let mut left: Vec<_> =
@@ -273,6 +421,22 @@ mod tests {
         expected.sort();
         assert_eq!(left, expected, "what is being filled stays");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2 + others.len());
+    }
+
+    #[test]
+    fn what_another_system_has_in_the_making_is_left_alone_for_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["a", "b", "c"].map(|name| format!("{name}.offshoot-0123456789ab-7-0.partial"));
+        for (name, hours) in names.iter().zip([0, 23, 25]) {
+            let file = File::create(dir.path().join(name)).unwrap();
+            let then = std::time::SystemTime::now() - Duration::from_secs(3600 * hours);
+            file.set_modified(then).unwrap();
+        }
+        remove_abandoned(dir.path(), |_| true);
+        let there = names.map(|name| dir.path().join(name).exists());
+        assert_eq!(there, [true, true, false]);
+        assert_eq!(place_of("x.offshoot-0a-7-0.partial"), Some(("x", "0a")));
+        assert_ne!(system(), "0123456789ab");
     }
 
     #[test]
@@ -340,5 +504,67 @@ mod tests {
         assert_eq!(place(&path("second")).unwrap(), path("far/target"));
         assert_eq!(place(&path("far")).unwrap(), path("far"));
         assert!(place(&path("loop")).is_err());
+        write_to(&path("second"), b"whole").unwrap();
+        assert_eq!(fs::read_to_string(path("far/target")).unwrap(), "whole");
+        assert!(fs::symlink_metadata(path("second")).unwrap().is_symlink());
+        let error = write_to(&path("far"), b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+    }
+
+    #[test]
+    fn what_is_not_finished_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("out");
+        write_to(&place, b"old").unwrap();
+        let mut output = Output::to(&place).unwrap();
+        output.write_all(b"half").unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        drop(output);
+        assert_eq!(fs::read_to_string(&place).unwrap(), "old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn devices_and_open_files_take_bytes_as_they_come() {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        symlink("/dev/null", path("nothing")).unwrap();
+        for null in [PathBuf::from("/dev/null"), path("nothing")] {
+            write_to(&null, b"x").unwrap();
+            assert!(fs::metadata(&null).unwrap().file_type().is_char_device());
+            assert!(place(&null).is_err(), "it cannot be replaced");
+        }
+        let mut open = File::create(path("open")).unwrap();
+        open.write_all(b"before ").unwrap();
+        let named = PathBuf::from(format!("/dev/fd/{}", open.as_raw_fd()));
+        symlink(&named, path("link")).unwrap();
+        for named in [&named, &path("link")] {
+            write_to(named, b"and behind ").unwrap();
+            assert!(place(named).is_err(), "it cannot be replaced");
+        }
+        assert_eq!(fs::read_to_string(path("open")).unwrap(), "before and behind and behind ");
+        assert_eq!(open.metadata().unwrap().len(), 29, "it is the same file");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_of_open_files_are_told_from_others() {
+        for (name, number) in [
+            ("/dev/stdout", Some(1)),
+            ("/dev//stderr", Some(2)),
+            ("/dev/stdin", Some(0)),
+            ("/dev/fd/3", Some(3)),
+            ("/proc/self/fd/12", Some(12)),
+            ("/dev/fd", None),
+            ("/dev/fd/x", None),
+            ("/dev/null", None),
+            ("dev/stdout", None),
+            ("/dev/fdx/3", None),
+        ] {
+            assert_eq!(open_file(Path::new(name)), number, "{name}");
+        }
     }
 }

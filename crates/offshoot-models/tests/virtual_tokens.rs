@@ -10,13 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use logits::{adapter_files, bits, dense_on, max_error, packed_on, reference_at};
+use logits::{adapter_files, bits, dense_on, max_error, packed_on, packed_step, reference_at};
 use offshoot_kernels::{Cpu, Isa};
 use offshoot_models::huggingface::{peft, virtual_files};
 use offshoot_models::{
-    Adapter, Beginnings, Checkpoint, DenseModel, Error, Hooks, LogitRows, LoraAdapter, NoHooks,
-    PackedExecutor, PackedModel, Segment, SegmentRows, VariantId, VirtualKind, VirtualTokens,
-    chain,
+    Adapter, Beginnings, Checkpoint, DenseModel, Error, Hooks, LoraAdapter, NoHooks,
+    PackedExecutor, PackedModel, SegmentRows, VariantId, VirtualKind, VirtualTokens,
 };
 use serde_json::{Value, json};
 use support::assert_one_line;
@@ -101,18 +100,10 @@ fn embedded(base: Checkpoint, tokens: &[u32]) -> [VirtualTokens; 2] {
     let cpu = Cpu::new(Isa::best(), 1);
     let model = PackedModel::load(Arc::new(base), &cpu, None).unwrap();
     let mut cache = model.new_cache(tokens.len());
-    let segment = Segment {
-        cache: &mut cache,
-        tokens,
-        parents: &chain(tokens.len()),
-        positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-        rope: model.config().rope_for(24),
-        variant: VariantId::default(),
-        logits: LogitRows::None,
-    };
     let mut seen = Seen(Vec::new());
     let mut executor = PackedExecutor::new(cpu, model.config());
-    executor.step(&model, &mut [segment], &mut seen).unwrap();
+    let text = (tokens, model.config().rope_for(24), VariantId::default());
+    packed_step(&mut executor, &model, &mut cache, &mut seen, text);
     cache.commit_chain(tokens.len());
     let mut kept = Vec::new();
     for position in 0..tokens.len() {

@@ -58,8 +58,8 @@ pub(crate) struct TuneArgs {
     /// Go on with the run in this folder, from its newest checkpoint that is whole.
     #[arg(long, env = "OFFSHOOT_RESUME", value_name = "FOLDER", conflicts_with = "config")]
     pub(crate) resume: Option<PathBuf>,
-    /// Read the examples, print all settings and about what the run will take of memory and time, and do
-    /// nothing.
+    /// Read the examples, print all settings and about what the run will take of memory and time,
+    /// and do nothing. The examples are kept as tokens for the run, unless --no-cache is given.
     #[arg(long, env = "OFFSHOOT_DRY_RUN", value_parser = FalseyValueParser::new())]
     pub(crate) dry_run: bool,
     /// Read the examples, print which way to take and which rank is enough, and do nothing.

@@ -56,6 +56,39 @@ fn a_folder_answers_packed_anew_and_from_the_cache() {
 }
 
 #[test]
+fn packed_weights_are_kept_within_a_limit_and_doctor_says_how_many_they_are() {
+    let home = Home::new();
+    home.tiny();
+    home.tiny_with_context(128);
+    let offshoot = |args: &[&str], limit: &str| {
+        let mut command = home.offshoot(args);
+        command.env("OFFSHOOT_CACHE_LIMIT", limit);
+        run(command)
+    };
+    let answer = |model: &str, limit: &str| offshoot(&["run", model, "ab", "-n", "1"], limit);
+    let kept = || std::fs::read_dir(home.path().join("cache/offshoot/packed")).unwrap().count();
+    let doctor = || offshoot(&["doctor", "--json"], "1M").ended_with(0).json()["cache"].clone();
+    for model in ["tiny.gguf", "long.gguf"] {
+        answer(model, "1M").ended_with(0);
+    }
+    assert_eq!(kept(), 2);
+    let both = doctor();
+    assert_eq!(
+        (&both["packed_limit_bytes"], &both["examples_bytes"]),
+        (&(1 << 20).into(), &0.into())
+    );
+    // Read from there, and the only one that is in use.
+    answer("tiny.gguf", "0").ended_with(0);
+    assert_eq!(kept(), 1);
+    let bytes = |cache: &serde_json::Value| cache["packed_bytes"].as_u64().unwrap();
+    let one = doctor();
+    assert!(0 < bytes(&one) && bytes(&one) < bytes(&both), "{one} of {both}");
+    let text = run(home.offshoot(["doctor"])).ended_with(0).stdout;
+    assert!(text.contains(" of packed weights, of ") && text.contains(" at most"), "{text}");
+    answer("tiny.gguf", "much").ended_with(2).complained(&["OFFSHOOT_CACHE_LIMIT=much", "512M"]);
+}
+
+#[test]
 fn a_repository_that_the_hub_cache_has_whole_is_found_without_a_network() {
     let home = Home::new();
     let repo = "cache/hub/models--org--repo";

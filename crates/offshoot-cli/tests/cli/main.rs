@@ -15,6 +15,8 @@ mod home;
 #[cfg(unix)]
 mod interrupts;
 mod medusa;
+#[cfg(unix)]
+mod outputs;
 mod pulls;
 mod quantize;
 mod trajectory;

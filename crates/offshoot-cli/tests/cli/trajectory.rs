@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::home::{Home, run};
 
 /// Tunes `tiny.gguf` for `steps` steps and leaves `name`, a variant with its trajectory.
-fn tune(home: &Home, name: &str, steps: u64) -> PathBuf {
+pub(crate) fn tune(home: &Home, name: &str, steps: u64) -> PathBuf {
     let cpu = Cpu::new(Isa::best(), 2);
     let checkpoint = Arc::new(Checkpoint::open(&home.tiny()).unwrap());
     let base = base_hash(&checkpoint).unwrap();
@@ -124,6 +124,21 @@ fn what_cannot_be_made_again_is_told() {
         .complained(&["no.traj: this is no trajectory"]);
     let missing = run(home.offshoot(["trajectory", "info", "missing.traj"]));
     missing.ended_with(1).complained(&["missing.traj"]);
-    let args = ["trajectory", "slice", file, "--to", "9", "--output", "x.traj"];
-    run(home.offshoot(args)).ended_with(4).complained(&["not all there"]);
+}
+
+#[test]
+fn what_sound_files_cannot_give_is_a_wrong_command_line() {
+    let home = Home::new();
+    tune(&home, "run", 3);
+    let file = "run/trajectory.traj";
+    for (from, to) in [("0", "9"), ("3", "2"), ("4", "4")] {
+        let args = ["trajectory", "slice", file, "--from", from, "--to", to, "--output", "x.traj"];
+        let has = "the trajectory has steps 0 to 3";
+        run(home.offshoot(args)).ended_with(2).complained(&["not all there", has]);
+    }
+    for (weights, says) in [("nan", "NaN is no weight"), ("0", "nothing is left to merge")] {
+        let args = ["trajectory", "merge", file, "--weights", weights, "--output", "x.traj"];
+        run(home.offshoot(args)).ended_with(2).complained(&[says]);
+    }
+    assert!(!home.path().join("x.traj").exists());
 }

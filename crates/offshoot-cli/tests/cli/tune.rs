@@ -203,6 +203,18 @@ fn a_dry_run_says_everything_and_does_nothing() {
     let on_disk = all.iter().chain(&["--offload", "disk", "--dry-run"]);
     let text = run(home.offshoot(on_disk)).ended_with(0).stdout;
     assert!(text.contains("offload = \"disk\"") && text.contains("# disk: "), "{text}");
+    // Examples are read into a file, not into memory: the run finds it, or it goes.
+    let within = |folder: &str| std::fs::read_dir(home.path().join(folder)).unwrap().count();
+    assert_eq!(within("cache/offshoot/examples"), 1, "those of one file and length");
+    std::fs::create_dir(home.path().join("tmp")).unwrap();
+    for asked in ["--dry-run", "--advise"] {
+        let mut command = home.offshoot(all.iter().chain(&[asked, "--no-cache"]));
+        command.env("TMPDIR", home.path().join("tmp"));
+        run(command).ended_with(0);
+        assert_eq!(within("tmp"), 0, "{asked}");
+    }
+    assert_eq!(within("cache/offshoot/examples"), 1);
+    assert!(!home.path().join("long-mezo").exists());
 }
 
 #[test]

@@ -65,7 +65,8 @@ pub struct BuildOptions {
     pub tokenizer: TokenizerId,
     /// Ids below this are tokens.
     pub vocab_size: u32,
-    /// Bytes of memory to use at most, beside a few megabytes for what is being read.
+    /// Bytes of memory to use at most, beside the document that is being read, a few words for each
+    /// token of the vocabulary and about a hundred bytes for each token of excluded texts.
     pub memory: u64,
     /// Tokens after which building ends.
     pub limit: Option<u64>,
@@ -260,8 +261,9 @@ fn write_store(
     sorter: &dyn SuffixSorter,
 ) -> Result<(), DatastoreError> {
     let token = |at: usize| header.width.get(tokens, at);
-    let mut text: Vec<i32> =
-        (0..header.tokens as usize).filter_map(token).map(u32::cast_signed).collect();
+    // All of its room at once: what grows takes up to twice as much.
+    let mut text: Vec<i32> = Vec::with_capacity(header.tokens as usize);
+    text.extend((0..header.tokens as usize).filter_map(token).map(u32::cast_signed));
     let mut counts = vec![0u32; header.vocab_size as usize + 1];
     text.iter().for_each(|&token| counts[token.cast_unsigned() as usize] += 1);
     let suffixes = sorter.sort(&mut text)?;

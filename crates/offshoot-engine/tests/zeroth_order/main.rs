@@ -17,6 +17,8 @@ mod served;
 mod setting;
 mod shifted_rule;
 mod smollm2;
+#[path = "../../../offshoot-models/tests/support/steps.rs"]
+mod steps;
 mod stored;
 #[path = "../../../offshoot-models/tests/support/tiny.rs"]
 #[allow(dead_code)] // that crate's own tests use the rest

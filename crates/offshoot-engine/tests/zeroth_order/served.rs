@@ -84,6 +84,8 @@ fn a_variant_scores_and_answers_as_the_run_that_tuned_it() {
         }
         let prompts: [&[u32]; 2] = [&[3, 4], &[5, 9, 4, 3]];
         let made = trainer.generate(&prompts, 6).unwrap();
+        let evaluated = PackedScorer::new(&model, &cpu, 16).unwrap().generate(&prompts, 6);
+        assert_eq!(evaluated.unwrap(), made, "{name}");
         let mut session = Session::new(&model, cpu, 24).unwrap();
         for (prompt, made) in prompts.iter().zip(&made) {
             let options = GenerateOptions {

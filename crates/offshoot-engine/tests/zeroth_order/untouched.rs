@@ -7,10 +7,11 @@ use offshoot_engine::tune::zeroth_order::{
 use offshoot_engine::tune::{Example, Trainer};
 use offshoot_kernels::Cpu;
 use offshoot_methods::tune::{Direction, METHODS, Probe, Term};
-use offshoot_models::{LogitRows, NoHooks, PackedExecutor, Segment, VariantId, chain};
+use offshoot_models::{NoHooks, PackedExecutor, VariantId};
 use serde_json::{Value, json};
 
 use crate::setting::{cpu, fill, probe, spaces, texts, values};
+use crate::steps::packed_step;
 
 const NAME: &str = "llama_linear";
 
@@ -23,16 +24,8 @@ fn bits(space: &dyn Space, cpu: &Cpu) -> (Vec<u32>, Vec<Vec<u32>>) {
     let mut logits = Vec::new();
     for tokens in all.chunks(16) {
         let mut cache = model.new_cache(tokens.len());
-        let segment = Segment {
-            cache: &mut cache,
-            tokens,
-            parents: &chain(tokens.len()),
-            positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-            rope: model.config().rope_for(tokens.len()),
-            variant: VariantId(0),
-            logits: LogitRows::All,
-        };
-        let made = executor.step(model, &mut [segment], &mut NoHooks).unwrap();
+        let text = (tokens, model.config().rope_for(tokens.len()), VariantId(0));
+        let made = packed_step(&mut executor, model, &mut cache, &mut NoHooks, text);
         logits.extend(made.iter().map(|logit| logit.to_bits()));
     }
     (logits, values(space))

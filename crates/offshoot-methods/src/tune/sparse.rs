@@ -18,7 +18,7 @@
 //! mask stays that of the first weights, so that a replay needs nothing else. The second's program
 //! compares a normal draw with the sparsity, so that 0.1 leaves out 54 %: here a uniform draw is
 //! compared.
-//! Cost: 2 n forward passes, and a bit an element for the masks.
+//! Cost: 2 n forward passes, and a bit an element for the mask, two where masks are drawn anew.
 //! Defaults: `density` 0.25 (ours: the first paper's thresholds are not known to us, the second
 //! tries 0.1 to 0.9), `choice` smallest (the first paper), `resample` 1000 (the second tries 1
 //! to 20,000); probing as `mezo`; of all weights the rate is 1e-6 where none is found (the
@@ -43,7 +43,7 @@ pub(crate) const CARD: MethodCard = MethodCard {
     summary: "only some elements are perturbed and changed",
     paper: "https://arxiv.org/abs/2402.15751",
     forwards: "2 n",
-    memory: "a bit an element",
+    memory: "1 or 2 bits an element",
     rate: 1e-6, // the second paper's grid for sparse masks
     unit: RateUnit::Gradient,
     distribution: Distribution::GaussQ8,

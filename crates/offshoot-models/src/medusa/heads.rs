@@ -33,7 +33,7 @@ use offshoot_kernels::{BlockType, FileMap};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::beside::replace_file;
+use crate::beside::write_to;
 use crate::{BaseId, Error, ModelConfig, TokenizerId};
 
 /// The file of heads in the folder of a variant, named as published ones are.
@@ -410,12 +410,12 @@ impl HeadsFile {
         bytes
     }
 
-    /// Writes the file beside `path` and moves it there when it is complete.
+    /// Writes the file to `path`, as [`Output`](crate::beside::Output) does.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let written = replace_file(path, &self.bytes(HeadLayout::Shared));
+        let written = write_to(path, &self.bytes(HeadLayout::Shared));
         written.map_err(|source| Error::Io { path: path.to_owned(), source })
     }
 }

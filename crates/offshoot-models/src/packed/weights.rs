@@ -31,6 +31,11 @@ pub struct WeightCache<'a> {
     pub key: [u8; 32],
 }
 
+impl WeightCache<'_> {
+    /// Begins every such file, whatever its version.
+    pub const MAGIC: &'static [u8] = MAGIC;
+}
+
 /// A matrix and its bias.
 #[derive(Debug)]
 pub(super) struct PackedLinear {
@@ -480,6 +485,11 @@ fn pack_all(
 /// (a fifth for one thread), and every byte has to be looked at for the digest anyway.
 fn open_cache(cache: WeightCache<'_>, cpu: &Cpu, total: usize) -> Option<Buffer<u8>> {
     let mut file = std::fs::File::open(cache.path).ok()?;
+    if cfg!(unix) {
+        // Who removes files to make room leaves those that somebody has a lock of. Without one it
+        // can be read as well, and is packed anew if it goes meanwhile.
+        let _ = file.try_lock_shared();
+    }
     let length = u64::try_from(HEADER.checked_add(total)?).ok()?;
     let mut head = [0; HEADER];
     if file.metadata().ok()?.len() != length || file.read_exact(&mut head).is_err() {

@@ -12,6 +12,11 @@ use offshoot_models::{
     PackedExecutor, PackedModel, Segment, VariantId, chain,
 };
 
+#[path = "steps.rs"]
+mod steps;
+
+pub(crate) use steps::packed_step;
+
 /// The models, which between them have every branch that an architecture has.
 pub(crate) const MODELS: [&str; 12] = [
     "llama_biases",
@@ -94,17 +99,7 @@ pub(crate) fn packed_on(
     let rope = model.config().rope_for(cache.len() + tokens.len());
     let mut out = Vec::new();
     for piece in tokens.chunks(chunk) {
-        let base = cache.len() as u32;
-        let segment = Segment {
-            cache,
-            tokens: piece,
-            parents: &chain(piece.len()),
-            positions: &(base..base + piece.len() as u32).collect::<Vec<_>>(),
-            rope,
-            variant,
-            logits: LogitRows::All,
-        };
-        out.extend_from_slice(executor.step(model, &mut [segment], hooks).unwrap());
+        out.extend(packed_step(executor, model, cache, hooks, (piece, rope, variant)));
         cache.commit_chain(piece.len());
     }
     out

@@ -22,8 +22,8 @@ mod tokens;
 pub use error::{Count, DataError, Fault, Place};
 pub use format::{Format, Rename};
 pub use prepare::{
-    DataEvent, DataOptions, OnData, Prepared, RenderedRow, check, examples, prepare, show,
-    trim_prepared,
+    DataEvent, DataOptions, OnData, Prepared, RenderedRow, check, examples, prepare,
+    prepared_bytes, show, trim_prepared,
 };
 pub use read::{Container, Rows, rows};
 pub use record::{Record, Said};

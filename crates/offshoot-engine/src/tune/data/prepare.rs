@@ -1,9 +1,7 @@
 //! From files to examples: what a check tells, and what training reads.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use super::error::{DataError, Fault};
 use super::format::{Format, Rename, rename};
@@ -13,8 +11,8 @@ use super::render::{Length, Rendered, Renderer, Unrendered};
 use super::report::{FileReport, Report};
 use super::row::Row;
 use super::task::Task;
-use super::tokens::{ENDING, Key, TokenFile, TokenWriter};
-use crate::beside::remove_abandoned;
+use super::tokens::{Key, TOKENS, TokenFile, TokenWriter};
+use crate::kept::touch;
 use crate::store::hash;
 use crate::tune::Example;
 use crate::{Control, Error};
@@ -85,13 +83,27 @@ pub fn show(
     options: &DataOptions,
 ) -> Result<(FileReport, RenderedRow), Error> {
     let mut file = Opened::new(path, options)?;
-    let index = usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX);
-    let mut before = 0;
-    let row = file.rows.by_ref().inspect(|_| before += 1).nth(index);
-    let none = || DataError::file(path, format!("there is no row {number}: it has 1 to {before}"));
-    let row = row.ok_or_else(none)?;
-    let rendered = file.meaning.examples(&row?, renderer, options)?;
+    let row = nth(&mut file.rows, path, number)?;
+    let rendered = file.meaning.examples(&row, renderer, options)?;
     Ok((file.report, rendered))
+}
+
+/// Row `number` of `rows`, those of the file at `path`, counted from 1. Rows that are wrong count;
+/// behind an error that is of no row nothing is read, so that nobody knows how many there are.
+fn nth(rows: &mut Rows, path: &Path, number: u64) -> Result<Row, DataError> {
+    let mut there = 0;
+    for row in rows {
+        match row {
+            Err(error) if !matches!(error, DataError::Fault(_)) => return Err(error),
+            row => {
+                there += 1;
+                if there == number {
+                    return row;
+                }
+            }
+        }
+    }
+    Err(DataError::file(path, format!("there is no row {number}: it has 1 to {there}")))
 }
 
 /// Examples that are ready to train on.
@@ -120,13 +132,9 @@ pub fn prepare(
 ) -> Result<Prepared, Error> {
     let key = key_of(paths, renderer, options)?;
     let name: String = key[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = folder.join(format!("{name}.{ENDING}"));
+    let path = folder.join(format!("{name}.{}", TOKENS.ending));
     if let Some(file) = TokenFile::open(&path).ok().filter(|file| file.key() == key) {
-        // Used now: another is the one to go. That it cannot be said is no failure.
-        let _ = File::options()
-            .append(true)
-            .open(&path)
-            .and_then(|file| file.set_modified(SystemTime::now()));
+        touch(&path);
         file.report().files.iter().for_each(|file| _ = on(DataEvent::Detected(file)));
         return Ok(Prepared { path, file, reused: true });
     }
@@ -138,29 +146,17 @@ pub fn prepare(
 }
 
 /// Removes prepared examples from `folder`, those that were used longest ago first, until those
-/// that are left have at most `most` bytes or are the files `keep`; and what runs that were killed
-/// left half made.
+/// that are left have at most `most` bytes, the files `keep` aside, which stay however large they
+/// are; and what runs that were killed left half made.
 ///
-/// Who still reads a removed file goes on reading it. What cannot be removed stays.
+/// What another run has open or cannot be removed stays, too.
 pub fn trim_prepared(folder: &Path, keep: &[&Path], most: u64) {
-    let is_one = |path: &Path| path.extension().is_some_and(|ending| ending == ENDING);
-    remove_abandoned(folder, |place| is_one(Path::new(place)));
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let sized = entries.filter(|entry| is_one(&entry.path())).filter_map(|entry| {
-        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-        Some((metadata.modified().ok()?, metadata.len(), entry.path()))
-    });
-    let mut files: Vec<_> = sized.collect();
-    files.sort();
-    let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
-    for (_, size, path) in files.iter().filter(|(.., path)| !keep.contains(&path.as_path())) {
-        if total <= most {
-            break;
-        }
-        if fs::remove_file(path).is_ok() {
-            total -= size;
-        }
-    }
+    TOKENS.trim(folder, keep, most);
+}
+
+/// Bytes of the prepared examples in `folder`.
+pub fn prepared_bytes(folder: &Path) -> u64 {
+    TOKENS.bytes(folder)
 }
 
 /// The examples of `paths` in memory, for sets that are gone through once.
@@ -406,5 +402,40 @@ fn count(report: &mut Report, rendered: &Rendered, seen: &mut HashSet<u64>) {
         let hash = *blake3::hash(&words).as_bytes();
         let first = hash[..8].try_into().map_or(0, u64::from_le_bytes);
         report.duplicates += u64::from(!seen.insert(first));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::tune::data::error::{Count, Place};
+
+    #[test]
+    fn a_row_that_is_not_there_is_told_with_the_rows_there_are_or_with_what_ended_them() {
+        let path = Path::new("x.parquet");
+        let place = |number| Place { file: Arc::from(path), count: Count::Row, number };
+        let sound = |number| Ok(Row { place: place(number), fields: serde_json::Map::new() });
+        let fault = Fault { place: place(2), field: None, what: "no row".to_owned() };
+        let rows = |behind: Option<DataError>| -> Rows {
+            let wrong = Err(DataError::from(fault.clone()));
+            Box::new([sound(1), wrong, sound(3)].into_iter().chain(behind.map(Err)))
+        };
+        let told = |number, behind| match nth(&mut rows(behind), path, number) {
+            Ok(row) => row.place.to_string(),
+            Err(error) => error.to_string(),
+        };
+        for is_broken in [false, true] {
+            let behind = || is_broken.then(|| DataError::file(path, "row 4: broken"));
+            assert_eq!(told(1, behind()), "x.parquet:row 1");
+            assert_eq!(told(2, behind()), "x.parquet:row 2: no row");
+            assert_eq!(told(3, behind()), "x.parquet:row 3");
+            for number in [4, 9] {
+                let none = format!("x.parquet: there is no row {number}: it has 1 to 3");
+                let said = if is_broken { "x.parquet: row 4: broken" } else { none.as_str() };
+                assert_eq!(told(number, behind()), said);
+            }
+        }
     }
 }

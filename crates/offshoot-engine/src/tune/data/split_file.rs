@@ -1,13 +1,13 @@
 //! A data file in two: rows to train on and rows to measure on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::error::DataError;
 use super::read::rows;
 use super::split::{Split, SplitSizes, split};
+use crate::beside::Output;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub fn split_file(
 }
 
 /// Where `path` is, whether or not there is a file, so that two names of one place are the same.
-fn place(path: &Path) -> std::io::Result<PathBuf> {
+fn place(path: &Path) -> io::Result<PathBuf> {
     if let Ok(real) = path.canonicalize() {
         return Ok(real);
     }
@@ -83,48 +83,40 @@ fn place(path: &Path) -> std::io::Result<PathBuf> {
     Ok(folder.canonicalize()?.join(path.file_name().unwrap_or_default()))
 }
 
-/// A file of JSON lines beside its place.
+/// A file of JSON lines in the making.
 struct Lines {
     place: PathBuf,
-    partial: PathBuf,
-    file: BufWriter<File>,
+    file: BufWriter<Output>,
 }
 
 impl Lines {
     fn new(place: &Path) -> Result<Self, DataError> {
-        let mut partial = place.as_os_str().to_owned();
-        partial.push(format!(".{}.partial", std::process::id()));
-        let partial = PathBuf::from(partial);
-        let file = File::create(&partial).map_err(DataError::io(place))?;
-        Ok(Self { place: place.to_owned(), partial, file: BufWriter::new(file) })
+        let file = Output::to(place).map_err(DataError::io(place))?;
+        Ok(Self { place: place.to_owned(), file: BufWriter::new(file) })
     }
 
     fn add(
         &mut self,
         fields: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<(), DataError> {
-        let written = serde_json::to_writer(&mut self.file, fields).map_err(std::io::Error::from);
+        let written = serde_json::to_writer(&mut self.file, fields).map_err(io::Error::from);
         written.and_then(|()| self.file.write_all(b"\n")).map_err(DataError::io(&self.place))
     }
 
     fn complete(&mut self) -> Result<(), DataError> {
-        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
-        synced.map_err(DataError::io(&self.place))
+        self.file.flush().map_err(DataError::io(&self.place))
     }
 
     fn finish(self) -> Result<(), DataError> {
-        fs::rename(&self.partial, &self.place).map_err(DataError::io(&self.place))
-    }
-}
-
-impl Drop for Lines {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.partial);
+        let written = self.file.into_inner().map_err(io::IntoInnerError::into_error);
+        written.and_then(Output::finish).map_err(DataError::io(&self.place))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -27,13 +27,14 @@ use offshoot_kernels::FileMap;
 use super::error::DataError;
 use super::report::Report;
 use crate::beside::Partial;
+use crate::kept::{Kind, hold};
 use crate::tune::{Example, Sequence};
 
 const MAGIC: &[u8; 8] = b"OFFTOKN2";
 const HEADER: usize = 96;
 
-/// Ends the names of such files.
-pub(super) const ENDING: &str = "tokens";
+/// What tells such files from others.
+pub(super) const TOKENS: Kind = Kind { ending: "tokens", magic: b"OFFTOKN" };
 
 /// What the examples of a file are made of.
 pub(crate) type Key = [u8; 32];
@@ -45,21 +46,25 @@ pub struct TokenFile<B = FileMap> {
     count: usize,
     body: usize,
     report: Report,
+    /// Keeps the file from being removed, if it is one.
+    _held: Option<File>,
 }
 
 impl TokenFile {
-    /// Opens the file at `path` and checks all of it.
+    /// Opens the file at `path` and checks all of it. It is not removed to make room while it is
+    /// open.
     ///
     /// # Errors
     /// [`DataError::Tokens`] if it is broken, [`DataError::Io`].
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let wrong = |what: String| DataError::Tokens { path: path.to_owned(), what };
+        let held = hold(path);
         let file = Self::parse(FileMap::open(path).map_err(DataError::io(path))?).map_err(wrong)?;
         let sum = blake3::hash(&file.bytes[HEADER..]);
         if file.bytes[40..72] != sum.as_bytes()[..] {
             return Err(wrong("its bytes are not those that were written".to_owned()));
         }
-        Ok(file)
+        Ok(Self { _held: held, ..file })
     }
 }
 
@@ -87,7 +92,7 @@ impl<B: std::ops::Deref<Target = [u8]>> TokenFile<B> {
         }
         let report = serde_json::from_slice(&bytes[bytes.len() - report..]);
         let report = report.map_err(|e| format!("its report: {e}").replace('\n', " "))?;
-        Ok(Self { bytes, count, body, report })
+        Ok(Self { bytes, count, body, report, _held: None })
     }
 
     /// How many examples there are.

@@ -474,11 +474,11 @@ impl PackedScorer<'_> {
         let (rope, variant) = (self.rope, self.variant());
         let tokens: Vec<Vec<u32>> = writing.iter().map(|answer| answer.next(most)).collect();
         let parents: Vec<_> = tokens.iter().map(|tokens| chain(tokens.len())).collect();
-        let positions: Vec<Vec<u32>> = writing
-            .iter()
-            .zip(&tokens)
-            .map(|(answer, t)| (answer.fed as u32..(answer.fed + t.len()) as u32).collect())
-            .collect();
+        let positions = |(answer, tokens): (&Writing<'_>, &Vec<u32>)| {
+            let first = self.before() + answer.fed;
+            (first as u32..(first + tokens.len()) as u32).collect()
+        };
+        let positions: Vec<Vec<u32>> = writing.iter().zip(&tokens).map(positions).collect();
         let mut segments = Vec::with_capacity(open);
         for (i, (answer, cache)) in writing.iter().zip(&mut self.caches).enumerate() {
             if !answer.done {

@@ -7,11 +7,14 @@ use offshoot_kernels::{Cpu, Isa};
 use offshoot_methods::optim::{AdamW, Muon, OPTIMIZERS, OptimizerOptions, Sgd};
 use offshoot_methods::tune::{FwdgradOptions, HybridOptions};
 use offshoot_models::{
-    Checkpoint, LogitRows, LoraAdapter, PackedAdapters, PackedExecutor, PackedModel, Segment,
-    VariantId, chain,
+    Checkpoint, LoraAdapter, PackedAdapters, PackedExecutor, PackedModel, VariantId,
 };
 
 use super::*;
+use steps::packed_step;
+
+#[path = "../../../../offshoot-models/tests/support/steps.rs"]
+mod steps;
 
 const FAMILIES: [&str; 7] = [
     "llama_biases",
@@ -382,16 +385,8 @@ fn packed(base: &Arc<Checkpoint>, adapter: &LoraAdapter, tokens: &[u32]) -> Vec<
     let mut hooks = PackedAdapters::new(&cpu, model.blueprint(), adapters).unwrap();
     let mut executor = PackedExecutor::new(cpu, model.config());
     let mut cache = model.new_cache(tokens.len());
-    let segment = Segment {
-        cache: &mut cache,
-        tokens,
-        parents: &chain(tokens.len()),
-        positions: &(0..tokens.len() as u32).collect::<Vec<_>>(),
-        rope: model.config().rope_for(tokens.len()),
-        variant: VariantId(1),
-        logits: LogitRows::All,
-    };
-    executor.step(&model, &mut [segment], &mut hooks).unwrap().to_vec()
+    let text = (tokens, model.config().rope_for(tokens.len()), VariantId(1));
+    packed_step(&mut executor, &model, &mut cache, &mut hooks, text)
 }
 
 fn log_probability(logits: &[f32], token: u32) -> f64 {

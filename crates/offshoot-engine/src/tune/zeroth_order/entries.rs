@@ -1,6 +1,6 @@
 //! Directions within the tensors of a space, as the kernels take them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use offshoot_kernels as kernels;
@@ -20,10 +20,34 @@ pub(super) struct Entries {
     draws: Vec<Draw>,
     /// Of each tensor whether it is a vector, which does not decay.
     vectors: Vec<bool>,
-    /// The mask that was asked for last of each tensor: most methods have one for many steps.
-    masks: HashMap<usize, (Mask, Arc<Vec<u64>>)>,
-    /// The same of what directions of one form share: an epoch's are drawn once.
-    bases: HashMap<usize, (Form, Arc<Basis>)>,
+    /// Masks of each tensor: most methods have one for many steps.
+    masks: Latest<Mask, Vec<u64>>,
+    /// What directions of one form share: an epoch's are drawn once.
+    bases: Latest<Form, Basis>,
+}
+
+/// Of each tensor the two values that were made last, with what each is of: one of the update that
+/// is still to be made and one of the points that stand before it. Of more the first made goes, so
+/// that neither of these two is made again while the other is used.
+#[derive(Debug, Clone)]
+struct Latest<K, V>(HashMap<usize, VecDeque<(K, Arc<V>)>>);
+
+impl<K: PartialEq, V> Latest<K, V> {
+    const MOST: usize = 2;
+
+    fn get(&self, tensor: usize, key: &K) -> Option<Arc<V>> {
+        let found = self.0.get(&tensor)?.iter().find(|(of, _)| of == key);
+        found.map(|(_, value)| Arc::clone(value))
+    }
+
+    fn insert(&mut self, tensor: usize, key: K, value: V) -> Arc<V> {
+        let (latest, value) = (self.0.entry(tensor).or_default(), Arc::new(value));
+        if latest.len() == Self::MOST {
+            latest.pop_front();
+        }
+        latest.push_back((key, Arc::clone(&value)));
+        value
+    }
 }
 
 /// A term within one tensor.
@@ -71,7 +95,7 @@ impl Entries {
         };
         let draws = ids.into_iter().zip(&layout.tensors).map(draw).collect();
         let vectors = layout.tensors.iter().map(|spec| spec.vector).collect();
-        let (masks, bases) = (HashMap::new(), HashMap::new());
+        let (masks, bases) = (Latest(HashMap::new()), Latest(HashMap::new()));
         Ok(Self { distribution, draws, vectors, masks, bases })
     }
 
@@ -95,8 +119,8 @@ impl Entries {
         self.draws
             .iter_mut()
             .for_each(|draw| (draw.seed, draw.distribution) = (seed, distribution));
-        self.masks.clear();
-        self.bases.clear();
+        self.masks.0.clear();
+        self.bases.0.clear();
     }
 
     /// Checks that directions are of this layout.
@@ -141,14 +165,9 @@ impl Entries {
 
     fn factors(&mut self, tensor: usize, direction: &Direction) -> Option<Factors> {
         let draw = self.draws[tensor];
-        let known = self.bases.get(&tensor).filter(|(form, _)| *form == direction.form);
-        let basis = match known {
-            Some((_, basis)) => Arc::clone(basis),
-            None => {
-                let basis = Arc::new(draw.basis(direction.form)?);
-                self.bases.insert(tensor, (direction.form, Arc::clone(&basis)));
-                basis
-            }
+        let basis = match self.bases.get(tensor, &direction.form) {
+            Some(basis) => basis,
+            None => self.bases.insert(tensor, direction.form, draw.basis(direction.form)?),
         };
         Some(draw.factors_on(direction, &basis))
     }
@@ -159,14 +178,12 @@ impl Entries {
         mask: Mask,
         first: &dyn Fn() -> Result<Vec<f32>, Error>,
     ) -> Result<Option<Arc<Vec<u64>>>, Error> {
-        if let Some((_, bits)) = self.masks.get(&tensor).filter(|(other, _)| *other == mask) {
-            return Ok(Some(Arc::clone(bits)));
+        if let Some(bits) = self.masks.get(tensor, &mask) {
+            return Ok(Some(bits));
         }
         let Draw { seed, tensor: id, rows, cols, .. } = self.draws[tensor];
-        let Some(bits) = mask.bits(seed, id, rows * cols, first)? else { return Ok(None) };
-        let bits = Arc::new(bits);
-        self.masks.insert(tensor, (mask, Arc::clone(&bits)));
-        Ok(Some(bits))
+        let bits = mask.bits(seed, id, rows * cols, first)?;
+        Ok(bits.map(|bits| self.masks.insert(tensor, mask, bits)))
     }
 
     /// Hands what `update` does to `tensor` to `change`.
@@ -214,5 +231,50 @@ impl Entries {
                 change(&Change::Moments { decay, rule, group, history: &terms(&drawn) })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// As where weights lie on a disk: both points of a step stand before the update of the step
+    /// before is made. With a mask that is drawn in every step, each is made once.
+    #[test]
+    fn neither_the_mask_of_an_update_nor_that_of_the_points_before_it_is_made_twice() {
+        const STEPS: u32 = 9;
+        let name = "a.weight".to_owned();
+        let spec = TensorSpec { name, rows: 8, cols: 100, layer: None, vector: false };
+        let layout = Layout { tensors: vec![spec] };
+        let mut entries = Entries::new(&layout, 3, Distribution::default()).unwrap();
+        let first = || -> Result<Vec<f32>, Error> {
+            Err(Error::Training("no mask here asks for weights".to_owned()))
+        };
+        let along = |step: u32| {
+            let mask = Mask::Random { density: 0.5, draw: step };
+            vec![Term { scale: 1.0, direction: Direction { mask, ..Direction::dense(step, 0) } }]
+        };
+        // Masks are told by where they lie, so those of points have to stay.
+        let (mut points, mut masks, mut asked) = (Vec::new(), HashSet::new(), 0);
+        for step in 0..STEPS {
+            for _ in 0..2 {
+                points.extend(entries.drawn(0, &along(step), &first).unwrap());
+                let mask = points.last().and_then(|drawn| drawn.mask.as_ref());
+                masks.insert(mask.unwrap().as_ptr());
+                asked += 1;
+            }
+            let Some(before) = step.checked_sub(1) else { continue };
+            let update = Update::Linear { decay: 0.0, terms: along(before) };
+            let change = &mut |change: &Change<'_>| {
+                let Change::Linear { terms, .. } = change else { panic!("{change:?}") };
+                masks.insert(terms[0].mask.unwrap().0.as_ptr());
+                asked += 1;
+                Ok(())
+            };
+            entries.change(0, &update, &first, change).unwrap();
+        }
+        assert_eq!((masks.len(), asked), (STEPS as usize, 3 * STEPS - 1));
     }
 }

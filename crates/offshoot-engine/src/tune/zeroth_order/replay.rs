@@ -13,7 +13,7 @@ use super::space::{
     ScalesSpace, Space, VirtualSpace,
 };
 use crate::Error;
-use crate::beside::write_whole;
+use crate::beside::write_to;
 
 /// What float matrices of the base are to be quantised to while it is loaded, so that they are those of
 /// the run.
@@ -167,12 +167,13 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(std::fs::read(path).map_err(io)?)
 }
 
-/// Writes `trajectory` to `path`: beside it, then moved into its place.
+/// Writes `trajectory` to `path`: beside the place that it means, then moved there; to what is no
+/// file, as a device, as it is.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn write_trajectory(path: &Path, trajectory: &Trajectory) -> Result<(), Error> {
-    write_whole(path, &trajectory.to_bytes()?)
+    write_to(path, &trajectory.to_bytes()?)
 }
 
 /// The hash that the trajectory gives of the weights in the end: that of its only run.

@@ -1,6 +1,5 @@
 //! The tuned tensors as a file, and back to the bit.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use offshoot_methods::tune::TensorSpec;
 
 use super::space::{Space, float_of, read_in_parts};
 use crate::Error;
+use crate::beside::Output;
 use crate::tune::numbers::{self, of_bytes, to_bytes};
 
 /// The beginning of a file of the tensors of `space`, in the layout's order.
@@ -20,35 +20,23 @@ fn header(space: &dyn Space) -> Vec<u8> {
 }
 
 /// Writes all tensors of `space` to `path`, a safetensors file, in the floats that they are stored as, some
-/// rows at a time: beside its place, then moved into it.
+/// rows at a time: beside the place that it means, then moved there; to what is no file, as it is.
 ///
 /// # Errors
 /// [`Error::Output`] if the file cannot be written.
 pub fn write(path: &Path, space: &dyn Space) -> Result<(), Error> {
     let output = |source| Error::Output { path: path.to_owned(), source };
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    let create = || {
-        let mut out = File::create(&partial)?;
-        out.write_all(&header(space))?;
-        Ok(out)
-    };
-    let fill = |mut out: File| -> Result<(), Error> {
-        let mut bytes = Vec::new();
-        for (tensor, spec) in space.layout().tensors.iter().enumerate() {
-            let store = float_of(space, spec);
-            read_in_parts(space, tensor, &mut |values| {
-                to_bytes(values, store, &mut bytes);
-                out.write_all(&bytes).map_err(output)
-            })?;
-        }
-        out.sync_all().map_err(output)?;
-        std::fs::rename(&partial, path).map_err(output)
-    };
-    let written = create().map_err(output).and_then(fill);
-    if written.is_err() {
-        let _ = std::fs::remove_file(&partial);
+    let mut out = Output::to(path).map_err(output)?;
+    out.write_all(&header(space)).map_err(output)?;
+    let mut bytes = Vec::new();
+    for (tensor, spec) in space.layout().tensors.iter().enumerate() {
+        let store = float_of(space, spec);
+        read_in_parts(space, tensor, &mut |values| {
+            to_bytes(values, store, &mut bytes);
+            out.write_all(&bytes).map_err(output)
+        })?;
     }
-    written
+    out.finish().map_err(output)
 }
 
 /// Takes the tensors that [`write`] wrote up into `space`. Nothing is changed unless the file has them
