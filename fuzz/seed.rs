@@ -11,6 +11,7 @@ use offshoot_kernels::BlockType;
 use offshoot_methods::tune::{
     Hash, Header, METHODS, MethodChoice, Part, Record, SpaceChoice, Step, Trajectory,
 };
+use offshoot_models::gguf::parse;
 use offshoot_models::medusa::{Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock};
 use offshoot_models::{BaseId, Checkpoint, TokenizerId};
 
@@ -34,7 +35,10 @@ const CATALOGUE: &str = include_str!("../crates/offshoot-engine/src/store/catalo
 
 fn main() -> io::Result<()> {
     gguf_files()?;
+    split_models()?;
     model_folders()?;
+    weight_files()?;
+    tokenizer_files()?;
     chat_templates()?;
     model_catalogues()?;
     draft_heads()?;
@@ -121,10 +125,109 @@ fn gguf_files() -> io::Result<()> {
     let sound = sound
         .map(|family| (format!("sound-{family}"), support::tiny::Tiny::smallest(family).bytes()));
     let pieces = ("sound-pieces".to_owned(), support::pieces::smallest().bytes());
-    let sound = sound.chain([pieces]);
+    let mut spaces = support::pieces::smallest();
+    spaces.set("tokenizer.ggml.remove_extra_whitespaces", true);
+    let sound = sound.chain([pieces, ("sound-spaces".to_owned(), spaces.bytes())]);
     let hostile = support::hostile::all().into_iter();
     let hostile = hostile.map(|case| (case.name.to_owned(), case.bytes));
     write("gguf", sound.chain(hostile.filter(|(_, bytes)| bytes.len() <= MAX_BYTES)))
+}
+
+/// Sound parts of some families, and those that are not of one model.
+fn split_models() -> io::Result<()> {
+    let parts = |family: &str, count, first_is_empty| {
+        support::parts::parts(&support::tiny::Tiny::smallest(family), count, first_is_empty)
+    };
+    let mut inputs = vec![
+        ("sound-llama", parts("llama", 2, false)),
+        ("sound-first-empty", parts("llama", 3, true)),
+        ("sound-phi3", parts("phi3", 2, false)),
+        ("sound-qwen3moe", parts("qwen3moe", 2, false)),
+    ];
+    let of_three: [(&str, fn(&mut Vec<support::tiny::Tiny>)); 6] = [
+        ("swapped", |parts| parts.swap(1, 2)),
+        ("twice", |parts| parts[2] = parts[1].clone()),
+        ("one-left-out", |parts| drop(parts.pop())),
+        ("keys-missing", |parts| parts[1].keys.clear()),
+        ("count-max", |parts| parts[0].set("split.count", u64::MAX)),
+        ("tensors-fewer", |parts| drop(parts[1].tensors.pop_first())),
+    ];
+    for (name, change) in of_three {
+        let mut changed = parts("llama", 3, false);
+        change(&mut changed);
+        inputs.push((name, changed));
+    }
+    let joined = |parts: Vec<support::tiny::Tiny>| support::parts::joined(&parts);
+    write("gguf_split", inputs.into_iter().map(|(name, parts)| (name.to_owned(), joined(parts))))
+}
+
+/// Weights of the smallest folder in each float format, and hostile ones.
+fn weight_files() -> io::Result<()> {
+    let sound = support::hostile_folders::smallest(false);
+    let own = |folder: &support::folder::Folder| folder.weights();
+    let mut inputs = vec![("sound-f16".to_owned(), own(&sound))];
+    for (name, block) in [("sound-f32", BlockType::F32), ("sound-bf16", BlockType::Bf16)] {
+        inputs.push((name.to_owned(), own(&sound.rounded(block))));
+    }
+    let others = sound.sections();
+    let hostile = support::hostile_folders::all(REPEATS).into_iter().filter(|case| {
+        let sections = &case.sections;
+        let other = sections.weights.len() == 1 && sections.weights[0].1 != others.weights[0].1;
+        sections.config == others.config && sections.index.is_none() && other
+    });
+    let hostile = hostile.map(|case| (case.name.to_owned(), case.sections.weights[0].1.clone()));
+    let short = hostile.filter(|(_, bytes)| bytes.len() <= FOLDER_BYTES);
+    write("safetensors", inputs.into_iter().chain(short))
+}
+
+/// GGUF's names of the rules by which text is cut.
+const RULES: [&str; 11] = [
+    "gpt-2",
+    "smollm",
+    "command-r",
+    "qwen2",
+    "llama-bpe",
+    "tekken",
+    "gpt-4o",
+    "qwen35",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+];
+
+/// A tokenizer of each rule and of pieces, and hostile ones.
+fn tokenizer_files() -> io::Result<()> {
+    let own = |folder: &support::folder::Folder| folder.files["tokenizer.json"].clone();
+    let mut inputs = Vec::new();
+    for rule in RULES {
+        let mut tiny = support::tiny::Tiny::smallest("llama");
+        tiny.set("tokenizer.ggml.pre", rule);
+        let bytes = tiny.bytes();
+        let contents = parse(&bytes).and_then(|file| file.contents()).map_err(io::Error::other)?;
+        let spec = contents.tokenizer.map_err(io::Error::other)?;
+        let json = support::tokenizer_files::tokenizer_json(&spec);
+        inputs.push((format!("sound-{rule}"), json.to_string().into_bytes()));
+    }
+    let pieces = own(&support::hostile_folders::smallest_of_pieces());
+    let mut spaces: serde_json::Value = serde_json::from_slice(&pieces)?;
+    spaces["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": [
+        { "type": "Strip", "strip_left": false, "strip_right": true },
+        { "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": "\u{2581}" },
+    ] });
+    spaces["pre_tokenizer"] = serde_json::json!({
+        "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true,
+    });
+    inputs.push(("sound-pieces".to_owned(), pieces));
+    inputs.push(("sound-spaces".to_owned(), spaces.to_string().into_bytes()));
+    let sound = support::hostile_folders::smallest(false);
+    let (others, sound) = (sound.sections(), own(&sound));
+    let hostile = support::hostile_folders::all(REPEATS).into_iter().filter_map(|case| {
+        let sections = case.sections;
+        let tokenizer = sections.tokenizer.filter(|tokenizer| *tokenizer != sound)?;
+        (sections.config == others.config).then(|| (case.name.to_owned(), tokenizer))
+    });
+    let short = hostile.filter(|(_, bytes)| bytes.len() <= FOLDER_BYTES);
+    write("tokenizer", inputs.into_iter().chain(short))
 }
 
 fn model_folders() -> io::Result<()> {

@@ -1,10 +1,10 @@
 """LoRA adapters of the small random checkpoints, and the logits that transformers and PEFT compute.
 
-    python scripts/oracles/adapters.py crates/offshoot-models/tests/data/adapters
+    python scripts/oracles/adapters.py crates/offshoot-models/tests/data/adapters [NAME ...]
 
-writes for each model of ADAPTERS a folder `NAME` as PEFT saves it, with random A and B, and
-`NAME.logits` in the form that `logits.py` tells, for the same tokens. That script's models are built
-anew.
+writes for each model of ADAPTERS, or for those named, a folder `NAME` as PEFT saves it, with random A
+and B, and `NAME.logits` in the form that `logits.py` tells, for the same tokens. That script's models
+are built anew.
 
 Needs what `logits.py` needs, and `peft` (0.21).
 """
@@ -33,12 +33,23 @@ ADAPTERS = {
         r=2, lora_alpha=3, target_modules=["qkv_proj", "gate_up_proj", "o_proj"],
     ),
     "gemma3_linear": dict(r=2, lora_alpha=4, target_modules=["v_proj", "down_proj"]),
+    "llama_linear": dict(r=2, lora_alpha=2, target_modules=["q_proj", "k_proj", "lm_head"]),
+    "mistral_window": dict(
+        r=3, lora_alpha=6, target_modules=["q_proj", "k_proj", "v_proj", "up_proj"],
+    ),
+    "qwen3_yarn": dict(
+        r=2, lora_alpha=5, use_rslora=True,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"],
+    ),
+    "qwen3_moe": dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "o_proj", "lm_head"]),
 }  # fmt: skip
 
 
-def main(folder):
+def main(folder, names):
     seeds = {name: seed for seed, name in enumerate(MODELS, start=1)}
     for name, spec in ADAPTERS.items():
+        if names and name not in names:
+            continue
         seed = seeds[name]
         model = get_peft_model(build(seed, MODELS[name]), LoraConfig(task_type="CAUSAL_LM", **spec))
         generator = torch.Generator().manual_seed(1000 + seed)
@@ -62,4 +73,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2:])

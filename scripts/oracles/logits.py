@@ -8,6 +8,9 @@ files do not have), and `NAME.logits`, little-endian:
 
     u32 n tokens | u32 vocabulary | the token ids, u32 | the logits of every position, f32
 
+Beside each file stands `NAME.pooled`: the mean of `last_hidden_state` over all positions and its last
+row, f32.
+
 Needs `gguf` (0.19), `torch` (2.15) and `transformers` (5.23). Weights are rounded to what the file
 stores before transformers sees them, so the logits are those of the file, computed in float32.
 """
@@ -41,9 +44,11 @@ TOKENS = 24
 # Between them: all families; biases everywhere, on attention alone, on q, k and v alone, and nowhere;
 # heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
 # heads; rotary frequencies plain, scaled linearly, by Llama 3's rule, by LongRoPE's and by YaRN,
-# whose ramp begins and ends within a head; widths that are no multiple of 32; windows in all layers and in some;
+# whose ramp begins and ends within a head, with magnitudes by rule and given; widths that are no
+# multiple of 32; windows in all layers and in some;
 # norms after each half of a block, capped logits, scores of a scale of their own; experts in all layers
-# and in some, whose shares sum to 1 or do not.
+# and in some, whose shares sum to 1 or do not. New ones go to the end: the place of a model is its
+# seed.
 MODELS = {
     "llama_biases": dict(
         config=LlamaConfig, hidden_size=40, intermediate_size=56, vocab_size=100,
@@ -147,6 +152,49 @@ MODELS = {
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
     "qwen3_moe_window": dict(like="qwen3_moe", use_sliding_window=True, sliding_window=4),
+    "gemma3_biases": dict(
+        config=Gemma3TextConfig, hidden_size=32, intermediate_size=40, vocab_size=100,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=12, query_pre_attn_scalar=12,
+        sliding_window=5, tie_word_embeddings=False, attention_bias=True,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    "qwen3_yarn_slow": dict(
+        like="qwen3_yarn", rope_parameters={
+            "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "beta_fast": 4.0,
+            "beta_slow": 2.5, "attention_factor": 0.9, "original_max_position_embeddings": 64,
+        },
+    ),
+    "qwen3_yarn_mscale": dict(
+        like="qwen3_yarn", rope_parameters={
+            "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "beta_fast": 4.0,
+            "mscale": 3.0, "mscale_all_dim": 0.5, "original_max_position_embeddings": 64,
+        },
+    ),
+    "phi3_factor": dict(
+        like="phi3_short", original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 16,
+            "factor": 3.0, "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
+        },
+    ),
+    "phi3_magnitude": dict(
+        like="phi3_short", rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64,
+            "attention_factor": 1.5, "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
+        },
+    ),
+    "qwen2_window": dict(
+        like="qwen2_tied", use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
+    "mistral_tied": dict(like="mistral_window", tie_word_embeddings=True),
+    "qwen3_moe_mixed_window": dict(
+        like="qwen3_moe_mixed", use_sliding_window=True, sliding_window=4, norm_topk_prob=True
+    ),
 }  # fmt: skip
 
 CLASSES = {
@@ -320,9 +368,12 @@ def main(folder, names):
         tokens = torch.randint(vocab, (1, TOKENS), generator=generator)
         with torch.no_grad():
             logits = model(tokens).logits[0]
+            states = model.model(tokens).last_hidden_state[0]
         assert logits.dtype == torch.float32 and logits.std() > 1
         if not like:
             write(folder / f"{name}.gguf", model)
+            pooled = torch.cat([states.double().mean(0).float(), states[-1]])
+            (folder / f"{name}.pooled").write_bytes(pooled.numpy().astype("<f4").tobytes())
         record = struct.pack("<2I", TOKENS, vocab) + tokens.numpy().astype("<u4").tobytes()
         (folder / f"{name}.logits").write_bytes(record + logits.numpy().astype("<f4").tobytes())
         sizes = {path.suffix: path.stat().st_size for path in folder.glob(f"{name}.*")}

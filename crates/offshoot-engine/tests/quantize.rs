@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use offshoot_engine::store::{PullPolicy, Quiet, Store};
 use offshoot_engine::{Error, LoadOptions, Model, QuantizeOptions, Session, perplexity, quantize};
 use offshoot_kernels::{BlockType, Cpu, Isa, available_threads};
+use offshoot_models::medusa::HeadsFile;
 use offshoot_models::{BaseId, Checkpoint, Recipe, Special, TokenizerId};
 use support::folder::Folder;
 use support::tiny::Tiny;
@@ -61,6 +62,38 @@ fn a_real_model_loses_little_at_8_bits_and_at_4_what_it_had_lost_before() {
     // The weights come from Q4_1, and the search finds their scales again but for the rounding to
     // half precision between.
     assert!((four / before - 1.0).abs() < 0.02, "4 bits: {four}, the file itself: {before}");
+}
+
+#[test]
+fn real_weights_lose_no_more_at_4_bits_than_by_llama_cpps_rounding() {
+    let heads = include_bytes!("../data/heads/smollm2.safetensors");
+    let heads = HeadsFile::parse(heads).unwrap().heads;
+    let trained = heads.iter().flat_map(|head| &head.blocks).map(|block| block.weight.values());
+    let checkpoint = Checkpoint::open(&smollm2()).unwrap();
+    // The matrix of more than 4 bits a weight.
+    let embedding = checkpoint.require("model.embed_tokens.weight").unwrap();
+    assert_ne!(embedding.block, BlockType::Q4_1);
+    let mut rows = vec![0.0; 2000 * embedding.cols()];
+    for (at, row) in rows.chunks_exact_mut(embedding.cols()).enumerate() {
+        embedding.read_row(at, row).unwrap();
+    }
+    let all: Vec<Vec<f32>> = trained.chain([rows]).collect();
+    assert!(all.len() > 3);
+    for weights in all {
+        // Their bytes are those of ggml's own, which the tests of the formats show.
+        let mut plain = Vec::new();
+        BlockType::Q4_1.quantize(&weights, &mut plain).unwrap();
+        let mut ours = vec![0; plain.len()];
+        BlockType::Q4_1.fit(&weights, &mut ours).unwrap();
+        let [ours, theirs] = [ours, plain].map(|bytes| {
+            let mut got = vec![0.0; weights.len()];
+            BlockType::Q4_1.dequantize(&bytes, &mut got).unwrap();
+            let errors = weights.iter().zip(&got);
+            errors.map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>()
+        });
+        println!("{} weights: {ours:e} of {theirs:e}", weights.len());
+        assert!(ours <= theirs, "{ours} of {theirs}");
+    }
 }
 
 #[test]

@@ -4,15 +4,22 @@
 
 #[path = "support/habits.rs"]
 mod habits;
+#[path = "../../offshoot-models/tests/support/logits.rs"]
+mod logits;
 #[path = "../../offshoot-models/tests/support/tiny.rs"]
 mod tiny;
 
+use std::io::Write;
+use std::path::Path;
+
 use habits::load_for;
 use offshoot_engine::{
-    Control, Error, ExecutorKind, GenerateOptions, Model, Pooling, Session, embed, normalize, score,
+    Control, Error, ExecutorKind, GenerateOptions, LoadOptions, Model, Pooling, Session, embed,
+    normalize, score,
 };
 use offshoot_methods::SamplingOptions;
 use offshoot_models::LogitRows;
+use offshoot_models::gguf::{Array, Writer, parse};
 use tiny::Tiny;
 
 const BOTH: [ExecutorKind; 2] = [ExecutorKind::Packed, ExecutorKind::DENSE];
@@ -108,6 +115,65 @@ fn a_vector_is_the_mean_or_the_last_of_what_the_head_multiplies() {
         normalize(&mut zeros);
         assert_eq!(zeros, [0.0; 4]);
         assert!(session.cached().is_empty());
+    }
+}
+
+/// A file of `scripts/oracles/logits.py` with as many tokens as its embedding has rows.
+fn with_tokenizer(bytes: &[u8]) -> Vec<u8> {
+    let file = parse(bytes).unwrap();
+    let rows = file.contents().unwrap().config.vocab_size;
+    let texts: Vec<String> = (0..rows).map(|id| format!("t{id}")).collect();
+    let mut writer = Writer::new();
+    for (key, value) in file.metadata() {
+        writer.key(key, value.clone()).unwrap();
+    }
+    let tokens: Array<'_> = texts.iter().map(String::as_str).collect();
+    let merges: Array<'_> = [""; 0].into_iter().collect();
+    for (key, value) in [("tokens", tokens), ("merges", merges)] {
+        writer.key(&format!("tokenizer.ggml.{key}"), value).unwrap();
+    }
+    for (key, value) in [("model", "gpt2"), ("pre", "gpt-2")] {
+        writer.key(&format!("tokenizer.ggml.{key}"), value).unwrap();
+    }
+    for (name, tensor) in file.tensors() {
+        writer.tensor(name, &tensor.shape, tensor.block).unwrap();
+    }
+    let mut written = Vec::new();
+    let data =
+        |name: &str, out: &mut dyn Write| out.write_all(file.data(file.tensor(name).unwrap()));
+    writer.write(&mut written, data).unwrap();
+    written
+}
+
+#[test]
+fn vectors_are_those_of_transformers() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../offshoot-models/tests/data/logits");
+    let dir = tempfile::tempdir().unwrap();
+    for name in logits::MODELS {
+        let path = dir.path().join(name);
+        let bytes = std::fs::read(data.join(format!("{name}.gguf"))).unwrap();
+        std::fs::write(&path, with_tokenizer(&bytes)).unwrap();
+        let tokens = logits::reference_at(&data.join(format!("{name}.logits"))).tokens;
+        let pooled = std::fs::read(data.join(format!("{name}.pooled"))).unwrap();
+        let pooled: Vec<f32> =
+            pooled.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        // The packed executor keeps keys and values in half precision.
+        for (executor, close) in [(ExecutorKind::Packed, 2.5e-3), (ExecutorKind::DENSE, 2.5e-5)] {
+            let options = LoadOptions { executor, threads: 2, ..LoadOptions::default() };
+            let (model, cpu) = Model::load(&path, &options).unwrap();
+            let width = model.config().hidden_size;
+            assert_eq!(pooled.len(), 2 * width);
+            let mut session = Session::new(&model, cpu, tokens.len()).unwrap();
+            for (pooling, expected) in
+                [Pooling::Mean, Pooling::Last].into_iter().zip(pooled.chunks(width))
+            {
+                let ours = embed(&model, &mut session, &tokens, pooling).unwrap();
+                let greatest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let error = logits::max_error(&ours, expected);
+                println!("{name} {executor:?} {pooling:?}: {:e} of the greatest", error / greatest);
+                assert!(error < close * greatest, "{name} {executor:?}: {error} of {greatest}");
+            }
+        }
     }
 }
 

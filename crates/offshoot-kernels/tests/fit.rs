@@ -215,6 +215,35 @@ fn weights(len: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Numbers of a normal distribution, nearly: sums of twelve uniform ones.
+fn gaussian(len: usize) -> Vec<f32> {
+    let mut state = 7u32;
+    let mut uniform = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32
+    };
+    (0..len).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+}
+
+/// llama.cpp's Q4_1 is the plain rounding, to the byte (`blocks.rs`). Its blocks lose more than ours by
+/// the plain squared error too, which a search by the weighted one need not lower.
+#[test]
+fn random_matrices_lose_less_at_4_bits_than_by_plain_rounding() {
+    let squares = |weights: &[f32], got: &[f32]| {
+        let errors = weights.iter().zip(got).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2));
+        errors.sum::<f64>()
+    };
+    for spread in [0.02f32, 1.0] {
+        let weights: Vec<f32> = gaussian(64 * 1024).iter().map(|x| spread * x).collect();
+        let searched = read(Q4_1, &fitted(Q4_1, &weights), weights.len());
+        let plain = plain(Q4_1, &weights);
+        let [ours, theirs] = [&searched, &plain].map(|got| squares(&weights, got));
+        println!("Q4_1: {ours:e} of {theirs:e}");
+        assert!(ours < 0.97 * theirs, "{ours} of {theirs}");
+        assert!(error(Q4_1, &weights, &searched) < 0.97 * error(Q4_1, &weights, &plain));
+    }
+}
+
 #[test]
 fn rows_and_tiles_are_the_same_bits_on_any_number_of_threads() {
     const ROWS: usize = 37;

@@ -4,8 +4,9 @@
 
 use half::f16;
 use offshoot_kernels::{
-    Activation, Activations, BlockType, Buffer, Cpu, Forms, GatedPair, Greatest, GreatestScratch,
-    Isa, PackedMatrix, Product, SharedBytes, form_for, multiply, multiply_gated, multiply_greatest,
+    Activation, Activations, BlockType, Buffer, Cpu, Forming, FormingScratch, Forms, GatedPair,
+    Greatest, GreatestScratch, Isa, PackedMatrix, Part, Product, SharedBytes, form_for, multiply,
+    multiply_formed, multiply_gated, multiply_gated_parts, multiply_greatest, multiply_parts,
 };
 use proptest::prelude::*;
 
@@ -457,6 +458,51 @@ proptest! {
                 let scratch = &mut GreatestScratch::default();
                 multiply_greatest(&cpu, &acts, (&w, bias), scratch, &mut found);
                 prop_assert_eq!(&found, &expected, "{} {}", isa, block);
+            }
+        }
+    }
+}
+
+fn whole<'a>(weights: &'a PackedMatrix, out: &'a mut [f32]) -> Product<'a> {
+    Product { weights, bias: None, accumulate: false, out }
+}
+
+/// All kinds of products of every format on every instruction set, without chance: where an emulator is
+/// slow, the random cases are few.
+#[test]
+fn every_format_has_the_bits_of_portable_lanes_in_every_product() {
+    let (rows, tokens) = (64, 9);
+    let parts = [(0, 1), (1, 4), (4, 9)].map(|(start, end)| Part { matrix: 0, start, end });
+    for block in BlockType::ALL {
+        let (cols, mut random) = (width_for(block, 2), Random(13));
+        let bytes = random_rows(block, rows, cols, &mut random);
+        let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
+        for rest in [false, true] {
+            let run = |isa: Isa| {
+                let cpu = Cpu::new(isa, 2);
+                let w = pack(&cpu, block, rows, cols, &bytes);
+                let acts = inputs(&cpu, (tokens, cols), &x, rest);
+                let [mut plain, mut split, mut formed] = [(); 3].map(|()| vec![0.0; tokens * rows]);
+                multiply(&cpu, &acts, &mut [whole(&w, &mut plain)]);
+                multiply_parts(&cpu, &acts, &parts, |_| &w, &mut split);
+                assert!(bits(&split) == bits(&plain), "{block} {isa}");
+                let forming = Forming::default();
+                let scratch = &mut FormingScratch::default();
+                multiply_formed(&cpu, &acts, &mut whole(&w, &mut formed), forming, scratch);
+                let activation = Activation::Silu;
+                let pair = || GatedPair { gate: (&w, None), up: (&w, None), activation };
+                let (mut gated, mut gated_parts) = (Activations::new(), Activations::new());
+                let forms = all_forms(rows, rest);
+                multiply_gated(&cpu, &acts, pair(), forms, &mut gated);
+                multiply_gated_parts(&cpu, &acts, &parts, |_| pair(), forms, &mut gated_parts);
+                assert!(bits(gated_parts.x()) == bits(gated.x()), "{block} {isa}");
+                let (mut greatest, scratch) = (Vec::new(), &mut GreatestScratch::default());
+                multiply_greatest(&cpu, &acts, (&w, None), scratch, &mut greatest);
+                (bits(&plain), bits(&formed), bits(gated.x()), greatest)
+            };
+            let expected = run(Isa::PORTABLE);
+            for isa in Isa::available() {
+                assert!(run(isa) == expected, "{block} {isa}, second plane: {rest}");
             }
         }
     }

@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::{
-    Checkpoint, Error, Pieces, SentencePiece, SpacePrefix, Tensor, TokenKind, TokenizerModel,
-    TokenizerSpec,
+    Checkpoint, Error, ExtraSpaces, Pieces, SentencePiece, SpacePrefix, Tensor, TokenKind,
+    TokenizerModel, TokenizerSpec,
 };
 
 const TENSOR: &str = "offshoot 2026 tensor digest v1";
@@ -275,12 +275,17 @@ fn sentence_piece(fields: &mut Fields, model: &SentencePiece) {
     for flag in [model.strip_space, model.cut_at_spaces, model.byte_fallback] {
         fields.byte(u8::from(flag));
     }
-    // Others have the identity that they had before such tables were known.
+    // Others have the identity that they had before such tables and settings were known.
     if let Some(charsmap) = &model.charsmap {
         let bytes = charsmap.to_bytes();
         fields.count(bytes.len());
         fields.0.update(&bytes);
         fields.text("charsmap");
+    }
+    match model.extra_spaces {
+        ExtraSpaces::Keep => {}
+        ExtraSpaces::Merge => fields.text("merged spaces"),
+        ExtraSpaces::Remove => fields.text("removed spaces"),
     }
 }
 

@@ -57,8 +57,8 @@ pub use step::{LogitRows, RopeId, Segment, VariantId, chain};
 pub use template::{ChatTemplate, Message, RenderOptions};
 pub use tokenizer::{Charsmap, Controls, Special, Tokenizer};
 pub use tokenizer_spec::{
-    Matching, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
-    TokenizerSpec,
+    ExtraSpaces, Matching, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind,
+    TokenizerModel, TokenizerSpec,
 };
 pub use virtual_tokens::{VirtualKind, VirtualTokens};
 pub use written::ExportError;

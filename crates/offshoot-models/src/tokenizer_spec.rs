@@ -102,6 +102,8 @@ pub enum TokenizerModel {
 pub struct SentencePiece {
     /// What characters are written as before anything else (GGUF `precompiled_charsmap`).
     pub charsmap: Option<Charsmap>,
+    /// What becomes of spaces beside spaces then (GGUF `remove_extra_whitespaces`).
+    pub extra_spaces: ExtraSpaces,
     /// Which pieces a text is made of.
     pub pieces: Pieces,
     /// Where a space is put before text.
@@ -123,6 +125,20 @@ pub enum Pieces {
     /// By the greatest sum of scores, the logarithms of probabilities, one a token (GGUF `t5`); those
     /// of tokens that are no ordinary ones are 0.
     Unigram(Vec<f64>),
+}
+
+/// What becomes of spaces beside spaces, in each part of a text that lies between added tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExtraSpaces {
+    /// They are text.
+    Keep,
+    /// A run of spaces is one space.
+    Merge,
+    /// A run of spaces is one space, and the white space at the end of a part is left out. With a
+    /// [`SpacePrefix`] a part so begins with one space and ends with none, as SentencePiece has it.
+    /// SentencePiece leaves out spaces alone at the end and transformers all white space, but behind the
+    /// tables of characters that models with this setting have, there is no other white space.
+    Remove,
 }
 
 /// Where SentencePiece's dummy space is put. What lies between added tokens is a part of a text.

@@ -9,7 +9,9 @@
 //! low, high = floor(pair(beta_fast)), ceil(pair(beta_slow))         cut to 0 and head_dim - 1
 //! ramp_i    = (i - low) / (high - low)                              cut to 0 and 1
 //! 1 / divisor_i = ramp_i / factor + 1 - ramp_i
-//! magnitude = 1 + 0.1 ln factor                                     of queries and of keys
+//! magnitude(m) = 1 + 0.1 m ln factor
+//! magnitude = magnitude(1)                                          of queries and of keys, or
+//!             magnitude(mscale) / magnitude(mscale_all_dim)         where a file gives both
 //! ```
 
 use std::f64::consts::TAU;
@@ -58,7 +60,12 @@ impl Yarn {
 
     /// The factor of rotated queries and keys, where a file does not say.
     pub(crate) fn magnitude(&self) -> f32 {
-        if self.factor <= 1.0 { 1.0 } else { (0.1 * f64::from(self.factor).ln() + 1.0) as f32 }
+        self.weighed_magnitude(1.0) as f32
+    }
+
+    /// The magnitude of this weight.
+    pub(crate) fn weighed_magnitude(&self, weight: f64) -> f64 {
+        if self.factor <= 1.0 { 1.0 } else { 0.1 * weight * f64::from(self.factor).ln() + 1.0 }
     }
 }
 

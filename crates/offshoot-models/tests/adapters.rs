@@ -22,7 +22,16 @@ use serde_json::{Value, json};
 use support::assert_one_line;
 use support::folder::Folder;
 
-const ADAPTERS: [&str; 4] = ["llama_factors", "qwen2_untied", "phi3_short", "gemma3_linear"];
+const ADAPTERS: [&str; 8] = [
+    "llama_factors",
+    "qwen2_untied",
+    "phi3_short",
+    "gemma3_linear",
+    "llama_linear",
+    "mistral_window",
+    "qwen3_yarn",
+    "qwen3_moe",
+];
 /// How far ours may be from transformers', over the greatest logit.
 const CLOSE: f32 = 5e-3;
 const ADAPTED: VariantId = VariantId(1);
@@ -62,14 +71,22 @@ fn dense(base: &Checkpoint, adapter: &LoraAdapter, tokens: &[u32]) -> Vec<f32> {
 /// The same base as a folder.
 fn as_folder(name: &str) -> Checkpoint {
     let mut folder = Folder::of(&logits::checkpoint(name));
-    if name == "llama_factors" {
-        folder.set(
+    match name {
+        "llama_factors" => folder.set(
             "rope_scaling",
             json!({
                 "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
             }),
-        );
+        ),
+        "qwen3_yarn" => folder.set(
+            "rope_scaling",
+            json!({
+                "rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0,
+                "original_max_position_embeddings": 64,
+            }),
+        ),
+        _ => {}
     }
     folder.open().unwrap()
 }

@@ -1,5 +1,5 @@
-//! Tables that rewrite characters before text becomes pieces: in GGUF files, in folders, by the
-//! `tokenizers` library, and broken ones.
+//! What text is rewritten to before it becomes pieces, by tables of characters and without extra spaces:
+//! in GGUF files, in folders, by the `tokenizers` library, and broken tables.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod support;
@@ -12,7 +12,8 @@ use offshoot_kernels::{Cpu, Isa};
 use offshoot_models::gguf::{Array, Export, ExportOptions};
 use offshoot_models::huggingface::{FolderExport, FolderOptions};
 use offshoot_models::{
-    Charsmap, Checkpoint, Recipe, Special, Tokenizer, TokenizerId, TokenizerModel, TokenizerSpec,
+    Charsmap, Checkpoint, ExtraSpaces, Recipe, Special, Tokenizer, TokenizerId, TokenizerModel,
+    TokenizerSpec,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -169,40 +170,49 @@ fn signed_bytes_are_a_table_too_and_an_empty_one_changes_nothing() {
     assert_eq!(charsmap(none.tokenizer().unwrap()), None);
 }
 
+/// The folder that a model is written to.
+fn as_folder(source: &Checkpoint) -> Checkpoint {
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        FolderOptions { floats: Recipe::F16, shard_bytes: 1 << 20, single_vectors: false };
+    let mut create = |name: &str| {
+        let file = std::fs::File::create_new(dir.path().join(name))?;
+        Ok(Box::new(file) as Box<dyn std::io::Write>)
+    };
+    let export = FolderExport::new(source, &options).unwrap();
+    export.write(&Cpu::new(Isa::best(), 1), &mut create, &mut |_| true).unwrap();
+    Checkpoint::open(dir.path()).unwrap()
+}
+
+/// The GGUF file that a model is written to.
+fn as_file(source: &Checkpoint) -> Result<Checkpoint, offshoot_models::Error> {
+    let options = ExportOptions { recipe: Recipe::F16, requantize: false, name: None };
+    let mut bytes = Vec::new();
+    let export = Export::new(source, &options)?;
+    export.write(&Cpu::new(Isa::best(), 1), &mut bytes, &mut |_| true).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    Checkpoint::open(file.path())
+}
+
 #[test]
 fn what_is_written_keeps_its_table_or_is_refused() {
     let bytes = table(&RULES);
-    let cpu = Cpu::new(Isa::best(), 1);
-    let options = ExportOptions { recipe: Recipe::F16, requantize: false, name: None };
     for family in FAMILIES {
         let vocabulary = vocabulary(family);
         let json = tokenizer_json(family, &STANDARD.encode(&bytes));
-        let (from, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let from = tempfile::tempdir().unwrap();
         vocabulary.folder(&open(&vocabulary.tiny(family)).unwrap(), &json).save(from.path());
         let source = Checkpoint::open(from.path()).unwrap();
-        let folder =
-            FolderOptions { floats: Recipe::F16, shard_bytes: 1 << 20, single_vectors: false };
-        let mut create = |name: &str| {
-            let file = std::fs::File::create_new(dir.path().join(name))?;
-            Ok(Box::new(file) as Box<dyn std::io::Write>)
-        };
-        let export = FolderExport::new(&source, &folder).unwrap();
-        export.write(&cpu, &mut create, &mut |_| true).unwrap();
-        let written = Checkpoint::open(dir.path()).unwrap();
-        assert_eq!(written.tokenizer().unwrap(), source.tokenizer().unwrap(), "{family}");
+        let spec = source.tokenizer().unwrap();
+        assert_eq!(as_folder(&source).tokenizer().unwrap(), spec, "{family}");
         if family == "llama" {
-            let error = Export::new(&source, &options).map(|_| ()).unwrap_err();
+            let error = as_file(&source).map(|_| ()).unwrap_err();
             assert_one_line(&error, "merges");
             assert!(error.to_string().contains("rewritten before merges"), "{error}");
             continue;
         }
-        let mut file = Vec::new();
-        let export = Export::new(&source, &options).unwrap();
-        export.write(&cpu, &mut file, &mut |_| true).unwrap();
-        let path = dir.path().join("m.gguf");
-        std::fs::write(&path, file).unwrap();
-        let written = Checkpoint::open(&path).unwrap();
-        assert_eq!(written.tokenizer().unwrap(), source.tokenizer().unwrap());
+        assert_eq!(as_file(&source).unwrap().tokenizer().unwrap(), spec);
     }
 }
 
@@ -241,6 +251,162 @@ fn broken_tables_are_errors_of_one_line() {
     assert!(open(&words).unwrap_err().to_string().contains("expected an array of bytes"));
     words.set(KEY, [256i32].into_iter().collect::<Array<'_>>());
     assert!(open(&words).unwrap_err().to_string().contains("expected an array of bytes"));
+}
+
+const SPACES_KEY: &str = "tokenizer.ggml.remove_extra_whitespaces";
+const SPACE: &str = "\u{2581}";
+
+/// The stages by which a file of transformers leaves out spaces: in the newer form, and in the older
+/// one, which keeps a space at the end.
+fn space_stages(how: ExtraSpaces) -> Vec<Value> {
+    let runs = |instead: &str| json!({ "type": "Replace", "pattern": { "Regex": " {2,}" }, "content": instead });
+    let strip = json!({ "type": "Strip", "strip_left": false, "strip_right": true });
+    match how {
+        ExtraSpaces::Keep => Vec::new(),
+        ExtraSpaces::Merge => vec![runs(" ")],
+        ExtraSpaces::Remove => vec![strip, runs(SPACE)],
+    }
+}
+
+/// A family's `tokenizer.json` as transformers makes one of a model that leaves out spaces.
+fn json_of_spaces(family: &str, table: Option<&str>, how: ExtraSpaces, scheme: &str) -> Value {
+    let mut json = vocabulary(family).tokenizer_json;
+    let table = table.map(|table| json!({ "type": "Precompiled", "precompiled_charsmap": table }));
+    let stages: Vec<Value> = table.into_iter().chain(space_stages(how)).collect();
+    json["normalizer"] = json!({ "type": "Sequence", "normalizers": stages });
+    json["pre_tokenizer"] = json!({
+        "type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": false,
+    });
+    json
+}
+
+fn extra_spaces(spec: &TokenizerSpec) -> ExtraSpaces {
+    match &spec.model {
+        TokenizerModel::SentencePiece(model) => model.extra_spaces,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// SentencePiece's `Normalizer::Normalize` with `add_dummy_prefix` and `remove_extra_whitespaces`, as
+/// its tests have it, less the space that is put before text.
+#[test]
+fn without_extra_spaces_a_text_is_what_sentencepiece_makes_of_it() {
+    for family in FAMILIES {
+        let mut file = vocabulary(family).tiny(family);
+        let plain = Tokenizer::new(open(&file).unwrap().tokenizer().unwrap()).unwrap();
+        file.set(SPACES_KEY, true);
+        let removing = open(&file).unwrap();
+        assert_eq!(extra_spaces(removing.tokenizer().unwrap()), ExtraSpaces::Remove);
+        let removing = Tokenizer::new(removing.tokenizer().unwrap()).unwrap();
+        for (text, expected) in [
+            ("", ""),
+            ("   ", ""),
+            (" ", ""),
+            ("ABC", "ABC"),
+            (" ABC ", "ABC"),
+            ("   ABC   ", "ABC"),
+            ("  A  B  C  ", "A B C"),
+            ("the  name   of the\tname ", "the name of the\tname"),
+            ("  a  </s>  b  ", "a</s>b"),
+            ("a\u{3000}\u{3000}b", "a\u{3000}\u{3000}b"),
+        ] {
+            let ids = removing.encode(text, Special::Parse).unwrap();
+            assert_eq!(ids, plain.encode(expected, Special::Parse).unwrap(), "{family}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn extra_spaces_are_left_out_of_either_form_of_file_as_in_the_library() {
+    let bytes = table(&RULES);
+    let encoded = STANDARD.encode(&bytes);
+    let mut all = all_texts();
+    let spaced =
+        |text: &String| [format!("  {text}   "), format!("{text}  {text}\t "), format!(" {text}")];
+    let more: Vec<String> = all.iter().flat_map(spaced).collect();
+    all.extend(more);
+    for family in FAMILIES {
+        for with_table in [false, true] {
+            let table = with_table.then_some(encoded.as_str());
+            let mut seen = Vec::new();
+            for how in [ExtraSpaces::Merge, ExtraSpaces::Remove] {
+                for scheme in ["always", "first", "never"] {
+                    let json = json_of_spaces(family, table, how, scheme);
+                    let folder = folder(family, &json);
+                    let spec = folder.tokenizer().unwrap();
+                    assert_eq!(extra_spaces(spec), how);
+                    let tokenizer = Tokenizer::new(spec).unwrap();
+                    let library = Library::from_bytes(json.to_string()).unwrap();
+                    for text in &all {
+                        let ids = tokenizer.encode(text, Special::Parse).unwrap();
+                        let theirs = library.encode(text.as_str(), false).unwrap();
+                        let theirs = theirs.get_ids();
+                        assert_eq!(ids, theirs, "{family} {how:?} {scheme}: {text:?}");
+                    }
+                    seen.push(TokenizerId::of(spec));
+                    if (how, scheme) == (ExtraSpaces::Remove, "always") {
+                        let mut file = match with_table {
+                            true => tiny(family, &bytes),
+                            false => vocabulary(family).tiny(family),
+                        };
+                        file.set(SPACES_KEY, true);
+                        assert_eq!(open(&file).unwrap().tokenizer().unwrap(), spec, "{family}");
+                    }
+                }
+            }
+            seen.sort_unstable();
+            assert!(seen.windows(2).all(|pair| pair[0] != pair[1]), "{family}");
+        }
+    }
+}
+
+#[test]
+fn what_is_written_leaves_out_the_same_spaces_or_is_refused() {
+    let written = |family: &str, how, scheme| {
+        let json = json_of_spaces(family, None, how, scheme);
+        let vocabulary = vocabulary(family);
+        let from = tempfile::tempdir().unwrap();
+        vocabulary.folder(&open(&vocabulary.tiny(family)).unwrap(), &json).save(from.path());
+        let source = Checkpoint::open(from.path()).unwrap();
+        let spec = source.tokenizer().unwrap();
+        assert_eq!(as_folder(&source).tokenizer().unwrap(), spec, "{family} {how:?} {scheme}");
+        as_file(&source).map(|file| assert_eq!(file.tokenizer().unwrap(), spec, "{scheme}"))
+    };
+    written("unigram", ExtraSpaces::Remove, "always").unwrap();
+    written("unigram", ExtraSpaces::Remove, "first").unwrap();
+    for (family, how, scheme, expected) in [
+        ("unigram", ExtraSpaces::Merge, "always", "runs of spaces that are one in this way"),
+        ("llama", ExtraSpaces::Remove, "always", "left out before merges, as llama.cpp"),
+    ] {
+        let error = written(family, how, scheme).unwrap_err();
+        assert_one_line(&error, "spaces");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    // A file has no tokenizer.json that could be copied.
+    for family in FAMILIES {
+        let mut file = tiny(family, &table(&RULES));
+        file.set(SPACES_KEY, true);
+        let file = open(&file).unwrap();
+        assert_eq!(as_folder(&file).tokenizer().unwrap(), file.tokenizer().unwrap(), "{family}");
+    }
+}
+
+#[test]
+fn other_ways_to_leave_out_spaces_are_refused() {
+    let changes: [fn(&mut Value); 4] = [
+        |stages| stages[0]["strip_left"] = true.into(),
+        |stages| stages[0]["strip_right"] = Value::Null,
+        |stages| stages[1]["pattern"]["Regex"] = " {3,}".into(),
+        |stages| stages[1]["content"] = "_".into(),
+    ];
+    for change in changes {
+        let mut json = json_of_spaces("unigram", None, ExtraSpaces::Remove, "always");
+        change(&mut json["normalizer"]["normalizers"]);
+        let folder = folder("unigram", &json);
+        let error = folder.tokenizer().unwrap_err();
+        assert_one_line(&error, "spaces");
+        assert!(error.to_string().contains(r#"normalizer: "Strip" is not supported"#), "{error}");
+    }
 }
 
 /// A tokenizer of a table's bytes, if they are one.

@@ -67,7 +67,7 @@ fn folder(name: &str) -> Folder {
         ),
         _ => {}
     }
-    if matches!(checkpoint.config().family, Family::Qwen3 | Family::Qwen3Moe) {
+    if matches!(checkpoint.config().family, Family::Gemma3 | Family::Qwen3 | Family::Qwen3Moe) {
         // Those with biases are refused.
         folder.set("attention_bias", false);
         folder.tensors.retain(|name, _| !name.ends_with(".bias"));

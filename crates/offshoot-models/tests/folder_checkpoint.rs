@@ -96,9 +96,23 @@ fn only_folders() -> Vec<(&'static str, Folder)> {
     let by_number = [used, size, ("max_window_layers", 1.into())];
     let [used, size] = in_qwen;
     let by_name = [used, size, ("layer_types", first_whole)];
+    let by_experts = [
+        ("use_sliding_window", true.into()),
+        ("sliding_window", 4.into()),
+        ("norm_topk_prob", true.into()),
+    ];
+    let with = |mut scaling: Value, fields: &[(&str, f64)]| {
+        fields.iter().for_each(|(field, value)| scaling[*field] = (*value).into());
+        scaling
+    };
+    let short = folder("phi3_short").config["rope_scaling"].clone();
     // The text is longer than this trained context.
-    let mut long = folder("phi3_short").config["rope_scaling"].clone();
+    let mut long = short.clone();
     long["original_max_position_embeddings"] = 16.into();
+    let factor = with(long.clone(), &[("factor", 3.0)]);
+    let magnitude = with(short, &[("attention_factor", 1.5)]);
+    let slow = with(yarn(), &[("beta_slow", 2.5), ("attention_factor", 0.9)]);
+    let weighed = with(yarn(), &[("mscale", 3.0), ("mscale_all_dim", 0.5)]);
     let kinds: Vec<_> =
         (0..7).map(|i| if i % 2 == 0 { "full_attention" } else { "sliding_attention" }).collect();
     let gemma_old = [
@@ -128,6 +142,13 @@ fn only_folders() -> Vec<(&'static str, Folder)> {
     vec![
         ("mistral_whole", like("mistral_window", &[("sliding_window", Value::Null)])),
         ("phi3_long", like("phi3_short", &[("rope_scaling", long)])),
+        ("phi3_factor", like("phi3_short", &[("rope_scaling", factor)])),
+        ("phi3_magnitude", like("phi3_short", &[("rope_scaling", magnitude)])),
+        ("qwen3_yarn_slow", like("qwen3_yarn", &[("rope_scaling", slow)])),
+        ("qwen3_yarn_mscale", like("qwen3_yarn", &[("rope_scaling", weighed)])),
+        ("mistral_tied", like("mistral_window", &[("tie_word_embeddings", true.into())])),
+        ("qwen3_moe_mixed_window", like("qwen3_moe_mixed", &by_experts)),
+        ("qwen2_window", like("qwen2_tied", &by_number)),
         ("qwen3_window", like("qwen3_tied", &by_number)),
         ("qwen3_window", like("qwen3_tied", &by_name)),
         ("gemma3_scalar", like("gemma3_linear", &gemma_old)),

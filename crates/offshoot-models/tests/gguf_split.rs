@@ -10,31 +10,8 @@ use proptest::prelude::*;
 
 mod support;
 use support::assert_one_line;
+use support::parts::{joined, parts, split};
 use support::tiny::{HEAD_DIM, Tiny};
-
-/// The model dealt out to `count` parts as llama.cpp's tool would, tensors by name; the first may be
-/// without any.
-fn parts(tiny: &Tiny, count: usize, first_is_empty: bool) -> Vec<Tiny> {
-    let skipped = usize::from(first_is_empty);
-    let each = tiny.tensors.len().div_ceil(count - skipped);
-    let part = |number: usize| {
-        let mut part = tiny.clone();
-        if number > 0 {
-            part.keys.clear();
-        }
-        part.set("split.no", number as u16);
-        part.set("split.count", count as u16);
-        part.set("split.tensors.count", tiny.tensors.len() as i32);
-        let first = number.checked_sub(skipped).map_or(usize::MAX, |turn| turn * each);
-        let own =
-            tiny.tensors.iter().enumerate().filter(|(i, _)| {
-                first.checked_add(each).is_some_and(|end| (first..end).contains(i))
-            });
-        part.tensors = own.map(|(_, (name, tensor))| (name.clone(), tensor.clone())).collect();
-        part
-    };
-    (0..count).map(part).collect()
-}
 
 fn name(number: usize, count: usize) -> String {
     format!("tiny-{:05}-of-{count:05}.gguf", number + 1)
@@ -204,6 +181,17 @@ fn a_part_under_another_name_is_told_how_parts_are_called() {
     std::fs::write(dir.path().join(name(0, usize::from(u16::MAX))), many[0].bytes()).unwrap();
     let error = refusal_in(dir.path(), 0, usize::from(u16::MAX));
     assert!(error.contains("key \"split.count\": 65535, expected 1024"), "{error}");
+}
+
+#[test]
+fn an_input_of_the_fuzzer_is_the_parts_that_it_was_made_of() {
+    let parts = parts(&Tiny::smallest("llama"), 3, true);
+    let bytes = joined(&parts);
+    let files = split(&bytes);
+    assert!(files.iter().copied().eq(parts.iter().map(Tiny::bytes)));
+    let read = files.iter().map(|bytes| parse(bytes)).collect::<Result<Vec<_>, _>>().unwrap();
+    join(read).unwrap().contents().unwrap();
+    assert_eq!(split(&b"\n==\n".repeat(20)).len(), 8);
 }
 
 proptest! {

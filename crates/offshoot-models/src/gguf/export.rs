@@ -275,6 +275,9 @@ fn tokenizer(spec: &TokenizerSpec, arch: &str, writer: &mut Writer) -> Result<()
             if let Some((own, value)) = written.space_prefix {
                 writer.key(own, value)?;
             }
+            if written.remove_extra_spaces {
+                writer.key(pieces::EXTRA_SPACES, true)?;
+            }
         }
     }
     for (name, id) in

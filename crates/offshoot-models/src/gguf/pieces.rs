@@ -19,14 +19,16 @@ use super::tokenizer::{SENTENCE_PIECE, UNIGRAM};
 use super::value::{Array, Value};
 use super::{Gguf, malformed};
 use crate::{
-    Charsmap, Error, Matching, Pieces, SentencePiece, SpacePrefix, TokenKind, TokenizerSpec,
+    Charsmap, Error, ExtraSpaces, Matching, Pieces, SentencePiece, SpacePrefix, TokenKind,
+    TokenizerSpec,
 };
 
 /// Offshoot's own key: where a space is put before text, where [`ADD_SPACE`] cannot say it.
 const SPACE_PREFIX: &str = "offshoot.space_prefix";
 const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
 pub(super) const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
-const EXTRA_SPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
+/// Whether extra spaces are left out.
+pub(super) const EXTRA_SPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 const SCORES: &str = "tokenizer.ggml.scores";
 /// Bytes of the longest piece that is looked at for merges; Gemma 3's longest have 93. Longer ones
 /// would take time by the square of their length.
@@ -92,12 +94,15 @@ pub(super) fn model(
     let charsmap = charsmap(gguf)?;
     let ties = Ties::of(gguf.text("general.architecture")?.unwrap_or_default());
     let told = gguf.text(SPACE_PREFIX)?;
+    let removes = gguf.flag(EXTRA_SPACES)?.unwrap_or(false);
     let prefix = match (told, gguf.flag(ADD_SPACE)?.unwrap_or(true)) {
         (Some("start"), _) => SpacePrefix::Start,
         (Some("parts"), _) => SpacePrefix::Parts,
         (Some(_), _) => {
             return Err(malformed(format_args!("key \"{SPACE_PREFIX}\": not start or parts")));
         }
+        // One space, be there any before it or not.
+        (None, true) if removes => SpacePrefix::Parts,
         (None, true) => SpacePrefix::EveryPart,
         (None, false) => SpacePrefix::Never,
     };
@@ -112,6 +117,7 @@ pub(super) fn model(
     };
     Ok(SentencePiece {
         charsmap,
+        extra_spaces: if removes { ExtraSpaces::Remove } else { ExtraSpaces::Keep },
         pieces,
         strip_space: prefix != SpacePrefix::Never,
         prefix,
@@ -135,13 +141,18 @@ fn charsmap(gguf: &Gguf<'_>) -> Result<Option<Charsmap>, Error> {
     Charsmap::new(&bytes).map(Some).map_err(|what| wrong(&what))
 }
 
-/// What a file asks for that offshoot does not do to text.
+/// What a file asks for that offshoot does not do to text: where extra spaces are left out and none is
+/// put before text, SentencePiece leaves out all at its start, transformers all but one, and llama.cpp
+/// puts one there.
 ///
 /// # Errors
 /// [`Error::Gguf`] if a key is of another kind than expected.
 pub(super) fn unsupported(gguf: &Gguf<'_>) -> Result<Option<String>, Error> {
-    let told = || format!("key \"{EXTRA_SPACES}\": leaving out spaces is not supported");
-    Ok(gguf.flag(EXTRA_SPACES)?.filter(|asked| *asked).map(|_| told()))
+    let removes = gguf.flag(EXTRA_SPACES)?.unwrap_or(false);
+    let none = gguf.flag(ADD_SPACE)? == Some(false);
+    Ok((removes && none).then(|| {
+        format!("key \"{EXTRA_SPACES}\": true is not supported where \"{ADD_SPACE}\" is false")
+    }))
 }
 
 /// Whether a token can be made by merges.
@@ -201,6 +212,7 @@ pub(super) struct Written {
     pub(super) add_space_prefix: bool,
     pub(super) charsmap: Option<Vec<u8>>,
     pub(super) space_prefix: Option<(&'static str, &'static str)>,
+    pub(super) remove_extra_spaces: bool,
 }
 
 /// The way back: what a file must say so that reading it gives `spec`.
@@ -224,9 +236,19 @@ pub(super) fn written(
     if spec.matching != matching(architecture, &spec.tokens, &spec.kinds) {
         return no_place("added tokens that take white space or are found in normalised text");
     }
+    let remove_extra_spaces = match (model.extra_spaces, model.prefix) {
+        (ExtraSpaces::Keep, _) => false,
+        (ExtraSpaces::Remove, SpacePrefix::Start | SpacePrefix::Parts) => true,
+        (ExtraSpaces::Merge | ExtraSpaces::Remove, _) => {
+            return no_place("runs of spaces that are one in this way");
+        }
+    };
     let (name, scores) = match &model.pieces {
         Pieces::Bpe(_) if model.charsmap.is_some() => {
             return no_place("characters that are rewritten before merges, as llama.cpp reads it");
+        }
+        Pieces::Bpe(_) if remove_extra_spaces => {
+            return no_place("spaces that are left out before merges, as llama.cpp reads it");
         }
         Pieces::Bpe(pairs) => {
             let scores = scores(spec, pairs);
@@ -254,6 +276,7 @@ pub(super) fn written(
         add_space_prefix: model.prefix != SpacePrefix::Never,
         charsmap: model.charsmap.as_ref().map(Charsmap::to_bytes),
         space_prefix: told,
+        remove_extra_spaces,
     })
 }
 

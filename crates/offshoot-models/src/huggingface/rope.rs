@@ -18,7 +18,7 @@ const WHOLE: &str = "full_attention";
 const LOCAL: &str = "sliding_attention";
 
 /// The fields of a scaling that are understood.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 15] = [
     "rope_type",
     "type",
     "rope_theta",
@@ -30,6 +30,8 @@ const KNOWN: [&str; 13] = [
     "attention_factor",
     "beta_fast",
     "beta_slow",
+    "mscale",
+    "mscale_all_dim",
     "short_factor",
     "long_factor",
 ];
@@ -139,7 +141,7 @@ pub(super) fn scaling(fields: Fields<'_>, config: &ModelConfig) -> Result<Stretc
         }
         Some("yarn") => {
             let yarn = yarn(fields, parameters)?;
-            let magnitude = positive_or(parameters, "attention_factor", yarn.magnitude())?;
+            let magnitude = yarn_magnitude(parameters, &yarn)?;
             let scaling = RopeScaling::Factors(yarn.factors(theta, head_dim));
             let reach = yarn.reach();
             Ok(Stretching { scaling, magnitude, rule: Some(RopeRule::Yarn(yarn)), reach })
@@ -231,6 +233,18 @@ fn yarn(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Yarn, Error> {
         beta_fast: positive_or(parameters, "beta_fast", BETA_FAST)?,
         beta_slow: positive_or(parameters, "beta_slow", BETA_SLOW)?,
     })
+}
+
+/// YaRN's magnitude: what the file says, else by the rule. Zeros weigh nothing, as in transformers.
+fn yarn_magnitude(parameters: Fields<'_>, yarn: &Yarn) -> Result<f32, Error> {
+    let (name, all) = ("mscale", "mscale_all_dim");
+    let weight =
+        |name: &str| Ok::<_, Error>(parameters.number(name)?.filter(|weight| *weight != 0.0));
+    let by_rule = match (weight(name)?, weight(all)?) {
+        (Some(a), Some(b)) => yarn.weighed_magnitude(a) / yarn.weighed_magnitude(b),
+        _ => yarn.weighed_magnitude(1.0),
+    };
+    positive_or(parameters, "attention_factor", positive(parameters, name, by_rule)?)
 }
 
 fn llama3(fields: Fields<'_>, parameters: Fields<'_>) -> Result<Llama3, Error> {

@@ -6,7 +6,12 @@
 //! Metaspace "first" or "always"  a space before the text, or each part      later Llama and Mistral
 //! Replace " "                    no space before a text                     Gemma
 //! ```
-//! A stage before those may rewrite characters (`Precompiled`).
+//! Stages before those may rewrite characters and leave out spaces:
+//! ```text
+//! Precompiled                    characters are written otherwise
+//! Strip of the right side        white space at the end is left out; only before the next one
+//! Replace of Regex " {2,}"       a run of spaces is one
+//! ```
 
 use std::collections::HashMap;
 
@@ -17,10 +22,12 @@ use serde::de::IgnoredAny;
 use super::tokenizer_json::{List, Merge, Model, Stage, Step, TokenizerJson, Vocab};
 use super::{TOKENIZER, wrong};
 use crate::shown::Shown;
-use crate::{Charsmap, Error, Pieces, SentencePiece, SpacePrefix, TokenKind};
+use crate::{Charsmap, Error, ExtraSpaces, Pieces, SentencePiece, SpacePrefix, TokenKind};
 
 /// SentencePiece's sign of a space.
 const SPACE: &str = "\u{2581}";
+/// The regular expression by which transformers' converters have runs of spaces.
+const RUNS: &str = " {2,}";
 
 /// A stage within a sequence, or alone.
 enum One<'a> {
@@ -33,6 +40,9 @@ struct Seen<'a> {
     kind: &'a str,
     text: Option<&'a str>,
     string: Option<&'a str>,
+    regex: Option<&'a str>,
+    /// Whether white space is taken off on the left, and on the right.
+    strips: (Option<bool>, Option<bool>),
     charsmap: Option<&'a str>,
     ends: (usize, usize),
     /// Whether a Metaspace stage puts a space before text.
@@ -46,6 +56,8 @@ impl One<'_> {
                 kind: &stage.kind,
                 text: stage.content.as_deref().or(stage.prepend.as_deref()),
                 string: stage.pattern.as_ref().and_then(|pattern| pattern.string.as_deref()),
+                regex: stage.pattern.as_ref().and_then(|pattern| pattern.regex.as_deref()),
+                strips: (stage.strip_left, stage.strip_right),
                 charsmap: stage.precompiled_charsmap.as_deref(),
                 ends: (stage.start.unwrap_or(0), stage.stop.unwrap_or(0)),
                 prepends: stage.prepend_scheme.as_deref() != Some("never")
@@ -84,6 +96,7 @@ pub(super) fn is_meant(file: &TokenizerJson) -> bool {
 /// The stages around the pieces, or what of them is not supported.
 pub(super) struct Around {
     charsmap: Option<Charsmap>,
+    extra_spaces: ExtraSpaces,
     prefix: SpacePrefix,
     strip_space: bool,
     cut_at_spaces: bool,
@@ -98,6 +111,7 @@ pub(super) fn around(file: &TokenizerJson) -> Result<Around, String> {
         }
         _ => (None, &normalizer[..]),
     };
+    let (extra_spaces, normalizer) = extra_spaces(normalizer);
     let replaced = match normalizer {
         [] => None,
         [only] if only.is_replace(" ", SPACE) => Some(SpacePrefix::Never),
@@ -111,7 +125,7 @@ pub(super) fn around(file: &TokenizerJson) -> Result<Around, String> {
     };
     let (prefix, cut_at_spaces) = before_the_model(file, replaced)?;
     let strip_space = decoder(file)?;
-    Ok(Around { charsmap, prefix, strip_space, cut_at_spaces })
+    Ok(Around { charsmap, extra_spaces, prefix, strip_space, cut_at_spaces })
 }
 
 /// The table of a stage that rewrites characters; an empty one changes none.
@@ -120,6 +134,27 @@ fn charsmap(stage: &Seen<'_>) -> Result<Option<Charsmap>, String> {
     let name = "normalizer.precompiled_charsmap";
     let bytes = STANDARD.decode(text).map_err(|e| format!("{name}: not base64 ({e})"))?;
     Charsmap::new(&bytes).map(Some).map_err(|what| format!("{name}: {what}"))
+}
+
+/// What the first of `stages` do to spaces beside spaces, and the others.
+fn extra_spaces<'s, 'f>(stages: &'s [One<'f>]) -> (ExtraSpaces, &'s [One<'f>]) {
+    let strips = |stage: &One<'_>| {
+        let seen = stage.seen();
+        seen.kind == "Strip" && seen.strips == (Some(false), Some(true))
+    };
+    let merges = |stage: &One<'_>| {
+        let seen = stage.seen();
+        // A sign of a space is as good as one: all spaces become signs.
+        let one = [Some(" "), Some(SPACE)].contains(&seen.text);
+        seen.kind == "Replace" && seen.regex == Some(RUNS) && one
+    };
+    match stages {
+        [first, second, others @ ..] if strips(first) && merges(second) => {
+            (ExtraSpaces::Remove, others)
+        }
+        [first, others @ ..] if merges(first) => (ExtraSpaces::Merge, others),
+        _ => (ExtraSpaces::Keep, stages),
+    }
 }
 
 fn is_prepend(stage: &One<'_>) -> bool {
@@ -224,6 +259,7 @@ pub(super) fn model(
 ) -> Result<SentencePiece, Error> {
     let sentence_piece = |pieces| SentencePiece {
         charsmap: around.charsmap.clone(),
+        extra_spaces: around.extra_spaces,
         pieces,
         prefix: around.prefix,
         strip_space: around.strip_space,

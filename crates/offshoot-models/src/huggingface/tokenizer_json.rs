@@ -72,6 +72,8 @@ pub(super) struct Stage<S> {
     pub(super) split: Option<bool>,
     pub(super) start: Option<usize>,
     pub(super) stop: Option<usize>,
+    pub(super) strip_left: Option<bool>,
+    pub(super) strip_right: Option<bool>,
     /// In base64.
     pub(super) precompiled_charsmap: Option<String>,
 }

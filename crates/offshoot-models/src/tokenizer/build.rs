@@ -34,7 +34,7 @@ impl Tokenizer {
             TokenizerModel::SentencePiece(model) => {
                 let added = added_ids.iter().filter(|(_, id)| normalized(**id));
                 let added = added.map(|(text, id)| {
-                    let text = rewritten(text, model.charsmap.as_ref());
+                    let text = rewritten(text, model.charsmap.as_ref(), model.extra_spaces);
                     let text = normalize(&text, model.prefix).into_owned();
                     (text, *id, matching(spec, *id))
                 });
@@ -138,6 +138,7 @@ fn sentence_piece(
         prefix: model.prefix,
         cut_at_spaces: model.cut_at_spaces,
         charsmap: model.charsmap.clone(),
+        extra_spaces: model.extra_spaces,
         normalized,
     };
     Ok((vocab, pieces))

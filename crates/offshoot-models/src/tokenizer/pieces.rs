@@ -16,7 +16,7 @@ use super::charsmap::Charsmap;
 use super::merges::{Merges, Scratch};
 use super::unigram::Unigram;
 use super::vocab::{NONE, Vocab};
-use crate::SpacePrefix;
+use crate::{ExtraSpaces, SpacePrefix};
 
 /// SentencePiece's sign of a space.
 pub(super) const SPACE: char = '\u{2581}';
@@ -38,6 +38,8 @@ pub(super) struct PieceTable {
     pub(super) cut_at_spaces: bool,
     /// What characters are written as first.
     pub(super) charsmap: Option<Charsmap>,
+    /// What becomes of spaces beside spaces then.
+    pub(super) extra_spaces: ExtraSpaces,
     /// The user-defined tokens that are found in normalised text.
     pub(super) normalized: Added,
 }
@@ -52,7 +54,7 @@ impl PieceTable {
         scratch: &mut Scratch,
         ids: &mut Vec<u32>,
     ) {
-        let part = rewritten(part, self.charsmap.as_ref());
+        let part = rewritten(part, self.charsmap.as_ref(), self.extra_spaces);
         if part.is_empty() {
             return;
         }
@@ -151,9 +153,25 @@ impl PieceTable {
     }
 }
 
-/// Text as a table of characters has it, if there is one.
-pub(super) fn rewritten<'t>(text: &'t str, charsmap: Option<&Charsmap>) -> Cow<'t, str> {
-    charsmap.map_or(Cow::Borrowed(text), |charsmap| charsmap.rewrite(text))
+/// Text as a table of characters has it, if there is one, and then without extra spaces.
+pub(super) fn rewritten<'t>(
+    text: &'t str,
+    charsmap: Option<&Charsmap>,
+    extra_spaces: ExtraSpaces,
+) -> Cow<'t, str> {
+    let text = charsmap.map_or(Cow::Borrowed(text), |charsmap| charsmap.rewrite(text));
+    let text = match extra_spaces {
+        ExtraSpaces::Keep => return text,
+        ExtraSpaces::Merge => text,
+        ExtraSpaces::Remove => text.trim_end().to_owned().into(),
+    };
+    let mut kept = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != ' ' || !kept.ends_with(' ') {
+            kept.push(c);
+        }
+    }
+    kept.into()
 }
 
 /// Text with spaces for its signs of spaces, one more before it where every part has that.

@@ -18,7 +18,7 @@ mod steps;
 pub(crate) use steps::packed_step;
 
 /// The models, which between them have every branch that an architecture has.
-pub(crate) const MODELS: [&str; 12] = [
+pub(crate) const MODELS: [&str; 13] = [
     "llama_biases",
     "llama_linear",
     "llama_factors",
@@ -31,6 +31,7 @@ pub(crate) const MODELS: [&str; 12] = [
     "phi3_short",
     "qwen3_moe",
     "qwen3_moe_mixed",
+    "gemma3_biases",
 ];
 
 /// A text of one model and what transformers makes of it.

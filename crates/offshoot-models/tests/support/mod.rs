@@ -6,6 +6,7 @@ pub(crate) mod byte_level;
 pub(crate) mod folder;
 pub(crate) mod hostile;
 pub(crate) mod hostile_folders;
+pub(crate) mod parts;
 pub(crate) mod pieces;
 pub(crate) mod templates;
 pub(crate) mod tiny;

@@ -15,8 +15,8 @@ use super::super::{TOKENIZER, TOKENIZER_CONFIG, generation_config as file};
 use super::json as text;
 use crate::tokenizer::patterns;
 use crate::{
-    Checkpoint, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind, TokenizerModel,
-    TokenizerSpec,
+    Checkpoint, ExtraSpaces, Pieces, PreTokenizer, SentencePiece, SpacePrefix, TokenKind,
+    TokenizerModel, TokenizerSpec,
 };
 
 /// `generation_config.json`: ends of answers and settings of sampling.
@@ -215,16 +215,26 @@ fn of_pieces(spec: &TokenizerSpec, pieces: &SentencePiece) -> [(&'static str, Va
             (sequence("normalizers", vec![prepend, replace(" ", SPACE)]), Value::Null)
         }
     };
-    let normalizer = match &pieces.charsmap {
-        None => normalizer,
-        Some(charsmap) => {
-            let table = STANDARD.encode(charsmap.to_bytes());
-            let first = json!({ "type": "Precompiled", "precompiled_charsmap": table });
+    let mut first = Vec::new();
+    if let Some(charsmap) = &pieces.charsmap {
+        let table = STANDARD.encode(charsmap.to_bytes());
+        first.push(json!({ "type": "Precompiled", "precompiled_charsmap": table }));
+    }
+    if pieces.extra_spaces == ExtraSpaces::Remove {
+        first.push(json!({ "type": "Strip", "strip_left": false, "strip_right": true }));
+    }
+    if pieces.extra_spaces != ExtraSpaces::Keep {
+        let runs = json!({ "Regex": " {2,}" });
+        first.push(json!({ "type": "Replace", "pattern": runs, "content": SPACE }));
+    }
+    let normalizer = match first.is_empty() {
+        true => normalizer,
+        false => {
             let others = match &normalizer {
                 Value::Null => Vec::new(),
                 other => other["normalizers"].as_array().cloned().unwrap_or(vec![other.clone()]),
             };
-            sequence("normalizers", [vec![first], others].concat())
+            sequence("normalizers", [first, others].concat())
         }
     };
     let mut decoders =
