@@ -537,8 +537,10 @@ fn ropes() -> Vec<Case> {
         ),
         (
             "yarn-mscale",
-            scaling(json!({"type": "yarn", "factor": 4.0, "mscale": 1.0})),
-            "mscale\": is not supported",
+            scaling(json!({
+                "type": "yarn", "factor": 4.0, "mscale": -1e9, "mscale_all_dim": 1.0,
+            })),
+            "mscale: -",
         ),
         ("ntk", scaling(json!({"type": "ntk", "factor": 4.0})), r#"rope_scaling.type: "ntk" is"#),
         (

@@ -631,12 +631,13 @@ fn steps_by_the_librarys_operations_follow_those_of_our_own() {
             let options = FirstOrderOptions { optimizer, ..options };
             let (mut ours, mut theirs) = (tuner(name, &options), tuner(name, &options));
             theirs.tuning = theirs.tuning.by_library();
-            let first = train(&mut ours, &texts, 0..1, 3e-2);
-            train(&mut theirs, &texts, 0..1, 3e-2);
-            for step in 1..20 {
+            // Heads that the model teaches begin at no divergence from it.
+            let mut most = 0f64;
+            for step in 0..20 {
                 let all = [&mut ours, &mut theirs];
                 let [ours, theirs] = all.map(|tuner| train(tuner, &texts, step..step + 1, 3e-2));
-                assert!((ours - theirs).abs() < 1e-3 * first, "{name}, {step}: {ours} {theirs}");
+                most = most.max(ours.abs());
+                assert!((ours - theirs).abs() <= 1e-3 * most, "{name}, {step}: {ours} {theirs}");
             }
             let sequence = sequence(&texts[0]);
             let scored = [&mut ours, &mut theirs].map(|t| t.score(&[sequence]).unwrap()[0].logprob);
