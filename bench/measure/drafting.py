@@ -12,7 +12,8 @@ from measure import report, server, workloads
 from measure.rows import Row, quotient
 
 ARMS = ("off", "suffix", "rest", "medusa", "auto")
-KINDS = {"135M": ("chat", "copy", "json", "adversarial"), "0.5B": ("code", "copy", "json")}
+KINDS = {"135M": ("chat", "copy", "json", "translation", "adversarial"),
+         "0.5B": ("code", "copy", "json", "translation")}
 OVER_PLAIN = {"code": 1.5, "copy": 2.2, "chat": 1.3}
 # Where there is nothing to gain, nothing may be lost either.
 NEVER_BELOW = 0.98

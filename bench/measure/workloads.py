@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 
-KINDS = ("chat", "code", "copy", "json", "adversarial")
+KINDS = ("chat", "code", "copy", "json", "translation", "adversarial")
 ROLES = ("system", "user", "assistant")
 
 

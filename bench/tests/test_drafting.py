@@ -90,8 +90,8 @@ class WorkloadFiles(InFolder):
 
     def test_the_files_of_this_repository_hold_what_the_readme_says(self):
         counts = {kind: len(workloads.read(BENCH / "workloads" / f"{kind}.jsonl").prompts)
-                  for kind in ("chat", "copy", "json", "adversarial")}
-        self.assertEqual(counts, {"chat": 60, "copy": 24, "json": 20, "adversarial": 20})
+                  for kind in ("chat", "copy", "json", "translation", "adversarial")}
+        self.assertEqual(counts, {"chat": 60, "copy": 24, "json": 20, "translation": 20, "adversarial": 20})
 
 
 class WithServer(InFolder):

@@ -10,6 +10,6 @@ fuzz_target!(|json: &str| {
     // The fuzzer itself watches time and memory.
     if let Err(refused) = catalogues::run(json) {
         let refused = refused.to_string();
-        assert!(!refused.contains(['\n', '\r']), "one line: {refused:?}");
+        assert!(!refused.contains(char::is_control), "one line: {refused:?}");
     }
 });

@@ -144,7 +144,7 @@ fn name(path: &Path) -> String {
 /// A line's kind and tokens: `messages` go through the chat template, `prompt` is raw text.
 fn prompt(line: &str, model: &Model) -> Result<(String, Vec<u32>), String> {
     let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
-    let kind = value["kind"].as_str().unwrap_or("prompts").to_owned();
+    let kind = value["kind"].as_str().unwrap_or("prompts").escape_debug().to_string();
     let tokens = match (&value["messages"], &value["prompt"]) {
         (Value::Array(_), _) => {
             let messages: Vec<Message> =

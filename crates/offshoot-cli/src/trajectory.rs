@@ -9,6 +9,7 @@ use offshoot_engine::tune::zeroth_order::{
     write_tensors, write_trajectory,
 };
 use offshoot_kernels::{Cpu, available_threads};
+use offshoot_methods::one_line;
 use offshoot_methods::tune::{Mismatch, Trajectory, diff, merge, slice, verify as check};
 use offshoot_models::Checkpoint;
 use serde_json::json;
@@ -46,17 +47,15 @@ fn info(args: &TrajectoryInfoArgs) -> Result<(), Failure> {
         return say_json(&json!(info));
     }
     let header = &info.header;
-    // A file's own words, so that none of them writes to the terminal.
-    let shown = |text: &str| text.chars().flat_map(char::escape_debug).collect::<String>();
-    say(format_args!("method        {}", shown(&header.method.name)))?;
-    say(format_args!("space         {}", shown(&header.space.name)))?;
+    say(format_args!("method        {}", one_line(&header.method.name)))?;
+    say(format_args!("space         {}", one_line(&header.space.name)))?;
     say(format_args!("steps         {} from {}", info.steps, header.first_step))?;
     say(format_args!("skipped       {}", info.skipped))?;
     say(format_args!("runs          {}", info.parts))?;
     say(format_args!("seed          {}", header.seed))?;
     say(format_args!("directions    {}", header.distribution.name()))?;
     say(format_args!("base          {}", header.base))?;
-    say(format_args!("made by       {}", shown(&header.program)))?;
+    say(format_args!("made by       {}", one_line(&header.program)))?;
     if let Some(end) = info.end {
         say(format_args!("weights       {end}"))?;
     }
@@ -183,8 +182,8 @@ fn differ(args: &TrajectoryDiffArgs) -> Result<(), Failure> {
     };
     if !args.output.json {
         for difference in &found.header {
-            let (left, right) = (&difference.left, &difference.right);
-            say(format_args!("{}: {left} and {right}", difference.field))?;
+            let (left, right) = (one_line(&difference.left), one_line(&difference.right));
+            say(format_args!("{}: {left} and {right}", one_line(&difference.field)))?;
         }
         let [left, right] = found.steps;
         say(format_args!("steps: {left} and {right}"))?;

@@ -1,5 +1,6 @@
 //! What can go wrong while a model is loaded or runs.
 
+pub(crate) use offshoot_methods::one_line;
 use thiserror::Error;
 
 use crate::datastore::DatastoreError;

@@ -90,3 +90,16 @@ pub enum Error {
         expected: usize,
     },
 }
+
+/// `text` on one line that no terminal obeys, since what it quotes of a file may hold anything:
+/// control characters and what is not seen are escaped, quotes stay.
+pub fn one_line(text: &dyn std::fmt::Display) -> String {
+    let mut line = String::new();
+    for c in text.to_string().chars() {
+        match c {
+            '"' | '\'' | '\\' => line.push(c),
+            _ => line.extend(c.escape_debug()),
+        }
+    }
+    line
+}

@@ -36,6 +36,6 @@ pub use decode::{
 pub use draft::{
     DraftNode, Match, Retriever, RetrieverOptions, SAMPLED_TOKENS, Shard, ShardParts, TokenWidth,
 };
-pub use error::Error;
+pub use error::{Error, one_line};
 pub use page::page_of;
 pub use philox::Philox;

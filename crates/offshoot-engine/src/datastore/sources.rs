@@ -10,6 +10,7 @@ use offshoot_models::{ChatTemplate, Checkpoint, Message, RenderOptions, Special,
 use serde::Deserialize;
 
 use super::{BuildEvent, Builder, DatastoreError};
+use crate::error::one_line;
 use crate::model::{Text, text_of};
 
 /// Bytes of a text that are read at once; a longer text becomes several documents.
@@ -187,7 +188,7 @@ impl Sources {
                 serde_json::error::Category::Data => {
                     wrong(&"expected a field `text`, `messages`, or `prompt` and `completion`")
                 }
-                _ => wrong(&e),
+                _ => wrong(&one_line(&e)),
             })?;
             let (text, special) = match line {
                 Line::Text { text } => (text, Special::Text),
@@ -221,7 +222,9 @@ impl Sources {
         }
         let each = &mut |number: usize, line: &[u8]| {
             let line: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(line)
-                .map_err(|e| DatastoreError::source(path, format!("line {number}: {e}")))?;
+                .map_err(|e| {
+                    DatastoreError::source(path, format!("line {number}: {}", one_line(&e)))
+                })?;
             let text = |name: &str| line.get(name).and_then(|value| value.as_str());
             let mut texts: Vec<String> =
                 line.values().filter_map(|value| value.as_str()).map(str::to_owned).collect();

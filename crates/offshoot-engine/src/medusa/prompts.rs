@@ -4,6 +4,7 @@ use offshoot_methods::Philox;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::error::one_line;
 
 /// A list of prompts: whole ones, and tasks that are combined with every subject.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -43,7 +44,7 @@ impl SeedPrompts {
     /// [`Error::Prompts`] if there are none, or the JSON is of another form.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let prompts = match text.trim_start().starts_with('{') {
-            true => serde_json::from_str(text).map_err(|e| Error::Prompts(e.to_string()))?,
+            true => serde_json::from_str(text).map_err(|e| Error::Prompts(one_line(&e)))?,
             false => {
                 let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
                 let whole = lines.map(str::to_owned).collect();

@@ -8,6 +8,7 @@ use offshoot_models::medusa::HeadsFile;
 
 use crate::Error;
 use crate::datastore::{Datastore, StoreFile};
+use crate::error::one_line;
 
 /// What comes with offshoot for the model of a file: a model is known by its file without every
 /// weight being read. `data/heads/README.md` says how it was made.
@@ -46,7 +47,7 @@ impl ReadyHeads {
         let read = |json| {
             let read = serde_json::from_value::<Calibration>(json);
             let calibration = read.map_err(|e| {
-                let what = e.to_string().escape_debug().to_string();
+                let what = one_line(&e);
                 Error::Model(ModelError::Heads(format!("calibration: {what}")))
             })?;
             calibration.validate(file.heads.len())?;

@@ -40,7 +40,9 @@ pub struct Calibrated {
 #[serde(deny_unknown_fields)]
 struct Key {
     version: u32,
-    /// BLAKE3 of the model's file, in hexadecimal, and what it is quantised to while loading.
+    /// BLAKE3 of the model's file, in hexadecimal, and what it is quantised to while loading. Loading
+    /// has it at hand; a base id, which alone knows a folder and a file of it for the same, takes a
+    /// pass over all weights, and a second calibration costs less.
     model: String,
     threads: usize,
     isa: String,

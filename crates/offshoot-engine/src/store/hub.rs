@@ -3,6 +3,7 @@
 use super::http::{Again, Failure, Http, Linked, Patience, Reply, status_failure, text};
 use super::partial::{Partial, Promise};
 use super::{Event, Progress, Sha256Digest, StoreConfig, StoreError};
+use crate::error::one_line;
 use offshoot_models::gguf::{PARTS_MAX, PartName};
 use serde::Deserialize;
 use std::collections::HashSet;
@@ -90,9 +91,12 @@ impl<'a> Hub<'a> {
                 }
             };
             patience.gained();
-            let tree: Vec<TreeEntry> = serde_json::from_slice(&body)
-                .map_err(|e| wrong(format!("its list of files does not parse ({e})")))?;
-            let listed = tree.into_iter().filter(|entry| entry.kind == "file");
+            let tree: Vec<TreeEntry> = serde_json::from_slice(&body).map_err(|e| {
+                wrong(format!("its list of files does not parse ({})", one_line(&e)))
+            })?;
+            // A name that a terminal would obey is no model's.
+            let named = |entry: &TreeEntry| !entry.path.contains(char::is_control);
+            let listed = tree.into_iter().filter(|entry| entry.kind == "file" && named(entry));
             files.extend(listed.map(TreeEntry::listed));
             bytes += body.len() as u64;
             next = further;

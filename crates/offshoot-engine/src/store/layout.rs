@@ -12,6 +12,7 @@
 
 use super::{Event, Progress, Sha256Digest, StoreError, partial};
 use crate::beside::replace_file;
+use crate::error::one_line;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -263,9 +264,9 @@ fn folder_names(folder: &Path) -> Result<Vec<String>, StoreError> {
 fn read_manifest(folder: &Path, name: &str) -> Result<Manifest, String> {
     let json = fs::read(folder.join(MANIFEST)).map_err(|e| format!("{MANIFEST}: {e}"))?;
     let manifest: Manifest =
-        serde_json::from_slice(&json).map_err(|e| format!("{MANIFEST}: {e}"))?;
+        serde_json::from_slice(&json).map_err(|e| format!("{MANIFEST}: {}", one_line(&e)))?;
     if manifest.name != name {
-        return Err(format!("{MANIFEST} is that of {}", manifest.name));
+        return Err(format!("{MANIFEST} is that of {:?}", manifest.name));
     }
     for (file, expected) in manifest.files() {
         if Path::new(file).file_name() != Some(file.as_ref()) {
@@ -273,8 +274,8 @@ fn read_manifest(folder: &Path, name: &str) -> Result<Manifest, String> {
         }
         match fs::metadata(folder.join(file)).map(|m| m.len()) {
             Ok(size) if size == expected => {}
-            Ok(size) => return Err(format!("{file} has {size} bytes, not {expected}")),
-            Err(e) => return Err(format!("{file}: {e}")),
+            Ok(size) => return Err(format!("{file:?} has {size} bytes, not {expected}")),
+            Err(e) => return Err(format!("{file:?}: {e}")),
         }
     }
     Ok(manifest)

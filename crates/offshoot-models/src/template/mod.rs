@@ -265,7 +265,7 @@ fn reason(error: &minijinja::Error) -> Error {
     let mut out_of_fuel = false;
     while let Some(cause) = source {
         if let Some(raised) = cause.downcast_ref::<Raised>() {
-            return Error::Template(raised.0.replace(['\n', '\r'], " "));
+            return Error::Template(one_line(&raised.0));
         }
         let engine = cause.downcast_ref::<minijinja::Error>();
         out_of_fuel |= engine.is_some_and(|engine| engine.kind() == ErrorKind::OutOfFuel);
@@ -275,7 +275,12 @@ fn reason(error: &minijinja::Error) -> Error {
         let what = "it runs longer or makes more data than a template may";
         return Error::BrokenTemplate(what.to_owned());
     }
-    Error::BrokenTemplate(error.to_string().replace(['\n', '\r'], " "))
+    Error::BrokenTemplate(one_line(&error.to_string()))
+}
+
+/// What a template or a message says, without what a terminal would obey.
+fn one_line(text: &str) -> String {
+    text.replace(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'), " ")
 }
 
 /// Python's `datetime.now().strftime(format)`.

@@ -27,6 +27,7 @@ use offshoot_kernels::FileMap;
 use super::error::DataError;
 use super::report::Report;
 use crate::beside::Partial;
+use crate::error::one_line;
 use crate::kept::{Kind, hold};
 use crate::tune::{Example, Sequence};
 
@@ -91,7 +92,7 @@ impl<B: std::ops::Deref<Target = [u8]>> TokenFile<B> {
             return Err(format!("its header does not fit its {} bytes", bytes.len()));
         }
         let report = serde_json::from_slice(&bytes[bytes.len() - report..]);
-        let report = report.map_err(|e| format!("its report: {e}").replace('\n', " "))?;
+        let report = report.map_err(|e| format!("its report: {}", one_line(&e)))?;
         Ok(Self { bytes, count, body, report, _held: None })
     }
 
@@ -433,6 +434,18 @@ mod tests {
             let cut = cut.index(bytes.len());
             prop_assert!(TokenFile::parse(&bytes[..cut]).is_err());
         }
+    }
+
+    #[test]
+    fn a_report_of_odd_names_is_told_on_one_line() {
+        let (_dir, path) = written(&[]);
+        let mut bytes = fs::read(&path).unwrap();
+        let name = b"\"dropped\"";
+        let at = bytes.windows(name.len()).position(|part| part == name).unwrap();
+        bytes[at..at + name.len()].copy_from_slice(b"\"\\ropped\"");
+        let told = TokenFile::parse(&bytes[..]).err().unwrap();
+        assert!(told.contains("unknown field `\\ropped`"), "{told}");
+        assert!(!told.contains(char::is_control), "{told}");
     }
 
     #[test]

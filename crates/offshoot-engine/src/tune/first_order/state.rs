@@ -17,6 +17,7 @@ use super::options::FirstOrderOptions;
 use super::{FirstOrder, change, tensors};
 use crate::Error;
 use crate::beside::Partial;
+use crate::error::one_line;
 use crate::tune::numbers::{PART, header, to_bytes};
 
 const HEAD: &str = "first_order.json";
@@ -106,7 +107,7 @@ impl FirstOrder {
         let path = folder.join(NUMBERS);
         let wrong = |what: String| Error::Training(format!("{}: {what}", path.display()));
         let found = safetensors::load(&path, &Device::Cpu);
-        let found = found.map_err(|e| wrong(first_line(&e.to_string())))?;
+        let found = found.map_err(|e| wrong(one_line(&e)))?;
         let take = |name: String, dims: &[usize]| {
             let tensor = found.get(&name);
             let tensor = tensor.filter(|t| t.dims() == dims && t.dtype() == DType::F32);
@@ -130,10 +131,6 @@ impl FirstOrder {
     }
 }
 
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
 fn read_head(path: &PathBuf) -> Result<Head, Error> {
     let wrong = |what: String| Error::Training(format!("{}: {what}", path.display()));
     let length = fs::metadata(path).map_err(|e| wrong(e.to_string()))?.len();
@@ -141,5 +138,5 @@ fn read_head(path: &PathBuf) -> Result<Head, Error> {
         return Err(wrong(format!("longer than {HEAD_MAX} bytes")));
     }
     let bytes = fs::read(path).map_err(|e| wrong(e.to_string()))?;
-    serde_json::from_slice(&bytes).map_err(|e| wrong(first_line(&e.to_string())))
+    serde_json::from_slice(&bytes).map_err(|e| wrong(one_line(&e)))
 }

@@ -19,6 +19,7 @@ use super::RunError;
 use super::files::{files_below, output, remove_folder, write_folder};
 use crate::Error;
 use crate::beside::write_whole;
+use crate::error::one_line;
 use crate::store::hash;
 
 /// The version of the folder's form.
@@ -243,7 +244,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let file = fs::File::open(path).map_err(output(path))?;
     file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(output(path))?;
     serde_json::from_slice(&bytes).map_err(|e| {
-        let what = format!("not what was written: {e}");
+        let what = format!("not what was written: {}", one_line(&e));
         RunError::Damaged { path: path.to_owned(), what }.into()
     })
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{RunConfig, RunError};
+use crate::error::one_line;
 
 /// Longest file that is read.
 const BYTES_MAX: u64 = 1 << 20;
@@ -103,7 +104,7 @@ fn parse_toml(text: &str) -> Result<Given, Misread> {
     toml::from_str(text).map_err(|e: toml::de::Error| {
         let line =
             e.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        (line, one_line(e.message()))
+        (line, words(e.message()))
     })
 }
 
@@ -111,13 +112,14 @@ fn parse_yaml(text: &str) -> Result<Given, Misread> {
     // An empty file says nothing, which is no error.
     let value: Option<Given> = serde_saphyr::from_str(text).map_err(|e| {
         let line = e.location().map(|place| place.line() as usize);
-        (line, one_line(&e.without_snippet().to_string()))
+        (line, words(&e.without_snippet().to_string()))
     })?;
     Ok(value.unwrap_or_default())
 }
 
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+/// A parser's words, broken over lines, on one.
+fn words(text: &str) -> String {
+    one_line(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// The line of the table that begins with `name`.
@@ -144,7 +146,7 @@ fn setting(name: &str, value: Value) -> Result<Value, String> {
     match check(&value) {
         Ok(()) => Ok(value),
         Err(_) if value.is_string() && check(&listed).is_ok() => Ok(listed),
-        Err(e) => Err(format!("{name}: {}", one_line(&e.to_string()))),
+        Err(e) => Err(format!("{name}: {}", words(&e.to_string()))),
     }
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::RunError;
 use super::files::output;
 use crate::Error;
+use crate::error::one_line;
 
 /// One line. Numbers that are none, such as a loss that overflowed, are `null`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -214,7 +215,7 @@ pub fn read_log(path: &Path) -> Result<Vec<LogLine>, Error> {
     let lines = bytes[..whole].split(|&b| b == b'\n').filter(|line| !line.is_empty());
     let line = |(at, line): (usize, &[u8])| {
         serde_json::from_slice(line).map_err(|e| {
-            let what = format!("line {}: {e}", at + 1);
+            let what = format!("line {}: {}", at + 1, one_line(&e));
             RunError::Damaged { path: path.to_owned(), what }.into()
         })
     };

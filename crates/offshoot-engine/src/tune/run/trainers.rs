@@ -17,6 +17,7 @@ use super::evaluation::answers;
 use super::files::output;
 use super::objective::Objective as Aim;
 use super::{Examples, Method, Offload, Optimizer, RunConfig, RunDescription, RunError};
+use crate::error::one_line;
 use crate::medusa::most_counted;
 use crate::tune::eval::EvalOptions;
 use crate::tune::zeroth_order::{
@@ -359,7 +360,7 @@ fn frequent_tokens(train: &dyn Examples, vocab_size: usize, n: usize) -> Result<
 fn own_options<O: DeserializeOwned>(config: &RunConfig) -> Result<O, Error> {
     let options = serde_json::from_value(Value::Object(config.options.clone()));
     options.map_err(|error| {
-        let what = format!("options: {}", error.to_string().escape_debug());
+        let what = format!("options: {}", one_line(&error));
         RunError::Config { place: String::new(), what }.into()
     })
 }

@@ -14,6 +14,7 @@ use super::space::{
 };
 use crate::Error;
 use crate::beside::write_to;
+use crate::error::one_line;
 
 /// What float matrices of the base are to be quantised to while it is loaded, so that they are those of
 /// the run.
@@ -94,10 +95,8 @@ fn initial_seed(header: &Header) -> u64 {
 }
 
 fn options<O: DeserializeOwned>(header: &Header) -> Result<O, Error> {
-    serde_json::from_value(header.space.options.clone()).map_err(|error| {
-        let told: String = error.to_string().chars().flat_map(char::escape_debug).collect();
-        Error::Training(format!("the trajectory's space: {told}"))
-    })
+    serde_json::from_value(header.space.options.clone())
+        .map_err(|error| Error::Training(format!("the trajectory's space: {}", one_line(&error))))
 }
 
 /// Carries all steps of `trajectory` out on `space`, which is as it was before the first.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::TrajectoryError;
+use crate::one_line;
 use crate::tune::{Distribution, Hash, Schedule};
 
 /// The version of the layout of bytes.
@@ -129,7 +130,7 @@ impl Header {
     /// Reads what [`Self::text`] writes.
     pub(super) fn parse(text: &[u8]) -> Result<Self, TrajectoryError> {
         let version = |what, got, known| TrajectoryError::Version { what, got, known };
-        let wrong = |e: serde_json::Error| TrajectoryError::Header(one_line(&e.to_string()));
+        let wrong = |e: serde_json::Error| TrajectoryError::Header(one_line(&e));
         // A later version may have other fields, so it is looked for first.
         let value: Value = serde_json::from_slice(text).map_err(wrong)?;
         for (what, known) in [("format", FORMAT), ("update", UPDATE)] {
@@ -141,11 +142,6 @@ impl Header {
         }
         serde_json::from_value(value).map_err(wrong)
     }
-}
-
-/// What a file says, without what would break a terminal's line.
-fn one_line(text: &str) -> String {
-    text.chars().flat_map(char::escape_debug).collect()
 }
 
 /// `value` with the keys of all objects in ascending order.

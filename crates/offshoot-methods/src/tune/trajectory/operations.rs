@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Header, Parent, Part, Trajectory, TrajectoryError};
+use crate::one_line;
 use crate::tune::Hash;
 
 /// A trajectory at a glance.
@@ -199,9 +200,9 @@ fn refuse(differences: Vec<Difference>) -> Result<(), TrajectoryError> {
     match differences.into_iter().next() {
         None => Ok(()),
         Some(Difference { field, left, right }) => Err(TrajectoryError::Mismatch {
-            field,
-            left: left.to_string(),
-            right: right.to_string(),
+            field: one_line(&field),
+            left: one_line(&left),
+            right: one_line(&right),
         }),
     }
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use super::error::{Count, DataError, Fault, Place};
 use super::row::Row;
+use crate::error::one_line;
 
 /// Bytes of a row at most; the longest of published sets have a few megabytes.
 const ROW_BYTES: usize = 64 << 20;
@@ -179,7 +180,7 @@ fn object(source: &Source, from: u64, bytes: &[u8]) -> Result<Row, DataError> {
 fn json_reason(e: &serde_json::Error) -> String {
     let text = e.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("{} at column {}", what.escape_debug(), e.column())
+    format!("{} at column {}", one_line(&what), e.column())
 }
 
 #[cfg(test)]

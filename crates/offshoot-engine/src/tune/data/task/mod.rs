@@ -25,6 +25,7 @@ use super::error::{DataError, Fault, Shown};
 use super::formats::texts;
 use super::record::{Record, Said};
 use super::row::{Row, scalar};
+use crate::error::one_line;
 use slots::{At, Slots, Words};
 
 const BUILT_IN: &str = include_str!("built_in.toml");
@@ -171,7 +172,7 @@ impl Task {
     /// # Errors
     /// In words, on one line, if it is none.
     pub fn parse(source: &str) -> Result<Self, String> {
-        let task: Self = toml::from_str(source).map_err(|e| one_line(&e, source))?;
+        let task: Self = toml::from_str(source).map_err(|e| with_line(&e, source))?;
         task.validate()?;
         Ok(task)
     }
@@ -250,7 +251,7 @@ impl Task {
             let is_right = |i: &usize| right.contains(&all[*i]);
             let right: Vec<usize> = (0..all.len()).filter(is_right).collect();
             if right.is_empty() {
-                return Err(row.fault(answers, format!("none of them is among {each}")));
+                return Err(row.fault(answers, format!("none of them is among {}", one_line(each))));
             }
             return Ok(Record::Choice { prompt, candidates: written, answers: right });
         }
@@ -282,7 +283,9 @@ impl Task {
             let known: Vec<&str> = known.map(String::as_str).collect();
             let what = match label {
                 "-1" => "-1 marks the unlabelled rows of a hidden test set: leave them out".into(),
-                _ => format!("the label {}: expected {}", Shown(label), known.join(", ")),
+                _ => {
+                    format!("the label {}: expected {}", Shown(label), one_line(&known.join(", ")))
+                }
             };
             row.fault(&self.label, what)
         })
@@ -306,10 +309,10 @@ fn table() -> Vec<Task> {
 }
 
 /// The parser's words without its drawing of the place.
-fn one_line(error: &toml::de::Error, source: &str) -> String {
+fn with_line(error: &toml::de::Error, source: &str) -> String {
     let at = error.span().map_or(0, |span| span.start.min(source.len()));
     let line = source.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1;
-    format!("line {line}: {}", error.message().replace(['\n', '\r'], " "))
+    format!("line {line}: {}", one_line(&error.message().replace('\n', " ")))
 }
 
 #[cfg(test)]
