@@ -121,8 +121,6 @@ fn answer(
     (mut wrap, colour): (Wrap, bool),
 ) -> Result<Answer, Failure> {
     let tokens = model.encode_messages(messages)?;
-    // What was pressed before the answer began is not meant for it.
-    interrupt::take();
     let answer = stream(model, session, &tokens, options, |piece| {
         write_out(wrap.push(&shown(piece, colour)).as_bytes())
     })?;
@@ -200,6 +198,8 @@ fn read_input(editor: &mut DefaultEditor) -> Result<Option<Input>, Failure> {
             let _ = editor.add_history_entry(line.as_str());
         }
         if let Some(input) = draft.add(&line) {
+            // What was pressed before is not meant for the answer, what is pressed from now on is.
+            interrupt::take();
             return Ok(Some(input));
         }
     }

@@ -367,6 +367,6 @@ mod tests {
         assert!(why(&layout).contains("names the file"));
         manifest.name = "other".into();
         save(&manifest);
-        assert!(why(&layout).contains("that of other"));
+        assert!(why(&layout).contains("that of \"other\""));
     }
 }
