@@ -61,6 +61,11 @@ pub trait Drafter: fmt::Debug + Send {
     /// first, so that what is kept of each can be kept in that order.
     fn guess(&mut self, tree: &TokenTree, node: usize, out: &mut Vec<Guess>);
 
+    /// Whether it has to read the whole text at some cost before it can guess.
+    fn reads(&self) -> bool {
+        false
+    }
+
     /// Whether it has a distribution of its own to draw from. Where the rule of acceptance weighs
     /// draws it is asked for those, instead of guesses.
     fn draws(&self) -> bool {

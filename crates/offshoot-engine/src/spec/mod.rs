@@ -123,7 +123,10 @@ impl Speculator {
         let class = SamplingClass::default();
         let calibrations = std::mem::take(&mut classes[class as usize].calibrations);
         let stats = SpecStats::new(drafters.iter().map(|d| d.name()));
-        let seat = |drafter| Seat { drafter, gate: Gate::default(), seconds: 0.0, asked: false };
+        let seat = |drafter: Box<dyn Drafter>| {
+            let gate = if drafter.reads() { Gate::of_reader() } else { Gate::default() };
+            Seat { drafter, gate, seconds: 0.0, asked: false }
+        };
         Self {
             seats: drafters.into_iter().map(seat).collect(),
             planner: Planner::new(calibrations),
@@ -304,6 +307,8 @@ impl Speculator {
         let plain = self.times.seconds(1);
         self.times.observe(self.tree.len(), check.as_secs_f64());
         let asked = self.seats.iter().any(|seat| seat.asked);
+        let reading = self.seats.iter().filter(|seat| seat.asked && seat.gate.is_to_read());
+        let reading: f64 = reading.map(|seat| seat.seconds).sum();
         if let Some((planner, _)) = &mut self.fresh {
             if asked {
                 self.stats.credit(planner.learn(text));
@@ -331,7 +336,7 @@ impl Speculator {
         match self.gate.is_open() {
             // Only steps with guesses say whether guesses pay.
             true if self.tree.guesses() > 0 => {
-                let took = (check + commit + self.draft_time).as_secs_f64();
+                let took = (check + commit + self.draft_time).as_secs_f64() - reading;
                 self.gate.note(text.len() as f64, took / plain);
             }
             true => {}

@@ -8,6 +8,10 @@
 //! after s steps asked:  sum gain < sum cost  ->  pause p steps, s = TRIAL, p = min(2 p, PAUSES.1)
 //!                       else                 ->  s = SPAN, p = PAUSES.0
 //! ```
+//! One that has to read the text before it can guess, a model, would pay for that again at each trial.
+//! It is closed as soon as it has lost [`LOSS`] plain steps, for the rest of the text and for 1, 2, 4 and
+//! up to 16 more; what it reads at the beginning is spent whatever is decided, and not held against it.
+//!
 //! Options: none. 32 steps are enough to tell a gain of a tenth from none and few enough to cost
 //! little; a pause is 64 to 1024 steps, a trial 8. A new text begins with an open gate.
 //!
@@ -28,6 +32,10 @@ const SPAN: u32 = 32;
 const TRIAL: u32 = 8;
 /// Steps of the first pause and the most of a later one.
 const PAUSES: (u32, u32) = (64, 1024);
+/// Plain steps that a drafter which reads may lose in a text.
+const LOSS: f64 = 3.0;
+/// The most texts that it is left out of then.
+const MOST_SKIPPED: u32 = 16;
 
 /// Whether a drafter is asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,26 +48,66 @@ pub struct Gate {
     span: u32,
     gain: f64,
     cost: f64,
+    /// Of a drafter that has to read a text before it can guess.
+    reader: Option<Reader>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Reader {
+    /// Whether it has read this text.
+    began: bool,
+    /// Texts that it is still left out of, and of how many after the next failure.
+    skip: u32,
+    next_skip: u32,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { pause: 0, next_pause: PAUSES.0, asked: 0, span: SPAN, gain: 0.0, cost: 0.0 }
+        let next_pause = PAUSES.0;
+        Self { pause: 0, next_pause, asked: 0, span: SPAN, gain: 0.0, cost: 0.0, reader: None }
     }
 }
 
 impl Gate {
+    /// That of a drafter which has to read a text before it can guess.
+    pub fn of_reader() -> Self {
+        Self { reader: Some(Reader { next_skip: 1, ..Reader::default() }), ..Self::default() }
+    }
+
     /// Whether the drafter is to be asked in the coming step.
     pub fn is_open(&self) -> bool {
         self.pause == 0
     }
 
+    /// Whether what it takes next is mostly reading the text.
+    pub fn is_to_read(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| !reader.began)
+    }
+
     /// Takes in a step in which the drafter was asked, and what it brought and took.
     pub fn note(&mut self, gain: f64, cost: f64) {
         self.asked += 1;
+        if let Some(reader) = &mut self.reader
+            && !std::mem::replace(&mut reader.began, true)
+        {
+            return;
+        }
         self.gain += gain;
         self.cost += cost;
-        if self.asked < self.span {
+        let lost = self.reader.is_some() && self.cost - self.gain > LOSS;
+        if self.asked < self.span && !lost {
+            return;
+        }
+        if let Some(reader) = &mut self.reader {
+            if self.gain < self.cost {
+                // Longer than any text.
+                self.pause = u32::MAX;
+                reader.skip = reader.next_skip;
+                reader.next_skip = (2 * reader.next_skip).min(MOST_SKIPPED);
+            } else {
+                reader.next_skip = 1;
+            }
+            (self.asked, self.gain, self.cost) = (0, 0.0, 0.0);
             return;
         }
         if self.gain < self.cost {
@@ -81,6 +129,13 @@ impl Gate {
     /// A new text: what did not pay in the last may pay in this one, and is tried soon.
     pub fn reset(&mut self) {
         self.pause = 0;
+        if let Some(reader) = &mut self.reader {
+            reader.began = false;
+            if reader.skip > 0 {
+                reader.skip -= 1;
+                self.pause = u32::MAX;
+            }
+        }
         self.next_pause = PAUSES.0;
         (self.asked, self.gain, self.cost) = (0, 0.0, 0.0);
     }
@@ -116,6 +171,32 @@ mod tests {
         assert!(!gate.is_open());
         // Pauses of 64, 128, 256, 512 and 1024 with trials of 8 between them.
         assert_eq!(asked(&mut gate, 64 + 128 + 256 + 512 + 1024 + 32, 0.0, 0.05), 32);
+    }
+
+    #[test]
+    fn one_that_reads_loses_a_few_steps_in_a_text_and_skips_more_and_more_texts() {
+        let mut gate = Gate::of_reader();
+        // The first step is the reading's, however long; then 0.5 steps are lost at each.
+        gate.note(0.0, 100.0);
+        let texts: Vec<u32> = (0..40)
+            .map(|_| {
+                let asked = asked(&mut gate, 500, 0.5, 1.0);
+                gate.reset();
+                asked
+            })
+            .collect();
+        assert_eq!(texts[..2], [7, 0]);
+        let tried: Vec<usize> = (0..40).filter(|&text| texts[text] > 0).collect();
+        assert_eq!(tried, [0, 2, 5, 10, 19, 36]);
+        assert!(tried[1..].iter().all(|&text| texts[text] == 8));
+        // It pays again, and is asked in every text from then on.
+        (0..17).for_each(|_| gate.reset());
+        assert_eq!(asked(&mut gate, 500, 1.5, 1.0), 500);
+        gate.reset();
+        assert_eq!(asked(&mut gate, 7, 0.0, 1.0), 5);
+        gate.reset();
+        gate.reset();
+        assert!(gate.is_open());
     }
 
     #[test]
