@@ -107,10 +107,20 @@ const LINE_TAKEN: &str = "\x1b[?2004l";
 
 /// A terminal with a program in it, made by Python's `pty`.
 pub(crate) struct Terminal {
-    child: Child,
+    child: Hosted,
     keys: ChildStdin,
     screen: mpsc::Receiver<Vec<u8>>,
     seen: String,
+}
+
+/// Ends with the test, also where that fails.
+struct Hosted(Child);
+
+impl Drop for Hosted {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Terminal {
@@ -135,7 +145,7 @@ impl Terminal {
                 }
             }
         });
-        Self { child, keys, screen, seen: String::new() }
+        Self { child: Hosted(child), keys, screen, seen: String::new() }
     }
 
     pub(crate) fn press(&mut self, keys: &str) {
@@ -161,7 +171,7 @@ impl Terminal {
 
     pub(crate) fn end(mut self) -> Option<i32> {
         drop(self.keys);
-        self.child.wait().unwrap().code()
+        self.child.0.wait().unwrap().code()
     }
 }
 
