@@ -399,21 +399,24 @@ fn a_model_that_drafts_for_itself_is_always_right() {
     let (own, _) = tiny_model(1);
     let options = options(SamplingOptions::greedy(), Some(600));
     let options = GenerateOptions { ignore_eos: true, ..options };
-    let prompt = [3, 9, 4, 5];
-    let plain = generate(&model, &mut session, &prompt, &options);
     let spec = SpecOptions {
         mode: "draft".parse().unwrap(),
         draft_model: Some(Arc::new(own)),
         ..SpecOptions::default()
     };
-    let speculator = spec.speculator(&model, &session).unwrap();
-    session.set_speculator(speculator);
-    let drafted = generate(&model, &mut session, &prompt, &options);
-    assert_eq!(drafted.tokens, plain.tokens);
-    let stats = drafted.spec.unwrap();
-    let drafter = &stats.drafters[0];
-    // It takes as long as what it saves: how soon it is given up goes by the clock.
-    assert!(drafter.accepted > 3, "{stats:?}");
+    // It takes as long as what it saves: how soon a text gives it up goes by the clock, so in each it
+    // begins anew.
+    let mut accepted = 0;
+    for prompt in prompts() {
+        session.set_speculator(None);
+        let plain = generate(&model, &mut session, &prompt, &options);
+        let speculator = spec.speculator(&model, &session).unwrap();
+        session.set_speculator(speculator);
+        let drafted = generate(&model, &mut session, &prompt, &options);
+        assert_eq!(drafted.tokens, plain.tokens);
+        accepted += drafted.spec.unwrap().drafters[0].accepted;
+    }
+    assert!(accepted > 20, "{accepted}");
 }
 
 #[test]
