@@ -27,6 +27,8 @@ class Offshoot:
                              "and --offshoot says where it is")
         self.path, self.threads = pathlib.Path(found).resolve(), threads
         self.drafting = drafting
+        # The instruction set that the last `bench` ran on.
+        self.isa = None
         self.lengths_checked = set()
         self.home = tempfile.TemporaryDirectory(prefix="offshoot-bench-")
 
@@ -48,6 +50,7 @@ class Offshoot:
             raise ProgramError("offshoot bench --json printed something else than JSON") from error
         if missing:
             raise ProgramError(f"offshoot bench --json lacks {', '.join(missing)}")
+        self.isa = figures.get("isa")
         figures["step_ms"] = {step["tokens"]: step["ms"] for step in figures["steps"]}
         return figures
 

@@ -1,6 +1,7 @@
 """The rows of the table: what is compared, and the target it must reach.
 
-Targets are for two cores with AVX-512. Where llama.cpp can do one thing in several ways, its best
+Targets are for two cores with AVX-512; where there is AVX2 alone, as llama.cpp is built there, only
+speed beside llama.cpp is asked for. Where llama.cpp can do one thing in several ways, its best
 way counts, chosen by the medians; of PyTorch's two precisions the faster one counts.
 """
 
@@ -14,6 +15,9 @@ STEP_TARGETS = {"135M": {4: 1.25, 8: 1.8, 16: 3.3}, "0.5B": {4: 1.15, 8: 1.45, 1
 FIRST_TOKEN_S = {"empty": 0.35, "packed": 0.2}
 BANDWIDTH_SHARE = 0.75
 PEAK_OVER_FILE = 1.3
+# The instruction sets without AVX-512, and what is asked beside llama.cpp there.
+AVX2 = ("avx2", "avx2-vnni")
+AVX2_TARGETS = {"decode": 1.0, "prompt": 1.3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +45,15 @@ def quotient(a, b):
     return a / b if a is not None and b else None
 
 
-def all_rows(samples, models):
-    """All rows for the models that were measured."""
+def all_rows(samples, models, avx2=False):
+    """All rows for the models that were measured; `avx2` on a machine without AVX-512's dot product."""
     rows = []
     for model in models:
+        if avx2:
+            rows += [dataclasses.replace(row, target=target)
+                     for row in speed_rows(samples, model.role) if "llama.cpp" in row.note
+                     for word, target in AVX2_TARGETS.items() if row.what.startswith(word)]
+            continue
         rows += speed_rows(samples, model.role) + step_rows(samples, model.role)
         if model.role == "135M":
             rows += first_token_rows(samples, model.role)

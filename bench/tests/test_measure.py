@@ -228,6 +228,15 @@ class Figures(InFolder):
     def test_a_requantised_peer_is_another_row(self):
         self.assertEqual(self.row(self.filled(), "decode, peer requantised").peer, 140)
 
+    def test_where_there_is_avx2_alone_less_is_asked(self):
+        every = rows.all_rows(self.filled(), [self.model()], avx2=True)
+        asked = {row.what: row.target for row in every}
+        self.assertEqual(asked, {"decode": 1.0, "decode, by the wall": 1.0,
+                                 "decode, peer requantised": 1.0,
+                                 "prompt of 512, peer's best file": 1.3})
+        passed = {row.what for row in every if row.passed}
+        self.assertEqual(passed, {"decode", "decode, peer requantised"})
+
     def test_what_was_not_measured_fails(self):
         every = rows.all_rows(quiet_samples(), [self.model()])
         self.assertEqual([row.what for row in every if row.passed], [])

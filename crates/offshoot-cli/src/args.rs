@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
 use offshoot_engine::datastore::{Share, TokenBits};
-use offshoot_engine::spec::SpecMode;
+use offshoot_engine::spec::{RestDrafter, SpecMode};
 use offshoot_methods::draft::Typical;
 use offshoot_models::Recipe;
 
@@ -428,8 +428,14 @@ pub(crate) struct BenchArgs {
     /// [default: some built-in prompts]
     #[arg(long, env = "OFFSHOOT_WORKLOAD", value_name = "FILE", requires = "spec")]
     pub(crate) workload: Vec<PathBuf>,
-    /// What to compare with plain decoding: --spec modes, with commas; + joins drafters of one.
-    #[arg(long, env = "OFFSHOOT_ARMS", value_delimiter = ',', default_value = "suffix,auto")]
+    /// What to compare with plain decoding: --spec modes, with commas; + joins drafters of one. What
+    /// needs something that is not at hand is left out.
+    #[arg(
+        long,
+        env = "OFFSHOOT_ARMS",
+        value_delimiter = ',',
+        default_value = "suffix,rest,medusa,draft,auto"
+    )]
     pub(crate) arms: Vec<String>,
     #[command(flatten)]
     pub(crate) materials: MaterialArgs,
@@ -636,9 +642,9 @@ pub(crate) struct DatastoreQueryArgs {
     pub(crate) store: PathBuf,
     #[command(flatten)]
     pub(crate) text: TextArgs,
-    /// Tokens to draft at most.
+    /// Tokens to draft at most; a session asks for as many as this is without the flag.
     #[arg(
-        long, env = "OFFSHOOT_MAX_NODES", default_value_t = 16,
+        long, env = "OFFSHOOT_MAX_NODES", default_value_t = RestDrafter::NODES,
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     pub(crate) max_nodes: u16,

@@ -6,7 +6,7 @@ use offshoot_engine::spec::{
     Calibrated, CalibrationFile, SpecArm, SpecBenchOptions, SpecMode, SpecOptions, WorkloadResult,
     learned, measure_spec,
 };
-use offshoot_engine::{Model, Session};
+use offshoot_engine::{Error, Model, Session};
 use offshoot_methods::SamplingOptions;
 use offshoot_models::Message;
 use serde_json::{Value, json};
@@ -90,15 +90,24 @@ fn arms(
     let mut all = spec_options(&SpecMode::Auto, &args.materials, (&args.model, engine), session)?;
     // What drafters learned of these very prompts in an earlier run would flatter this one.
     all.calibrated.times = calibration.and_then(|file| file.calibrated().times.clone());
-    let mut names = vec!["off".to_owned()];
-    names.extend(args.arms.iter().filter(|name| *name != "off").cloned());
-    let arm = |name: String| {
+    let mut arms = vec![SpecArm { name: "off".to_owned(), speculator: None }];
+    let mut missing = None;
+    for name in args.arms.iter().filter(|name| *name != "off") {
         // Several drafters of one arm are joined by +, as commas part the arms.
         let mode: SpecMode = name.replace('+', ",").parse().map_err(Failure::Usage)?;
-        let speculator = SpecOptions { mode, ..all.clone() }.speculator(model, session)?;
-        Ok(SpecArm { name, speculator })
-    };
-    names.into_iter().map(arm).collect()
+        match (SpecOptions { mode, ..all.clone() }).speculator(model, session) {
+            Ok(speculator) => arms.push(SpecArm { name: name.clone(), speculator }),
+            Err(error @ Error::DrafterMissing { .. }) => {
+                note(format_args!("{name} is left out: {error}"));
+                missing = Some(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match missing {
+        Some(error) if arms.len() == 1 => Err(error.into()),
+        _ => Ok(arms),
+    }
 }
 
 /// The prompts of the files given, by kind.

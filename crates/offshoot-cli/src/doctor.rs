@@ -4,7 +4,9 @@ use std::path::Path;
 
 use offshoot_engine::store::{CatalogueModel, ModelRef, PullPolicy, Quiet, Store};
 use offshoot_engine::tune::data::prepared_bytes;
-use offshoot_engine::{MemoryNeed, available_memory, packed_cache_bytes, packed_cache_limit};
+use offshoot_engine::{
+    MemoryNeed, available_memory, cores, packed_cache_bytes, packed_cache_limit, processor,
+};
 use offshoot_kernels::{Isa, available_threads};
 use offshoot_models::Checkpoint;
 use serde_json::json;
@@ -66,6 +68,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         let fits: Vec<_> = fits.iter().map(Fit::json).collect();
         return say_json(&json!({
             "processor": processor(),
+            "cores": cores(),
             "threads": available_threads(),
             "instruction_sets": names,
             "chosen": chosen.name(),
@@ -78,7 +81,8 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         }));
     }
     say(format_args!("processor   {}", processor().unwrap_or_else(|| "unknown".to_owned())))?;
-    say(format_args!("threads     {}", available_threads()))?;
+    let of_cores = cores().map_or_else(String::new, |n| format!(", of a machine of {n} cores"));
+    say(format_args!("threads     {}{of_cores}", available_threads()))?;
     say(format_args!("kernels     {} (of {})", chosen.name(), names.join(", ")))?;
     if chosen == Isa::PORTABLE {
         say(
@@ -191,10 +195,4 @@ fn total_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-fn processor() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
 }

@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
-use offshoot_kernels::{Buffer, dot_rate, stream_read};
+use offshoot_kernels::{Buffer, dot_rate, stream_fill, stream_read};
 use offshoot_methods::SamplingOptions;
 use offshoot_models::LogitRows;
 use serde::Serialize;
 
-use crate::{Control, Error, GenerateOptions, Model, Session};
+use crate::machine::cache_bytes;
+use crate::{Control, Error, GenerateOptions, Model, Session, available_memory};
 
 /// Batch sizes whose step time is measured.
 const WIDTHS: [usize; 11] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64];
@@ -165,10 +166,14 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Streaming read bandwidth in 10^9 bytes a second, over more bytes than any cache holds.
+/// Streaming read bandwidth in 10^9 bytes a second, over four times as much as the caches hold, of a
+/// quarter of the free memory at most, and of memory that lies where it is read from.
 fn bandwidth(session: &Session, rounds: usize) -> f64 {
-    let mut buffer = Buffer::zeroed(512 << 20);
-    buffer.fill(1);
+    let wanted = (4 * cache_bytes().unwrap_or(0)).max(512 << 20);
+    let room = available_memory().map_or(u64::MAX, |bytes| bytes / 4);
+    let bytes = wanted.min(room).max(1 << 20) >> 20 << 20;
+    let mut buffer = Buffer::zeroed(bytes as usize);
+    stream_fill(session.cpu(), &mut buffer);
     let best = (0..rounds.max(3)).map(|_| {
         let start = Instant::now();
         std::hint::black_box(stream_read(session.cpu(), &buffer));

@@ -2,21 +2,37 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::disjoint::Disjoint;
 use crate::isa::by_isa;
 use crate::lanes::Lanes;
 use crate::{Buffer, Cpu};
 
 /// How far ahead of the reading memory is asked for: its latency times one core's bandwidth.
 const AHEAD: usize = 4096;
+/// Bytes that a team member takes at a time.
+const PIECE_BYTES: usize = 1 << 18;
 
-/// Reads all of `buffer` once, each team member its share, and gives a sum that depends on every
-/// byte. The time this takes bounds the time of a decode step.
+/// Writes all of `buffer`, each team member the share that it reads in [`stream_read`]: pages that
+/// nobody wrote before come to lie where they are read from.
+pub fn stream_fill(cpu: &Cpu, buffer: &mut Buffer<u8>) {
+    let pieces = buffer.len() / PIECE_BYTES;
+    let (last, all) = (pieces * PIECE_BYTES, Disjoint::new(buffer));
+    cpu.team().for_pieces(pieces, 1, |_, pieces| {
+        for piece in pieces {
+            // SAFETY: each piece is given out once, and pieces do not overlap.
+            unsafe { all.slice(piece * PIECE_BYTES, PIECE_BYTES) }.fill(1);
+        }
+    });
+    buffer[last..].fill(1);
+}
+
+/// Reads all of `buffer`, a multiple of 256 KiB, once, each team member its share, and gives a sum
+/// that depends on every byte. The time this takes bounds the time of a decode step.
 pub fn stream_read(cpu: &Cpu, buffer: &Buffer<u8>) -> u64 {
     let sum = AtomicU64::new(0);
-    let piece_bytes = 1 << 18;
-    cpu.team().for_pieces(buffer.len() / piece_bytes, 1, |_, pieces| {
+    cpu.team().for_pieces(buffer.len() / PIECE_BYTES, 1, |_, pieces| {
         for piece in pieces {
-            let bytes = &buffer[piece * piece_bytes..(piece + 1) * piece_bytes];
+            let bytes = &buffer[piece * PIECE_BYTES..(piece + 1) * PIECE_BYTES];
             sum.fetch_add(add_up(cpu.isa(), bytes), Ordering::Relaxed);
         }
     });
@@ -91,6 +107,9 @@ mod tests {
             let cpu = Cpu::new(isa, 2);
             assert_eq!(stream_read(&cpu, &buffer), expected);
             assert_eq!(dot_rate(&cpu, 10), 2 * 10 * 64 * 64);
+            let mut odd = Buffer::zeroed((1 << 20) + 77);
+            stream_fill(&cpu, &mut odd);
+            assert!(odd.iter().all(|&b| b == 1));
         }
     }
 }

@@ -48,7 +48,7 @@ pub use blocks::conversion::Conversion;
 pub use blocks::{BlockError, BlockType};
 pub use buffer::{Buffer, Plain};
 pub use bytes::SharedBytes;
-pub use ceilings::{dot_rate, stream_read};
+pub use ceilings::{dot_rate, stream_fill, stream_read};
 pub use cpu::Cpu;
 pub use disk::disk_bytes;
 pub use file_block::{FileBlock, ScratchFile, Traffic};

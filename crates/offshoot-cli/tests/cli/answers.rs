@@ -183,7 +183,10 @@ fn the_rule_of_acceptance_is_told_and_changes_no_greedy_text() {
         run(home.offshoot(fixed.iter().chain(args))).ended_with(0)
     };
     let greedy = answer(&["--temperature", "0"]);
-    assert!(greedy.stderr.contains("acceptance exact"), "{}", greedy.stderr);
+    let stats = ["tokens a step", "promised", "guesses right, acceptance exact", "right: suffix"];
+    for part in [&stats[..], &["ms drafting", "ms checking", "ms keeping rows"]].concat() {
+        assert!(greedy.stderr.contains(part), "no {part}: {}", greedy.stderr);
+    }
     for rule in ["rejection", "typical"] {
         let drafted = ["--acceptance", rule, "--draft-model", "long.gguf", "--seed", "3"];
         let cold = answer(&[&drafted[..], &["--temperature", "0"]].concat());
@@ -196,6 +199,9 @@ fn the_rule_of_acceptance_is_told_and_changes_no_greedy_text() {
         assert_eq!(threads.stdout, warm.stdout);
         let json = answer(&[&drafted[..], &["--json"]].concat()).json();
         assert_eq!(json["spec"]["acceptance"], rule);
+        for part in ["draft_s", "check_s", "commit_s"] {
+            assert!(json["spec"][part].as_f64() > Some(0.0), "no {part}: {json}");
+        }
         assert!(json["spec"]["drafters"]["draft"]["proposed"].as_u64() > Some(20), "{json}");
         assert_eq!(format!("{}\n", json["text"].as_str().unwrap()), warm.stdout);
     }

@@ -190,7 +190,12 @@ fn benchmarks_keep_step_times_and_nothing_of_the_prompts() {
     let more = ["-n", "40", "--ctx-size", "2048", "--json", "--plot", "speed.svg"];
     let drawn = ["--temperature", "0.9", "--repetition-penalty", "1.1", "--seed", "5"];
     let all = [&args[..], &more, &drawn].concat();
-    let told = run(home.offshoot(&all)).ended_with(0).json();
+    let left = run(home.offshoot(&all)).ended_with(0);
+    for (arm, flag) in [("rest", "datastore"), ("medusa", "medusa"), ("draft", "draft-model")] {
+        let missing = left.stderr.lines().find(|l| l.contains(&format!("{arm} is left out")));
+        assert!(missing.is_some_and(|l| l.contains(&format!("--{flag}"))), "{}", left.stderr);
+    }
+    let told = left.json();
     assert_eq!(
         (&told["seed"], &told["temperature"].as_f64().map(|t| t > 0.8)),
         (&5.into(), &Some(true))
@@ -207,4 +212,11 @@ fn benchmarks_keep_step_times_and_nothing_of_the_prompts() {
     let after = learned(&home);
     assert_eq!(after["drafters"], before["drafters"]);
     assert_ne!(after["step_times"], before["step_times"]);
+    let brought = [&all[..], &["--arms", "draft,rest", "--draft-model", "long.gguf"]].concat();
+    let told = run(home.offshoot(&brought)).ended_with(0).json();
+    let arms = told["workloads"][0]["arms"].as_array().unwrap();
+    let names: Vec<&str> = arms.iter().map(|arm| arm["arm"].as_str().unwrap()).collect();
+    assert_eq!(names, ["off", "draft"]);
+    let none = run(home.offshoot([&all[..], &["--arms", "rest"]].concat())).ended_with(2);
+    none.complained(&["rest", "--datastore"]);
 }

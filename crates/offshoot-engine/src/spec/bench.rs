@@ -113,7 +113,8 @@ struct Sums {
 }
 
 /// Answers every prompt with every arm, `rounds` times in turns. The first arm is what the others
-/// are compared with.
+/// are compared with. Each round begins with what was believed of the drafters before the first: who
+/// learned from an answer would only repeat it.
 ///
 /// # Errors
 /// As [`Session::generate`].
@@ -132,7 +133,14 @@ pub fn measure_spec(
         ..GenerateOptions::default()
     };
     let mut sums = vec![Sums::default(); arms.len()];
+    let before = arms.iter().map(|arm| arm.speculator.as_ref().map(Speculator::beliefs));
+    let before: Vec<_> = before.collect();
     for round in 0..options.rounds.max(1) {
+        for (arm, before) in arms.iter_mut().zip(&before) {
+            if let (Some(speculator), Some(before)) = (&mut arm.speculator, before) {
+                speculator.go_back(before);
+            }
+        }
         sums.iter_mut().for_each(|sum| sum.rounds.push(0.0));
         for (number, prompt) in prompts.iter().enumerate() {
             for (arm, sum) in arms.iter_mut().zip(&mut sums) {

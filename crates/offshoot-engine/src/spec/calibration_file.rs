@@ -16,6 +16,7 @@ use offshoot_methods::draft::{BINS, CLASSES, Prior, StepTimes};
 use serde::{Deserialize, Serialize};
 
 use super::SamplingClass;
+use crate::machine::processor;
 use crate::store::{StoreError, write_whole};
 use crate::{ExecutorKind, Model};
 
@@ -244,13 +245,6 @@ fn merge(held: &Calibrated, theirs: Calibrated, now: &Calibrated) -> Calibrated 
         }
     }
     Calibrated { times, drafters }
-}
-
-/// The processor's name, where the system tells it.
-fn processor() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -75,6 +75,15 @@ struct Seat {
     asked: bool,
 }
 
+/// What a speculator believed of its drafters at some time.
+#[derive(Debug)]
+pub(crate) struct Believed {
+    class: SamplingClass,
+    current: Beliefs,
+    others: [Beliefs; 3],
+    used: [bool; 3],
+}
+
 /// The drafters of a session, and what it learned of them and of the machine.
 #[derive(Debug)]
 pub struct Speculator {
@@ -173,6 +182,19 @@ impl Speculator {
             (class, names.zip(calibrations.iter().map(Calibration::counts)).collect())
         };
         Calibrated { times: Some(self.times.clone()), drafters: used.map(table).collect() }
+    }
+
+    /// What is believed of the drafters so far.
+    pub(crate) fn beliefs(&self) -> Believed {
+        let (current, others) = (self.planner.beliefs().clone(), self.classes.clone());
+        Believed { class: self.class, current, others, used: self.used }
+    }
+
+    /// Forgets what was learned of the drafters since `then`. What steps take stays known.
+    pub(crate) fn go_back(&mut self, then: &Believed) {
+        self.planner.exchange(then.current.clone());
+        self.classes.clone_from(&then.others);
+        (self.class, self.used) = (then.class, then.used);
     }
 
     /// Goes on with what was learned of texts of `class`.

@@ -9,9 +9,6 @@ use super::prior;
 use crate::Error;
 use crate::datastore::Datastore;
 
-/// Nodes that a step retrieves, of which the planner takes what pays.
-const NODES: usize = 24;
-
 /// Guesses that the text goes on as stored text did.
 #[derive(Debug)]
 pub struct RestDrafter {
@@ -23,6 +20,9 @@ pub struct RestDrafter {
 }
 
 impl RestDrafter {
+    /// Nodes that a step retrieves, of which the planner takes what pays.
+    pub const NODES: u16 = 24;
+
     /// A drafter from `store`, which must be of the model's tokenizer.
     ///
     /// # Errors
@@ -49,7 +49,8 @@ impl Drafter for RestDrafter {
 
     fn prepare(&mut self, view: View<'_>) -> Result<(), Error> {
         self.places.clear();
-        self.retriever.draft(view.text, self.store.shards(), NODES, &mut self.found);
+        let nodes = usize::from(Self::NODES);
+        self.retriever.draft(view.text, self.store.shards(), nodes, &mut self.found);
         Ok(())
     }
 

@@ -270,3 +270,17 @@ fn what_is_promised_of_copies_comes_true() {
         assert!(tokens > 2 * steps, "{about}");
     }
 }
+
+#[test]
+fn beliefs_gone_back_to_are_those_of_the_time() {
+    let times = StepTimes::default();
+    let (all, prompt) = copying(3);
+    let copies: Vec<Box<dyn Drafter>> = vec![Box::new(super::SuffixDrafter::new())];
+    let mut speculator = Speculator::new(copies, times.clone());
+    write(&mut speculator, &times, &all, prompt);
+    let (then, taught) = (speculator.beliefs(), speculator.calibrations().to_vec());
+    write(&mut speculator, &times, &all, prompt);
+    assert_ne!(speculator.calibrations(), taught);
+    speculator.go_back(&then);
+    assert_eq!(speculator.calibrations(), taught);
+}

@@ -179,6 +179,11 @@ impl Planner {
         &self.beliefs.calibrations
     }
 
+    /// What the drafters' guesses are believed to be worth.
+    pub fn beliefs(&self) -> &Beliefs {
+        &self.beliefs
+    }
+
     /// Goes on with other beliefs about the same drafters; gives those so far.
     pub fn exchange(&mut self, beliefs: Beliefs) -> Beliefs {
         std::mem::replace(&mut self.beliefs, beliefs)
