@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use indicatif::ProgressBar;
 use offshoot_engine::Control;
 use offshoot_engine::tune::data::{
-    DataEvent, Fault, FileReport, RenderedRow, Renderer, Report, SplitSizes, check, show,
+    DataEvent, Fault, FileReport, Place, RenderedRow, Renderer, Report, SplitSizes, check, show,
     split_file,
 };
 use offshoot_engine::tune::{Example, Sequence};
@@ -49,12 +49,23 @@ fn run_check(args: &DataCheckArgs) -> Result<(), Failure> {
     let json = args.model.output.json;
     let listener = interrupt::listen();
     let bar = ProgressBar::new_spinner();
-    let (mut faults, mut broken) = (Vec::new(), Ok(()));
+    let max = args.length.max_length;
+    let (mut faults, mut overlong, mut broken) = (Vec::new(), Vec::new(), Ok(()));
     let report = check(&args.files, &renderer, &options, &mut |event| {
         match event {
             DataEvent::Detected(file) if !json => bar.suspend(|| note(detected(file))),
             DataEvent::Fault(fault) if json => faults.push(fault_json(fault)),
             DataEvent::Fault(fault) => broken = bar.suspend(|| say(fault)),
+            DataEvent::Overlong { place, dropped } if json => {
+                let mut row = place_json(place);
+                row["dropped"] = dropped.into();
+                overlong.push(row);
+            }
+            DataEvent::Overlong { place, dropped } => {
+                let what = if dropped { "left out" } else { "cut" };
+                let told = format!("{place}: more than {max} tokens: {what}");
+                broken = bar.suspend(|| say(told));
+            }
             DataEvent::Rows(rows) => {
                 bar.set_message(format!("{rows} rows"));
                 bar.tick();
@@ -67,9 +78,8 @@ fn run_check(args: &DataCheckArgs) -> Result<(), Failure> {
     drop(listener);
     broken?;
     let report = report?;
-    let max = args.length.max_length;
     match json {
-        true => say_json(&json!({ "report": report, "faults": faults }))?,
+        true => say_json(&json!({ "report": report, "faults": faults, "overlong": overlong }))?,
         false => tell(&report, max)?,
     }
     match report.faults {
@@ -80,9 +90,16 @@ fn run_check(args: &DataCheckArgs) -> Result<(), Failure> {
 }
 
 fn fault_json(fault: &Fault) -> Value {
+    let mut told = place_json(&fault.place);
+    told["field"] = json!(fault.field);
+    told["what"] = json!(fault.what);
+    told
+}
+
+fn place_json(place: &Place) -> Value {
     json!({
-        "place": fault.place.to_string(), "file": fault.place.file.display().to_string(),
-        "number": fault.place.number, "field": fault.field, "what": fault.what,
+        "place": place.to_string(), "file": place.file.display().to_string(),
+        "number": place.number,
     })
 }
 

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_engine::tune::Scorer;
 use offshoot_engine::tune::data::{DataEvent, Prepared, Renderer, prepare, trim_prepared};
 use offshoot_engine::tune::run::{
     Advice, Base, Examples, Given, Happening, LogLine, Outcome, Part, Run, RunConfig,
-    RunDescription, TuneNeed, TuneTime, VariantFile, check_examples, digest, evaluate_held_out,
-    follow, read_config,
+    RunDescription, StepLine, TuneNeed, TuneTime, VariantFile, check_examples, digest,
+    evaluate_held_out, follow, read_config, read_log,
 };
 use offshoot_engine::{Control, ExecutorKind, available_memory, peak_rss_bytes};
 use offshoot_kernels::{Cpu, available_threads};
@@ -27,6 +28,8 @@ use crate::{advice, interrupt, models, report};
 
 /// Most bytes of prepared examples that are kept for later runs, those of this run aside.
 const EXAMPLES_BYTES_MAX: u64 = 4 << 30;
+/// Losses of so many steps make a median, which one batch does not move.
+const MEDIAN_STEPS: usize = 11;
 
 pub(crate) fn run(args: &TuneArgs) -> Result<(), Failure> {
     let config = config(args)?;
@@ -249,6 +252,7 @@ fn tune(
     let leads = processes.exchange().rank() == 0;
     if leads {
         models::note_assumed(&checkpoint);
+        note_dequantised(&checkpoint, config);
     }
     drop(checkpoint);
     let tell = |line: &dyn std::fmt::Display| {
@@ -309,7 +313,7 @@ fn tune(
     if args.resume.is_some() {
         note(format_args!("going on after step {} of {}", run.step(), plan.steps));
     }
-    let mut shown = Shown::new(plan.steps, run.step());
+    let mut shown = Shown::new(plan.steps, run.step(), args.output.json);
     let mut watch = |happening: &Happening<'_>| {
         shown.show(happening);
         signals.control()
@@ -317,6 +321,26 @@ fn tune(
     let outcome = run.drive(&mut *trainer, examples, &plan, &mut evaluate, &mut watch);
     shown.finish();
     Ok(Some(outcome?))
+}
+
+/// Says what a quantised base becomes where all weights are tuned: the file's size does not tell it.
+fn note_dequantised(checkpoint: &Checkpoint, config: &RunConfig) {
+    let is_quantised = checkpoint.tensors().any(|tensor| tensor.block.block_len() > 1);
+    if !config.tunes_all_without_gradients() || !is_quantised {
+        return;
+    }
+    let need = TuneNeed::of(checkpoint, config);
+    let (weights, place) = match need.disk {
+        0 => (need.weights, ""),
+        bytes => (bytes, " on the disk"),
+    };
+    note(format_args!(
+        "all weights of a quantised base are tuned, as {}: {} MB of them{place}; the run takes \
+         about {} MB of memory",
+        config.store.name(),
+        weights / 1_000_000,
+        need.total / 1_000_000
+    ));
 }
 
 /// The base in the form in which the method takes it.
@@ -414,7 +438,16 @@ fn resume_command(folder: &Path) -> String {
 /// Says how a run ended, and what is to be done with it.
 fn tell(args: &TuneArgs, folder: &Path, outcome: &Outcome) -> Result<(), Failure> {
     let page: PathBuf = folder.join("report.html");
-    report::write(&folder.join("log.jsonl"), &page)?;
+    let log = folder.join("log.jsonl");
+    report::write(&log, &page)?;
+    let lines = read_log(&log)?;
+    let losses: Vec<f64> = lines.iter().filter_map(|line| line.step()?.loss).collect();
+    if let (true, Some((first, last))) = (outcome.best.is_none(), rise(&losses)) {
+        note(format_args!(
+            "the loss rose from {first:.4} to {last:.4}, medians of {MEDIAN_STEPS} steps: take a lower \
+             --learning-rate; with --eval-fraction the variant is the best, not the last"
+        ));
+    }
     if args.output.json {
         let best = outcome.best.map(|(step, value)| json!({ "step": step, "value": value }));
         say_json(&json!({
@@ -453,6 +486,22 @@ fn tell(args: &TuneArgs, folder: &Path, outcome: &Outcome) -> Result<(), Failure
     ))
 }
 
+/// Medians of the first and the last losses of a run, where that of the last is more than twice the other
+/// and above 1: what is small may double.
+fn rise(losses: &[f64]) -> Option<(f64, f64)> {
+    if losses.len() < 2 * MEDIAN_STEPS {
+        return None;
+    }
+    let median = |losses: &[f64]| {
+        let mut sorted = losses.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted[MEDIAN_STEPS / 2]
+    };
+    let first = median(&losses[..MEDIAN_STEPS]);
+    let last = median(&losses[losses.len() - MEDIAN_STEPS..]);
+    (last > 2.0 * first.max(0.5)).then_some((first, last))
+}
+
 /// SIGINT and SIGTERM: the first is left to the run, which ends after its step or leaves its
 /// evaluation; the second ends the program.
 struct Signals {
@@ -482,13 +531,21 @@ impl Signals {
     }
 }
 
-/// A bar on a terminal; elsewhere a line for each evaluation.
+/// Lines that tell of steps where no terminal shows a bar, at most.
+const LINES: u64 = 10;
+
+/// A bar on a terminal; elsewhere a line for each evaluation, and now and then for a step.
 struct Shown {
     bar: Option<ProgressBar>,
+    steps: u64,
+    /// Steps that had been made when this began, and when that was.
+    done: u64,
+    since: Instant,
+    json: bool,
 }
 
 impl Shown {
-    fn new(steps: u64, done: u64) -> Self {
+    fn new(steps: u64, done: u64, json: bool) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(steps));
         if let (Some(bar), Ok(style)) =
             (&bar, ProgressStyle::with_template("{bar:30} {pos} of {len} {msg} {eta} left"))
@@ -497,7 +554,28 @@ impl Shown {
             bar.set_position(done);
             bar.reset_eta();
         }
-        Self { bar }
+        Self { bar, steps, done, since: Instant::now(), json }
+    }
+
+    fn step(&self, line: &StepLine) {
+        let loss = line.loss.map_or("none".to_owned(), |loss| format!("{loss:.4}"));
+        let speed = line.tokens_per_s.unwrap_or(0.0);
+        let memory = line.peak_rss_bytes.unwrap_or(0) / 1_000_000;
+        let told = format!("loss {loss}, {speed:.0} tokens/s, {memory} MB");
+        let tenth = |step: u64| step.saturating_mul(LINES) / self.steps.max(1);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(told);
+                bar.set_position(line.step);
+            }
+            None if !self.json && tenth(line.step) > tenth(line.step - 1) => {
+                let made = line.step.saturating_sub(self.done).max(1);
+                let left = self.steps.saturating_sub(line.step) as f64 / made as f64;
+                let left = seconds(left * self.since.elapsed().as_secs_f64());
+                note(format_args!("step {} of {}: {told}, {left} left", line.step, self.steps));
+            }
+            None => {}
+        }
     }
 
     fn line(&self, line: &str) {
@@ -509,14 +587,7 @@ impl Shown {
 
     fn show(&mut self, happening: &Happening<'_>) {
         match happening {
-            Happening::Line(LogLine::Step(line)) => {
-                let Some(bar) = &self.bar else { return };
-                let loss = line.loss.map_or("none".to_owned(), |loss| format!("{loss:.4}"));
-                let speed = line.tokens_per_s.unwrap_or(0.0);
-                let memory = line.peak_rss_bytes.unwrap_or(0) / 1_000_000;
-                bar.set_message(format!("loss {loss}, {speed:.0} tokens/s, {memory} MB"));
-                bar.set_position(line.step);
-            }
+            Happening::Line(LogLine::Step(line)) => self.step(line),
             Happening::Line(LogLine::Eval(line)) => {
                 let told = line.metrics.iter();
                 let told = told.filter_map(|(name, x)| Some(format!("{name} {:.4}", (*x)?)));
@@ -548,6 +619,20 @@ mod tests {
         {
             assert_eq!(seconds(s), said);
         }
+    }
+
+    #[test]
+    fn losses_that_doubled_and_are_not_small_are_told() {
+        let course = |first: f64, last: f64| [[first; 20], [last; 20]].concat();
+        assert_eq!(rise(&course(1.0, 2.1)), Some((1.0, 2.1)));
+        for (first, last) in [(1.0, 2.0), (0.01, 0.9), (-3.0, -1.0), (2.0, 1.0)] {
+            assert_eq!(rise(&course(first, last)), None);
+        }
+        // A few batches are not the run, and a short run has no two medians.
+        let mut outliers = course(1.0, 1.0);
+        outliers[35..].fill(90.0);
+        assert_eq!(rise(&outliers), None);
+        assert_eq!(rise(&course(1.0, 9.0)[10..31]), None);
     }
 
     #[test]

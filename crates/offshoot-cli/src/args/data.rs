@@ -19,7 +19,8 @@ pub(crate) enum DataCommand {
         Files are JSON lines, JSON, CSV, TSV or Parquet. What their rows mean is told from their\n\
         fields: text; prompt and completion; messages; prompt, choices and answer; prompt and\n\
         answers; instruction, input and output (alpaca); conversations (sharegpt); chosen and\n\
-        rejected. Rows with a label need --task. Ends with code 3 if a row is wrong.")]
+        rejected. Rows with a label need --task. Rows over --max-length are named, too; the code is 3\n\
+        only if a row is wrong.")]
     Check(DataCheckArgs),
     /// Print a row as the model gets it, with the tokens that are trained on marked.
     #[command(after_help = "Examples:\n  \

@@ -51,6 +51,41 @@ fn a_check_tells_what_a_file_is_and_every_fault() {
 }
 
 #[test]
+fn rows_over_the_length_are_told_by_their_lines() {
+    let home = Home::new();
+    home.tiny_with_context(64);
+    home.file(
+        "texts.jsonl",
+        "{\"text\": \"ab\"}\n{\"text\": \"abababababab\"}\n\n{\"text\": \"babababababa\"}\n",
+    );
+    let with = |max: &str, more: &[&str]| {
+        let check = ["data", "check", "texts.jsonl", "--model", "long.gguf", "--max-length", max];
+        run(home.offshoot(check.iter().chain(more))).ended_with(0)
+    };
+    for (overlong, what, count) in [
+        ("cut", "cut", "cut to the length      2\n"),
+        ("drop", "left out", "left out for length    2\n"),
+    ] {
+        let text = with("6", &["--overlong", overlong]).stdout;
+        let told = format!(
+            "texts.jsonl:2: more than 6 tokens: {what}\n\
+             texts.jsonl:4: more than 6 tokens: {what}\nrows "
+        );
+        assert!(text.starts_with(&told) && text.contains(count), "{text}");
+        let json = with("6", &["--overlong", overlong, "--json"]).json();
+        let row = |number: u64| {
+            json!({
+                "place": format!("texts.jsonl:{number}"), "file": "texts.jsonl", "number": number,
+                "dropped": overlong == "drop",
+            })
+        };
+        assert_eq!((&json["overlong"], &json["faults"]), (&json!([row(2), row(4)]), &json!([])));
+    }
+    let text = with("64", &[]).stdout;
+    assert!(text.starts_with("rows "), "{text}");
+}
+
+#[test]
 fn fields_of_other_names_are_mapped_and_of_no_format_are_told() {
     let home = Home::new();
     rows(&home);

@@ -52,6 +52,9 @@ fn a_tuned_model_answers_as_a_variant_at_once() {
         let more = ["--eval-fraction", "0.34", "--eval-every", "4", "--json"];
         let left = tune(&home, &[&words[..], &more, own].concat()).ended_with(0);
         assert!(left.stderr.contains("texts.jsonl: JSON lines as text"), "{}", left.stderr);
+        for untold in ["tokens/s", "all weights"] {
+            assert!(!left.stderr.contains(untold), "{}", left.stderr);
+        }
         let told = left.json();
         assert_eq!((&told["step"], &told["reason"]), (&12.into(), &"done".into()));
         let out = home.path().join("out");
@@ -86,7 +89,17 @@ fn a_tuned_model_answers_as_a_variant_at_once() {
 fn first_order_tuning_learns_what_it_is_shown() {
     let home = home();
     let words = ["--lr", "0.02", "--steps", "30", "--schedule", "constant", "--output", "out"];
-    tune(&home, &words).ended_with(0);
+    let left = tune(&home, &words).ended_with(0);
+    assert!(!left.stderr.contains("the loss rose"), "{}", left.stderr);
+    // Nothing is held out and nothing is a terminal: each tenth is told.
+    let told: Vec<&str> = left.stderr.lines().filter(|line| line.starts_with("step ")).collect();
+    assert_eq!(told.len(), 10, "{}", left.stderr);
+    for (line, step) in told.iter().zip((3..).step_by(3)) {
+        assert!(line.starts_with(&format!("step {step} of 30: loss ")), "{line}");
+        for part in [" tokens/s, ", " MB, ", " left"] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
     let losses = losses(&home.path().join("out"));
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (first, last) = (mean(&losses[..3]), mean(&losses[27..]));
@@ -414,7 +427,14 @@ fn weights_stored_in_bfloat16_are_tuned_replayed_and_served_as_a_variant() {
     let home = home();
     let words = ["--method", "mezo", "--space", "full", "--store", "bf16", "--lr", "0.001"];
     let more = ["--steps", "6", "--output", "out"];
-    tune(&home, &[&words[..], &more].concat()).ended_with(0);
+    let left = tune(&home, &[&words[..], &more].concat()).ended_with(0);
+    // The base is quantised: what it becomes is said first.
+    let need = tune(&home, &[&words[..], &["--dry-run", "--json"]].concat()).ended_with(0).json();
+    let total = need["memory"]["total"].as_u64().unwrap() / 1_000_000;
+    let said =
+        format!("are tuned, as bf16: 0 MB of them; the run takes about {total} MB of memory");
+    let line = left.stderr.lines().next().unwrap();
+    assert!(line.ends_with(&said), "{}", left.stderr);
     let card = std::fs::read_to_string(home.path().join("out/variant/README.md")).unwrap();
     assert!(card.contains("weights stored in bfloat16") && card.contains("store = \"bf16\""));
     let trajectory = "out/variant/trajectory.traj";

@@ -5,7 +5,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::home::{Home, Left, run};
-use crate::interrupts::PATIENCE;
+use crate::interrupts::{PATIENCE, Terminal};
 use crate::tune::learned;
 
 /// Enough steps that a signal comes between two of them.
@@ -92,6 +92,17 @@ fn stopped(home: &Home, words: &[String], made: usize, signal: &str) {
     let left = Left::of(child.wait_with_output().unwrap()).ended_with(130);
     let told = &left.stderr;
     assert!(told.contains("go on with: offshoot tune --resume out\n"), "{told}");
+}
+
+#[test]
+fn on_a_terminal_a_bar_shows_how_a_run_goes() {
+    let home = home();
+    let words = ["tune", "long.gguf", "--data", "texts.jsonl", "--steps", "20", "--no-cache"];
+    let mut screen = Terminal::open(&home, &words);
+    for shown in [" of 20 loss ", " tokens/s, ", " left", "all steps are made"] {
+        screen.wait_for(shown);
+    }
+    assert_eq!(screen.end(), Some(0));
 }
 
 #[test]

@@ -139,6 +139,22 @@ fn a_command_says_what_is_made_less() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_run_whose_loss_rises_says_so_unless_held_out_examples_judge_it() {
+    let home = home();
+    // At every point it is one more: 1.5 after the first step, 43.5 after the last.
+    let counts = "command:cat > rows; echo >> calls; echo -$(wc -l < calls)";
+    let words = ["--data", "answers.jsonl", "--objective", counts, "--lr", "1e-6", "--steps", "22"];
+    let left = tune(&home, &[&words[..], &["--output", "out"]].concat()).ended_with(0);
+    let says = "the loss rose from 11.5000 to 33.5000, medians of 11 steps";
+    assert!(left.stderr.contains(says), "{}", left.stderr);
+    std::fs::remove_file(home.path().join("calls")).unwrap();
+    let held_out = ["--eval-fraction", "0.5", "--output", "judged"];
+    let left = tune(&home, &[&words[..], &held_out].concat()).ended_with(0);
+    assert!(!left.stderr.contains("the loss rose"), "{}", left.stderr);
+}
+
 #[test]
 fn rounded_activations_are_measured_first_and_refused_where_noise_drowns_the_slope() {
     let home = home();

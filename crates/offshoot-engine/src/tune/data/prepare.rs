@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::error::{DataError, Fault};
+use super::error::{DataError, Fault, Place};
 use super::format::{Format, Rename, rename};
 use super::read::{Container, Rows, rows};
 use super::record::Record;
@@ -42,6 +42,13 @@ pub enum DataEvent<'a> {
     Detected(&'a FileReport),
     /// A row that cannot be used.
     Fault(&'a Fault),
+    /// A row that is too long.
+    Overlong {
+        /// The row.
+        place: &'a Place,
+        /// Whether nothing of it is left.
+        dropped: bool,
+    },
     /// So many rows are read.
     Rows(u64),
 }
@@ -367,6 +374,10 @@ fn walk(
             match rendered {
                 Ok(row) => {
                     count(&mut report, &row.rendered, &mut seen);
+                    let dropped = row.rendered.examples.is_empty();
+                    if row.rendered.cut || dropped {
+                        proceed(on(DataEvent::Overlong { place: &row.row.place, dropped }))?;
+                    }
                     row.rendered.examples.iter().try_for_each(&mut *sink)?;
                 }
                 Err(Error::Data(DataError::Fault(fault))) => {

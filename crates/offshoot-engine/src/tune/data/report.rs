@@ -32,7 +32,7 @@ pub struct Report {
     pub faults: u64,
     /// Examples that were made.
     pub examples: u64,
-    /// Rows that were too long and were cut.
+    /// Rows that were too long and were cut, or lost some of their examples.
     pub cut: u64,
     /// Rows that were too long and were left out.
     pub dropped: u64,

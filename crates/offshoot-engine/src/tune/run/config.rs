@@ -362,7 +362,7 @@ impl RunConfig {
     }
 
     /// Whether all weights are tuned without gradients.
-    pub(crate) fn tunes_all_without_gradients(&self) -> bool {
+    pub fn tunes_all_without_gradients(&self) -> bool {
         matches!(self.method, Method::ZerothOrder(_)) && self.space == Space::Full
     }
 

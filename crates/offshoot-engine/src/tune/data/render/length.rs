@@ -41,12 +41,10 @@ impl Length {
     pub(super) fn texts(self, sequences: Vec<Sequence>, begin: Option<u32>) -> Rendered {
         let mut rendered = Rendered::default();
         for sequence in sequences {
-            let long = sequence.tokens.len() > self.max;
-            if let Some(fitted) = self.fit(sequence, begin) {
-                rendered.examples.push(Example::Text(fitted));
-                rendered.cut |= long;
-            }
+            rendered.cut |= sequence.tokens.len() > self.max;
+            rendered.examples.extend(self.fit(sequence, begin).map(Example::Text));
         }
+        rendered.cut &= !rendered.examples.is_empty();
         rendered
     }
 
@@ -172,7 +170,10 @@ mod tests {
         let Example::Text(Sequence { trained, .. }) = &cut.examples[0] else { panic!() };
         assert_eq!(*trained, [false, false, false, true, true, true]);
         let drop = Length { overlong: Overlong::Drop, ..CUT };
-        assert_eq!(drop.texts(vec![sequence], None), Rendered::default());
+        assert_eq!(drop.texts(vec![sequence.clone()], None), Rendered::default());
+        // An answer that goes is told where others of its conversation stay.
+        let beside = drop.texts(vec![sequence, Sequence::of(&[1], &[2])], None);
+        assert_eq!((texts(&beside), beside.cut), (vec![vec![1, 2]], true));
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub struct Rendered {
     /// The examples: none if the row was too long and is dropped, several where a conversation has
     /// to be learned answer by answer.
     pub examples: Vec<Example>,
-    /// Whether something was too long and is cut.
+    /// Whether something was too long and is cut, or left out beside examples that are not.
     pub cut: bool,
 }
 
