@@ -23,14 +23,15 @@ def script(name):
 
 
 def runs(*scores, seconds=60):
-    return [{"macro_f1": score, "accuracy": score, "seconds": seconds, "peak_rss_bytes": 2e6}
-            for score in scores]
+    return [{"macro_f1": score, "accuracy": score, "choice_loss": 1 - score, "seconds": seconds,
+             "peak_rss_bytes": 2e6} for score in scores]
 
 
 class Learning(unittest.TestCase):
     def test_a_method_is_its_mean_and_its_deviation(self):
         cells = script("learning").line("x", runs(0.5, 0.6, 0.7))
-        self.assertEqual(cells, ("x", "3", "0.600", "0.100", "0.500 to 0.700", "0.600", "1.0", "2"))
+        self.assertEqual(cells, ("x", "3", "0.600", "0.100", "0.500 to 0.700", "0.600", "0.4000", "1.0",
+                                 "2"))
         self.assertEqual(script("learning").line("x", runs(0.5))[3], "0.000")
 
     def test_it_must_come_far_enough_in_time(self):

@@ -1,5 +1,6 @@
 //! A run of MeZO that PyTorch made, step by step: `scripts/oracles/mezo.py` recorded it, on a small
-//! Llama and along our directions.
+//! Llama and along our directions. Those it draws by a copy of our generator in Python: no file of
+//! numbers that PyTorch drew has to be brought in for both to go the same way.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -103,7 +103,7 @@ fn every_method_is_made_again_from_its_trajectory_in_every_space() {
 #[test]
 fn runs_of_two_hundred_steps_are_made_again() {
     for name in ["mezo", "fzoo", "meazo", "mmt", "lozo", "sparse", "qzo"] {
-        is_made_again(MethodCard::named(name).unwrap(), &["lora", "prefix", "scales"], 200);
+        is_made_again(MethodCard::named(name).unwrap(), &["full", "lora", "prefix", "scales"], 200);
     }
 }
 

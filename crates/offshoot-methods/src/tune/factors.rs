@@ -199,6 +199,23 @@ mod tests {
         }
     }
 
+    /// Over many epochs, whatever the rank: a rank that was not divided by would be a longer step.
+    #[test]
+    fn entries_of_a_low_rank_direction_have_variance_1_at_any_rank() {
+        let t = tensor(40, 30);
+        for rank in [1, 2, 4] {
+            let of_step = |step| {
+                let factors = t.factors(&direction(step, Form::LowRank { rank, epoch: step }));
+                let factors = factors.unwrap();
+                let entries = (0..40 * 30).map(|e| f64::from(factors.at(e / 30, e % 30)));
+                entries.map(|entry| entry * entry).sum::<f64>() / (40.0 * 30.0)
+            };
+            let square = (0..400).map(of_step).sum::<f64>() / 400.0;
+            // At rank 1 that of a step is (sum of u^2 / 40) (sum of v^2 / 30), which deviates by a third.
+            assert!((square - 1.0).abs() < 0.09, "rank {rank}: {square}");
+        }
+    }
+
     /// A step's measurement and its update name the same direction, in the first step of an epoch
     /// as in the others: `V` does not change what `U` is.
     #[test]

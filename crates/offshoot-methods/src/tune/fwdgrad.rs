@@ -12,7 +12,9 @@
 //!
 //! Departs from the paper: the slope is a product with the gradient, which reverse mode computes, and
 //! not the result of forward mode. The numbers are the same, the memory is not: it is that of tuning by
-//! gradients, where forward mode would take that of running the model twice.
+//! gradients, where forward mode would take that of running the model twice. So it takes what has a
+//! gradient here: `lora`, `lora_fa` and `full`, held in memory, of matrices that `target_modules` names; no
+//! prefixes, prompts or scales, no `train` and `freeze`, no `offload`, and no objective that is a metric.
 //! Cost: a gradient a step, and n times the tuned numbers in random ones, twice.
 //! Defaults: `directions` 1 (the paper's); rate 5e-5 for adapters and 1e-6 for all weights (MeZO's, appendix
 //! D, as it is the same step).

@@ -63,55 +63,58 @@ impl FirstOrder {
         Ok(sum)
     }
 
-    /// Moves what is tuned in the first blocks along step `step`'s direction by its slope; the slope.
+    /// Moves what is tuned in the first blocks along step `step`'s directions by the slopes there, which
+    /// it gives. Where it fails, all is as it was.
     pub(super) fn shallow_step(
         &self,
         (step, rate): (u64, f64),
         options: HybridOptions,
         batch: &[&Example],
-    ) -> Result<f64, Error> {
+    ) -> Result<Vec<f64>, Error> {
         let fill = directions(self.options.seed, step, self.tensor_ids())?;
         let each = || self.tuning.variables().iter().enumerate().filter(|(i, _)| self.shallow[*i]);
+        let kept = each().map(|(_, (_, variable))| super::read(variable.as_tensor()));
+        let kept = kept.collect::<Result<Vec<_>, Error>>()?;
         let mut z = Vec::new();
-        let mut kept = Vec::new();
-        for (_, (_, variable)) in each() {
-            kept.push(super::read(variable.as_tensor())?);
-        }
-        // w + scale z, from the weights as they were: no rounding of a way there and back is left.
-        let mut stand_at = |scale: f32, decay: f32| -> Result<(), Error> {
+        // Decay times w, and each direction times its number: from the weights as they were, so that no
+        // rounding of a way there and back is left.
+        let mut stand_at = |decay: f32, terms: &[(u32, f32)]| -> Result<(), Error> {
             for ((tensor, (_, variable)), kept) in each().zip(&kept) {
                 let decays = !matches!(self.shapes[tensor], TensorShape::Vector { .. });
                 let decay = if decays { decay } else { 1.0 };
                 z.resize(kept.len(), 0.0);
-                fill(tensor, 0, 0, &mut z);
                 change(variable, |weights| {
-                    for ((w, kept), z) in weights.iter_mut().zip(kept).zip(&z) {
-                        *w = kept * decay + scale * z;
+                    weights.iter_mut().zip(kept).for_each(|(w, kept)| *w = kept * decay);
+                    for &(index, scale) in terms {
+                        fill(tensor, index, 0, &mut z);
+                        weights.iter_mut().zip(&z).for_each(|(w, z)| *w += scale * z);
                     }
                 })?;
             }
             Ok(())
         };
         let eps = options.eps as f32;
-        let mut losses = || -> Result<(f64, f64), Error> {
-            stand_at(eps, 1.0)?;
+        let mut slope = |index| -> Result<f64, Error> {
+            stand_at(1.0, &[(index, eps)])?;
             let ahead = self.loss(batch)?;
-            stand_at(-eps, 1.0)?;
-            Ok((ahead, self.loss(batch)?))
+            stand_at(1.0, &[(index, -eps)])?;
+            options.slope(ahead, self.loss(batch)?).ok_or_else(|| {
+                let what = "a loss along a direction is no number: lower the learning rate or eps";
+                Error::Training(what.to_owned())
+            })
         };
-        let measured = losses();
-        let slope = measured.as_ref().ok().and_then(|&(a, b)| options.slope(a, b));
+        let slopes = (0..options.directions).map(&mut slope).collect::<Result<Vec<f64>, Error>>();
         let rate = rate * options.share;
-        let decay = 1.0 - rate * self.optimizer_decay();
-        match slope {
-            Some(slope) => stand_at(-(rate * slope) as f32, decay as f32)?,
-            None => stand_at(0.0, 1.0)?,
+        match &slopes {
+            Ok(slopes) => {
+                let share = rate / f64::from(options.directions);
+                let terms = (0u32..).zip(slopes.iter().map(|slope| -(share * slope) as f32));
+                let decay = 1.0 - rate * self.optimizer_decay();
+                stand_at(decay as f32, &terms.collect::<Vec<_>>())?;
+            }
+            Err(_) => stand_at(1.0, &[])?,
         }
-        measured?;
-        slope.ok_or_else(|| {
-            let what = "a loss along a direction is no number: lower the learning rate or eps";
-            Error::Training(what.to_owned())
-        })
+        slopes
     }
 
     fn optimizer_decay(&self) -> f64 {

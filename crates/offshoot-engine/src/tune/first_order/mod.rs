@@ -333,14 +333,13 @@ impl Trainer for FirstOrder {
             return Err(Error::Training(what.to_owned()));
         }
         self.calibration = None;
-        let slopes = self.projected(step, &mut gradients)?;
+        let mut slopes = self.projected(step, &mut gradients)?;
         if !slopes.is_empty() {
             norms[0] = gradients.iter().map(|g| square_norm(g)).sum::<f64>().sqrt();
         }
         let clip = |norm: f64| self.options.clip_norm.map_or(1.0, |most| clip_factor(norm, most));
         let (factors, sizes) = (norms.map(clip), self.sizes(step, rate));
         let mut numbers = vec![("grad_norm", norms[0])];
-        numbers.extend(slopes.first().map(|slope| ("projected_gradient", *slope)));
         if let Some(heads) = &self.options.heads {
             numbers.push(("draft_grad_norm", norms[1]));
             numbers.push(("draft_weight", heads.weight_at(step)));
@@ -348,9 +347,9 @@ impl Trainer for FirstOrder {
         }
         // Both halves are measured at the weights as they are.
         if let Some(hybrid) = self.options.hybrid.filter(|_| self.shallow.contains(&true)) {
-            let slope = self.shallow_step((step, rate), hybrid, batch)?;
-            numbers.push(("projected_gradient", slope));
+            slopes = self.shallow_step((step, rate), hybrid, batch)?;
         }
+        numbers.extend(slopes.first().map(|slope| ("projected_gradient", *slope)));
         let variables = self.tuning.variables().iter().zip(&self.shapes).zip(&self.shallow);
         for ((((name, variable), &shape), shallow), (gradient, state)) in
             variables.zip(gradients.iter_mut().zip(&mut self.state))

@@ -128,7 +128,7 @@ fn a_forward_gradient_is_the_slope_along_its_direction_and_makes_the_loss_less()
 #[test]
 fn a_hybrid_has_the_gradients_of_the_last_blocks_and_moves_the_first_along_a_direction() {
     let texts = texts(4, 12);
-    let hybrid = Some(HybridOptions { blocks: 1, eps: 1e-2, share: 0.1 });
+    let hybrid = Some(HybridOptions { blocks: 1, eps: 1e-2, directions: 1, share: 0.1 });
     for base in [full(), FirstOrderOptions::default()] {
         let decaying = AdamW { weight_decay: 0.1, ..AdamW::default() };
         let optimizer = OptimizerOptions::AdamW(decaying);
@@ -149,35 +149,15 @@ fn a_hybrid_has_the_gradients_of_the_last_blocks_and_moves_the_first_along_a_dir
                 (_, found) => assert!(found.is_none() || !name.contains("layers"), "{name}"),
             }
         }
-        let before = |ours: &FirstOrder| -> Vec<Vec<f32>> {
-            let variables = ours.tuning.variables().iter();
-            variables.map(|(_, variable)| read(variable.as_tensor()).unwrap()).collect()
-        };
-        let first = before(&ours);
+        let first = weights(&ours);
         let report = ours.step(0, 1e-2, &refs(&texts)).unwrap();
         let slope =
             report.numbers.iter().find(|(name, _)| *name == "projected_gradient").unwrap().1;
-        for ((name, old), new) in names.iter().zip(&first).zip(before(&ours)) {
-            let is_vector = name.ends_with("norm.weight") || name.ends_with(".bias");
-            let keep = if is_vector { 1.0 } else { 1.0 - 1e-4 };
-            let moved =
-                |old: &f32, new: &f32, z: f32| new - (keep * old - (1e-3 * slope) as f32 * z);
-            if deep(name) {
-                assert!(*old != new || name.contains("lora_A"), "{name}");
-                continue;
+        for ((name, old), new) in names.iter().zip(&first).zip(weights(&ours)) {
+            match deep(name) {
+                true => assert!(*old != new || name.contains("lora_A"), "{name}"),
+                false => assert!(moved(name, old, &[slope]) == new, "{name}"),
             }
-            let mut z = vec![0.0; old.len()];
-            let noise = offshoot_kernels::Noise {
-                seed: 3,
-                tensor: offshoot_kernels::tensor_id(name),
-                step: 0,
-                index: 0,
-                purpose: offshoot_kernels::Purpose::Direction,
-                distribution: offshoot_kernels::Distribution::GaussQ8,
-            };
-            noise.fill(Isa::best(), 0, &mut z);
-            let off = old.iter().zip(&new).zip(z).map(|((old, new), z)| moved(old, new, z).abs());
-            assert!(off.fold(0.0, f32::max) < 1e-6, "{name}");
         }
         let last = train(&mut ours, &texts, 1..80, 1e-2);
         assert!(last < 0.8 * report.loss, "{} to {last}", report.loss);
@@ -185,6 +165,100 @@ fn a_hybrid_has_the_gradients_of_the_last_blocks_and_moves_the_first_along_a_dir
     let wrong = FirstOrderOptions { hybrid, checkpointing: false, ..full() };
     let told = wrong.validate().unwrap_err().to_string();
     assert!(told.contains("hybrid: takes"), "{told}");
+}
+
+/// The numbers of all that is tuned.
+fn weights(tuner: &FirstOrder) -> Vec<Vec<f32>> {
+    let variables = tuner.tuning.variables().iter();
+    variables.map(|(_, variable)| read(variable.as_tensor()).unwrap()).collect()
+}
+
+/// Direction `index` of step 0 of a run of seed 3, in the tensor `name`.
+fn direction(name: &str, index: u32, len: usize) -> Vec<f32> {
+    let mut z = vec![0.0; len];
+    let noise = offshoot_kernels::Noise {
+        seed: 3,
+        tensor: offshoot_kernels::tensor_id(name),
+        step: 0,
+        index,
+        purpose: offshoot_kernels::Purpose::Direction,
+        distribution: offshoot_kernels::Distribution::GaussQ8,
+    };
+    noise.fill(Isa::best(), 0, &mut z);
+    z
+}
+
+/// Where a shallow tensor goes from `old` by these slopes, at a rate of 1e-2 of which a tenth is its
+/// share, and with a decay of 0.1.
+fn moved(name: &str, old: &[f32], slopes: &[f64]) -> Vec<f32> {
+    let rate = 1e-2 * 0.1;
+    let is_vector = name.ends_with("norm.weight") || name.ends_with(".bias");
+    let keep = if is_vector { 1.0 } else { (1.0 - rate * 0.1) as f32 };
+    let mut new: Vec<f32> = old.iter().map(|w| w * keep).collect();
+    for (index, slope) in (0..).zip(slopes) {
+        let scale = (rate / slopes.len() as f64 * slope) as f32;
+        let z = direction(name, index, old.len());
+        new.iter_mut().zip(z).for_each(|(w, z)| *w -= scale * z);
+    }
+    new
+}
+
+#[test]
+fn a_hybrids_first_blocks_follow_the_mean_over_its_directions() {
+    let texts = texts(4, 12);
+    let hybrid = HybridOptions { blocks: 1, eps: 1e-3, directions: 3, share: 0.1 };
+    for base in [full(), FirstOrderOptions::default()] {
+        let optimizer = OptimizerOptions::AdamW(AdamW { weight_decay: 0.1, ..AdamW::default() });
+        let base = FirstOrderOptions { seed: 3, optimizer, ..base };
+        let ours = FirstOrderOptions { hybrid: Some(hybrid), ..base.clone() };
+        let ours = tuner("llama_linear", &ours);
+        let exact = tuner("llama_linear", &base).gradients(0, &refs(&texts)).unwrap().0;
+        let exact = ours.numbers(exact).unwrap().0;
+        let first = weights(&ours);
+        let slopes = ours.shallow_step((0, 1e-2), hybrid, &refs(&texts)).unwrap();
+        assert_eq!(slopes.len(), 3);
+        let (mut along, mut square) = ([0.0; 3], 0.0);
+        let names = ours.tuning.variables().iter().map(|(name, _)| name);
+        for (i, (name, new)) in names.zip(weights(&ours)).enumerate() {
+            if !ours.shallow[i] {
+                assert!(new == first[i], "{name}");
+                continue;
+            }
+            assert!(new == moved(name, &first[i], &slopes), "{name}");
+            square += square_norm(&exact[i]);
+            for (index, along) in (0..).zip(&mut along) {
+                let z = direction(name, index, new.len());
+                let each = exact[i].iter().zip(z).map(|(g, z)| f64::from(*g) * f64::from(z));
+                *along += each.sum::<f64>();
+            }
+        }
+        for (slope, along) in slopes.iter().zip(along) {
+            assert!((slope - along).abs() < 0.05 * square.sqrt(), "{slope}, expected {along}");
+        }
+    }
+}
+
+#[test]
+fn a_slope_that_is_no_number_leaves_every_bit_as_it_was() {
+    let texts = texts(4, 12);
+    let hybrid = HybridOptions { blocks: 1, ..HybridOptions::default() };
+    for base in [full(), FirstOrderOptions::default()] {
+        let mut ours = tuner("llama_linear", &FirstOrderOptions { hybrid: Some(hybrid), ..base });
+        train(&mut ours, &texts, 0..2, 1e-2);
+        let shallow = ours.shallow.iter().position(|shallow| *shallow).unwrap();
+        // A zero whose sign is lost if nothing times a direction is added to it.
+        change(&ours.tuning.variables()[shallow].1, |w| w.fill(-0.0)).unwrap();
+        let bits = |ours: &FirstOrder| -> Vec<Vec<u32>> {
+            let bits = |w: Vec<f32>| w.into_iter().map(f32::to_bits).collect();
+            weights(ours).into_iter().map(bits).collect()
+        };
+        let (before, state) = (bits(&ours), ours.state.clone());
+        // More than single precision holds.
+        ours.options.hybrid = Some(HybridOptions { eps: 1e39, ..hybrid });
+        let told = ours.step(2, 1e-2, &refs(&texts)).unwrap_err().to_string();
+        assert!(told.contains("along a direction is no number"), "{told}");
+        assert!(bits(&ours) == before && ours.state == state);
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ use offshoot_kernels::{
     Activations, BlockType, Buffer, Compute, Cpu, Entries, Forming, FormingScratch, Noise,
     PackedMatrix, Product, SharedBytes, Term, TileError, form_for, multiply, multiply_formed,
 };
-use offshoot_methods::tune::{Layout, Setting, TensorSpec};
+use offshoot_methods::tune::{HybridOptions, Layout, Setting, TensorSpec};
 use offshoot_models::{Architecture, Checkpoint, LinearSpec};
 use serde::Serialize;
 use serde_json::Value;
@@ -161,7 +161,12 @@ fn by_gradients(config: &RunConfig, once: f64, blocks: f64) -> (u64, f64) {
     let again = u64::from(config.gradient_checkpointing);
     // The hybrid's last blocks alone run twice and have gradients; what it takes at the least.
     match config.method {
-        Method::Hybrid => (3, 3.0 * once),
+        Method::Hybrid => {
+            let options = serde_json::from_value(Value::Object(config.options.clone()));
+            let options: HybridOptions = options.unwrap_or_default();
+            let passes = 1 + 2 * u64::from(options.directions);
+            (passes, passes as f64 * once)
+        }
         _ => (1 + back + again, (1 + back) as f64 * once + again as f64 * blocks),
     }
 }
@@ -305,6 +310,13 @@ mod tests {
                 RunConfig { gradient_checkpointing, ..config(method, Objective::default()) };
             let found = time(&config, &text).unwrap();
             assert_eq!((found.passes, found.multiplications), (passes, expected), "{method}");
+        }
+        for (options, passes) in [("{}", 3), (r#"{"directions": 4}"#, 9)] {
+            let options = serde_json::from_str(options).unwrap();
+            let hybrid = RunConfig { options, ..config("hybrid", Objective::default()) };
+            let found = time(&hybrid, &text).unwrap();
+            assert_eq!(found.passes, passes);
+            assert_eq!(found.multiplications, passes as f64 * (blocks + head));
         }
     }
 

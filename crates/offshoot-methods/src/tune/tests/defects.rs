@@ -1,5 +1,9 @@
 //! Faults that other implementations of these methods have had, each with the test that would find
 //! it.
+//!
+//! Those of HiZOO's program, which keeps curvatures in half precision where they cannot change, and of
+//! MeZO-SVRG's, whose anchor is the weights themselves, have no counterpart here: these methods are not
+//! built.
 
 use serde_json::{Value, json};
 
