@@ -8,6 +8,7 @@ use std::path::Path;
 use offshoot_engine::Control;
 use offshoot_engine::tune::data::{DataOptions, Renderer, prepare};
 use offshoot_kernels::BlockType;
+use offshoot_methods::draft::medusa::Calibrator;
 use offshoot_methods::tune::{
     Hash, Header, METHODS, MethodChoice, Part, Record, SpaceChoice, Step, Trajectory,
 };
@@ -279,8 +280,15 @@ fn draft_heads() -> io::Result<()> {
         card: Some(HeadsCard::new(BaseId::from_bytes([7; 32]), TokenizerId::from_bytes([9; 32]))),
         ..file(false)
     };
+    let mut counted = ours.clone();
+    let mut calibrator = Calibrator::new(2, 3);
+    let list = |first, second, third| [(first, 0.5), (second, 0.25), (third, 0.125)];
+    calibrator.observe(&[list(0, 1, 2), list(2, 0, 1)].concat(), &[0, 2]);
+    let calibration = serde_json::to_value(calibrator.finish()).ok();
+    counted.card.iter_mut().for_each(|card| card.calibration = calibration.clone());
     let layouts = [
         ("shared", ours.bytes(HeadLayout::Shared)),
+        ("counted", counted.bytes(HeadLayout::Shared)),
         ("own", file(true).bytes(HeadLayout::Own)),
         ("whole", file(true).bytes(HeadLayout::Whole)),
         ("cut", ours.bytes(HeadLayout::Shared)[..40].to_vec()),

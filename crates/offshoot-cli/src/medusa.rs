@@ -325,7 +325,10 @@ fn import(args: &MedusaImportArgs) -> Result<(), Failure> {
 fn inspect(args: &MedusaInspectArgs) -> Result<(), Failure> {
     let heads = open(&args.heads)?;
     let file = &heads.file;
-    let config = args.heads.with_file_name("config.json");
+    let config = match args.heads.is_dir() {
+        true => args.heads.join("config.json"),
+        false => args.heads.with_file_name("config.json"),
+    };
     let config = fs::read(config).ok().and_then(|json| serde_json::from_slice(&json).ok());
     let disagreements = config.map_or(Vec::new(), |config| file.disagreements(&config));
     disagreements.iter().for_each(|told| note(format_args!("warning: {told}")));

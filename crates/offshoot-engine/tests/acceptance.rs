@@ -122,7 +122,7 @@ fn law(
     texts.into_iter().map(|(text, chance, _)| (text, chance)).collect()
 }
 
-/// Pearson's statistic over its bound, which one good generator in 100,000 passes. Texts expected
+/// Pearson's statistic over its bound, which one good generator in 10,000 passes. Texts expected
 /// fewer than five times are one cell.
 fn misfit(counts: &BTreeMap<Vec<u32>, usize>, law: &BTreeMap<Vec<u32>, f64>) -> f64 {
     let n: usize = counts.values().sum();
@@ -145,7 +145,7 @@ fn misfit(counts: &BTreeMap<Vec<u32>, usize>, law: &BTreeMap<Vec<u32>, f64>) -> 
     // Wilson and Hilferty's approximation of the quantile.
     let degrees = cells.len() as f64 - 1.0;
     let spread = 2.0 / (9.0 * degrees);
-    found / (degrees * (1.0 - spread + 4.265 * spread.sqrt()).powi(3))
+    found / (degrees * (1.0 - spread + 3.719 * spread.sqrt()).powi(3))
 }
 
 /// What many seeds make of `prompt`: how often each text came, and guesses proposed and accepted.
@@ -252,6 +252,45 @@ fn at_temperature_0_every_rule_is_greedy() {
                 assert_eq!(drafted.tokens, plain.tokens, "{habit:?}");
                 assert!(drafted.spec.unwrap().guesses > 0);
             }
+        }
+    }
+}
+
+/// As far as the likeliest token is ahead of the next by so much that a draw at this temperature falls
+/// on another one in e^40 times.
+#[test]
+fn next_to_temperature_0_every_rule_is_greedy() {
+    const COLD: f32 = 1e-3;
+    let (model, mut session) = load(Tiny::qwen2(), 1);
+    let plain = generate(
+        &model,
+        &mut session,
+        &options(SamplingOptions::greedy(), Acceptance::Exact, Some(400)),
+    );
+    session.truncate(0);
+    session.read(&model, &PROMPT[..PROMPT.len() - 1]).unwrap();
+    let mut last = PROMPT[PROMPT.len() - 1];
+    let mut ahead = |&token: &u32| {
+        let logits = session.feed(&model, &[last], LogitRows::Last).unwrap();
+        let others = logits.iter().enumerate().filter(|&(other, _)| other != token as usize);
+        let next = others.map(|(_, &logit)| logit).fold(f32::MIN, f32::max);
+        last = token;
+        logits[token as usize] - next > 40.0 * COLD
+    };
+    let sure = plain.tokens.iter().take_while(|&token| ahead(token)).count();
+    assert!(sure > 50, "only {sure} tokens are certain");
+    for acceptance in [Acceptance::Exact, Acceptance::Rejection, TYPICAL] {
+        for seed in 1..=3 {
+            let cold = SamplingOptions { temperature: COLD, ..warm(seed) };
+            let of = options(cold, acceptance, Some(sure));
+            draft_with("suffix,draft", small(), &model, &mut session);
+            let drafted = generate(&model, &mut session, &of);
+            assert_eq!(drafted.tokens, plain.tokens[..sure], "{acceptance}, seed {seed}");
+            let (speculator, _) = oracle(&Habit::Random { width: 6 }, &[]);
+            session.set_speculator(Some(speculator));
+            let drafted = generate(&model, &mut session, &of);
+            assert_eq!(drafted.tokens, plain.tokens[..sure], "{acceptance}, seed {seed}");
+            assert!(drafted.spec.unwrap().guesses > 0);
         }
     }
 }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use offshoot_kernels::{BlockType, Cpu, Isa};
 use offshoot_models::medusa::{
-    Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, MedusaHeads, ResBlock, import_heads,
-    parse_torch,
+    HEADS_FILE, Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, MedusaHeads, ResBlock,
+    import_heads, parse_torch,
 };
 use offshoot_models::{BaseId, Checkpoint, PackedModel, TokenizerId};
 use proptest::prelude::*;
+use support::folder::{Folder, Stored};
 use support::tiny::{HIDDEN, TOKENS, Tiny};
 
 mod support;
@@ -99,6 +100,91 @@ fn a_whole_models_other_tensors_are_passed_over() {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.bytes().chain(data).chain([1, 2, 3]));
     assert_eq!(HeadsFile::parse(&bytes).unwrap(), file);
+}
+
+/// A model's folder with `file` among its weights.
+fn whole(file: &HeadsFile) -> Folder {
+    let mut folder = Folder::of(&checkpoint());
+    for (k, head) in file.heads.iter().enumerate() {
+        let mut put = |name: String, matrix: &HeadMatrix, shape: Vec<usize>| {
+            assert_eq!(matrix.block, BlockType::F16);
+            let stored = Stored { dtype: "F16", shape, bytes: matrix.bytes.clone() };
+            folder.tensors.insert(format!("medusa_head.{k}.{name}"), stored);
+        };
+        let (block, output) = (&head.blocks[0], head.output.as_ref().unwrap());
+        put("0.linear.weight".into(), &block.weight, vec![block.weight.rows, block.weight.cols]);
+        put("0.linear.bias".into(), &block.bias, vec![block.bias.cols]);
+        put("1.weight".into(), output, vec![output.rows, output.cols]);
+    }
+    folder
+}
+
+#[test]
+fn a_whole_model_in_several_files_gives_its_heads_and_is_a_model_as_well() {
+    let file = heads(BlockType::F16, 2, 1, HIDDEN, Some(TOKENS.len()));
+    let folder = whole(&file);
+    for count in [1, 2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        match count {
+            1 => folder.save(dir.path()),
+            _ => folder.save_shards(dir.path(), count),
+        }
+        assert_eq!(import_heads(dir.path()).unwrap(), file, "{count} files");
+        if count > 1 {
+            let index = dir.path().join("model.safetensors.index.json");
+            assert_eq!(import_heads(&index).unwrap(), file);
+            let renamed = dir.path().join("other.safetensors.index.json");
+            std::fs::rename(index, &renamed).unwrap();
+            assert_eq!(HeadsFile::open(&renamed).unwrap(), file);
+            continue;
+        }
+        let unused = Checkpoint::open(dir.path()).unwrap().unused().to_vec();
+        assert_eq!(unused.len(), 6);
+        assert!(unused.iter().all(|name| name.starts_with("medusa_head.")), "{unused:?}");
+        // A file of heads beside a model goes before what is among its weights.
+        let one = heads(BlockType::F16, 1, 1, HIDDEN, None);
+        one.save(&dir.path().join(HEADS_FILE)).unwrap();
+        assert_eq!(import_heads(dir.path()).unwrap(), one);
+    }
+}
+
+#[test]
+fn an_index_that_does_not_give_its_heads_is_an_error_of_one_line() {
+    let folder = whole(&heads(BlockType::F16, 2, 1, HIDDEN, Some(TOKENS.len())));
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let index = path("model.safetensors.index.json");
+    let error = || {
+        let error = import_heads(dir.path()).unwrap_err();
+        support::assert_one_line(&error, "heads of a whole model");
+        error.to_string()
+    };
+    assert!(error().contains("model.safetensors: missing"), "{}", error());
+    folder.save_shards(dir.path(), 2);
+    let sound = std::fs::read_to_string(&index).unwrap();
+    let second = "model-00002-of-00002.safetensors";
+    let listed = |from: &str, to: &str| {
+        let from = format!("\"{from}\":");
+        assert!(sound.contains(&from));
+        std::fs::write(&index, sound.replace(&from, &format!("\"{to}\":"))).unwrap();
+        error()
+    };
+    let told = listed("medusa_head.1.1.weight", "medusa_head.2.1.weight");
+    assert!(told.contains("medusa_head.2.1.weight is in none of"), "{told}");
+    std::fs::write(&index, sound.replace("medusa_head", "medusa_tail")).unwrap();
+    assert!(error().contains("index.json: weight_map: no tensor is named medusa_head.*"));
+    for elsewhere in ["../model.safetensors", "/etc/passwd", "a/b.safetensors", ".safetensors"] {
+        std::fs::write(&index, sound.replace(second, elsewhere)).unwrap();
+        assert!(error().contains("is no name of a .safetensors file"), "{}", error());
+    }
+    std::fs::write(&index, &sound).unwrap();
+    std::fs::write(path(second), b"\x10\0\0\0\0\0\0\0{").unwrap();
+    assert!(error().contains(second) && error().contains("no sound safetensors"), "{}", error());
+    std::fs::remove_file(path(second)).unwrap();
+    let missing = format!("{second}: missing, model.safetensors.index.json names it");
+    assert!(error().contains(&missing), "{}", error());
+    let gone = import_heads(&path("other.safetensors.index.json")).unwrap_err();
+    support::assert_one_line(&gone, "an index that is not there");
 }
 
 #[test]
@@ -193,13 +279,19 @@ fn data(name: &str) -> std::path::PathBuf {
 
 #[test]
 fn a_torch_checkpoint_gives_its_tensors() {
+    // The second is written by torch itself, in two number types.
+    let by_torch = import_heads(&data("heads_by_torch.pt")).unwrap();
+    let blocks = [0, 1].map(|k| by_torch.heads[k].blocks[0].weight.block);
+    assert_eq!(blocks, [BlockType::Bf16, BlockType::F32]);
     let file = import_heads(&data("heads.pt")).unwrap();
-    assert_eq!((file.heads.len(), file.layers(), file.hidden_size), (2, 1, 4));
-    for (k, head) in file.heads.iter().enumerate() {
-        let expected = |n: usize| (0..n).map(|i| (k * 31 + i * 7) as f32 % 64.0 / 16.0 - 2.0);
-        assert!(head.blocks[0].weight.values().into_iter().eq(expected(16)));
-        assert!(head.blocks[0].bias.values().into_iter().eq(expected(4)));
-        assert!(head.output.as_ref().unwrap().values().into_iter().eq(expected(24)));
+    for file in [&file, &by_torch] {
+        assert_eq!((file.heads.len(), file.layers(), file.hidden_size), (2, 1, 4));
+        for (k, head) in file.heads.iter().enumerate() {
+            let expected = |n: usize| (0..n).map(|i| (k * 31 + i * 7) as f32 % 64.0 / 16.0 - 2.0);
+            assert!(head.blocks[0].weight.values().into_iter().eq(expected(16)));
+            assert!(head.blocks[0].bias.values().into_iter().eq(expected(4)));
+            assert!(head.output.as_ref().unwrap().values().into_iter().eq(expected(24)));
+        }
     }
     // The reader that serves does not open it, and says which command does.
     let error = HeadsFile::open(&data("heads.pt")).unwrap_err().to_string();

@@ -18,7 +18,8 @@ pub(crate) enum MedusaCommand {
     /// Turn published heads, a torch checkpoint among them, into safetensors; nothing in it is run.
     #[command(after_help = "Examples:\n  \
         offshoot medusa import medusa_lm_head.pt --model vicuna-7b.gguf --output heads.safetensors\n  \
-        offshoot medusa import medusa_lm_head.pt\n\n\
+        offshoot medusa import medusa_lm_head.pt\n  \
+        offshoot medusa import vicuna-7b-medusa-2/ --model vicuna-7b-medusa-2/\n\n\
         Published heads do not say whose they are. With --model they do, and every other model\n\
         refuses them; without it any model of their shape takes them.")]
     Import(MedusaImportArgs),
@@ -126,7 +127,7 @@ pub(crate) struct MedusaTrainArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MedusaImportArgs {
-    /// The file to read.
+    /// The file to read, or the folder or index of a whole model with heads among its weights.
     pub(crate) file: PathBuf,
     /// The model that they were trained on: a file or folder, `hf:org/repo[/file]`, or a name that
     /// `offshoot list` shows.

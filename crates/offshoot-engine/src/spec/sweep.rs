@@ -3,6 +3,7 @@
 //!
 //! vLLM's "synthetic" rule of acceptance, <https://github.com/vllm-project/vllm>, is the model.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use offshoot_methods::draft::{BINS, CLASSES, Guess, Prior, StepTimes, TokenTree};
@@ -82,7 +83,7 @@ impl Drafter for Forced {
 }
 
 /// Sums over steps.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Sums {
     steps: usize,
     tokens: usize,
@@ -90,6 +91,8 @@ struct Sums {
     promised: f64,
     /// In plain steps.
     cost: f64,
+    /// A digest of all trees so far.
+    trees: u64,
 }
 
 impl Sums {
@@ -100,6 +103,7 @@ impl Sums {
             guesses: self.guesses - earlier.guesses,
             promised: self.promised - earlier.promised,
             cost: self.cost - earlier.cost,
+            trees: self.trees,
         }
     }
 }
@@ -130,6 +134,9 @@ fn write(
         {
             (node, made) = (child, made + 1);
         }
+        let mut hasher = DefaultHasher::new();
+        (sums.trees, tree.tokens(), tree.parents()).hash(&mut hasher);
+        sums.trees = hasher.finish();
         let cost = times.ratio(tree.len());
         sums.steps += 1;
         sums.tokens += made;
@@ -283,4 +290,26 @@ fn beliefs_gone_back_to_are_those_of_the_time() {
     assert_ne!(speculator.calibrations(), taught);
     speculator.go_back(&then);
     assert_eq!(speculator.calibrations(), taught);
+}
+
+/// Drafts depend on what was counted of the text and on the step times that are given, and on nothing
+/// else: no clock, no order of a hash table, no address.
+#[test]
+fn the_same_texts_and_step_times_give_the_same_trees() {
+    let sums = |times: &StepTimes| {
+        let suffix = super::SuffixDrafter::new();
+        let mut speculator = Speculator::new(vec![Box::new(suffix)], times.clone());
+        let one = |number| {
+            let (all, prompt) = copying(number);
+            write(&mut speculator, times, &all, prompt).1
+        };
+        (0..4).map(one).collect::<Vec<_>>()
+    };
+    let of_machines = machines().map(|times| {
+        let first = sums(&times);
+        assert!(first.iter().all(|sums| sums.guesses > 0), "{first:?}");
+        assert_eq!(sums(&times), first);
+        first
+    });
+    assert!(of_machines[0] != of_machines[1] && of_machines[1] != of_machines[2]);
 }

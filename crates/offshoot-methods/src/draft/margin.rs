@@ -24,6 +24,10 @@
 //!
 //! Cost: greedy a pass over the logits; drawn two passes and a sort of the tokens that may be drawn.
 //!
+//! Published: nothing of such a guard. What comes of none: with drafts two tokens wide, on CUDA and
+//! greedily, 57 of 75 requests to llama.cpp had another text than without
+//! (<https://github.com/ggml-org/llama.cpp/issues/25618>).
+//!
 //! Ours: of 384 choices by default settings and greedily none was in doubt, of 52 draws from a whole
 //! vocabulary 11: there each of thousands of unlikely tokens has two ends to its share of [0, 1).
 //!

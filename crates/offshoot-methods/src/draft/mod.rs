@@ -29,11 +29,13 @@ pub use typical::Typical;
 
 /// What there is to know of the ways of drafting: a name, a line on it, and the file whose head is its
 /// page ([`crate::page_of`]).
-pub const PAGES: [(&str, &str, &str); 6] = [
+pub const PAGES: [(&str, &str, &str); 8] = [
     ("auto", "One tree from all drafters, as large as pays.", include_str!("planner.rs")),
     ("suffix", "What followed the same words in the text so far.", include_str!("suffix.rs")),
     ("rest", "What followed the same words in stored text.", include_str!("rest.rs")),
     ("medusa", "What heads on the model's last state guess.", include_str!("medusa.rs")),
+    ("exact", "Guesses kept that plain decoding would make: the default.", include_str!("tree.rs")),
+    ("margin", "What keeps a text where rows are not exact.", include_str!("margin.rs")),
     (
         "rejection",
         "Drawn guesses kept so that the law of the text stays.",

@@ -38,6 +38,9 @@
 //! <https://github.com/hemingkx/Spec-Bench>. A drafter more brings less than it does alone, as
 //! several guess the same.
 //!
+//! A drafter more never promises less, but where its guesses take of the chance that siblings share,
+//! or where agreement was learned to lower odds.
+//!
 //! When not to use it: where the tree must be the same in every step, as for a compiled graph; and
 //! with guesses that were drawn and not set, which must not be chosen from once they are known (see
 //! `rejection.rs`).
@@ -465,24 +468,39 @@ mod tests {
         }
 
         /// Where its guesses leave the others their chance, as guesses that together claim more than
-        /// there is cannot all be right.
+        /// there is cannot all be right; with two guesses a drafter, whatever it was taught.
         #[test]
-        fn a_drafter_more_never_promises_less(seed: u64) {
+        fn a_drafter_more_never_promises_less(
+            seed: u64,
+            taught in prop::collection::vec((0usize..2, 0u8..3, 0f32..0.3, 0u8..4), 0..200),
+        ) {
             let few = |mut all: Vec<Guess>| {
                 all.iter_mut().for_each(|g| g.score *= 0.4);
-                all.truncate(1);
+                all.truncate(2);
                 all
             };
-            let promise = |drafters: usize| {
-                let mut planner = Planner::new(vec![Calibration::default(); drafters]);
+            let mut calibrations = vec![Calibration::default(); 2];
+            for (drafter, class, score, quarter) in taught {
+                let calibration = &mut calibrations[drafter];
+                let (chance, cell) = calibration.chance(class, score);
+                calibration.note(cell, chance, quarter == 0);
+            }
+            let planned = |drafters: usize| {
+                let mut planner = Planner::new(calibrations[..drafters].to_vec());
                 planner.grow(1, LIMITS, |drafter, tree, node, out| {
                     out.extend(few(guesses(seed, drafter, &path(tree, node))));
                 });
                 let mut tree = TokenTree::default();
                 let tokens = planner.cut(&StepTimes::default(), &mut tree);
-                tokens / StepTimes::default().ratio(tree.len())
+                (planner, tokens / StepTimes::default().ratio(tree.len()))
             };
-            prop_assert!(promise(2) >= promise(1) - 1e-6);
+            let (planner, promised) = planned(2);
+            for node in &planner.nodes {
+                let children = &planner.nodes[range(&node.children)];
+                let sum: f32 = children.iter().map(|child| child.reach).sum();
+                prop_assume!(sum < 0.99 * node.reach);
+            }
+            prop_assert!(promised >= planned(1).1 - 1e-6);
         }
 
         #[test]

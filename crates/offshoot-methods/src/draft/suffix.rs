@@ -342,6 +342,33 @@ mod tests {
         }
 
         #[test]
+        fn what_was_cleared_leaves_no_trace(
+            before in prop::collection::vec(0u32..4, 0..60),
+            text in prop::collection::vec(0u32..3, 1..60),
+        ) {
+            let (mut used, mut fresh) = (automaton(&before), SuffixAutomaton::new());
+            used.clear();
+            prop_assert!(used.is_empty());
+            for &token in &text {
+                used.push(token);
+                fresh.push(token);
+                let mut at = fresh.repeated_end();
+                prop_assert_eq!(used.repeated_end(), at);
+                // Behind the text and behind what is guessed there.
+                for _ in 0..3 {
+                    let (mut found, mut expected) = (Vec::new(), Vec::new());
+                    used.continuations(at, 3, &mut found);
+                    fresh.continuations(at, 3, &mut expected);
+                    prop_assert_eq!(&found, &expected);
+                    let next = expected.first().map_or(3, |first| first.token);
+                    prop_assert_eq!(used.step(at, next), fresh.step(at, next));
+                    at = fresh.step(at, next);
+                }
+            }
+            prop_assert_eq!(used.len(), text.len());
+        }
+
+        #[test]
         fn a_step_keeps_the_longest_match(
             text in prop::collection::vec(0u32..3, 1..40),
             context in prop::collection::vec(0u32..4, 1..12),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::safetensors::Place;
 use super::shards::Stored;
 use super::{INDEX, Parts, WEIGHTS, experts, wrong};
+use crate::medusa::HEADS_PREFIX;
 use crate::shown::Shown;
 use crate::{Architecture, Error, Family, ModelConfig, RowOrder, TensorInfo};
 
@@ -179,9 +180,11 @@ fn wanted(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     wanted
 }
 
-/// Whether transformers passes over a tensor, too: the copy of a tied output head, and rotary
-/// frequencies, which older versions wrote and which `config.json` gives.
+/// Whether transformers passes over a tensor, too: the copy of a tied output head, rotary
+/// frequencies, which older versions wrote and which `config.json` gives, and draft heads, which are
+/// read by `medusa/heads.rs`.
 fn is_idle(config: &ModelConfig, name: &str) -> bool {
     name.ends_with(".self_attn.rotary_emb.inv_freq")
+        || name.starts_with(HEADS_PREFIX)
         || (config.tie_word_embeddings && name == "lm_head.weight")
 }

@@ -59,6 +59,31 @@ pub(super) fn side_files(path: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
     Ok(files)
 }
 
+/// Files of a folder that hold tensors of one kind.
+pub(crate) struct PartFiles {
+    pub(crate) files: Vec<(PathBuf, Arc<FileMap>)>,
+    /// The tensors that the index says are there; none without an index.
+    pub(crate) listed: Vec<String>,
+}
+
+/// The files that hold the tensors whose names begin with `prefix`, of the model whose folder is at
+/// `path`, or whose index of several files is.
+///
+/// # Errors
+/// As [`open`], and if the index lists no such tensor.
+pub(crate) fn part_files(path: &Path, prefix: &str) -> Result<PartFiles, Error> {
+    let index = path.file_name().and_then(|name| name.to_str()).filter(|_| !path.is_dir());
+    let (path, index) = match index {
+        // The folder of a bare name is "", which is no path.
+        Some(_) => (path.parent().filter(|folder| *folder != Path::new("")), index),
+        None => (Some(path), None),
+    };
+    let path = path.unwrap_or(Path::new("."));
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let folder = Folder { path, real: path.canonicalize().map_err(io)? };
+    folder.part(index, prefix).map_err(|error| error.within(path))
+}
+
 struct Folder<'a> {
     path: &'a Path,
     /// The same without links.
@@ -75,7 +100,7 @@ impl Folder<'_> {
         };
         let index = self.index()?;
         let names = weight_files(index.as_deref())?;
-        let maps = names.iter().map(|name| self.map(name)).collect::<Result<Vec<_>, _>>()?;
+        let maps = names.iter().map(|name| self.map(name, INDEX)).collect::<Result<Vec<_>, _>>()?;
         let weights: Vec<(String, &[u8])> =
             names.iter().cloned().zip(maps.iter().map(|map| &***map)).collect();
         let tokenizer = self.read(TOKENIZER, tokenizer::BYTES_MAX)?;
@@ -94,6 +119,27 @@ impl Folder<'_> {
         let files = [CONFIG].into_iter().chain(names.iter().map(String::as_str));
         let paths = files.map(|name| self.path.join(name)).collect();
         Ok(Opened { paths, maps, contents })
+    }
+
+    fn part(&self, index: Option<&str>, prefix: &str) -> Result<PartFiles, Error> {
+        let name = index.unwrap_or(INDEX);
+        let file = |file: String| Ok::<_, Error>((self.path.join(&file), self.map(&file, name)?));
+        let missing = || wrong(name, "missing");
+        let bytes = match index {
+            Some(name) => Some(self.read(name, shards::INDEX_MAX)?.ok_or_else(missing)?),
+            None => self.index()?,
+        };
+        let Some(bytes) = bytes else {
+            return Ok(PartFiles { files: vec![file(WEIGHTS.to_owned())?], listed: Vec::new() });
+        };
+        let mut listed = shards::read_index(name, &bytes)?;
+        listed.retain(|tensor, _| tensor.starts_with(prefix));
+        if listed.is_empty() {
+            return Err(wrong(name, format_args!("weight_map: no tensor is named {prefix}*")));
+        }
+        let files = shards::files_of(name, listed.values().cloned())?.into_iter().map(file);
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        Ok(PartFiles { files, listed: listed.into_keys().collect() })
     }
 
     /// The index, unless all weights are in one file, which transformers prefers as well.
@@ -153,9 +199,9 @@ impl Folder<'_> {
         Ok(Some(bytes))
     }
 
-    fn map(&self, name: &str) -> Result<Arc<FileMap>, Error> {
+    fn map(&self, name: &str, index: &str) -> Result<Arc<FileMap>, Error> {
         let Some(real) = self.find(name)? else {
-            return Err(wrong(name, format_args!("missing, {INDEX} names it")));
+            return Err(wrong(name, format_args!("missing, {index} names it")));
         };
         let io = |source| Error::Io { path: self.path.join(name), source };
         Ok(Arc::new(FileMap::open(&real).map_err(io)?))

@@ -41,7 +41,7 @@ mod windows;
 
 pub use canonical::joined_tensor;
 pub use export::{FolderExport, FolderOptions};
-pub(crate) use folder::open;
+pub(crate) use folder::{PartFiles, open, part_files};
 pub(crate) use generation_config::beside as generation_config_beside;
 pub use peft_scales::scale_files;
 pub use peft_virtual::virtual_files;

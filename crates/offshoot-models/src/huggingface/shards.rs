@@ -68,16 +68,27 @@ impl<'de> Deserialize<'de> for WeightMap {
 /// [`Error::File`] if the index is damaged, names no file, too many, or one elsewhere.
 pub fn weight_files(index: Option<&[u8]>) -> Result<Vec<String>, Error> {
     let Some(index) = index else { return Ok(vec![WEIGHTS.to_owned()]) };
-    let mut files: Vec<String> = read_index(index)?.into_values().collect();
+    files_of(INDEX, read_index(INDEX, index)?.into_values())
+}
+
+/// The `names` that the index called `index` gives files, sorted, each once.
+///
+/// # Errors
+/// As [`weight_files`].
+pub(super) fn files_of(
+    index: &str,
+    names: impl Iterator<Item = String>,
+) -> Result<Vec<String>, Error> {
+    let mut files: Vec<String> = names.collect();
     files.sort_unstable();
     files.dedup();
     if files.is_empty() || files.len() > FILES_MAX {
         let what = format!("weight_map: {} files, expected 1 to {FILES_MAX}", files.len());
-        return Err(wrong(INDEX, what));
+        return Err(wrong(index, what));
     }
     match files.iter().find(|name| !is_plain(name)) {
         Some(name) => Err(wrong(
-            INDEX,
+            index,
             format_args!(
                 "weight_map: {} is no name of a .safetensors file beside the index",
                 Shown(name)
@@ -96,11 +107,12 @@ fn is_plain(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-fn read_index(bytes: &[u8]) -> Result<BTreeMap<String, String>, Error> {
+/// The file of each tensor, as the index called `name` says.
+pub(super) fn read_index(name: &str, bytes: &[u8]) -> Result<BTreeMap<String, String>, Error> {
     if bytes.len() > INDEX_MAX {
-        return Err(wrong(INDEX, format_args!("more than {INDEX_MAX} bytes")));
+        return Err(wrong(name, format_args!("more than {INDEX_MAX} bytes")));
     }
-    let index: Index = serde_json::from_slice(bytes).map_err(|e| not_json(INDEX, &e))?;
+    let index: Index = serde_json::from_slice(bytes).map_err(|e| not_json(name, &e))?;
     Ok(index.weight_map.0)
 }
 
@@ -112,7 +124,7 @@ pub(super) fn read(
     index: Option<&[u8]>,
     files: &[(String, &[u8])],
 ) -> Result<BTreeMap<String, Stored>, Error> {
-    let mut listed = index.map(read_index).transpose()?;
+    let mut listed = index.map(|index| read_index(INDEX, index)).transpose()?;
     let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
     for (number, (file, bytes)) in files.iter().enumerate() {
         for (name, place) in safetensors::read(file, bytes)? {

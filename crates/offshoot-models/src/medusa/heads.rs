@@ -10,7 +10,8 @@
 //! ```text
 //! own      {k}.{l}.linear.weight [d, d], {k}.{l}.linear.bias [d], {k}.{L}.weight = U_k [V, d]
 //! shared   the same without U_k, which is the base's output head for all ("version 2")
-//! whole    the layout "own" under `medusa_head.`, among the weights of a whole model
+//! whole    the layout "own" under `medusa_head.`, among the weights of a whole model, in one file
+//!          or in several with an index
 //! ```
 //! K, L and the layout are read from the names: configurations of published heads are often wrong
 //! (<https://github.com/FasterDecoding/Medusa/issues/76>), so what disagrees is only a warning.
@@ -34,6 +35,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::beside::write_to;
+use crate::huggingface::{PartFiles, part_files};
 use crate::{BaseId, Error, ModelConfig, TokenizerId};
 
 /// The file of heads in the folder of a variant, named as published ones are.
@@ -42,6 +44,10 @@ pub const HEADS_FILE: &str = "medusa_lm_head.safetensors";
 pub const HEADS_MAX: usize = 16;
 /// Blocks of a head at most; published ones have one.
 const LAYERS_MAX: usize = 8;
+/// What begins the names of heads among the weights of a whole model.
+pub(crate) const HEADS_PREFIX: &str = "medusa_head.";
+/// How the name of an index of such files ends.
+const INDEX_END: &str = ".safetensors.index.json";
 /// Longest header that is read: names and shapes of a whole model take far less.
 const HEADER_MAX: u64 = 16 << 20;
 /// The metadata entry that is ours, and the version of what it says.
@@ -165,21 +171,46 @@ enum Part {
 }
 
 impl HeadsFile {
-    /// Reads the heads at `path`.
+    /// Reads the heads at `path`: a file of heads, or a whole model with heads among its weights, in
+    /// one file, as the index of several or as the folder of either. Of a folder with a file of heads
+    /// that one is read.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::File`] if it holds no heads or broken ones.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let heads = path.join(HEADS_FILE);
+        let is_index = path.to_str().is_some_and(|path| path.ends_with(INDEX_END));
+        match heads.is_file() {
+            true => Self::open_file(&heads),
+            false if is_index || path.is_dir() => {
+                Self::of_part(path, &part_files(path, HEADS_PREFIX)?)
+            }
+            false => Self::open_file(path),
+        }
+    }
+
+    fn open_file(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.to_owned(), source };
         let file = FileMap::open(path).map_err(io)?;
         if file.starts_with(b"PK\x03\x04") {
             let what = "a torch checkpoint; turn it into safetensors with `offshoot medusa import`";
             return Err(Error::File { path: path.to_owned(), what: what.to_owned() });
         }
-        Self::parse(&file).map_err(|e| match e {
-            Error::Heads(what) => Error::File { path: path.to_owned(), what },
-            other => other,
-        })
+        Self::parse(&file).map_err(|error| about(path, error))
+    }
+
+    /// The heads in files of a whole model, all of those that its index lists.
+    fn of_part(path: &Path, part: &PartFiles) -> Result<Self, Error> {
+        let mut found = Found::default();
+        for (file, bytes) in &part.files {
+            found.add(bytes).map_err(|error| about(file, error))?;
+        }
+        let missing = |name: &&String| !found.tensors.contains_key(&name[HEADS_PREFIX.len()..]);
+        if let Some(name) = part.listed.iter().find(missing) {
+            let what = format!("tensor {} is in none of the index's files", one_line(name));
+            return Err(about(path, Error::Heads(what)));
+        }
+        found.heads().map_err(|error| about(path, error))
     }
 
     /// Reads the heads in the bytes of a safetensors file.
@@ -187,35 +218,9 @@ impl HeadsFile {
     /// # Errors
     /// [`Error::Heads`] if there are none or they are broken.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let wrong = |e: &dyn std::fmt::Display| {
-            Error::Heads(format!("no sound safetensors file: {}", one_line(&e.to_string())))
-        };
-        let header = bytes.first_chunk().map(|n| u64::from_le_bytes(*n));
-        if header.is_none_or(|n| n > HEADER_MAX) {
-            return Err(wrong(&"the header's length is missing or too large"));
-        }
-        let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(&e))?;
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(&e))?;
-        let entry = metadata.metadata().as_ref().and_then(|m| m.get(ENTRY));
-        let card = entry.map(|json| read_card(json)).transpose()?;
-        let mut tensors = BTreeMap::new();
-        let mut vocabulary = None;
-        for (name, view) in file.iter() {
-            if name == VOCABULARY {
-                vocabulary = Some(read_vocabulary(view.dtype(), view.shape(), view.data())?);
-                continue;
-            }
-            // A whole model's own weights are somebody else's to read.
-            let inner = name.strip_prefix("medusa_head.");
-            if inner.is_none() && !name.starts_with(|c: char| c.is_ascii_digit()) {
-                continue;
-            }
-            let matrix = read_matrix(name, view.dtype(), view.shape(), view.data())?;
-            if tensors.insert(inner.unwrap_or(name).to_owned(), matrix).is_some() {
-                return Err(Error::Heads(format!("tensor {} is there twice", one_line(name))));
-            }
-        }
-        Self::of_tensors(tensors, vocabulary, card)
+        let mut found = Found::default();
+        found.add(bytes)?;
+        found.heads()
     }
 
     /// Puts named tensors together to heads: names as in the layout "own" or "shared".
@@ -361,7 +366,7 @@ impl HeadsFile {
     /// The file's bytes, in our layout or, with output matrices and `layout` so, in that. The same
     /// heads give the same bytes.
     pub fn bytes(&self, layout: HeadLayout) -> Vec<u8> {
-        let prefix = if layout == HeadLayout::Whole { "medusa_head." } else { "" };
+        let prefix = if layout == HeadLayout::Whole { HEADS_PREFIX } else { "" };
         let mut tensors: Vec<(String, &'static str, Vec<usize>, &[u8])> = Vec::new();
         for (k, head) in self.heads.iter().enumerate() {
             let push = |name: String, m: &HeadMatrix, vector: bool| {
@@ -417,6 +422,61 @@ impl HeadsFile {
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let written = write_to(path, &self.bytes(HeadLayout::Shared));
         written.map_err(|source| Error::Io { path: path.to_owned(), source })
+    }
+}
+
+/// What files hold of heads.
+#[derive(Default)]
+struct Found {
+    /// By their names in the layout "own" or "shared".
+    tensors: BTreeMap<String, HeadMatrix>,
+    vocabulary: Option<Vec<u32>>,
+    card: Option<HeadsCard>,
+}
+
+impl Found {
+    /// Takes what is in the bytes of a safetensors file.
+    fn add(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let wrong = |e: &dyn std::fmt::Display| {
+            Error::Heads(format!("no sound safetensors file: {}", one_line(&e.to_string())))
+        };
+        let header = bytes.first_chunk().map(|n| u64::from_le_bytes(*n));
+        if header.is_none_or(|n| n > HEADER_MAX) {
+            return Err(wrong(&"the header's length is missing or too large"));
+        }
+        let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(&e))?;
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(&e))?;
+        if let Some(json) = metadata.metadata().as_ref().and_then(|m| m.get(ENTRY)) {
+            self.card = Some(read_card(json)?);
+        }
+        for (name, view) in file.iter() {
+            if name == VOCABULARY {
+                self.vocabulary = Some(read_vocabulary(view.dtype(), view.shape(), view.data())?);
+                continue;
+            }
+            // A whole model's own weights are somebody else's to read.
+            let inner = name.strip_prefix(HEADS_PREFIX);
+            if inner.is_none() && !name.starts_with(|c: char| c.is_ascii_digit()) {
+                continue;
+            }
+            let matrix = read_matrix(name, view.dtype(), view.shape(), view.data())?;
+            if self.tensors.insert(inner.unwrap_or(name).to_owned(), matrix).is_some() {
+                return Err(Error::Heads(format!("tensor {} is there twice", one_line(name))));
+            }
+        }
+        Ok(())
+    }
+
+    fn heads(self) -> Result<HeadsFile, Error> {
+        HeadsFile::of_tensors(self.tensors, self.vocabulary, self.card)
+    }
+}
+
+/// `error` as one about the file at `path`.
+fn about(path: &Path, error: Error) -> Error {
+    match error {
+        Error::Heads(what) => Error::File { path: path.to_owned(), what },
+        other => other,
     }
 }
 

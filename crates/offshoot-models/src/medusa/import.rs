@@ -11,12 +11,15 @@ use super::heads::{HeadMatrix, HeadsFile};
 use super::pickle::{PickledTensor, tensors};
 use crate::Error;
 
-/// Reads the heads in the torch checkpoint at `path`, or the safetensors file that it may be as well.
-/// Nothing in the checkpoint is run.
+/// Reads the heads in the torch checkpoint at `path`, or in what [`HeadsFile::open`] reads. Nothing in
+/// the checkpoint is run.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read, [`Error::File`] if it holds no heads, or anything but tensors.
 pub fn import_heads(path: &Path) -> Result<HeadsFile, Error> {
+    if path.is_dir() {
+        return HeadsFile::open(path);
+    }
     let io = |source| Error::Io { path: path.to_owned(), source };
     let file = FileMap::open(path).map_err(io)?;
     if !file.starts_with(b"PK\x03\x04") {

@@ -5,6 +5,7 @@ mod import;
 mod pickle;
 mod run;
 
+pub(crate) use heads::HEADS_PREFIX;
 pub use heads::{
     HEADS_FILE, HEADS_MAX, Head, HeadLayout, HeadMatrix, HeadsCard, HeadsFile, ResBlock,
 };

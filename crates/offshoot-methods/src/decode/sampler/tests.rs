@@ -200,7 +200,7 @@ fn a_token_exactly_on_the_bound_stays_and_the_next_goes() {
     assert_eq!(kept(SamplingOptions { top_p: 0.5, ..plain(0) }), [0, 1]);
 }
 
-/// Pearson's statistic has 5 degrees of freedom here and passes 30 once in 65,000.
+/// Pearson's statistic has 5 degrees of freedom here and passes 25.74 once in 10,000.
 #[test]
 fn frequencies_match_the_softmax() {
     let (logits, n) = ([0.3, -1.0, 1.2, 0.0, -2.5, 0.9], 40_000);
@@ -212,7 +212,7 @@ fn frequencies_match_the_softmax() {
             .zip(expected)
             .map(|(&count, p)| (count as f64 - p * n as f64).powi(2) / (p * n as f64))
             .sum();
-        assert!(chi_square < 30.0, "{chi_square} at temperature {temperature}");
+        assert!(chi_square < 25.74, "{chi_square} at temperature {temperature}");
     }
 }
 
