@@ -44,8 +44,8 @@ TOKENS = 24
 # Between them: all families; biases everywhere, on attention alone, on q, k and v alone, and nowhere;
 # heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
 # heads; rotary frequencies plain, scaled linearly, by Llama 3's rule, by LongRoPE's and by YaRN,
-# whose ramp begins and ends within a head, with magnitudes by rule and given; widths that are no
-# multiple of 32; windows in all layers and in some;
+# whose ramp begins and ends within a head, with magnitudes by rule and given, of whole heads and of
+# parts; widths that are no multiple of 32; windows in all layers and in some;
 # norms after each half of a block, capped logits, scores of a scale of their own; experts in all layers
 # and in some, whose shares sum to 1 or do not. New ones go to the end: the place of a model is its
 # seed.
@@ -195,6 +195,30 @@ MODELS = {
     "qwen3_moe_mixed_window": dict(
         like="qwen3_moe_mixed", use_sliding_window=True, sliding_window=4, norm_topk_prob=True
     ),
+    "phi3_partial": dict(
+        config=Phi3Config, hidden_size=48, intermediate_size=40, vocab_size=101,
+        num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True, sliding_window=200,
+        original_max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64,
+            "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
+        },
+    ),
+    "phi3_plain": dict(
+        config=Phi3Config, hidden_size=32, intermediate_size=56, vocab_size=100,
+        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True, sliding_window=None,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "phi3_partial_long": dict(
+        like="phi3_partial", original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 16,
+            "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
+        },
+    ),
 }  # fmt: skip
 
 CLASSES = {
@@ -292,14 +316,14 @@ def write(path, model):
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if getattr(config, "sliding_window", None):
-        writer.add_sliding_window(config.sliding_window)
-    if getattr(config, "final_logit_softcapping", None):
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if getattr(config, "sliding_window", None) or arch == "phi3":
+        writer.add_sliding_window(config.sliding_window or 0)
+    if getattr(config, "final_logit_softcapping", None):
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)

@@ -339,6 +339,7 @@ pub(crate) fn show(args: &ModelArgs) -> Result<(), Failure> {
         "heads": c.num_attention_heads,
         "kv_heads": c.num_key_value_heads,
         "head_dim": c.head_dim,
+        "rotary_dim": c.rotary_dim,
         "vocab_size": c.vocab_size,
         "context": c.max_position_embeddings,
         "tied_head": c.tie_word_embeddings,

@@ -63,11 +63,16 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<(), Failure> {
     told(&done?, &args.output, args.to, args.model.output.json, start)
 }
 
+/// Names that a note lists at most.
+const NAMES_MOST: usize = 12;
+
 /// Says which tensors were left out, if any were.
 pub(crate) fn left_out(names: &[String]) {
     if !names.is_empty() {
-        let names = names.join(", ");
-        note(format_args!("left out, as the architecture does not have them: {names}"));
+        let more = names.len().saturating_sub(NAMES_MOST);
+        let names = names[..names.len() - more].join(", ");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        note(format_args!("left out, as the architecture does not have them: {names}{more}"));
     }
 }
 

@@ -221,6 +221,7 @@ fn differing(model: &ModelConfig, written: &ModelConfig, by_rule: bool) -> Vec<&
         num_attention_heads,
         num_key_value_heads,
         head_dim,
+        rotary_dim,
         vocab_size,
         max_position_embeddings,
         rms_norm_eps,

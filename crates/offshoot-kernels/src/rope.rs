@@ -5,7 +5,7 @@ use crate::math::{power, sin_cos};
 /// Cosines and sines of one set of rotary frequencies, for as many positions as were needed so far.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    /// Angle per position, `head_dim / 2` of them, rounded to `f32` as trained models have them.
+    /// Angle per position, `rotary_dim / 2` of them, rounded to `f32` as trained models have them.
     frequencies: Vec<f32>,
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -13,16 +13,17 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Frequencies `theta^(-2 i / head_dim) / divisor(i)` for `i < head_dim / 2`; cosines and sines are
-    /// multiplied by `magnitude`, commonly 1.
+    /// Frequencies `theta^(-2 i / rotary_dim) / divisor(i)` for `i < rotary_dim / 2`, of heads whose
+    /// first `rotary_dim` elements are rotated; cosines and sines are multiplied by `magnitude`,
+    /// commonly 1.
     pub fn new(
         theta: f64,
-        head_dim: usize,
+        rotary_dim: usize,
         magnitude: f32,
         divisor: impl Fn(usize) -> f64,
     ) -> Self {
-        let frequencies = (0..head_dim / 2)
-            .map(|i| (power(theta, -((2 * i) as f64) / head_dim as f64) / divisor(i)) as f32)
+        let frequencies = (0..rotary_dim / 2)
+            .map(|i| (power(theta, -((2 * i) as f64) / rotary_dim as f64) / divisor(i)) as f32)
             .collect();
         Self { frequencies, cos: Vec::new(), sin: Vec::new(), magnitude }
     }
@@ -47,7 +48,7 @@ impl RopeTable {
         }
     }
 
-    /// Cosines and sines of `position`, `head_dim / 2` each.
+    /// Cosines and sines of `position`, `rotary_dim / 2` each.
     ///
     /// # Panics
     /// If the table was not extended beyond `position`.
@@ -62,7 +63,7 @@ impl RopeTable {
         self.magnitude
     }
 
-    /// Angle per position of each pair, `head_dim / 2` of them.
+    /// Angle per position of each pair, `rotary_dim / 2` of them.
     pub fn frequencies(&self) -> &[f32] {
         &self.frequencies
     }

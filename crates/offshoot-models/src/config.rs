@@ -16,7 +16,7 @@ pub enum Family {
     Llama,
     /// Mistral: Llama's form, with or without a window.
     Mistral,
-    /// Phi-3 and 3.5 mini: Llama's form, stored otherwise.
+    /// Phi-3 and 3.5 mini, Phi-4 mini: Llama's form, stored otherwise.
     Phi3,
     /// Qwen2 and Qwen2.5: Llama's form with biases on q, k and v.
     Qwen2,
@@ -63,7 +63,7 @@ pub enum RopeScaling {
         /// The divisor, above zero.
         factor: f64,
     },
-    /// Frequency `i` divided by `factors[i]`, `head_dim / 2` of them.
+    /// Frequency `i` divided by `factors[i]`, `rotary_dim / 2` of them.
     ///
     /// Llama 3.1's scaling comes to this: GGUF stores the factors (`rope_freqs.weight`), and
     /// `config.json`'s parameters give them by formula. So does YaRN's, by formula in both.
@@ -155,6 +155,9 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// How many elements of a head of queries and keys are rotated, the first of it: all, but for some
+    /// of Phi-3.
+    pub rotary_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Trained context length, in tokens; with YaRN at least `factor` times what it was before.
@@ -196,6 +199,7 @@ impl ModelConfig {
             ("num_attention_heads", self.num_attention_heads, 4096),
             ("num_key_value_heads", self.num_key_value_heads, 4096),
             ("head_dim", self.head_dim, 4096),
+            ("rotary_dim", self.rotary_dim, self.head_dim),
             ("vocab_size", self.vocab_size, SIZE_MAX),
             ("max_position_embeddings", self.max_position_embeddings, 1 << 28),
         ];
@@ -210,8 +214,10 @@ impl ModelConfig {
                 self.num_attention_heads, self.num_key_value_heads
             )));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(Error::Config(format!("head_dim {} is odd", self.head_dim)));
+        for (name, width) in [("head_dim", self.head_dim), ("rotary_dim", self.rotary_dim)] {
+            if !width.is_multiple_of(2) {
+                return Err(Error::Config(format!("{name} {width} is odd")));
+            }
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             return Err(Error::Config(format!(
@@ -288,11 +294,11 @@ impl ModelConfig {
 
     /// The rotary table of layers within a window, where that is another, without rows.
     pub(crate) fn local_rope_table(&self) -> Option<RopeTable> {
-        self.rope_local_base_freq.map(|base| RopeTable::new(base, self.head_dim, 1.0, |_| 1.0))
+        self.rope_local_base_freq.map(|base| RopeTable::new(base, self.rotary_dim, 1.0, |_| 1.0))
     }
 
     fn check_factors(&self, factors: &[f32]) -> Result<(), Error> {
-        let pairs = self.head_dim / 2;
+        let pairs = self.rotary_dim / 2;
         if factors.len() != pairs || !factors.iter().all(|f| f.is_finite() && *f > 0.0) {
             return Err(Error::Config(format!(
                 "rope factors: {} of them, expected {pairs} finite numbers above 0",
@@ -313,7 +319,7 @@ impl ModelConfig {
     /// The rotary tables that the numbers make, by [`RopeId`], without rows.
     pub(crate) fn rope_tables(&self) -> Vec<RopeTable> {
         let table = |divisor: &dyn Fn(usize) -> f64| {
-            RopeTable::new(self.rope_theta, self.head_dim, self.rope_magnitude, divisor)
+            RopeTable::new(self.rope_theta, self.rotary_dim, self.rope_magnitude, divisor)
         };
         match &self.rope_scaling {
             RopeScaling::None => vec![table(&|_| 1.0)],

@@ -59,23 +59,23 @@ const CLOSE: f32 = 1e-6;
 
 impl Llama3 {
     /// The published rule that gives these factors.
-    pub(crate) fn published(factors: &[f32], theta: f32, head_dim: usize) -> Option<Self> {
+    pub(crate) fn published(factors: &[f32], theta: f32, rotary_dim: usize) -> Option<Self> {
         let fits = |rule: &Self| {
-            let own = rule.factors(theta, head_dim);
+            let own = rule.factors(theta, rotary_dim);
             own.len() == factors.len()
                 && own.iter().zip(factors).all(|(own, told)| (own / told - 1.0).abs() < CLOSE)
         };
         PUBLISHED.into_iter().find(fits)
     }
 
-    /// What the frequencies of the `head_dim / 2` pairs are divided by.
+    /// What the frequencies of the `rotary_dim / 2` pairs are divided by.
     ///
     /// In single precision, in the order of llama.cpp's converter, so that a folder and the GGUF
     /// file made of it have the same factors but for the last bit of a power.
-    pub(crate) fn factors(&self, theta: f32, head_dim: usize) -> Vec<f32> {
+    pub(crate) fn factors(&self, theta: f32, rotary_dim: usize) -> Vec<f32> {
         let (low, high) = (self.low_freq_factor, self.high_freq_factor);
         let factor = |pair: usize| {
-            let exponent = (2 * pair) as f32 / head_dim as f32;
+            let exponent = (2 * pair) as f32 / rotary_dim as f32;
             let frequency = 1.0 / (f64::from(theta).powf(f64::from(exponent)) as f32);
             let wave = TAU / frequency;
             if wave < self.context / high {
@@ -87,7 +87,7 @@ impl Llama3 {
                 1.0 / ((1.0 - smooth) / self.factor + smooth)
             }
         };
-        (0..head_dim / 2).map(factor).collect()
+        (0..rotary_dim / 2).map(factor).collect()
     }
 }
 

@@ -5,8 +5,8 @@
 //! less than `beta_slow` times are stretched by `factor`, and those between lie between:
 //!
 //! ```text
-//! pair(r)   = head_dim ln(context / (2 pi r)) / (2 ln theta)       the pair that turns r times
-//! low, high = floor(pair(beta_fast)), ceil(pair(beta_slow))         cut to 0 and head_dim - 1
+//! pair(r)   = rotary_dim ln(context / (2 pi r)) / (2 ln theta)     the pair that turns r times
+//! low, high = floor(pair(beta_fast)), ceil(pair(beta_slow))         cut to 0 and rotary_dim - 1
 //! ramp_i    = (i - low) / (high - low)                              cut to 0 and 1
 //! 1 / divisor_i = ramp_i / factor + 1 - ramp_i
 //! magnitude(m) = 1 + 0.1 m ln factor
@@ -35,9 +35,9 @@ pub(crate) const BETA_FAST: f32 = 32.0;
 pub(crate) const BETA_SLOW: f32 = 1.0;
 
 impl Yarn {
-    /// What the frequencies of the `head_dim / 2` pairs are divided by.
-    pub(crate) fn factors(&self, theta: f64, head_dim: usize) -> Vec<f32> {
-        let width = head_dim as f64;
+    /// What the frequencies of the `rotary_dim / 2` pairs are divided by.
+    pub(crate) fn factors(&self, theta: f64, rotary_dim: usize) -> Vec<f32> {
+        let width = rotary_dim as f64;
         let pair = |turns: f32| {
             let waves = f64::from(self.context) / (f64::from(turns) * TAU);
             width * waves.ln() / (2.0 * theta.ln())
@@ -50,7 +50,7 @@ impl Yarn {
             let ramp = ((i as f64 - low) / span).clamp(0.0, 1.0);
             (1.0 / (ramp / f64::from(self.factor) + 1.0 - ramp)) as f32
         };
-        (0..head_dim / 2).map(factor).collect()
+        (0..rotary_dim / 2).map(factor).collect()
     }
 
     /// Tokens of context that the model is fit for with it.

@@ -108,8 +108,11 @@ fn an_adapter_gives_the_logits_of_peft_on_a_file_and_on_a_folder_on_both_executo
             let error = max_error(ours, &reference.logits);
             assert!(error < close * greatest, "{name}: {error} of {greatest}");
         }
-        // The file's factors are no rounded powers, but quotients of rounded frequencies.
-        if name != "llama_factors" {
+        if name == "llama_factors" {
+            // The file's factors are no rounded powers, but quotients of rounded frequencies.
+            let error = max_error(&from_file, &from_folder);
+            assert!(error < 1e-3 * greatest, "{name}: {error} of {greatest}");
+        } else {
             assert!(bits(&from_file) == bits(&from_folder), "{name}");
         }
     }

@@ -10,8 +10,10 @@ use offshoot_models::{
     DenseCache, DenseModel, LogitRows, NoHooks, RopeId, Segment, VariantId, chain,
 };
 
-/// Three forms; between them experts, biases everywhere, tied and untied heads, groups of heads.
-const FAMILIES: [&str; 4] = ["llama_biases", "llama_factors", "qwen2_untied", "qwen3_moe"];
+/// Four forms; between them experts, biases everywhere, tied and untied heads, groups of heads, heads of
+/// which a part is rotated.
+const FAMILIES: [&str; 5] =
+    ["llama_biases", "llama_factors", "qwen2_untied", "qwen3_moe", "phi3_partial"];
 
 fn load(name: &str, dtype: DType) -> DenseModel {
     DenseModel::load(&checkpoint(name), &Device::Cpu, dtype).unwrap()

@@ -173,6 +173,7 @@ fn further() -> Vec<(&'static str, Folder)> {
         ("phi3_short", like("phi3_short", &[("rope_scaling", own_factor)])),
         ("phi3_short", like("phi3_short", &[("sliding_window", Value::Null)])),
         ("phi3_short", like("phi3_short", &[("rope_scaling", yarn.clone())])),
+        ("phi3_plain", like("phi3_plain", &[("partial_rotary_factor", 0.5.into())])),
         ("qwen2_tied", like("qwen2_tied", &[("rope_scaling", yarn.clone())])),
         ("qwen3_yarn", like("qwen3_yarn", &[("rope_scaling", yarn)])),
         ("gemma3_linear", like("gemma3_linear", &[("layer_types", json!(local))])),

@@ -65,6 +65,7 @@ fn a_llama_file_opens_under_canonical_names() {
         num_attention_heads: HEADS,
         num_key_value_heads: KV_HEADS,
         head_dim: HEAD_DIM,
+        rotary_dim: HEAD_DIM,
         vocab_size: TOKENS.len(),
         max_position_embeddings: 64,
         rms_norm_eps: 1e-5,
@@ -184,6 +185,23 @@ fn a_phi3_file_is_read_as_the_parts_of_its_matrices() {
     half.tensors.remove("rope_factors_long.weight");
     let error = walk(&half.bytes()).unwrap_err().to_string();
     assert!(error.contains("expected both"), "{error}");
+    // Of heads of 8 the first 6 elements are rotated, by three factors. Files give no width of a head.
+    let mut part = Tiny::phi3();
+    part.set("phi3.rope.dimension_count", 6u32);
+    part.vector("rope_factors_short.weight", 3);
+    part.floats("rope_factors_long.weight", &[3], &[1.0, 2.0, 4.0]);
+    let config = open(&part).config().clone();
+    assert_eq!((config.head_dim, config.rotary_dim), (HEAD_DIM, 6));
+    for (rotary_dim, expected) in [
+        (0u32, "rotary_dim is 0, expected 1 to 8"),
+        (5, "rotary_dim 5 is odd"),
+        (8, "F32 of shape [3], expected F32 of [4]"),
+        (10, "rotary_dim is 10, expected 1 to 8"),
+    ] {
+        part.set("phi3.rope.dimension_count", rotary_dim);
+        let error = walk(&part.bytes()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
     let mut narrow = Tiny::phi3();
     narrow.matrix("blk.1.attn_qkv.weight", HEADS * HEAD_DIM, HIDDEN, BlockType::F16);
     let error = walk(&narrow.bytes()).unwrap_err().to_string();

@@ -112,7 +112,8 @@ pub struct Heads<'a> {
     pub window: Option<NonZeroUsize>,
     /// Norms of each head of queries and keys, if the model has them.
     pub norms: Option<HeadNorms<'a>>,
-    /// Cosines of each row's position, `[rows, head_dim / 2]`, by which queries and keys are rotated.
+    /// Cosines of each row's position, `[rows, rotary_dim / 2]`, by which the first `rotary_dim` elements
+    /// of each head of queries and keys are rotated; the others stay.
     pub cos: &'a [f32],
     /// Sines of each row's position.
     pub sin: &'a [f32],
@@ -248,6 +249,8 @@ struct Shape {
     head_dim: usize,
     /// Elements of a head as the cache has it: whole registers.
     stored: usize,
+    /// Cosines of a row: half the elements of a head that are rotated.
+    half: usize,
     scale: f32,
     window: usize,
 }
@@ -262,7 +265,9 @@ impl Shape {
         assert_eq!(heads.q.len(), rows * heads.heads * head_dim, "queries");
         assert_eq!(heads.k.len(), rows * kv_heads * head_dim, "keys");
         assert_eq!(heads.v.len(), heads.k.len(), "values");
-        assert_eq!(heads.cos.len(), rows * (head_dim / 2), "cosines");
+        let half = heads.cos.len() / rows.max(1);
+        assert!(heads.cos.len() == rows * half && 2 * half <= head_dim, "cosines");
+        assert!(half > 0 || rows == 0, "cosines");
         assert_eq!(heads.sin.len(), heads.cos.len(), "sines");
         if let Some(norms) = heads.norms {
             let whole = norms.query.len() == head_dim && norms.key.len() == head_dim;
@@ -278,7 +283,7 @@ impl Shape {
         }
         let (stored, scale) = (first.width(), heads.scale);
         let window = heads.window.map_or(usize::MAX, NonZeroUsize::get);
-        Some(Self { rows, kv_heads, group, head_dim, stored, scale, window })
+        Some(Self { rows, kv_heads, group, head_dim, stored, half, scale, window })
     }
 
     /// Floats of a chunk's result for one query vector: m, l, then o from the second register on.
@@ -344,8 +349,8 @@ fn enter_as<T: Element>(
     let Place { base, rows, first, stride, start } = place;
     let (k, v) = (Disjoint::new(k), Disjoint::new(v));
     let (queries, keys) = (Disjoint::new(queries), Disjoint::new(keys));
-    let Shape { kv_heads, group, head_dim, stored, .. } = shape;
-    let (isa, half) = (cpu.isa(), head_dim / 2);
+    let Shape { kv_heads, group, head_dim, stored, half, .. } = shape;
+    let isa = cpu.isa();
     // A unit is one head and the rows in one block of positions: it alone writes the block's lines.
     let first_block = base / KEYS;
     let blocks = (base + rows).div_ceil(KEYS) - first_block;
@@ -365,7 +370,7 @@ fn enter_as<T: Element>(
                 Some(norms) => rms_norm(isa, of_head, norms.key, norms.eps, key),
                 None => key.copy_from_slice(of_head),
             }
-            rotate(isa, key, turn.0, turn.1);
+            rotate(isa, &mut key[..2 * half], turn.0, turn.1);
             let value = &heads.v[from..from + head_dim];
             let slot = position % KEYS;
             for at in (0..head_dim).step_by(KEYS) {
@@ -388,7 +393,7 @@ fn enter_as<T: Element>(
                     Some(norms) => rms_norm(isa, from, norms.query, norms.eps, key),
                     None => key.copy_from_slice(from),
                 }
-                rotate(isa, key, turn.0, turn.1);
+                rotate(isa, &mut key[..2 * half], turn.0, turn.1);
                 let vector = kv_head * all + vectors[row] + j;
                 let at = vector / BATCH * BATCH * stored + vector % BATCH;
                 for d in 0..stored {

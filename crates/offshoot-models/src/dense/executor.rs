@@ -79,7 +79,7 @@ impl DenseModel {
 struct Rows {
     /// `[rows]`
     tokens: Tensor,
-    /// Cosines and sines of the rotary angles, `[rows, head_dim / 2]` each.
+    /// Cosines and sines of the rotary angles, `[rows, rotary_dim / 2]` each.
     cos: Tensor,
     sin: Tensor,
     /// The same by the model's local frequencies, where it has them.

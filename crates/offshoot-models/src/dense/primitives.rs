@@ -67,8 +67,8 @@ pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
     powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
 }
 
-/// Rotates the pairs `(i, i + d / 2)` of every head by the angles whose cosines and sines are given,
-/// `[n, d / 2]`; `x_nhd`.
+/// Rotates the pairs `(i, i + r / 2)` of the first `r` elements of every head by the angles whose cosines
+/// and sines are given, `[n, r / 2]`; `x_nhd`.
 pub(super) fn rotate(x_nhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     match with_gradients(&[x_nhd]) && ops::suits(&[x_nhd, cos, sin]) {
         true => ops::rope(x_nhd, cos, sin),
@@ -78,12 +78,15 @@ pub(super) fn rotate(x_nhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tenso
 
 /// The same of the tensor library's operations.
 pub(super) fn rotate_composed(x_nhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x_nhd.dim(D::Minus1)? / 2;
+    let (half, width) = (cos.dim(D::Minus1)?, x_nhd.dim(D::Minus1)?);
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
     let (a, b) = (x_nhd.narrow(2, 0, half)?, x_nhd.narrow(2, half, half)?);
     let turned_a = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let turned_b = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[turned_a, turned_b], 2)
+    match width - 2 * half {
+        0 => Tensor::cat(&[turned_a, turned_b], 2),
+        rest => Tensor::cat(&[turned_a, turned_b, x_nhd.narrow(2, 2 * half, rest)?], 2),
+    }
 }
 
 /// `softmax(q k^T * scale + mask) v`: `q_nhd`, `k_ctd`, `v_ctd`, `mask_nt`, result `[n, h * d]`. Head

@@ -13,6 +13,8 @@
 //! logits = W_head rms_norm(h)
 //! ```
 //!
+//! Phi-4 mini rotates the first `rotary_dim` elements of a head of q and k and leaves the others.
+//!
 //! The parts are matrices of their own here, under the names that other families give them, so that
 //! whoever adds to one adds to that one. Which of LongRoPE's two sets of frequencies a text is read by
 //! is chosen once for a session, by how long it may get (as llama.cpp does; transformers changes over

@@ -180,6 +180,7 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
     let hidden_size = required_size(gguf, family, "embedding_length")?;
     let heads = required_size(gguf, family, "attention.head_count")?;
     let head_dim = head_dim(gguf, family, hidden_size, heads)?;
+    let rotary_dim = rotary_dim(gguf, family, head_dim)?;
     let eps = format!("{arch}.attention.layer_norm_rms_epsilon");
     let block_has = |suffixes: &[&str]| {
         suffixes.iter().any(|suffix| {
@@ -203,6 +204,7 @@ fn config(gguf: &Gguf<'_>, family: Family) -> Result<ModelConfig, Error> {
         num_attention_heads: heads,
         num_key_value_heads: size(gguf, family, "attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
+        rotary_dim,
         // Not `{arch}.vocab_size`: the embedding is what ids index, and files differ from it.
         vocab_size: embedding_rows(gguf)?,
         max_position_embeddings: required_size(gguf, family, "context_length")?,
@@ -258,7 +260,7 @@ pub(super) fn score_scalar(
     }
 }
 
-/// The width of a head, equal for queries, keys and values and rotated whole.
+/// The width of a head, equal for queries, keys and values.
 fn head_dim(
     gguf: &Gguf<'_>,
     family: Family,
@@ -275,15 +277,29 @@ fn head_dim(
             )));
         }
     };
-    for key in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(other) = size(gguf, family, key)?.filter(|other| *other != head_dim) {
-            return Err(malformed(format_args!(
-                "key \"{}.{key}\": {other}, expected the width of a head, {head_dim}",
-                arch(family)
-            )));
+    match size(gguf, family, "attention.value_length")? {
+        Some(other) if other != head_dim => {
+            Err(not_of_a_head(family, "attention.value_length", other, head_dim))
         }
+        _ => Ok(head_dim),
     }
-    Ok(head_dim)
+}
+
+/// How many elements of a head are rotated: all, unless a file of Phi-3 says otherwise.
+fn rotary_dim(gguf: &Gguf<'_>, family: Family, head_dim: usize) -> Result<usize, Error> {
+    let key = "rope.dimension_count";
+    match size(gguf, family, key)? {
+        Some(part) if family == Family::Phi3 => Ok(part),
+        Some(other) if other != head_dim => Err(not_of_a_head(family, key, other, head_dim)),
+        _ => Ok(head_dim),
+    }
+}
+
+fn not_of_a_head(family: Family, key: &str, found: usize, head_dim: usize) -> Error {
+    malformed(format_args!(
+        "key \"{}.{key}\": {found}, expected the width of a head, {head_dim}",
+        arch(family)
+    ))
 }
 
 fn embedding_rows(gguf: &Gguf<'_>) -> Result<usize, Error> {
@@ -511,4 +527,18 @@ fn expert_parts(hidden: usize, experts: &Experts) -> Vec<Part> {
         }));
     }
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_of_gemma_27b_have_the_scale_of_its_width_and_others_that_of_a_head() {
+        // As `config.json` of the published models of 27, 12 and 4 billion weights has it.
+        assert_eq!(score_scalar(Family::Gemma3, 5376, 32, 128, 62), 168.0);
+        assert_eq!(score_scalar(Family::Gemma3, 3840, 16, 256, 48), 256.0);
+        assert_eq!(score_scalar(Family::Gemma3, 2560, 8, 256, 34), 256.0);
+        assert_eq!(score_scalar(Family::Llama, 5376, 32, 128, 62), 128.0);
+    }
 }

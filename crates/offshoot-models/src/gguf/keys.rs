@@ -57,7 +57,7 @@ pub(super) fn write(
         ("attention.head_count_kv", c.num_key_value_heads),
         ("attention.key_length", c.head_dim),
         ("attention.value_length", c.head_dim),
-        ("rope.dimension_count", c.head_dim),
+        ("rope.dimension_count", c.rotary_dim),
         ("vocab_size", c.vocab_size),
     ];
     for (key, value) in sizes.into_iter().chain(experts) {

@@ -19,11 +19,11 @@ pub(super) fn scaling(
     arch: &str,
     config: &ModelConfig,
 ) -> Result<Stretching, Error> {
-    let ModelConfig { head_dim, .. } = *config;
+    let ModelConfig { rotary_dim, .. } = *config;
     let type_key = format!("{arch}.rope.scaling.type");
-    let factors = read_factors(gguf, "rope_freqs.weight", head_dim)?;
+    let factors = read_factors(gguf, "rope_freqs.weight", rotary_dim)?;
     let [_, short, long] = TENSORS;
-    match (read_factors(gguf, short, head_dim)?, read_factors(gguf, long, head_dim)?) {
+    match (read_factors(gguf, short, rotary_dim)?, read_factors(gguf, long, rotary_dim)?) {
         (None, None) => {}
         (Some(short), Some(long)) if arch == "phi3" => return self::long(gguf, arch, short, long),
         _ => {
@@ -63,11 +63,11 @@ pub(super) fn scaling(
 /// Frequencies divided by `factors`. Those of a published rule are the rule's own, as a folder has them:
 /// whoever wrote the file rounded them in their own way.
 fn by_factors(factors: Vec<f32>, config: &ModelConfig) -> Stretching {
-    let ModelConfig { rope_theta: theta, head_dim, .. } = *config;
-    match Llama3::published(&factors, theta as f32, head_dim) {
+    let ModelConfig { rope_theta: theta, rotary_dim, .. } = *config;
+    match Llama3::published(&factors, theta as f32, rotary_dim) {
         Some(rule) => Stretching {
             rule: Some(RopeRule::Llama3(rule)),
-            ..Stretching::plain(RopeScaling::Factors(rule.factors(theta as f32, head_dim)))
+            ..Stretching::plain(RopeScaling::Factors(rule.factors(theta as f32, rotary_dim)))
         },
         None => Stretching::plain(RopeScaling::Factors(factors)),
     }
@@ -85,7 +85,7 @@ fn unnamed_factor(gguf: &Gguf<'_>, arch: &str) -> Result<Option<f64>, Error> {
 }
 
 fn yarn(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Result<Stretching, Error> {
-    let ModelConfig { rope_theta: theta, head_dim, max_position_embeddings, .. } = *config;
+    let ModelConfig { rope_theta: theta, rotary_dim, max_position_embeddings, .. } = *config;
     let read = |key: &str, absent: Option<f32>| {
         let key = format!("{arch}.rope.scaling.{key}");
         let value = match gguf.get(&key).and_then(|value| value.as_integer()) {
@@ -117,7 +117,7 @@ fn yarn(gguf: &Gguf<'_>, arch: &str, config: &ModelConfig) -> Result<Stretching,
     // llama.cpp's converter writes config.json's `attention_factor`, which replaces the rule's.
     let magnitude = read("yarn_attn_factor", Some(rule.magnitude()))?;
     let magnitude = read("attn_factor", Some(1.0))? * magnitude;
-    let scaling = RopeScaling::Factors(rule.factors(theta, head_dim));
+    let scaling = RopeScaling::Factors(rule.factors(theta, rotary_dim));
     Ok(Stretching { scaling, magnitude, rule: Some(RopeRule::Yarn(rule)), reach: rule.reach() })
 }
 
@@ -139,14 +139,14 @@ fn long(gguf: &Gguf<'_>, arch: &str, short: Vec<f32>, long: Vec<f32>) -> Result<
 }
 
 /// The divisors in a tensor of the file, if it has that.
-fn read_factors(gguf: &Gguf<'_>, name: &str, head_dim: usize) -> Result<Option<Vec<f32>>, Error> {
+fn read_factors(gguf: &Gguf<'_>, name: &str, rotary_dim: usize) -> Result<Option<Vec<f32>>, Error> {
     let Some(tensor) = gguf.tensor(name) else { return Ok(None) };
-    if tensor.block != BlockType::F32 || tensor.shape != [head_dim / 2] {
+    if tensor.block != BlockType::F32 || tensor.shape != [rotary_dim / 2] {
         return Err(malformed(format_args!(
             "tensor {name:?}: {} of shape {:?}, expected F32 of [{}]",
             tensor.block,
             tensor.shape,
-            head_dim / 2
+            rotary_dim / 2
         )));
     }
     let values = gguf.data(tensor).chunks_exact(4);

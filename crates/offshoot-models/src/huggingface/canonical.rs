@@ -23,6 +23,9 @@ pub(super) fn map(
     if config.family == Family::Phi3 {
         part_fused(config, &mut stored);
     }
+    if config.family == Family::Gemma3 {
+        take_out_text_model(&mut stored);
+    }
     experts::part_fused(config, &mut stored);
     check_experts(config, &stored, parts)?;
     let mut tensors = BTreeMap::new();
@@ -166,6 +169,25 @@ fn part_fused(config: &ModelConfig, stored: &mut BTreeMap<String, Stored>) {
     }
 }
 
+/// Gives the tensors of the text model that stands beside a vision tower the names that they have
+/// without one; published files call it `language_model`, newer ones `model.language_model`.
+fn take_out_text_model(stored: &mut BTreeMap<String, Stored>) {
+    let alone = |name: &str| {
+        let inner = name.strip_prefix("model.language_model.").map(|name| format!("model.{name}"));
+        inner.or_else(|| name.strip_prefix("language_model.").map(str::to_owned))
+    };
+    let names: Vec<_> =
+        stored.keys().filter_map(|name| Some((name.clone(), alone(name)?))).collect();
+    for (name, alone) in names {
+        // One that is there twice is then one that the model does not know.
+        if !stored.contains_key(&alone)
+            && let Some(tensor) = stored.remove(&name)
+        {
+            stored.insert(alone, tensor);
+        }
+    }
+}
+
 /// All names that the architecture asks for, with shapes.
 fn wanted(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let (_, blueprint) = Architecture::new(config);
@@ -180,10 +202,15 @@ fn wanted(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     wanted
 }
 
-/// Whether transformers passes over a tensor, too: the copy of a tied output head, rotary
-/// frequencies, which older versions wrote and which `config.json` gives, and draft heads, which are
-/// read by `medusa/heads.rs`.
+/// Whether a tensor says nothing of texts, or transformers passes over it, too: the copy of a tied output
+/// head, rotary frequencies, which older versions wrote and which `config.json` gives, and draft heads,
+/// which are read by `medusa/heads.rs`.
 fn is_idle(config: &ModelConfig, name: &str) -> bool {
+    let vision = ["vision_tower.", "multi_modal_projector."];
+    let of_whole = name.strip_prefix("model.").unwrap_or(name);
+    if config.family == Family::Gemma3 && vision.iter().any(|part| of_whole.starts_with(part)) {
+        return true;
+    }
     name.ends_with(".self_attn.rotary_emb.inv_freq")
         || name.starts_with(HEADS_PREFIX)
         || (config.tie_word_embeddings && name == "lm_head.weight")

@@ -1,6 +1,6 @@
 //! `config.json` into a [`ModelConfig`].
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::fields::Fields;
 use super::{CONFIG, experts, not_json, rope, windows, wrong};
@@ -73,6 +73,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
         return Err(wrong(CONFIG, format_args!("more than {BYTES_MAX} bytes")));
     }
     let value: Value = serde_json::from_slice(bytes).map_err(|e| not_json(CONFIG, &e))?;
+    let value = text_model(value);
     let fields = Fields::whole(CONFIG, &value)?;
     let family = family(fields)?;
     refuse(fields, family)?;
@@ -94,6 +95,35 @@ pub(super) fn read(bytes: &[u8]) -> Result<Told, Error> {
         rope_rule: stretching.rule,
         config,
     })
+}
+
+/// The class of a Gemma 3 that has a vision tower beside the text model.
+const WITH_VISION: &str = "Gemma3ForConditionalGeneration";
+
+/// The file of a Gemma 3 with a vision tower as one of its text model alone; any other as it is.
+pub(super) fn text_model(mut file: Value) -> Value {
+    let is_it = file["architectures"] == json!([WITH_VISION]) && file["text_config"].is_object();
+    let (true, Some(map)) = (is_it, file.as_object_mut()) else { return file };
+    map.remove("vision_config");
+    map.remove("model_type");
+    // What transformers' Gemma3TextConfig has where a file says nothing, as those of 4 billion weights.
+    let mut fields = json!({
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+    });
+    let text = map.remove("text_config").unwrap_or_default();
+    for (name, value) in
+        [std::mem::take(map).into(), text].iter().flat_map(Value::as_object).flatten()
+    {
+        // The ends of answers are those of the whole.
+        if !(name.ends_with("_token_id") && fields.get(name).is_some_and(|id| !id.is_null())) {
+            fields[name] = value.clone();
+        }
+    }
+    fields["architectures"] = json!([class(Family::Gemma3)]);
+    fields
 }
 
 /// A check's error, which begins with the field, as one about this file.
@@ -228,6 +258,7 @@ fn sizes(fields: Fields<'_>, family: Family) -> Result<ModelConfig, Error> {
             _ => heads,
         }),
         head_dim,
+        rotary_dim: rope::rotary_dim(fields, family, head_dim)?,
         vocab_size: fields.required_size("vocab_size")?,
         max_position_embeddings: fields.required_size("max_position_embeddings")?,
         rms_norm_eps: fields.required_number("rms_norm_eps")? as f32,

@@ -106,15 +106,39 @@ pub(super) fn theta(fields: Fields<'_>, family: Family) -> Result<f64, Error> {
     Ok(f64::from(theta as f32))
 }
 
+/// How many elements of a head are rotated, the first of it.
+pub(super) fn rotary_dim(
+    fields: Fields<'_>,
+    family: Family,
+    head_dim: usize,
+) -> Result<usize, Error> {
+    let name = "partial_rotary_factor";
+    let mut told = None;
+    for fields in [Some(fields), parameters(fields, family)?].into_iter().flatten() {
+        let Some(part) = fields.number(name)? else { continue };
+        let refused = |what: String| Err(fields.error(name, what));
+        if let Some((other, _)) = told.filter(|(other, _)| *other != part) {
+            return refused(format!("{part}, but {name} is {other}"));
+        }
+        // The product is cut off, as transformers does.
+        let rotary_dim = if part == 1.0 { head_dim } else { (head_dim as f64 * part) as usize };
+        if part != 1.0 && family != Family::Phi3 {
+            // transformers' code of the other families turns a head whole.
+            return refused(format!("{part} is not supported of this model, only 1"));
+        }
+        if part > 1.0 || part != 1.0 && (rotary_dim == 0 || !rotary_dim.is_multiple_of(2)) {
+            return refused(format!(
+                "{part} of a head of {head_dim}, expected an even number of elements of it"
+            ));
+        }
+        told = Some((part, rotary_dim));
+    }
+    Ok(told.map_or(head_dim, |(_, rotary_dim)| rotary_dim))
+}
+
 /// The stretching of the frequencies of a model whose sizes are sound.
 pub(super) fn scaling(fields: Fields<'_>, config: &ModelConfig) -> Result<Stretching, Error> {
-    let (family, theta, head_dim) = (config.family, config.rope_theta, config.head_dim);
-    for fields in [Some(fields), parameters(fields, family)?].into_iter().flatten() {
-        let name = "partial_rotary_factor";
-        if let Some(part) = fields.number(name)?.filter(|part| *part != 1.0) {
-            return Err(fields.error(name, format_args!("{part} is not supported, only 1")));
-        }
-    }
+    let (family, theta, rotary_dim) = (config.family, config.rope_theta, config.rotary_dim);
     let unscaled = Stretching::plain(RopeScaling::None);
     let Some(parameters) = parameters(fields, family)? else { return Ok(unscaled) };
     let (new, old) = (parameters.text("rope_type")?, parameters.text("type")?);
@@ -136,13 +160,13 @@ pub(super) fn scaling(fields: Fields<'_>, config: &ModelConfig) -> Result<Stretc
             let rule = llama3(fields, parameters)?;
             Ok(Stretching {
                 rule: Some(RopeRule::Llama3(rule)),
-                ..Stretching::plain(RopeScaling::Factors(rule.factors(theta as f32, head_dim)))
+                ..Stretching::plain(RopeScaling::Factors(rule.factors(theta as f32, rotary_dim)))
             })
         }
         Some("yarn") => {
             let yarn = yarn(fields, parameters)?;
             let magnitude = yarn_magnitude(parameters, &yarn)?;
-            let scaling = RopeScaling::Factors(yarn.factors(theta, head_dim));
+            let scaling = RopeScaling::Factors(yarn.factors(theta, rotary_dim));
             let reach = yarn.reach();
             Ok(Stretching { scaling, magnitude, rule: Some(RopeRule::Yarn(yarn)), reach })
         }
@@ -192,8 +216,8 @@ fn long(
 ) -> Result<Stretching, Error> {
     let read = |name: &str| {
         let list = parameters.list(name)?.ok_or_else(|| parameters.missing(name))?;
-        if list.len() != config.head_dim / 2 {
-            let what = format!("{} of them, expected {}", list.len(), config.head_dim / 2);
+        if list.len() != config.rotary_dim / 2 {
+            let what = format!("{} of them, expected {}", list.len(), config.rotary_dim / 2);
             return Err(parameters.error(name, what));
         }
         let number = |value: &Value| {

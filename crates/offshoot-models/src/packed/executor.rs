@@ -67,7 +67,7 @@ struct Turns {
 
 impl Turns {
     fn new(config: &ModelConfig) -> Self {
-        let half = config.head_dim / 2;
+        let half = config.rotary_dim / 2;
         Self { cos: Rows::new(half), sin: Rows::new(half) }
     }
 

@@ -367,6 +367,9 @@ fn config(c: &ModelConfig) -> Value {
         "torch_dtype": "float16",
         "transformers_version": "4.57.1",
     });
+    if c.rotary_dim != c.head_dim {
+        config["partial_rotary_factor"] = (c.rotary_dim as f64 / c.head_dim as f64).into();
+    }
     if let Some(experts) = &c.experts {
         let dense = experts.layers.iter().enumerate().filter(|(_, has)| !**has);
         config["num_experts"] = experts.num_experts.into();

@@ -18,7 +18,7 @@ mod steps;
 pub(crate) use steps::packed_step;
 
 /// The models, which between them have every branch that an architecture has.
-pub(crate) const MODELS: [&str; 13] = [
+pub(crate) const MODELS: [&str; 15] = [
     "llama_biases",
     "llama_linear",
     "llama_factors",
@@ -32,6 +32,8 @@ pub(crate) const MODELS: [&str; 13] = [
     "qwen3_moe",
     "qwen3_moe_mixed",
     "gemma3_biases",
+    "phi3_partial",
+    "phi3_plain",
 ];
 
 /// A text of one model and what transformers makes of it.

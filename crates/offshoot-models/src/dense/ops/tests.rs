@@ -104,6 +104,14 @@ fn norms_have_the_slopes_of_their_values_and_the_numbers_of_the_library() {
 #[test]
 fn rotations_have_the_slopes_of_their_values_and_the_numbers_of_the_library() {
     let angles = numbers(&[35, 4], 3);
+    // Whole heads, and the first eight elements of each.
+    for width in [8, 11] {
+        rotation_of_heads(width, &angles);
+    }
+}
+
+/// Checks the rotation of heads of this width by these angles.
+fn rotation_of_heads(width: usize, angles: &Tensor) {
     let table = |x: &Tensor| {
         let of = |table: Tensor| table.to_dtype(x.dtype());
         Ok::<_, candle_core::Error>((of(angles.cos()?)?, of(angles.sin()?)?))
@@ -117,9 +125,10 @@ fn rotations_have_the_slopes_of_their_values_and_the_numbers_of_the_library() {
         let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
         let (a, b) = (x[0].narrow(2, 0, 4)?, x[0].narrow(2, 4, 4)?);
         let left = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        Tensor::cat(&[left, (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?], 2)
+        let right = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        Tensor::cat(&[left, right, x[0].narrow(2, 8, width - 8)?], 2)
     };
-    check("rope", &ours, &composed, &[numbers(&[35, 3, 8], 4)]);
+    check("rope", &ours, &composed, &[numbers(&[35, 3, width], 4)]);
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(super) struct TrainRun<'a> {
     lengths: Vec<usize>,
     /// `[rows]`
     tokens: Tensor,
-    /// Cosines and sines of the rotary angles, `[rows, head_dim / 2]`.
+    /// Cosines and sines of the rotary angles, `[rows, rotary_dim / 2]`.
     rotations: (Tensor, Tensor),
     /// The same by the model's local frequencies, where it has them.
     local: Option<(Tensor, Tensor)>,

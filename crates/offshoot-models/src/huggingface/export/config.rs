@@ -4,7 +4,7 @@
 use offshoot_kernels::BlockType;
 use serde_json::{Map, Value, json};
 
-use super::super::config::class;
+use super::super::config::{class, text_model};
 use super::super::rope::long_magnitude;
 use super::super::{CONFIG, not_json, wrong};
 use crate::{Checkpoint, Error, Family, ModelConfig, RopeRule, RopeScaling};
@@ -20,7 +20,9 @@ fn type_name(floats: BlockType) -> &'static str {
 
 /// The file `own` with another type of weights.
 pub(super) fn with_type(own: &[u8], floats: BlockType) -> Result<Value, Error> {
-    let mut value: Value = serde_json::from_slice(own).map_err(|e| not_json(CONFIG, &e))?;
+    let value = serde_json::from_slice(own).map_err(|e| not_json(CONFIG, &e))?;
+    // Of a model with a vision tower, that is left out.
+    let mut value = text_model(value);
     let map = value.as_object_mut().ok_or_else(|| wrong(CONFIG, "expected a JSON object"))?;
     // The name since transformers 5, and the one before.
     let name = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
@@ -31,6 +33,13 @@ pub(super) fn with_type(own: &[u8], floats: BlockType) -> Result<Value, Error> {
 /// A number in single precision as the shortest text that means it.
 fn short(number: f32) -> Value {
     number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
+/// The part of a head that is rotated, such that transformers, which cuts the product with the width
+/// off, comes to `rotary_dim`.
+fn rotary_factor(rotary_dim: usize, head_dim: usize) -> f64 {
+    let part = rotary_dim as f64 / head_dim as f64;
+    if (head_dim as f64 * part) as usize == rotary_dim { part } else { part.next_up() }
 }
 
 /// The file of a model that has none.
@@ -66,6 +75,9 @@ pub(super) fn made(checkpoint: &Checkpoint, floats: BlockType) -> Result<Value, 
     }
     if c.family == Family::Llama {
         set("mlp_bias", c.mlp_bias.into());
+    }
+    if c.rotary_dim != c.head_dim {
+        set("partial_rotary_factor", rotary_factor(c.rotary_dim, c.head_dim).into());
     }
     if gemma {
         set(
@@ -180,5 +192,24 @@ fn ids(checkpoint: &Checkpoint, set: &mut dyn FnMut(&str, Value)) {
     for (name, id) in all {
         // Left out, some families have one.
         set(name, id.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_head_comes_to_the_same_number_of_elements_again() {
+        let mut rounded_down = 0;
+        for head_dim in (2..600).step_by(2) {
+            for rotary_dim in (2..=head_dim).step_by(2) {
+                let part = rotary_factor(rotary_dim, head_dim);
+                assert_eq!((head_dim as f64 * part) as usize, rotary_dim, "{part} of {head_dim}");
+                let quotient = rotary_dim as f64 / head_dim as f64;
+                rounded_down += usize::from(part != quotient);
+            }
+        }
+        assert!(rounded_down > 0);
     }
 }
