@@ -178,6 +178,7 @@ fn further() -> Vec<(&'static str, Folder)> {
         ("qwen3_yarn", like("qwen3_yarn", &[("rope_scaling", yarn)])),
         ("gemma3_linear", like("gemma3_linear", &[("layer_types", json!(local))])),
         ("gemma3_linear", like("gemma3_linear", &[("final_logit_softcapping", Value::Null)])),
+        ("gemma3_linear", folder("gemma3_linear").beside_vision("language_model.model.", "")),
     ]
 }
 

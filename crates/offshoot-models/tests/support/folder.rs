@@ -53,6 +53,29 @@ impl Folder {
         Self { config: config(checkpoint.config()), tensors, files: BTreeMap::new() }
     }
 
+    /// Gemma's text model as published files have it beside a vision tower: `text` for the `model.` of
+    /// its names, `vision` before those of the tower.
+    pub(crate) fn beside_vision(&self, text: &str, vision: &str) -> Self {
+        let renamed = |name: &String| name.replacen("model.", text, 1);
+        let mut tensors: BTreeMap<String, Stored> =
+            self.tensors.iter().map(|(name, tensor)| (renamed(name), tensor.clone())).collect();
+        for name in ["multi_modal_projector.mm_soft_emb_norm.weight", "vision_tower.post.bias"] {
+            tensors.insert(format!("{vision}{name}"), self.tensors["model.norm.weight"].clone());
+        }
+        let mut config = json!({
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "model_type": "gemma3",
+            "text_config": self.config,
+            "vision_config": { "hidden_size": 8, "num_hidden_layers": 1 },
+            "mm_tokens_per_image": 4,
+        });
+        let of_text = config["text_config"].as_object_mut().unwrap();
+        of_text.remove("architectures");
+        let version = of_text.remove("transformers_version");
+        config["transformers_version"] = version.into();
+        Self { config, tensors, files: self.files.clone() }
+    }
+
     /// Sets a field of `config.json`.
     pub(crate) fn set(&mut self, name: &str, value: impl Into<Value>) {
         self.config[name] = value.into();

@@ -204,6 +204,10 @@ pub(crate) fn sound() -> Vec<(&'static str, Sections)> {
         ("sound-gemma3", of_family("gemma3").sections()),
         ("sound-mistral", of_family("mistral").sections()),
         ("sound-phi3", of_family("phi3").sections()),
+        (
+            "sound-gemma3-vision",
+            of_family("gemma3").beside_vision("model.language_model.", "model.").sections(),
+        ),
         ("sound-qwen3", of_family("qwen3").sections()),
         ("sound-pieces", smallest_of_pieces().sections()),
         ("sound-llama", llama.sections()),
@@ -312,6 +316,12 @@ fn families() -> Vec<Case> {
         folder.tensors.remove(&format!("model.layers.0.{part}.weight"));
         folder.sections()
     };
+    let vision = json!(["Gemma3ForConditionalGeneration"]);
+    let beside_vision = |field: &[&str], value: Value| {
+        let mut folder = of_family("gemma3").beside_vision("language_model.model.", "");
+        *field.iter().fold(&mut folder.config, |inner, name| &mut inner[*name]) = value;
+        folder.sections()
+    };
     let long = |short: Value, long: Value| json!({ "type": "longrope", "short_factor": short, "long_factor": long });
     let many: Vec<f32> = vec![1.0; 1_000_000];
     let window = "sliding_window: ";
@@ -354,6 +364,16 @@ fn families() -> Vec<Case> {
         ("phi3-trained-1", set("phi3", "original_max_position_embeddings", 1.into()), "magnitude"),
         ("phi3-trained-0", set("phi3", "original_max_position_embeddings", 0.into()), "original_"),
         ("phi3-partial", set("phi3", "partial_rotary_factor", 0.75.into()), "partial_rotary_fact"),
+        ("phi3-partial-0", set("phi3", "partial_rotary_factor", json!(1e-300)), "partial_rotary_f"),
+        ("phi3-partial-less", set("phi3", "partial_rotary_factor", json!(-0.5)), "partial_rotary_"),
+        ("phi3-partial-big", set("phi3", "partial_rotary_factor", json!(1e300)), "partial_rotary_"),
+        ("gemma3-vision-bare", set("gemma3", "architectures", vision), "architectures: "),
+        ("gemma3-vision-list", beside_vision(&["text_config"], json!([])), "architectures: "),
+        (
+            "gemma3-vision-0",
+            beside_vision(&["text_config", "hidden_size"], 0.into()),
+            "hidden_size",
+        ),
         ("phi3-no-qkv", without("phi3", "self_attn.qkv_proj"), "q_proj.weight\": missing"),
         ("qwen3-no-k-norm", without("qwen3", "self_attn.k_norm"), "k_norm.weight\": missing"),
         ("qwen3-head-odd", set("qwen3", "head_dim", 3.into()), "head_dim 3 is odd"),
