@@ -13,9 +13,9 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Frequencies `theta^(-2 i / rotary_dim) / divisor(i)` for `i < rotary_dim / 2`, of heads whose
-    /// first `rotary_dim` elements are rotated; cosines and sines are multiplied by `magnitude`,
-    /// commonly 1.
+    /// Frequencies `theta^(-2 i / rotary_dim) / divisor(i)` for `i < rotary_dim / 2`, of heads
+    /// whose first `rotary_dim` elements are rotated; cosines and sines are multiplied by
+    /// `magnitude`, commonly 1.
     pub fn new(
         theta: f64,
         rotary_dim: usize,

@@ -155,8 +155,8 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// How many elements of a head of queries and keys are rotated, the first of it: all, but for some
-    /// of Phi-3.
+    /// How many elements of a head of queries and keys are rotated, the first of it: all, but for
+    /// some of Phi-3.
     pub rotary_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,

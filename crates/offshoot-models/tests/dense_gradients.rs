@@ -10,8 +10,8 @@ use offshoot_models::{
     DenseCache, DenseModel, LogitRows, NoHooks, RopeId, Segment, VariantId, chain,
 };
 
-/// Four forms; between them experts, biases everywhere, tied and untied heads, groups of heads, heads of
-/// which a part is rotated.
+/// Four forms; between them experts, biases everywhere, tied and untied heads, groups of heads,
+/// heads of which a part is rotated.
 const FAMILIES: [&str; 5] =
     ["llama_biases", "llama_factors", "qwen2_untied", "qwen3_moe", "phi3_partial"];
 

@@ -185,7 +185,8 @@ fn a_phi3_file_is_read_as_the_parts_of_its_matrices() {
     half.tensors.remove("rope_factors_long.weight");
     let error = walk(&half.bytes()).unwrap_err().to_string();
     assert!(error.contains("expected both"), "{error}");
-    // Of heads of 8 the first 6 elements are rotated, by three factors. Files give no width of a head.
+    // Of heads of 8 the first 6 elements are rotated, by three factors. Files give no width of a
+    // head.
     let mut part = Tiny::phi3();
     part.set("phi3.rope.dimension_count", 6u32);
     part.vector("rope_factors_short.weight", 3);

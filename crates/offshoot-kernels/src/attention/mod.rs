@@ -112,8 +112,8 @@ pub struct Heads<'a> {
     pub window: Option<NonZeroUsize>,
     /// Norms of each head of queries and keys, if the model has them.
     pub norms: Option<HeadNorms<'a>>,
-    /// Cosines of each row's position, `[rows, rotary_dim / 2]`, by which the first `rotary_dim` elements
-    /// of each head of queries and keys are rotated; the others stay.
+    /// Cosines of each row's position, `[rows, rotary_dim / 2]`, by which the first `rotary_dim`
+    /// elements of each head of queries and keys are rotated; the others stay.
     pub cos: &'a [f32],
     /// Sines of each row's position.
     pub sin: &'a [f32],

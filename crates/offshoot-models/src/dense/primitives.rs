@@ -67,8 +67,8 @@ pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
     powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
 }
 
-/// Rotates the pairs `(i, i + r / 2)` of the first `r` elements of every head by the angles whose cosines
-/// and sines are given, `[n, r / 2]`; `x_nhd`.
+/// Rotates the pairs `(i, i + r / 2)` of the first `r` elements of every head by the angles whose
+/// cosines and sines are given, `[n, r / 2]`; `x_nhd`.
 pub(super) fn rotate(x_nhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     match with_gradients(&[x_nhd]) && ops::suits(&[x_nhd, cos, sin]) {
         true => ops::rope(x_nhd, cos, sin),

@@ -202,9 +202,9 @@ fn wanted(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     wanted
 }
 
-/// Whether a tensor says nothing of texts, or transformers passes over it, too: the copy of a tied output
-/// head, rotary frequencies, which older versions wrote and which `config.json` gives, and draft heads,
-/// which are read by `medusa/heads.rs`.
+/// Whether a tensor says nothing of texts, or transformers passes over it, too: the copy of a tied
+/// output head, rotary frequencies, which older versions wrote and which `config.json` gives, and draft
+/// heads, which are read by `medusa/heads.rs`.
 fn is_idle(config: &ModelConfig, name: &str) -> bool {
     let vision = ["vision_tower.", "multi_modal_projector."];
     let of_whole = name.strip_prefix("model.").unwrap_or(name);

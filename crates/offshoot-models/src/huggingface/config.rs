@@ -106,7 +106,8 @@ pub(super) fn text_model(mut file: Value) -> Value {
     let (true, Some(map)) = (is_it, file.as_object_mut()) else { return file };
     map.remove("vision_config");
     map.remove("model_type");
-    // What transformers' Gemma3TextConfig has where a file says nothing, as those of 4 billion weights.
+    // What transformers' Gemma3TextConfig has where a file says nothing, as those of 4 billion
+    // weights.
     let mut fields = json!({
         "vocab_size": 262_208,
         "num_attention_heads": 8,

@@ -53,8 +53,8 @@ impl Folder {
         Self { config: config(checkpoint.config()), tensors, files: BTreeMap::new() }
     }
 
-    /// Gemma's text model as published files have it beside a vision tower: `text` for the `model.` of
-    /// its names, `vision` before those of the tower.
+    /// Gemma's text model as published files have it beside a vision tower: `text` for the `model.`
+    /// of its names, `vision` before those of the tower.
     pub(crate) fn beside_vision(&self, text: &str, vision: &str) -> Self {
         let renamed = |name: &String| name.replacen("model.", text, 1);
         let mut tensors: BTreeMap<String, Stored> =

@@ -18,8 +18,8 @@ use super::{by_type, numbers, shaped, with};
 /// Rows that a thread takes at a time.
 const ROWS: usize = 16;
 
-/// Rotates every head of `x`, whose first axis are the rows and whose last is a head, by the angles with
-/// these cosines and sines, `[rows, rotary_dim / 2]`.
+/// Rotates every head of `x`, whose first axis are the rows and whose last is a head, by the angles
+/// with these cosines and sines, `[rows, rotary_dim / 2]`.
 pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Rope::new(cos, sin)?)
 }

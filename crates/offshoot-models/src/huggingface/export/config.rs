@@ -35,8 +35,8 @@ fn short(number: f32) -> Value {
     number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
-/// The part of a head that is rotated, such that transformers, which cuts the product with the width
-/// off, comes to `rotary_dim`.
+/// The part of a head that is rotated, such that transformers, which cuts the product with the
+/// width off, comes to `rotary_dim`.
 fn rotary_factor(rotary_dim: usize, head_dim: usize) -> f64 {
     let part = rotary_dim as f64 / head_dim as f64;
     if (head_dim as f64 * part) as usize == rotary_dim { part } else { part.next_up() }
