@@ -91,23 +91,25 @@ fn arms(
     // What drafters learned of these very prompts in an earlier run would flatter this one.
     all.calibrated.times = calibration.and_then(|file| file.calibrated().times.clone());
     let mut arms = vec![SpecArm { name: "off".to_owned(), speculator: None }];
-    let mut missing = None;
+    let mut missing = Vec::new();
     for name in args.arms.iter().filter(|name| *name != "off") {
         // Several drafters of one arm are joined by +, as commas part the arms.
         let mode: SpecMode = name.replace('+', ",").parse().map_err(Failure::Usage)?;
         match (SpecOptions { mode, ..all.clone() }).speculator(model, session) {
             Ok(speculator) => arms.push(SpecArm { name: name.clone(), speculator }),
-            Err(error @ Error::DrafterMissing { .. }) => {
-                note(format_args!("{name} is left out: {error}"));
-                missing = Some(error);
-            }
+            Err(error @ Error::DrafterMissing { .. }) => missing.push((name, error)),
             Err(error) => return Err(error.into()),
         }
     }
-    match missing {
-        Some(error) if arms.len() == 1 => Err(error.into()),
-        _ => Ok(arms),
+    if arms.len() == 1
+        && let Some((_, error)) = missing.pop()
+    {
+        return Err(error.into());
     }
+    for (name, error) in missing {
+        note(format_args!("{name} is left out: {error}"));
+    }
+    Ok(arms)
 }
 
 /// The prompts of the files given, by kind.

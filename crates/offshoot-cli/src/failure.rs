@@ -88,6 +88,7 @@ fn engine_code(error: &offshoot_engine::Error) -> u8 {
         Error::Method(offshoot_methods::Error::Logit { .. }) => 4,
         Error::Method(_) | Error::Context { .. } => USAGE,
         Error::OnlyPacked | Error::OnlyDense | Error::OnlyExact { .. } => USAGE,
+        Error::DrafterMissing { .. } => USAGE,
         Error::Store(error) => store_code(error),
         Error::Datastore(error) => datastore_code(error),
         Error::Data(error) => data_code(error),
