@@ -16,8 +16,9 @@
 //! Defaults: as `mezo`; of all weights the rate is 1e-6 where none is found (within the paper's
 //! grid of 1e-4 to 1e-8).
 //! Published: the paper's table 2 has it beside five others on SST-2.
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 40 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.581 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: the three further passes buy less than three further directions would,
 //! unless the rate is near its largest.

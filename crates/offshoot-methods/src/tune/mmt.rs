@@ -18,8 +18,9 @@
 //! Defaults: `beta` 0.9 (the paper's program), `history` 64 (ours); probing as `mezo`; of all
 //! weights the rate is 1e-7 where none is found (within the paper's grid of 1e-4 to 1e-8).
 //! Published: the first paper's table 2 has it beside five others on SST-2.
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.724 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: estimates along random directions hardly agree from step to step, so
 //! momentum mostly multiplies the rate by `1 / (1 - beta)`; lower the rate by as much when coming
