@@ -20,8 +20,9 @@
 //! above); of all weights the rate is 5e-5 where none is found (the paper's program).
 //! Published: 3 points over MeZO with a third of its forward passes; RoBERTa-large 5.6 points and
 //! 18 times fewer (abstract).
-//! Ours: only on a random model of two layers, where its loss falls the most of all, from 6.84
-//! to 3.71 in 100 steps (LOG.md, 2026-11-27); not measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 22 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.652 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333;
+//! on a random model of two layers its loss falls the most of all (LOG.md, 2026-11-27).
 //!
 //! When not to use it: with fewer than 4 directions, where sigma is now and then next to nothing
 //! and the step as long as you like; with losses that are counts (accuracy of a small batch), which

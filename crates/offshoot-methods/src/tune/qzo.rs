@@ -18,8 +18,9 @@
 //! 1e-3 and 1e-7, of the scales themselves).
 //! Published: over 18 times less memory than full tuning in 16 bits; Llama-2-13B within 24 GB
 //! (abstract).
-//! Ours: only on a random model of two layers in 8 bits, where its loss falls from 6.84 to 6.22 in
-//! 100 steps (the tests); not measured on a language model yet.
+//! Ours: the scales of SmolLM2-135M in Q4_1, 100 steps of 16 sentences at the rate that is found, one
+//! seed: macro-F1 0.711 on 600 held-out sentences, where zero-shot has 0.391 and the majority class
+//! 0.333 (LOG.md, 2026-11-27).
 //!
 //! When not to use it: where the base can stay as it is, LoRA over it learns more.
 
