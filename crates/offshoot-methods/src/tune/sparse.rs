@@ -24,8 +24,9 @@
 //! to 20,000); probing as `mezo`; of all weights the rate is 1e-6 where none is found (the
 //! second paper's grid).
 //! Published: on RTE 9 points over MeZO and 3.5 times as fast (first paper, abstract).
-//! Ours: only on a random model of two layers, where its loss falls the least of all, from 6.84
-//! to 6.44 in 100 steps (LOG.md, 2026-11-27); not measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.656 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333;
+//! on a random model of two layers its loss falls the least of all (LOG.md, 2026-11-27).
 //!
 //! When not to use it: by chance it only makes directions shorter, which the rate can do.
 
