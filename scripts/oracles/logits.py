@@ -41,6 +41,16 @@ from transformers import (
 
 TOKENS = 24
 
+
+def longrope(context, **more):
+    """Phi-3's rotary parameters, of six pairs, trained for `context` tokens at first."""
+    return {
+        "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": context,
+        "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
+        "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0], **more,
+    }  # fmt: skip
+
+
 # Between them: all families; biases everywhere, on attention alone, on q, k and v alone, and nowhere;
 # heads in groups of 1, 2 and 3; heads as wide as hidden / heads and wider; tied and untied output
 # heads; rotary frequencies plain, scaled linearly, by Llama 3's rule, by LongRoPE's and by YaRN,
@@ -116,19 +126,11 @@ MODELS = {
         config=Phi3Config, hidden_size=48, intermediate_size=40, vocab_size=101,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, sliding_window=7,
         original_max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        rope_parameters={
-            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64,
-            "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
-            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
-        },
+        rope_parameters=longrope(64),
     ),
     "phi3_long": dict(
         like="phi3_short", original_max_position_embeddings=16,
-        rope_parameters={
-            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 16,
-            "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
-            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
-        },
+        rope_parameters=longrope(16),
     ),
     "gemma3_scalar": dict(
         like="gemma3_linear", query_pre_attn_scalar=40, final_logit_softcapping=None,
@@ -175,18 +177,10 @@ MODELS = {
     ),
     "phi3_factor": dict(
         like="phi3_short", original_max_position_embeddings=16,
-        rope_parameters={
-            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 16,
-            "factor": 3.0, "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
-            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
-        },
+        rope_parameters=longrope(16, factor=3.0),
     ),
     "phi3_magnitude": dict(
-        like="phi3_short", rope_parameters={
-            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64,
-            "attention_factor": 1.5, "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
-            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
-        },
+        like="phi3_short", rope_parameters=longrope(64, attention_factor=1.5),
     ),
     "qwen2_window": dict(
         like="qwen2_tied", use_sliding_window=True, sliding_window=4, max_window_layers=1
@@ -199,11 +193,7 @@ MODELS = {
         config=Phi3Config, hidden_size=48, intermediate_size=40, vocab_size=101,
         num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True, sliding_window=200,
         original_max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        rope_parameters={
-            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64,
-            "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
-            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
-        },
+        rope_parameters=longrope(64, partial_rotary_factor=0.75),
     ),
     "phi3_plain": dict(
         config=Phi3Config, hidden_size=32, intermediate_size=56, vocab_size=100,
@@ -213,11 +203,7 @@ MODELS = {
     ),
     "phi3_partial_long": dict(
         like="phi3_partial", original_max_position_embeddings=16,
-        rope_parameters={
-            "rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 16,
-            "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.05, 1.1, 1.25, 1.5, 2.0],
-            "long_factor": [1.1, 1.5, 2.5, 4.0, 6.5, 9.0],
-        },
+        rope_parameters=longrope(16, partial_rotary_factor=0.75),
     ),
 }  # fmt: skip
 

@@ -21,14 +21,14 @@ pub(crate) fn run(args: &ReportArgs) -> Result<(), Failure> {
         Some(page) => page.clone(),
         None => log.with_file_name("report.html"),
     };
-    write(&log, &page)?;
+    write(&read_log(&log)?, &page)?;
     note(format_args!("the report is in {}", page.display()));
     Ok(())
 }
 
-/// Writes the page of the log at `log` to `page`.
-pub(crate) fn write(log: &Path, page: &Path) -> Result<(), Failure> {
-    write_file(page, &html(&read_log(log)?))
+/// Writes the page of a log to `page`.
+pub(crate) fn write(lines: &[LogLine], page: &Path) -> Result<(), Failure> {
+    write_file(page, &html(lines))
 }
 
 /// The page of a log: whole in itself, without anything to fetch.

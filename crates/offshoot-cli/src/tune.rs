@@ -438,9 +438,8 @@ fn resume_command(folder: &Path) -> String {
 /// Says how a run ended, and what is to be done with it.
 fn tell(args: &TuneArgs, folder: &Path, outcome: &Outcome) -> Result<(), Failure> {
     let page: PathBuf = folder.join("report.html");
-    let log = folder.join("log.jsonl");
-    report::write(&log, &page)?;
-    let lines = read_log(&log)?;
+    let lines = read_log(&folder.join("log.jsonl"))?;
+    report::write(&lines, &page)?;
     let losses: Vec<f64> = lines.iter().filter_map(|line| line.step()?.loss).collect();
     if let (true, Some((first, last))) = (outcome.best.is_none(), rise(&losses)) {
         note(format_args!(

@@ -25,8 +25,8 @@ pub(crate) fn cache_bytes() -> Option<u64> {
 /// Arm's kernels give a maker and a part for a name.
 fn name(cpuinfo: &str) -> Option<String> {
     let field = |key: &str| {
-        let lines = cpuinfo.lines().filter_map(|line| line.split_once(':'));
-        lines.into_iter().find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim())
+        let mut lines = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim())
     };
     if let Some(name) = field("model name") {
         return Some(name.to_owned());

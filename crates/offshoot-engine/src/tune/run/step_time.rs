@@ -26,6 +26,7 @@ use offshoot_models::{Architecture, Checkpoint, LinearSpec};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::trainers::own_options;
 use super::{Examples, Method, Objective, RunConfig, Space};
 use crate::tune::Example;
 use crate::tune::zeroth_order::{Activations as Rounding, TextTree, layer_of};
@@ -162,8 +163,7 @@ fn by_gradients(config: &RunConfig, once: f64, blocks: f64) -> (u64, f64) {
     // The hybrid's last blocks alone run twice and have gradients; what it takes at the least.
     match config.method {
         Method::Hybrid => {
-            let options = serde_json::from_value(Value::Object(config.options.clone()));
-            let options: HybridOptions = options.unwrap_or_default();
+            let options: HybridOptions = own_options(config).unwrap_or_default();
             let passes = 1 + 2 * u64::from(options.directions);
             (passes, passes as f64 * once)
         }

@@ -357,7 +357,7 @@ fn frequent_tokens(train: &dyn Examples, vocab_size: usize, n: usize) -> Result<
 }
 
 /// The options of a method that has gradients.
-fn own_options<O: DeserializeOwned>(config: &RunConfig) -> Result<O, Error> {
+pub(super) fn own_options<O: DeserializeOwned>(config: &RunConfig) -> Result<O, Error> {
     let options = serde_json::from_value(Value::Object(config.options.clone()));
     options.map_err(|error| {
         let what = format!("options: {}", one_line(&error));
