@@ -73,6 +73,30 @@ impl Isa {
         Isa::available().into_iter().find(|isa| isa.name() == name)
     }
 
+    /// The instruction set called `name`, of those that this program was built for, whether or not the
+    /// processor has it: to test one that is not at hand.
+    ///
+    /// # Safety
+    /// Its instructions must be executed, by the processor or for it.
+    pub unsafe fn assumed(name: &str) -> Option<Isa> {
+        const ALL: &[Kind] = &[
+            Kind::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2Vnni,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonI8mm,
+        ];
+        ALL.iter().map(|&kind| Isa(kind)).find(|isa| isa.name() == name)
+    }
+
     /// Its name: `portable`, `avx2`, `avx2-vnni`, `avx512-vnni`, `avx512-bf16`, `neon-dotprod` or
     /// `neon-i8mm`.
     pub const fn name(self) -> &'static str {

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // test code
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[path = "support/avx_vnni.rs"]
+mod avx_vnni;
+
 use half::f16;
 use offshoot_kernels::{
     Activation, Activations, BlockType, Buffer, Cpu, Forming, FormingScratch, Forms, GatedPair,
@@ -248,6 +252,14 @@ fn cases(n: u32) -> ProptestConfig {
     ProptestConfig { cases: config.cases.min(n), ..config }
 }
 
+/// The instruction sets that the tests can run, with that of laptops that have AVX-VNNI and no AVX-512.
+fn sets() -> Vec<Isa> {
+    let mut sets = Isa::available();
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    sets.extend(Some(avx_vnni::isa().0).filter(|isa| Isa::named(isa.name()).is_none()));
+    sets
+}
+
 proptest! {
     #![proptest_config(cases(24))]
 
@@ -271,7 +283,7 @@ proptest! {
         let w = pack(&oracle, block, rows, cols, &bytes);
         for forms in [form_for(block), with_rest(block)] {
             let expected = bits(&product_in(forms, &oracle, &w, &x, tokens));
-            for isa in Isa::available() {
+            for isa in sets() {
                 let cpu = Cpu::new(isa, threads);
                 let all = bits(&product_in(forms, &cpu, &w, &x, tokens));
                 prop_assert_eq!(&all, &expected, "{} {} {:?}", block, isa, forms);
@@ -281,6 +293,18 @@ proptest! {
                 prop_assert_eq!(&bits(&alone)[..], &expected[token * rows..(token + 1) * rows]);
             }
         }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn instructions_of_avx_vnni_are_met() {
+    let (isa, before) = avx_vnni::isa();
+    let cpu = Cpu::new(isa, 2);
+    let (w, x) = weights_and_inputs(&cpu, BlockType::Q4_1, [70, 64, 3]);
+    product(&cpu, &w, &x, 3);
+    if let (Some(before), (_, Some(after))) = (before, avx_vnni::isa()) {
+        assert!(after >= before + 70 * 64 / 32 * 3, "{before} and {after} were done by hand");
     }
 }
 
@@ -343,7 +367,7 @@ fn the_greatest_quants_and_inputs_do_not_overflow() {
                 let x: Vec<f32> = (0..tokens * cols).map(|i| size(i) * signs[i % 2]).collect();
                 let forms = with_rest(block);
                 let expected = bits(&product_in(forms, &oracle, &w, &x, tokens));
-                for isa in Isa::available() {
+                for isa in sets() {
                     let found = bits(&product_in(forms, &Cpu::new(isa, 1), &w, &x, tokens));
                     assert_eq!(found, expected, "{block} of {fill:#x} by {isa}");
                 }
@@ -438,7 +462,7 @@ proptest! {
         let rows = random_rows(block, half, cols, &mut random);
         let bytes = [rows.as_slice(), rows.as_slice()].concat();
         let x: Vec<f32> = (0..tokens * cols).map(|_| random.unit()).collect();
-        for isa in Isa::available() {
+        for isa in sets() {
             let cpu = Cpu::new(isa, threads);
             let w = pack(&cpu, block, 2 * half, cols, &bytes);
             let acts = inputs(&cpu, (tokens, cols), &x, seed % 2 == 1);
@@ -501,7 +525,7 @@ fn every_format_has_the_bits_of_portable_lanes_in_every_product() {
                 (bits(&plain), bits(&formed), bits(gated.x()), greatest)
             };
             let expected = run(Isa::PORTABLE);
-            for isa in Isa::available() {
+            for isa in sets() {
                 assert!(run(isa) == expected, "{block} {isa}, second plane: {rest}");
             }
         }
@@ -510,7 +534,7 @@ fn every_format_has_the_bits_of_portable_lanes_in_every_product() {
 
 #[test]
 fn an_input_that_is_no_number_reaches_every_output() {
-    for isa in Isa::available() {
+    for isa in sets() {
         let cpu = Cpu::new(isa, 1);
         for block in BlockType::ALL {
             let (cols, mut random) = (256, Random(5));

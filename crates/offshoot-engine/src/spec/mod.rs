@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use offshoot_methods::draft::{
-    Beliefs, Calibration, Gate, Guess, Limits, Planner, StepTimes, TokenTree,
+    Beliefs, Calibration, Gate, Guess, Limits, Looks, Planner, StepTimes, TokenTree,
 };
 
 pub use acceptance::Acceptance;
@@ -104,6 +104,8 @@ pub struct Speculator {
     drawer: Option<usize>,
     /// Closes when drafting as a whole makes steps that do not pay.
     gate: Gate,
+    /// When to check a guess although it does not seem to pay.
+    looks: Looks,
     tree: TokenTree,
     promised: f64,
     draft_time: Duration,
@@ -147,6 +149,7 @@ impl Speculator {
             chain: Chain::default(),
             drawer: None,
             gate: Gate::default(),
+            looks: Looks::default(),
             tree: TokenTree::default(),
             promised: 1.0,
             draft_time: Duration::ZERO,
@@ -300,12 +303,12 @@ impl Speculator {
                     filtering.retain(tree, node, out);
                 }
             };
-            let (planner, times) = match &mut self.fresh {
-                Some((planner, times)) => (planner, &*times),
-                None => (&mut self.planner, &self.times),
+            let (planner, times, looks) = match &mut self.fresh {
+                Some((planner, times)) => (planner, &*times, None),
+                None => (&mut self.planner, &self.times, Some(&mut self.looks)),
             };
             planner.grow(root, limits, ask);
-            self.promised = planner.cut(times, &mut self.tree);
+            self.promised = planner.cut(times, looks, &mut self.tree);
         }
         if let (Some(drawer), Some((_, times))) = (self.drawer, &self.fresh) {
             let grown = (self.promised, self.tree.len());
@@ -327,7 +330,11 @@ impl Speculator {
     pub(crate) fn note(&mut self, text: &[u32], check: Duration, commit: Duration) {
         let start = Instant::now();
         let plain = self.times.seconds(1);
-        self.times.observe(self.tree.len(), check.as_secs_f64());
+        let (rows, seconds) = (self.tree.len(), check.as_secs_f64());
+        if self.looks.note(seconds / self.times.seconds(rows)) {
+            self.times.doubt(rows);
+        }
+        self.times.observe(rows, seconds);
         let asked = self.seats.iter().any(|seat| seat.asked);
         let reading = self.seats.iter().filter(|seat| seat.asked && seat.gate.is_to_read());
         let reading: f64 = reading.map(|seat| seat.seconds).sum();

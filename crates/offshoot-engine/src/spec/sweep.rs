@@ -237,6 +237,25 @@ fn guesses_that_come_true_or_not_or_no_more_never_slow_a_text_down() {
     }
 }
 
+/// Times of a machine that was busy when they were learned: nothing seems to pay until a look is taken.
+#[test]
+fn rows_that_were_dear_and_are_not_are_found_out() {
+    let [_, shipped, dear] = machines();
+    let all: Vec<u32> = (0..=6000).map(text).collect();
+    let guesses = |believed: &StepTimes, chance: f64, true_times: &StepTimes| {
+        let forced = Box::new(forced(steady, chance, 1, 0.5));
+        let mut speculator = Speculator::new(vec![forced], believed.clone());
+        let (half, end) = write(&mut speculator, true_times, &all, 1);
+        (end.since(half).guesses, speculator.times().ratio(2))
+    };
+    let (at_once, _) = guesses(&shipped, 0.45, &shipped);
+    let (found, time) = guesses(&dear, 0.45, &shipped);
+    assert!(found > at_once / 3 && time < 1.3, "{found} of {at_once}, {time}");
+    // They are dear, and a look now and then is all.
+    let (looks, time) = guesses(&dear, 0.45, &dear);
+    assert!(looks < 30 && time > 1.4, "{looks}, {time}");
+}
+
 /// A prompt of 300 tokens, some frequent and most seldom, and an answer of 128 that copies passages
 /// of 6 to 40 tokens from it, with up to 8 tokens of its own between them.
 fn copying(number: u32) -> (Vec<u32>, usize) {

@@ -3,6 +3,7 @@
 mod agreement;
 mod calibration;
 mod gate;
+mod looks;
 mod margin;
 pub mod medusa;
 mod planner;
@@ -16,6 +17,7 @@ mod typical;
 pub use agreement::{Agreed, Agreement};
 pub use calibration::{BINS, CLASSES, Calibration, CellId, Prior};
 pub use gate::Gate;
+pub use looks::Looks;
 pub use margin::{Margin, greatest_magnitude};
 pub use planner::{Beliefs, Contribution, Guess, Limits, Planner};
 pub use rejection::{Distribution, Drawn, Verdict, draw, mass, reject, without};

@@ -21,7 +21,7 @@
 //!
 //! Options: [`Limits`]; sessions ask for 31 guesses at most, and as deep as the answer may still
 //! go. A guess has a reach of 0.02 or more, and a tree promises to be 1.02 times as fast as plain
-//! decoding, or it is not made.
+//! decoding, or it is not made, but for a look now and then (`looks.rs`).
 //!
 //! Cost: the drafters' own, and O(n log n).
 //!
@@ -51,6 +51,7 @@ use std::ops::Range;
 
 use super::agreement::{Agreed, Agreement};
 use super::calibration::{Calibration, CellId};
+use super::looks::Looks;
 use super::step_times::StepTimes;
 use super::tree::TokenTree;
 
@@ -290,12 +291,24 @@ impl Planner {
     }
 
     /// Writes into `tree` the part of what was grown that promises most tokens a second, and gives
-    /// the tokens that it promises, at least 1.
+    /// the tokens that it promises, at least 1. Where none pays `looks` may ask for one guess.
     ///
     /// The likeliest path comes first, so that its rows need not be moved when it is right.
-    pub fn cut(&mut self, times: &StepTimes, tree: &mut TokenTree) -> f64 {
+    pub fn cut(
+        &mut self,
+        times: &StepTimes,
+        looks: Option<&mut Looks>,
+        tree: &mut TokenTree,
+    ) -> f64 {
         let reaches = self.taken[1..].iter().map(|&node| self.nodes[node as usize].reach);
-        let (size, promised) = best_size(reaches, |rows| times.ratio(rows));
+        let likeliest = reaches.clone().next().map(f64::from);
+        let (mut size, mut promised) = best_size(reaches, |rows| times.ratio(rows));
+        if size == 0
+            && let (Some(looks), Some(chance)) = (looks, likeliest)
+            && looks.wants(chance, MARGIN, times)
+        {
+            (size, promised) = (1, 1.0 + chance);
+        }
         self.taken.truncate(size + 1);
         tree.reset(self.nodes[0].token);
         let mut at = 0;
@@ -424,7 +437,7 @@ mod tests {
             out.extend(guesses(seed, drafter, &path(tree, node)));
         });
         let mut tree = TokenTree::default();
-        let promised = planner.cut(&StepTimes::default(), &mut tree);
+        let promised = planner.cut(&StepTimes::default(), None, &mut tree);
         (planner, tree, promised)
     }
 
@@ -491,7 +504,7 @@ mod tests {
                     out.extend(few(guesses(seed, drafter, &path(tree, node))));
                 });
                 let mut tree = TokenTree::default();
-                let tokens = planner.cut(&StepTimes::default(), &mut tree);
+                let tokens = planner.cut(&StepTimes::default(), None, &mut tree);
                 (planner, tokens / StepTimes::default().ratio(tree.len()))
             };
             let (planner, promised) = planned(2);
@@ -524,7 +537,7 @@ mod tests {
                 let token = [2 + tree.depths().last().unwrap(), 99][drafter];
                 out.push(Guess { token, score: 0.5, class: 0 });
             });
-            planner.cut(&StepTimes::default(), &mut tree);
+            planner.cut(&StepTimes::default(), None, &mut tree);
             let text: Vec<u32> = (2..2 + tree.len() as u32).collect();
             let found = planner.learn(&text);
             assert_eq!(found[1].accepted, 0);
@@ -539,7 +552,7 @@ mod tests {
         let mut planner = Planner::new(vec![Calibration::default()]);
         planner.grow(4, LIMITS, |_, _, _, _| {});
         let mut tree = TokenTree::default();
-        assert_eq!(planner.cut(&StepTimes::default(), &mut tree), 1.0);
+        assert_eq!(planner.cut(&StepTimes::default(), None, &mut tree), 1.0);
         assert_eq!(tree.tokens(), [4]);
     }
 }

@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! T(k) = scale * ratio(k)        ratio(1) = 1, rising with k
-//! after a step:  e = ln(observed / T(k)), clipped
-//!                ln scale    += FAST * e
-//!                ln ratio(j) += SLOW * e * 2^-|j - k|   for j near k
+//! after a step:  e = ln(observed / T(k)), clipped;   g(j) = max(SLOW, 1 / (FIRST + seen(j)))
+//!                ln scale    += FAST * (1 - g(k)) * e
+//!                ln ratio(j) += g(j) * e * 2^-|j - k|   for j near k
 //! ```
 //! The scale follows what moves all widths at once: a longer context, a busier machine. The ratios
-//! begin with a shipped curve and move slowly; a width that was measured by itself stands as it was
-//! measured. Times come in as numbers; nothing here reads a clock.
+//! begin with a shipped curve, learn most from their first steps and slowly afterwards; a width that
+//! was measured by itself stands as it was measured. Times come in as numbers; nothing here reads a
+//! clock.
 //!
 //! Options: none. `FAST` 0.15 follows a change of load within some ten steps, `SLOW` 0.04 needs
-//! some tens, as one step's time is noise by a tenth; `NEAR` widths learn with one, each half as
-//! much as the one before.
+//! some tens, as one step's time is noise by a tenth; what is shipped counts as `FIRST` steps, 4;
+//! `NEAR` widths learn with one, each half as much as the one before.
 //!
 //! Cost: about ten multiplications and logarithms a step.
 //!
@@ -28,6 +29,10 @@
 pub const MOST_ROWS: usize = 64;
 const FAST: f64 = 0.15;
 const SLOW: f64 = 0.04;
+/// Steps that the shipped ratio of a width counts as.
+const FIRST: f64 = 4.0;
+/// Steps of a width that count where its time is in doubt.
+const DOUBTED: u8 = 4;
 /// The furthest that one step can pull: a step that waited for another program says nothing.
 const CLIP: f64 = 0.4;
 /// What a row may take over a step of one: several times more is a stray measurement.
@@ -166,20 +171,29 @@ impl StepTimes {
         if !(1..=MOST_ROWS).contains(&rows) || seconds.is_nan() || seconds <= 0.0 {
             return;
         }
-        self.seen[rows - 1] = (self.seen[rows - 1] + 1).min(ENOUGH);
         if self.scale_s == 0.0 {
             self.scale_s = seconds / self.ratios[rows - 1];
+            self.seen[rows - 1] = (self.seen[rows - 1] + 1).min(ENOUGH);
             return;
         }
         let error = (seconds / self.seconds(rows)).ln().clamp(-CLIP, CLIP);
-        self.scale_s *= (FAST * error).exp();
+        let gain = |seen: u8| SLOW.max(1.0 / (FIRST + f64::from(seen)));
         // The ratio of one row is 1, whatever it costs.
+        let own = if rows == 1 { SLOW } else { gain(self.seen[rows - 1]) };
+        self.scale_s *= (FAST * (1.0 - own) * error).exp();
         for near in rows.saturating_sub(NEAR).max(2)..=(rows + NEAR).min(MOST_ROWS) {
-            let pull = SLOW * error * 0.5f64.powi(near.abs_diff(rows) as i32);
-            let pull = if rows == 1 { -pull } else { pull };
-            self.ratios[near - 1] *= pull.exp();
+            let gain = if rows == 1 { -SLOW } else { gain(self.seen[near - 1]) };
+            self.ratios[near - 1] *= (gain * error * 0.5f64.powi(near.abs_diff(rows) as i32)).exp();
         }
+        self.seen[rows - 1] = (self.seen[rows - 1] + 1).min(ENOUGH);
         self.rise();
+    }
+
+    /// Makes the next steps of `rows` rows count as some of its first.
+    pub fn doubt(&mut self, rows: usize) {
+        if let Some(seen) = rows.checked_sub(1).and_then(|at| self.seen.get_mut(at)) {
+            *seen = (*seen).min(DOUBTED);
+        }
     }
 
     /// Seconds of a step of `rows` rows; of an unknown machine a step of one row takes 1.
@@ -222,6 +236,49 @@ mod tests {
             let error = times.seconds(rows) / truth(rows) - 1.0;
             assert!(error.abs() < 0.1, "{rows} rows: {error}");
         }
+    }
+
+    /// Noise of a tenth, and now and then a step that waits.
+    fn noisy(seconds: f64, i: usize) -> f64 {
+        let u = crate::uniform(5, 1, i as u64) - 0.5;
+        let waits = i % 50 == 17;
+        seconds * (1.0 + 0.35 * u) * if waits { 2.5 } else { 1.0 }
+    }
+
+    /// Two slow cores (LOG.md 2026-11-27), mostly with steps of two rows: 1.27, 1.61, 1.99 times one.
+    #[test]
+    fn some_hundred_steps_teach_dear_rows() {
+        let dear = StepTimes::new(&[(1, 1.0), (2, 1.27), (3, 1.61), (4, 1.99), (8, 4.17)]);
+        let mut times = StepTimes::default();
+        for i in 0..300 {
+            let rows = [1, 2, 2, 2, 3, 2, 2, 4][i % 8];
+            times.observe(rows, noisy(0.014 * dear.ratio(rows), i));
+        }
+        for rows in 2..=4 {
+            let error = times.ratio(rows) / dear.ratio(rows) - 1.0;
+            assert!(error.abs() < 0.1, "{rows} rows: {error}");
+        }
+    }
+
+    #[test]
+    fn a_time_in_doubt_is_learned_again() {
+        let mut times = StepTimes::default();
+        times.set(2, 1.8);
+        let again = |times: &StepTimes, doubt: bool| {
+            let mut times = times.clone();
+            (0..60).for_each(|_| times.observe(1, 0.01));
+            for _ in 0..8 {
+                if doubt {
+                    times.doubt(2);
+                }
+                times.observe(2, 0.012);
+                (0..20).for_each(|_| times.observe(1, 0.01));
+            }
+            times.ratio(2)
+        };
+        assert!(again(&times, true) < 1.3 && again(&times, false) > 1.4);
+        times.doubt(0);
+        times.doubt(MOST_ROWS + 1);
     }
 
     #[test]
