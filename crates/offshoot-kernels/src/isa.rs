@@ -1,6 +1,7 @@
 //! Which instructions the kernels use, chosen once at start.
 
-/// An instruction set that this processor has. All of them give the same bits.
+/// An instruction set that this processor has, or one that is [assumed](Isa::assumed). All of them give
+/// the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Isa(Kind);
 

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use offshoot_methods::draft::{
-    Beliefs, Calibration, Gate, Guess, Limits, Looks, Planner, StepTimes, TokenTree,
+    Beliefs, Calibration, Gate, Guess, Limits, Looks, Pace, Planner, StepTimes, TokenTree,
 };
 
 pub use acceptance::Acceptance;
@@ -106,6 +106,8 @@ pub struct Speculator {
     gate: Gate,
     /// When to check a guess although it does not seem to pay.
     looks: Looks,
+    /// What the text makes, for trees to be sized by.
+    pace: Pace,
     tree: TokenTree,
     promised: f64,
     draft_time: Duration,
@@ -150,6 +152,7 @@ impl Speculator {
             drawer: None,
             gate: Gate::default(),
             looks: Looks::default(),
+            pace: Pace::default(),
             tree: TokenTree::default(),
             promised: 1.0,
             draft_time: Duration::ZERO,
@@ -242,6 +245,8 @@ impl Speculator {
             Acceptance::Rejection => self.seats.iter().position(|seat| seat.drafter.draws()),
             Acceptance::Exact | Acceptance::Typical(_) => None,
         };
+        self.pace = Pace::default();
+        self.looks.begin();
         self.gate.reset();
         for seat in &mut self.seats {
             seat.gate.reset();
@@ -308,7 +313,7 @@ impl Speculator {
                 None => (&mut self.planner, &self.times, Some(&mut self.looks)),
             };
             planner.grow(root, limits, ask);
-            self.promised = planner.cut(times, looks, &mut self.tree);
+            self.promised = planner.cut((times, &self.pace), looks, &mut self.tree);
         }
         if let (Some(drawer), Some((_, times))) = (self.drawer, &self.fresh) {
             let grown = (self.promised, self.tree.len());
@@ -349,11 +354,11 @@ impl Speculator {
             let contributions = self.planner.learn(text);
             self.stats.credit(contributions);
             let proposed: f64 = contributions.iter().map(|c| f64::from(c.proposed)).sum();
-            let rows = self.times.ratio(self.tree.len()) - 1.0;
+            let more = self.times.ratio(rows) - 1.0;
             for (seat, contribution) in self.seats.iter_mut().zip(contributions) {
                 let asking = seat.seconds / plain;
                 let share = f64::from(contribution.proposed) / proposed.max(1.0);
-                let cost = if asking > FREE { asking + share * rows } else { 0.0 };
+                let cost = if asking > FREE { asking + share * more } else { 0.0 };
                 match seat.asked {
                     true => seat.gate.note(f64::from(contribution.credit), cost),
                     false => seat.gate.pass(),
@@ -362,11 +367,17 @@ impl Speculator {
         } else {
             self.seats.iter_mut().for_each(|seat| seat.gate.pass());
         }
+        let beside = (commit + self.draft_time).as_secs_f64() - reading;
+        let time = match &self.fresh {
+            // No clock may have a say.
+            Some((_, times)) => times.ratio(rows),
+            None => self.times.ratio(rows) + beside.max(0.0) / plain,
+        };
+        self.pace.note(text.len() as f64, time);
         match self.gate.is_open() {
             // Only steps with guesses say whether guesses pay.
             true if self.tree.guesses() > 0 => {
-                let took = (check + commit + self.draft_time).as_secs_f64() - reading;
-                self.gate.note(text.len() as f64, took / plain);
+                self.gate.note(text.len() as f64, (check.as_secs_f64() + beside) / plain);
             }
             true => {}
             false => self.gate.pass(),

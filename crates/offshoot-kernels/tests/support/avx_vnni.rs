@@ -1,14 +1,16 @@
 //! AVX-VNNI's dot instruction, done by hand where the processor lacks it: the signal that it raises
 //! there is caught, the instruction is read, its work is done, and the program goes on behind it.
 
+use std::cell::Cell;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 use offshoot_kernels::Isa;
 
-/// Instructions that were done by hand.
-static DONE: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// Instructions of this thread that were done by hand.
+    static DONE: Cell<u64> = const { Cell::new(0) };
+}
 
 /// General registers by the numbers that instructions give them.
 #[rustfmt::skip]
@@ -24,35 +26,39 @@ const PRESENT: usize = 512;
 const HIGH: usize = 576;
 const UPPER_HALVES: u64 = 1 << 2;
 
-/// The instruction set of AVX2 with AVX-VNNI, on any processor with AVX2; and how many of its
-/// instructions were done by hand so far, `None` if the processor has them.
-pub(crate) fn isa() -> (Isa, Option<u64>) {
+/// The instruction set of AVX2 with AVX-VNNI, on any processor with AVX2.
+pub(crate) fn isa() -> Option<Isa> {
     static ONCE: Once = Once::new();
-    assert!(is_x86_feature_detected!("avx2"), "a processor without AVX2");
-    let own = Isa::named("avx2-vnni");
-    if own.is_none() {
-        ONCE.call_once(|| {
-            // SAFETY: an action of all zeros is one without flags; the handler keeps to what it is
-            // handed.
-            unsafe {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction =
-                    handle as extern "C" fn(c_int, *mut siginfo_t, *mut c_void) as usize;
-                action.sa_flags = libc::SA_SIGINFO;
-                assert_eq!(libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()), 0);
-            }
-        });
+    if let Some(own) = Isa::named("avx2-vnni") {
+        return Some(own);
     }
+    if !is_x86_feature_detected!("avx2") {
+        return None;
+    }
+    ONCE.call_once(|| {
+        // SAFETY: an action of all zeros is one without flags; the handler keeps to what it is handed.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction =
+                handle as extern "C" fn(c_int, *mut siginfo_t, *mut c_void) as usize;
+            action.sa_flags = libc::SA_SIGINFO;
+            assert_eq!(libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()), 0);
+        }
+    });
     // SAFETY: what the processor lacks the handler does.
-    let isa = own.or_else(|| unsafe { Isa::assumed("avx2-vnni") });
-    (isa.expect("a set of this build"), own.is_none().then(|| DONE.load(Ordering::Relaxed)))
+    unsafe { Isa::assumed("avx2-vnni") }
+}
+
+/// How many of this thread's instructions were done by hand so far; `None` if the processor has them.
+pub(crate) fn done_by_hand() -> Option<u64> {
+    Isa::named("avx2-vnni").is_none().then(|| DONE.get())
 }
 
 extern "C" fn handle(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the system hands the state that the signal interrupted, which stands still meanwhile.
     unsafe {
         match emulate(&mut *context.cast()) {
-            Some(()) => _ = DONE.fetch_add(1, Ordering::Relaxed),
+            Some(()) => DONE.set(DONE.get() + 1),
             // Any other instruction ends the program, when it is met again.
             None => _ = libc::signal(libc::SIGILL, libc::SIG_DFL),
         }

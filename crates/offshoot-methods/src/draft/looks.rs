@@ -5,12 +5,13 @@
 //! a hopeful guess and did not check it, one is checked:
 //! ```text
 //! hopeful:  1 + chance >= margin * max(sqrt(T(2)), T_shipped(2))
-//! look:     after w hopeful guesses were left;   w = W   if it took less than expected
-//!                                                w = 2 w else, up to 8 W
+//! look:     after w hopeful guesses were left;   w = W / 4  if it took less than expected
+//!                                                w = 2 w    else, from W to 8 W
 //! ```
-//! What a look finds counts as one of the first few observations of its width ([`StepTimes::doubt`]).
+//! A find counts as one of the first few observations of its width ([`StepTimes::doubt`]).
 //!
-//! Options: none. W is 64, so that a look that was in vain costs less than a hundredth.
+//! Options: none. W is 64, so that looks in vain cost less than a hundredth where two rows take up to
+//! twice the time of one.
 
 use super::step_times::StepTimes;
 
@@ -18,8 +19,8 @@ use super::step_times::StepTimes;
 const WAITS: (u32, u32) = (64, 512);
 /// What a second row takes where it takes little.
 const CHEAP: f64 = 1.09;
-/// A look that took less of what was expected is a find.
-const FIND: f64 = 0.95;
+/// A look that took less of what was expected is a find: time's noise is a tenth.
+const FIND: f64 = 0.85;
 
 /// Counts the hopeful guesses that were left.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,14 +51,24 @@ impl Looks {
         self.looking
     }
 
-    /// Takes in what the step just made took, over what was expected; gives whether it was a look.
+    /// A new text: a step that failed was none.
+    pub fn begin(&mut self) {
+        self.looking = false;
+    }
+
+    /// Takes in what the step just made took, over what was expected; gives whether it was a look that
+    /// found a time too long.
     pub fn note(&mut self, over_expected: f64) -> bool {
-        if self.looking {
-            let find = over_expected < FIND;
-            self.wait = if find { WAITS.0 } else { (2 * self.wait).min(WAITS.1) };
-            self.left = self.wait;
+        if !std::mem::take(&mut self.looking) {
+            return false;
         }
-        std::mem::take(&mut self.looking)
+        let find = over_expected < FIND;
+        self.left = match find {
+            true => WAITS.0 / 4,
+            false => (2 * self.wait).min(WAITS.1),
+        };
+        self.wait = self.left.max(WAITS.0);
+        find
     }
 }
 
@@ -70,7 +81,7 @@ mod tests {
         let times = StepTimes::new(&[(1, 1.0), (2, two)]);
         let one = |_: &u32| {
             let wants = looks.wants(chance, 1.02, &times);
-            assert_eq!(looks.note(over), wants);
+            assert_eq!(looks.note(over), wants && over < 0.85);
             wants
         };
         (1..=steps).filter(one).collect()
@@ -81,7 +92,8 @@ mod tests {
         let mut all = Looks::default();
         let vain = looks(&mut all, (2000, 0.4, 1.0), 1.6);
         assert_eq!(vain, [64, 64 + 128, 64 + 128 + 256, 960, 1472, 1984]);
-        assert_eq!(looks(&mut all, (2000, 0.4, 0.8), 1.6)[..3], [496, 560, 624]);
+        assert_eq!(looks(&mut all, (2000, 0.4, 0.8), 1.6)[..3], [496, 512, 528]);
+        assert_eq!(looks(&mut all, (2000, 0.4, 1.0), 1.6)[..3], [16, 144, 400]);
     }
 
     #[test]

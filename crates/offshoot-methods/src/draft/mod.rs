@@ -6,6 +6,7 @@ mod gate;
 mod looks;
 mod margin;
 pub mod medusa;
+mod pace;
 mod planner;
 mod rejection;
 mod rest;
@@ -19,6 +20,7 @@ pub use calibration::{BINS, CLASSES, Calibration, CellId, Prior};
 pub use gate::Gate;
 pub use looks::Looks;
 pub use margin::{Margin, greatest_magnitude};
+pub use pace::Pace;
 pub use planner::{Beliefs, Contribution, Guess, Limits, Planner};
 pub use rejection::{Distribution, Drawn, Verdict, draw, mass, reject, without};
 pub use rest::{

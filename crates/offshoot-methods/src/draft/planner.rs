@@ -9,7 +9,8 @@
 //! reach(v)  = reach(parent) * chance(v)         that v is reached and right; 1 of the root
 //! grow:  take the open guess of the greatest reach, ask every drafter what follows it, repeat
 //! E(n)   = 1 + sum of the n greatest reaches     tokens that a step of n guesses makes
-//! n*     = argmax E(n) / T(n + 1)                T = step times
+//! n*     = argmax E(n) - pace * T(n + 1)         T = step times, of a plain step 1; pace = tokens
+//!                                                that the text makes in such a time (`pace.rs`)
 //! ```
 //! As no guess reaches further than its parent, the n guesses taken first are the best n, and a
 //! tree. Every drafter is asked behind every node, whoever guessed it: a head's guess may lead into
@@ -17,7 +18,9 @@
 //! likelier first.
 //!
 //! Departs from both papers: chances are learned while decoding, for each drafter; the size follows
-//! measured step times, n* = 0 among them, which is plain decoding.
+//! measured step times, n* = 0 among them, which is plain decoding. The best `E(n) / T(n + 1)` of each
+//! step, as Sequoia has it for all steps alike, is not the best of a text whose steps differ: where
+//! little can be guessed it checks too much, and too little where much can.
 //!
 //! Options: [`Limits`]; sessions ask for 31 guesses at most, and as deep as the answer may still
 //! go. A guess has a reach of 0.02 or more, and a tree promises to be 1.02 times as fast as plain
@@ -52,6 +55,7 @@ use std::ops::Range;
 use super::agreement::{Agreed, Agreement};
 use super::calibration::{Calibration, CellId};
 use super::looks::Looks;
+use super::pace::Pace;
 use super::step_times::StepTimes;
 use super::tree::TokenTree;
 
@@ -290,21 +294,22 @@ impl Planner {
         self.nodes[node as usize].children = first..self.nodes.len() as u32;
     }
 
-    /// Writes into `tree` the part of what was grown that promises most tokens a second, and gives
-    /// the tokens that it promises, at least 1. Where none pays `looks` may ask for one guess.
+    /// Writes into `tree` the part of what was grown that pays most in a text of this pace, and gives
+    /// the tokens that it promises, at least 1. Where none pays by itself `looks` may ask for one guess.
     ///
     /// The likeliest path comes first, so that its rows need not be moved when it is right.
     pub fn cut(
         &mut self,
-        times: &StepTimes,
+        (times, pace): (&StepTimes, &Pace),
         looks: Option<&mut Looks>,
         tree: &mut TokenTree,
     ) -> f64 {
         let reaches = self.taken[1..].iter().map(|&node| self.nodes[node as usize].reach);
         let likeliest = reaches.clone().next().map(f64::from);
-        let (mut size, mut promised) = best_size(reaches, |rows| times.ratio(rows));
+        let (mut size, mut promised) = best_size(reaches, pace, |rows| times.ratio(rows));
         if size == 0
             && let (Some(looks), Some(chance)) = (looks, likeliest)
+            && 1.0 + chance <= MARGIN * times.ratio(2)
             && looks.wants(chance, MARGIN, times)
         {
             (size, promised) = (1, 1.0 + chance);
@@ -383,18 +388,26 @@ fn range(range: &Range<u32>) -> Range<usize> {
     range.start as usize..range.end as usize
 }
 
-/// The number of guesses that promises most tokens a second, and the tokens it promises. `reaches`
-/// fall; `time(rows)` is that of a step, over that of one row.
+/// The number of guesses that pays most, and the tokens it promises. `reaches` fall; `time(rows)` is
+/// that of a step, over that of one row.
 ///
 /// Every size is tried: step times rise in stairs, so that one more guess may not pay where two do.
-fn best_size(reaches: impl Iterator<Item = f32>, time: impl Fn(usize) -> f64) -> (usize, f64) {
-    let mut tokens = 1.0;
-    let (mut best, mut rate) = ((0, 1.0), MARGIN / time(1));
-    for (i, reach) in reaches.enumerate() {
-        tokens += f64::from(reach);
-        let this = tokens / time(i + 2);
-        if this > rate {
-            (best, rate) = ((i + 1, tokens), this);
+fn best_size(
+    reaches: impl Iterator<Item = f32> + Clone,
+    pace: &Pace,
+    time: impl Fn(usize) -> f64,
+) -> (usize, f64) {
+    let sizes = reaches.enumerate().scan(1.0, |tokens, (i, reach)| {
+        *tokens += f64::from(reach);
+        Some((i + 1, *tokens, time(i + 2)))
+    });
+    let ratios = sizes.clone().map(|(_, tokens, time)| tokens / time);
+    let rate = pace.rate(ratios.fold(1.0, f64::max));
+    let (mut best, mut most) = ((0, 1.0), 1.0 - rate * time(1));
+    for (size, tokens, time) in sizes {
+        let gain = tokens - rate * time;
+        if gain > most && tokens > MARGIN * time {
+            (best, most) = ((size, tokens), gain);
         }
     }
     best
@@ -437,7 +450,7 @@ mod tests {
             out.extend(guesses(seed, drafter, &path(tree, node)));
         });
         let mut tree = TokenTree::default();
-        let promised = planner.cut(&StepTimes::default(), None, &mut tree);
+        let promised = planner.cut((&StepTimes::default(), &Pace::default()), None, &mut tree);
         (planner, tree, promised)
     }
 
@@ -467,17 +480,26 @@ mod tests {
         fn the_size_is_the_best_of_all(
             mut reaches in prop::collection::vec(0f32..1.0, 0..30),
             steps in prop::collection::vec(0f64..0.6, 31),
+            before in prop::collection::vec(1f64..5.0, 0..40),
         ) {
             reaches.sort_by(|a, b| b.total_cmp(a));
             let time = |rows: usize| 1.0 + steps[..rows - 1].iter().sum::<f64>();
-            let (size, promised) = best_size(reaches.iter().copied(), time);
-            let rate = |n: usize| {
-                (1.0 + reaches[..n].iter().map(|&r| f64::from(r)).sum::<f64>()) / time(n + 1)
-            };
-            let best = (1..=reaches.len()).map(rate).fold(1.0 * MARGIN, f64::max);
-            let got = if size == 0 { MARGIN } else { rate(size) };
-            prop_assert!(got >= best - 1e-9, "{got} of {best}");
-            prop_assert!((promised - rate(size) * time(size + 1)).abs() < 1e-9);
+            let mut pace = Pace::default();
+            before.iter().for_each(|&tokens| pace.note(tokens, 1.5));
+            let (size, promised) = best_size(reaches.iter().copied(), &pace, time);
+            let tokens = |n: usize| 1.0 + reaches[..n].iter().map(|&r| f64::from(r)).sum::<f64>();
+            let all = 0..=reaches.len();
+            let ratio = |n: usize| tokens(n) / time(n + 1);
+            let rate = pace.rate(all.clone().map(ratio).fold(1.0, f64::max));
+            let gain = |n: usize| tokens(n) - rate * time(n + 1);
+            let pays = |&n: &usize| n == 0 || ratio(n) > MARGIN;
+            let best = all.clone().filter(pays).map(gain).fold(f64::MIN, f64::max);
+            prop_assert!(gain(size) >= best - 1e-9 && pays(&size), "{size}: {best}");
+            prop_assert!((promised - tokens(size)).abs() < 1e-9);
+            if before.is_empty() {
+                let best = all.filter(pays).map(ratio).fold(f64::MIN, f64::max);
+                prop_assert!(ratio(size) >= best - 1e-9, "the best ratio of a first step");
+            }
         }
 
         /// Where its guesses leave the others their chance, as guesses that together claim more than
@@ -504,7 +526,7 @@ mod tests {
                     out.extend(few(guesses(seed, drafter, &path(tree, node))));
                 });
                 let mut tree = TokenTree::default();
-                let tokens = planner.cut(&StepTimes::default(), None, &mut tree);
+                let tokens = planner.cut((&StepTimes::default(), &Pace::default()), None, &mut tree);
                 (planner, tokens / StepTimes::default().ratio(tree.len()))
             };
             let (planner, promised) = planned(2);
@@ -537,7 +559,7 @@ mod tests {
                 let token = [2 + tree.depths().last().unwrap(), 99][drafter];
                 out.push(Guess { token, score: 0.5, class: 0 });
             });
-            planner.cut(&StepTimes::default(), None, &mut tree);
+            planner.cut((&StepTimes::default(), &Pace::default()), None, &mut tree);
             let text: Vec<u32> = (2..2 + tree.len() as u32).collect();
             let found = planner.learn(&text);
             assert_eq!(found[1].accepted, 0);
@@ -547,12 +569,46 @@ mod tests {
         assert_eq!(planner.learn(&[2, 3])[0].accepted, 2);
     }
 
+    /// Chains of guesses that come true with one chance each, another at every step; counted as
+    /// promised.
+    #[test]
+    fn sizes_by_pace_make_more_than_the_best_ratio_of_each_step() {
+        let times = StepTimes::new(&[(1, 1.0), (2, 1.05), (4, 1.25), (8, 2.0), (16, 3.36)]);
+        let texts: [(&[f32], f64); 4] = [
+            (&[0.1, 0.3, 0.5, 0.7, 0.9], 1.03),
+            (&[0.95, 0.95, 0.95, 0.2, 0.2], 1.01),
+            (&[0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8], 1.005),
+            (&[0.6], 0.999),
+        ];
+        for (chances, better) in texts {
+            let made = |by_pace: bool| {
+                let (mut pace, mut tokens, mut time) = (Pace::default(), 0.0, 0.0);
+                for i in 0..2000 {
+                    let chance = chances[i * 7 % chances.len()];
+                    let reaches: Vec<f32> = (1..16).map(|n| chance.powi(n)).collect();
+                    let sum =
+                        |n: usize| 1.0 + reaches[..n].iter().map(|&r| f64::from(r)).sum::<f64>();
+                    let ratio = |n: &usize| sum(*n) / times.ratio(n + 1);
+                    let size = match by_pace {
+                        true => best_size(reaches.iter().copied(), &pace, |k| times.ratio(k)).0,
+                        false => (0..16).max_by(|a, b| ratio(a).total_cmp(&ratio(b))).unwrap(),
+                    };
+                    pace.note(sum(size), times.ratio(size + 1));
+                    (tokens, time) = (tokens + sum(size), time + times.ratio(size + 1));
+                }
+                tokens / time
+            };
+            let (by_pace, by_ratio) = (made(true), made(false));
+            assert!(by_pace > better * by_ratio, "{chances:?}: {by_pace} and {by_ratio}");
+        }
+    }
+
     #[test]
     fn with_nothing_to_guess_a_step_is_plain() {
         let mut planner = Planner::new(vec![Calibration::default()]);
         planner.grow(4, LIMITS, |_, _, _, _| {});
         let mut tree = TokenTree::default();
-        assert_eq!(planner.cut(&StepTimes::default(), None, &mut tree), 1.0);
+        assert_eq!(planner.cut((&StepTimes::default(), &Pace::default()), None, &mut tree), 1.0);
         assert_eq!(tree.tokens(), [4]);
     }
 }

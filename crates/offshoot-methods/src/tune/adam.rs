@@ -21,8 +21,9 @@
 //! none is found (within the paper's grid of 1e-4 to 1e-8).
 //! Published: the first paper's table 2 has it beside five others on SST-2. MeZO's paper
 //! has it on RoBERTa-large (k = 512): SST-2 93.3 as without it, RTE 79.2 for 78.6.
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: LoRA on SmolLM2-135M, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.653 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: estimates along random directions have hardly any structure by coordinate,
 //! so that it gains nothing over a tuned plain descent (<https://arxiv.org/abs/2605.03869>); take

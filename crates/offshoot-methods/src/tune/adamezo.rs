@@ -17,8 +17,9 @@
 //! Defaults: `beta1` 0.9, `beta2` 0.9, `epsilon` 1e-8, `history` 16 (ours: the paper's are not
 //! known to us); probing as `mezo`; of all weights the rate is 1e-6 where none is found (ours).
 //! Published: up to 70 % fewer forward passes than MeZO (abstract).
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: LoRA on SmolLM2-135M, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.557 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: as `adam`.
 

@@ -16,8 +16,9 @@
 //! `epoch_steps` 100 (ours: what an epoch is depends on the data); probing as `mezo`; of all
 //! weights the rate is 1e-6 where none is found (MeZO's).
 //! Published: accuracy, memory and convergence on RoBERTa-large and Llama-2-7B (abstract).
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.723 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: with an adaptive rate such as `meazo`, which answers the same fault at less
 //! cost.

@@ -16,8 +16,9 @@
 //! Defaults: `level` layer (the paper's first choice); probing as `mezo`; of all weights the
 //! rate is 1e-6 where none is found (within the paper's grid of 1e-4 to 1e-8).
 //! Published: the paper's abstract names it among what improves zeroth-order tuning.
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 3 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.416 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: where passes are what is scarce. One pass for all blocks and as many
 //! directions as there are blocks costs the same.

@@ -17,8 +17,9 @@
 //! of all weights the rate is 1e-6 where none is found (MeZO's).
 //! Published: over three times as fast as MeZO on SST-2, BoolQ and COPA (abstract), where
 //! perturbing in place took more than half of a step.
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.705 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: for speed here. Perturbing costs a few percent of a step, so leaving layers
 //! out saves little; what is left is the smaller number of directions.

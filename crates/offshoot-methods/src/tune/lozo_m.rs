@@ -17,8 +17,9 @@
 //! (the field's common value), `history` 64 (ours); probing as `mezo`; of all weights the rate
 //! is 1e-6 where none is found (the paper's program: 1e-6 or 1e-7).
 //! Published: with LOZO above other zeroth-order methods and near first-order ones (abstract).
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.710 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: as LOZO and `mmt`.
 

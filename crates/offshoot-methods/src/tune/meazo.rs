@@ -17,8 +17,9 @@
 //! us); probing as `mezo`; of all weights the rate is 1e-5 where none is found (ours).
 //! Published: ZO-Adam's results at the memory of ZO-SGD; adaptive steps by coordinate are found to
 //! gain nothing over tuned plain ones (abstract).
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.699 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: nothing speaks against it where the rate is not known; a rate tuned for MeZO
 //! does not carry over, as this one is for slopes of size 1.

@@ -19,8 +19,9 @@
 //! weights the rate is 1e-7 where none is found (within MeZO's grid: the paper's program names
 //! 1e-3 for prompts alone).
 //! Published: better results and faster convergence than MeZO over language tasks (abstract).
-//! Ours: only on a random model of two layers, where its loss falls (LOG.md, 2026-11-27); not
-//! measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 100 steps of 16 sentences at the rate that is found, one seed:
+//! macro-F1 0.737 on 600 held-out sentences, where zero-shot has 0.391 and the majority class 0.333
+//! (LOG.md, 2026-11-27).
 //!
 //! When not to use it: with LoRA of a rank as small as the subspace.
 
