@@ -12,8 +12,17 @@ use super::before::Before;
 use super::parameters::Parameters;
 use crate::Error;
 
-/// Points that stand beside the weights at once.
+/// The most points that stand beside the weights at once, and the bytes that they may take together, if
+/// that is not less than two take.
 const LANES: usize = 32;
+const LANE_BYTES: usize = 64 << 20;
+/// What a number of a point takes: as it was computed, in what stands beside the model, and packed.
+const NUMBER_BYTES: usize = 12;
+
+/// How many points of so many numbers stand at once: a search for a rate asks for 33.
+pub(super) fn lanes_of(numbers: usize) -> usize {
+    (LANE_BYTES / (NUMBER_BYTES * numbers).max(1)).clamp(2, LANES)
+}
 
 /// What a space of [`Parameters`] has of its own; it is a [`Space`] by that.
 pub(super) trait Around: std::fmt::Debug + Send {
@@ -32,7 +41,7 @@ pub(super) trait Around: std::fmt::Debug + Send {
 
     /// As [`Space::lanes`].
     fn lanes(&self) -> usize {
-        LANES
+        lanes_of(self.parameters().layout().elements())
     }
 
     /// Makes variant `i + 1` of the steps that follow the model with the parameters `points[i]`.

@@ -24,7 +24,7 @@ use offshoot_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::around::Around;
+use super::around::{Around, lanes_of};
 use super::parameters::Parameters;
 use crate::Error;
 
@@ -275,14 +275,24 @@ impl Around for LoraSpace {
         &self.model
     }
 
+    fn lanes(&self) -> usize {
+        let fixed: usize = self.fixed.iter().map(Vec::len).sum();
+        lanes_of(self.parameters.layout().elements() + fixed)
+    }
+
     fn adapters(&self, points: &[Vec<Vec<f32>>]) -> Option<Vec<LoraAdapter>> {
         Some(points.iter().map(|values| self.of(values)).collect())
     }
 
     fn stand(&mut self, points: Vec<Vec<Vec<f32>>>) -> Result<(), Error> {
         let adapters: Vec<LoraAdapter> = points.iter().map(|values| self.of(values)).collect();
-        self.hooks.adapters =
-            PackedAdapters::new(self.parameters.cpu(), self.model.blueprint(), &adapters)?;
+        drop(points);
+        let packed = |adapters: &[LoraAdapter]| {
+            PackedAdapters::new(self.parameters.cpu(), self.model.blueprint(), adapters)
+        };
+        // The points before go first.
+        self.hooks.adapters = packed(&[])?;
+        self.hooks.adapters = packed(&adapters)?;
         Ok(())
     }
 
