@@ -25,8 +25,10 @@
 //! none is found (the examples of the authors' program).
 //! Published: under 18 kilobytes a round between server and client, for models of billions of
 //! weights (title).
-//! Ours: only on a random model of two layers, where its loss falls from 6.84 to 5.42 in 100 rounds
-//! of one process (the tests); not measured on a language model yet.
+//! Ours: SmolLM2-135M, all weights, 100 rounds of one process of 16 sentences at the rate that is found,
+//! one seed: macro-F1 0.732 on 600 held-out sentences, where zero-shot has 0.391 and the majority class
+//! 0.333 (LOG.md, 2026-11-27); on a random model of two layers its loss falls from 6.84 to 5.42 in as
+//! many (the tests).
 //!
 //! When not to use it: where all examples may be in one place, the processes of a run of another method
 //! share each batch, and every slope is of all of it.
