@@ -257,7 +257,7 @@ fn sets() -> Vec<Isa> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     let by_hand = avx_vnni::isa();
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    let by_hand = None;
+    let by_hand: Option<Isa> = None;
     let mut sets = Isa::available();
     sets.extend(by_hand.filter(|isa| Isa::named(isa.name()).is_none()));
     sets
