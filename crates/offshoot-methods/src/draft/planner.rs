@@ -37,7 +37,8 @@
 //! | ours, all that comes with the program | SmolLM2 135M, chat | 1.43 | 1.76 |
 //! | the same | SmolLM2 135M, copying | 2.37 | 3.15 |
 //!
-//! Ours: `bench --spec --arms auto`, LOG.md 2026-11-24 and 2026-11-27; Spec-Bench:
+//! Ours: `bench --spec --arms auto`, LOG.md 2026-11-24 and 2026-11-27, with trees of the best ratio of
+//! each step; those by pace were not measured on a machine with AVX-512 yet. Spec-Bench:
 //! <https://github.com/hemingkx/Spec-Bench>. A drafter more brings less than it does alone, as
 //! several guess the same.
 //!
